@@ -1,0 +1,200 @@
+"""The ``ribray`` command: reads its arguments, calls one function, prints.
+
+Exit codes: 0 done; 1 done but some images failed, or a stage failed; 2 wrong usage, configuration or data, said before
+any cluster starts; 130 stopped by the user.
+"""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ribray import __version__
+from ribray.config import find_recipe, load_experiment, shipped_recipes, to_yaml
+from ribray.errors import RibrayError, UsageError
+
+EXIT_DONE, EXIT_FAILURES, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 130
+DEFAULT_OUT = "runs"
+
+app = typer.Typer(
+    help="Weakly supervised segmentation with RIB, on Ray: from image-level labels to localization maps.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run directory. [default: runs/RECIPE]", metavar="DIR")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one configuration key.", metavar="KEY=VALUE")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every expected error is one sentence."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except UsageError as error:
+        _say_error(error)
+        sys.exit(EXIT_USAGE)
+    except RibrayError as error:
+        _say_error(error)
+        sys.exit(EXIT_FAILURES)
+    except KeyboardInterrupt:
+        errors.print("Stopped. The same command continues.")
+        sys.exit(EXIT_STOPPED)
+
+
+def _say_error(error: Exception) -> None:
+    errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        console.print(f"ribray {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: OutOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Show RIB on a drawn world: minutes on a laptop, no download."""
+    _run("quickstart", out, settings or [], None, None, None)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    settings: SetOption = None,
+    stages: Annotated[str | None, typer.Option(help="Stages to run, comma-separated. [default: all]", metavar="A,B")] = None,
+    redo: Annotated[str | None, typer.Option(help="Make this stage, and what follows, again.", metavar="STAGE")] = None,
+    fork: Annotated[
+        Path | None,
+        typer.Option(help="Go on in a new run DIR that reuses what still fits of the one at --out.", metavar="DIR"),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Run the stages of a recipe; the same command continues what was stopped."""
+    if plan:
+        _plan(recipe, out, settings or [], stages, redo, fork)
+    else:
+        _run(recipe, out, settings or [], stages, redo, fork)
+
+
+@app.command()
+def status(directory: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Say how far a run is."""
+    from ribray.stages.chain import run_status
+
+    run_status(directory, console)
+
+
+@app.command("config")
+def print_config(recipe: RecipeArgument, settings: SetOption = None) -> None:
+    """Print the resolved configuration of a recipe."""
+    sys.stdout.write(to_yaml(load_experiment(recipe, settings or [])))
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, file in shipped_recipes().items():
+        first_line = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        table.add_row(f"[bold]{name}[/bold]", escape(first_line))
+    console.print(table)
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="Folder of recorded cases (npz).", metavar="DIR")],
+    only: Annotated[str | None, typer.Option(help="Only cases whose name begins so.", metavar="PREFIX")] = None,
+) -> None:
+    """Run recorded cases through this installation and compare, quantity by quantity."""
+    from ribray.report.tables import print_checks
+    from ribray.verify import verify as check
+
+    if not print_checks(check(directory, only), console):
+        raise typer.Exit(EXIT_FAILURES)
+
+
+# --- running -----------------------------------------------------------------------------------------------------
+
+
+def _request(
+    recipe: str, out: Path | None, settings: list[str], stages: str | None, redo: str | None, fork: Path | None
+) -> Any:
+    from ribray.cluster.session import inside_job
+    from ribray.stages.chain import Request, parse_stages
+
+    name = find_recipe(recipe).stem
+    location = out or Path(DEFAULT_OUT) / name
+    if inside_job() and not location.is_absolute():
+        raise UsageError(
+            f"--out {location} is relative, and a job runs in a temporary copy of the working directory; "
+            "give an absolute path on storage that every node shares."
+        )
+    return Request(load_experiment(recipe, settings), recipe, location, parse_stages(stages), redo, fork)
+
+
+def _run(
+    recipe: str, out: Path | None, settings: list[str], stages: str | None, redo: str | None, fork: Path | None
+) -> None:
+    from ribray.report.tables import run_summary, seed_table
+    from ribray.stages.chain import run_chain
+
+    request = _request(recipe, out, settings, stages, redo, fork)
+    result = run_chain(request, console, _stop_on_signals())
+    console.print()
+    if "seed" in result.metrics and "seed" in request.stages:
+        console.print(seed_table(result.metrics["seed"]), "")
+    places = {"pictures": "\n".join(map(str, result.figures)), "W&B": result.sync_command}
+    failures = [vars(failure) for failure in result.failures]
+    shown = {label: place for label, place in places.items() if place}
+    console.print(run_summary(result.metrics, request.directory, failures=failures, paths=shown))
+    if result.stopped:
+        console.print("Stopped; the same command continues.")
+        raise typer.Exit(EXIT_STOPPED)
+    if failures:
+        raise typer.Exit(EXIT_FAILURES)
+
+
+def _plan(
+    recipe: str, out: Path | None, settings: list[str], stages: str | None, redo: str | None, fork: Path | None
+) -> None:
+    from ribray.stages.chain import plan_chain
+
+    console.print(plan_chain(_request(recipe, out, settings, stages, redo, fork), console))
+
+
+def _stop_on_signals() -> threading.Event:
+    """Let the first Ctrl-C (or SIGTERM) finish what is in flight, and a second one drop it."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        errors.print("\nStopping once the images in flight are done; press Ctrl-C again to drop them.")
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Everything that imports Ray: the session, the pool of actors, distributed training."""

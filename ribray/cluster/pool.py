@@ -1,0 +1,385 @@
+"""A pool of Ray actors for work that falls into independent items, one image or many.
+
+The caller gives a *worker class*, written without Ray:
+
+    class Worker:
+        def __init__(self, **arguments): ...           # load weights, once per process
+        def process(self, item: str) -> dict: ...      # do it, write the result to storage, return a small record
+        def prefetch(self, item: str) -> None: ...     # optional: begin to load an item that comes later
+
+and gets every item done once, whatever happens to the processes:
+
+* a bounded number of calls is in flight per worker, so that a worker never waits for the driver;
+* a worker that dies is replaced. Only the item it was at counts a try; what was queued behind it does not, nor does
+  a lost node or a kill by Ray's memory monitor;
+* an item that raises `ImageError` has failed; other exceptions are tried again, a finite number of times;
+* a stop request lets the items in flight finish and starts no more.
+
+Results never travel through the driver: it holds the items still to do, and counters.
+"""
+
+import contextlib
+import itertools
+import logging
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ribray.cluster.session import Session
+from ribray.config import ClusterConfig
+from ribray.errors import ImageError, RibrayError, UsageError
+
+CALLS_IN_FLIGHT = 2
+"""Per worker: one that runs and one that waits behind it."""
+
+POLL_SECONDS = 0.5
+"""How often the driver looks up from waiting: for a stop request, for progress."""
+
+UNCOUNTED_LOSSES = 20
+"""An item may lose its worker so often to the cluster's own troubles before it is given up all the same."""
+
+WARN_SECONDS = 30.0
+"""How often a pool that waits for resources says so."""
+
+logger = logging.getLogger(__name__)
+
+Item = str
+Record = Mapping[str, Any]
+
+
+class Progress(Protocol):
+    """What the pool reports to while it works."""
+
+    def advance(self, done: int, failed: int) -> None:
+        """Count items done and failed since the last call (zeros: a sign of life)."""
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """Size and shape of a pool."""
+
+    name: str
+    workers: int
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    threads_per_worker: int = 1
+    tries: int = 3
+    chunk_size: int = 1
+    """Items of one call; more than one only where items take milliseconds."""
+
+    @classmethod
+    def of(cls, name: str, config: ClusterConfig, session: Session, chunk_size: int = 1, gpu: bool = True) -> "PoolPlan":
+        """Return the plan that a configuration means on a cluster.
+
+        Raises:
+            UsageError: the cluster that this process started is too small for it.
+        """
+        gpus = session.gpus_per_worker(config) if gpu else 0.0
+        workers = session.pool_size(config)
+        for what, needed, there in (("CPU", config.cpus_per_worker, session.cpus), ("GPU", gpus, session.gpus)):
+            if session.is_local and needed * workers > there + 1e-9:
+                raise UsageError(
+                    f"cluster.workers={workers} with {needed:g} {what} each need {needed * workers:g} {what}s, "
+                    f"this machine has {there:g}."
+                )
+        return cls(name, workers, config.cpus_per_worker, gpus, config.threads_per_worker, config.tries, chunk_size)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item in a worker."""
+
+    item: Item
+    record: Record | None = None
+    error: str | None = None
+    final: bool = False
+    """Whether trying again is pointless."""
+
+
+@dataclass(frozen=True)
+class PoolResult:
+    """Counters of a finished pool."""
+
+    done: int
+    failed: int
+    stopped: bool
+    """Whether a stop request ended it early."""
+    seconds: float
+    """From the first worker that was ready to the end."""
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class _Actor:
+    """Wraps a worker; everything that can go wrong with an item comes back as an `Outcome`."""
+
+    def start(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any], threads: int) -> str:
+        """Build the worker and return the id of the node it runs on."""
+        import torch
+
+        torch.set_num_threads(threads)
+        self._worker = worker_class(**arguments)
+        return ray.get_runtime_context().get_node_id()
+
+    def process(self, chunk: list[Item], upcoming: list[Item]) -> list[Outcome]:
+        """Do the items of a chunk in order, while what comes next is being loaded."""
+        prefetch = getattr(self._worker, "prefetch", None)
+        if prefetch is not None:
+            for item in upcoming:
+                prefetch(item)
+        return [self._process_item(item) for item in chunk]
+
+    def _process_item(self, item: Item) -> Outcome:
+        try:
+            return Outcome(item, record=self._worker.process(item))
+        except ImageError as error:
+            return Outcome(item, error=str(error), final=True)
+        except Exception as error:  # noqa: BLE001  (goes to failures.jsonl once the tries are used up)
+            return Outcome(item, error=f"{type(error).__name__}: {error}")
+
+
+@dataclass
+class _Slot:
+    """A place in the pool and the actor that holds it now."""
+
+    index: int
+    actor: Any = None
+    starting: "ray.ObjectRef[str] | None" = None
+    node: str | None = None
+    calls: "deque[tuple[ray.ObjectRef, list[Item]]]" = field(default_factory=deque)
+    reserved: list[Item] | None = None
+    """The chunk that this actor gets next, announced to it for prefetching."""
+    failed_starts: int = 0
+
+
+class Pool:
+    """Runs the items of one stage; see the module's description."""
+
+    def __init__(self, plan: PoolPlan, worker_class: Callable[..., Any], arguments: Mapping[str, Any]):
+        self._plan = plan
+        self._worker_class = worker_class
+        self._arguments = dict(arguments)
+        self._tries: Counter[Item] = Counter()
+        self._losses: Counter[Item] = Counter()
+        self._done = self._failed = 0
+
+    def run(
+        self,
+        items: Iterable[Item],
+        on_done: Callable[[Item, Record], None],
+        on_failed: Callable[[Item, str, int], None],
+        progress: Progress,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> PoolResult:
+        """Do every item.
+
+        Args:
+            items: what to do, taken lazily and in order.
+            on_done: called in the driver with an item and its worker's record.
+            on_failed: called with an item that was given up, the error, and its number of tries.
+            progress: told of every item.
+            stop_requested: asked between items; once true, what runs is finished and no more is started.
+
+        Raises:
+            RibrayError: no worker can be started.
+        """
+        source = iter(items)
+        self._fresh = iter(lambda: list(itertools.islice(source, self._plan.chunk_size)), [])
+        self._waiting: deque[list[Item]] = deque()
+        self._on_done, self._on_failed, self._progress = on_done, on_failed, progress
+        stopped, began = False, None
+        with _placement(self._plan) as self._group:
+            self._shared = ray.put(self._arguments)
+            self._slots = [_Slot(index) for index in range(self._plan.workers)]
+            try:
+                for slot in self._slots:
+                    self._start(slot)
+                while True:
+                    stopped = stopped or stop_requested()
+                    if not stopped:
+                        for slot in self._slots:
+                            self._fill(slot)
+                    busy = [slot for slot in self._slots if slot.calls]
+                    starting = [slot for slot in self._slots if slot.starting and not stopped and self._has_work()]
+                    if not busy and not starting:
+                        break
+                    by_reference = {slot.starting or slot.calls[0][0]: slot for slot in (*busy, *starting)}
+                    ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=POLL_SECONDS)
+                    if not ready:
+                        progress.advance(0, 0)
+                        continue
+                    slot = by_reference[ready[0]]
+                    if slot.starting:
+                        self._collect_start(slot)
+                        began = began or time.monotonic()
+                    else:
+                        self._collect_call(slot, stopped)
+            finally:
+                for slot in self._slots:
+                    _kill(slot)
+        seconds = 0.0 if began is None else time.monotonic() - began
+        return PoolResult(self._done, self._failed, stopped, seconds)
+
+    # --- handing out --------------------------------------------------------------------------------------------
+
+    def _start(self, slot: _Slot) -> None:
+        plan = self._plan
+        slot.node = None
+        slot.actor = _Actor.options(
+            num_cpus=plan.cpus_per_worker,
+            num_gpus=plan.gpus_per_worker,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=slot.index),
+        ).remote()
+        slot.starting = slot.actor.start.remote(self._worker_class, self._shared, plan.threads_per_worker)
+
+    def _fill(self, slot: _Slot) -> None:
+        while slot.starting is None and len(slot.calls) < CALLS_IN_FLIGHT:
+            chunk = slot.reserved or self._next_chunk() or self._steal()
+            if chunk is None:
+                return
+            slot.reserved = self._next_chunk()
+            slot.calls.append((slot.actor.process.remote(chunk, slot.reserved or []), chunk))
+
+    def _has_work(self) -> bool:
+        if not self._waiting and (chunk := next(self._fresh, None)) is not None:
+            self._waiting.append(chunk)
+        return bool(self._waiting)
+
+    def _next_chunk(self) -> list[Item] | None:
+        return self._waiting.popleft() if self._has_work() else None
+
+    def _steal(self) -> list[Item] | None:
+        """Take what another worker was only told to expect: at the end nobody idles while work is left."""
+        for slot in self._slots:
+            if slot.reserved is not None:
+                chunk, slot.reserved = slot.reserved, None
+                return chunk
+        return None
+
+    # --- taking back --------------------------------------------------------------------------------------------
+
+    def _collect_start(self, slot: _Slot) -> None:
+        try:
+            slot.node = ray.get(slot.starting)
+            slot.starting = None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RibrayError):
+                raise error.cause from None
+            raise RibrayError(f"A worker of pool '{self._plan.name}' cannot start: {error.cause!r}") from error
+        except LOST as error:
+            slot.failed_starts += 1
+            if slot.failed_starts >= self._plan.tries:
+                raise RibrayError(
+                    f"A worker of pool '{self._plan.name}' died {slot.failed_starts} times while starting: {_brief(error)}"
+                ) from None
+            _kill(slot)
+            self._start(slot)
+
+    def _collect_call(self, slot: _Slot, stopped: bool) -> None:
+        reference, chunk = slot.calls[0]
+        try:
+            outcomes = ray.get(reference)
+        except LOST as error:
+            self._take_loss(slot, error)
+            if not stopped:
+                self._start(slot)
+            return
+        slot.calls.popleft()
+        for outcome in outcomes:
+            self._account(outcome)
+        if stopped:
+            slot.calls.clear()
+            _kill(slot)
+
+    def _account(self, outcome: Outcome) -> None:
+        if outcome.error is None:
+            self._done += 1
+            self._on_done(outcome.item, outcome.record or {})
+            self._progress.advance(1, 0)
+            return
+        self._tries[outcome.item] += 1
+        if outcome.final or self._tries[outcome.item] >= self._plan.tries:
+            self._give_up(outcome.item, outcome.error)
+        else:
+            self._waiting.append([outcome.item])
+
+    def _take_loss(self, slot: _Slot, error: Exception) -> None:
+        """Put back what a lost worker had; the item it was at counts a try unless the cluster is to blame."""
+        (_, running), *queued = slot.calls
+        slot.calls.clear()
+        _kill(slot)
+        for chunk in ([slot.reserved] if slot.reserved else []) + [chunk for _, chunk in reversed(queued)]:
+            self._waiting.appendleft(chunk)
+        slot.reserved = None
+        if len(running) > 1:  # one by one, to learn which of them it is
+            self._waiting.extendleft([item] for item in reversed(running))
+            return
+        item = running[0]
+        if _is_clusters_fault(error, slot.node):
+            self._losses[item] += 1
+            gone = self._losses[item] >= UNCOUNTED_LOSSES
+        else:
+            self._tries[item] += 1
+            gone = self._tries[item] >= self._plan.tries
+        if gone:
+            self._give_up(item, f"its worker died {self._tries[item] or self._losses[item]} times: {_brief(error)}")
+        else:
+            self._waiting.appendleft([item])
+
+    def _give_up(self, item: Item, error: str) -> None:
+        self._failed += 1
+        self._on_failed(item, error, max(1, self._tries[item]))
+        self._progress.advance(0, 1)
+
+
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ActorUnschedulableError,
+)
+"""What Ray raises for a call whose process, node or result is gone."""
+
+
+def _kill(slot: _Slot) -> None:
+    if slot.actor is not None:
+        ray.kill(slot.actor, no_restart=True)
+        slot.actor = None
+    slot.starting = None
+
+
+def _is_clusters_fault(error: Exception, node: str | None) -> bool:
+    """Whether a worker was lost with its node or to Ray's memory monitor, not to the item."""
+    if isinstance(error, (ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)):
+        return True
+    if any(sign in str(error) for sign in ("NODE_OUT_OF_MEMORY", "running low on memory", "node has died")):
+        return True
+    return node is not None and not any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+
+
+def _brief(error: Exception) -> str:
+    """Return the telling line of a Ray error, which spreads over many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
+    return (telling or lines or [type(error).__name__])[-1]
+
+
+@contextlib.contextmanager
+def _placement(plan: PoolPlan) -> Iterator[PlacementGroup]:
+    """Hold one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
+    bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
+    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        while not group.wait(timeout_seconds=WARN_SECONDS):
+            logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
+        yield group
+    finally:
+        remove_placement_group(group)

@@ -1,0 +1,440 @@
+"""The whole configuration of an experiment: typed models, read from YAML, changed by dotted overrides.
+
+A recipe is a YAML file with any of the keys below; what it leaves out keeps its default. ``--set refine.lr=1e-5``
+changes one key. Unknown keys and values out of range are refused with a sentence.
+"""
+
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ribray.errors import UsageError
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=8)]
+Precision = Literal["float32", "bfloat16", "auto"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def _expand_range(value: Any) -> Any:
+    """Turn ``{start: 0.2, stop: 0.49, step: 0.01}`` (stop included) into the list of its values."""
+    if not isinstance(value, Mapping) or set(value) != {"start", "stop", "step"}:
+        return value
+    start, stop, step = (float(value[key]) for key in ("start", "stop", "step"))
+    if step <= 0 or stop < start:
+        raise ValueError("a range needs start <= stop and step > 0")
+    return [round(float(number), 6) for number in start + step * np.arange(int((stop - start) / step + 1.5))]
+
+
+def _increasing(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and list(value) != sorted(set(value)):
+        raise ValueError("thresholds must increase")
+    return value
+
+
+Thresholds = Annotated[tuple[Share, ...], BeforeValidator(_increasing), BeforeValidator(_expand_range), Field(min_length=1)]
+
+
+def _require_range(bounds: tuple[int, int], key: str) -> None:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{key} must be [shortest, longest], not {list(bounds)}")
+
+
+class SyntheticConfig(_Section):
+    """The drawn world of ``data.kind: synthetic``."""
+
+    image_size: Annotated[int, Field(ge=48, le=2048)] = 112
+    """Side of the square images, in pixels."""
+    classes: Annotated[int, Field(ge=2, le=200)] = 6
+    """Kinds of head, which are the classes."""
+    train_images: Annotated[int, Field(ge=1)] = 400
+    """Images of split ``train``."""
+    eval_images: Annotated[int, Field(ge=1)] = 200
+    """Images of split ``val``."""
+
+
+class DataConfig(_Section):
+    """Which images, which labels, and how they are split."""
+
+    kind: Literal["voc", "coco", "folder", "synthetic"]
+    """Layout of the data root."""
+    root: str | None = None
+    """Data root: a folder or URL; ``synthetic`` draws its world there (default: inside the run directory)."""
+    train_split: str = "train"
+    """Split the classifier learns from, whose images are refined and which extra samples are drawn from."""
+    eval_split: str = "val"
+    """Held-out split: validation of the classifier and of the segmentation network."""
+    image_list: str | None = None
+    """File with one image id a line: only these images of ``train_split`` are refined."""
+    seed: Seed = 0
+    """Seed of the synthetic world."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="after")
+    def _needs_root(self) -> "DataConfig":
+        if self.root is None and self.kind != "synthetic":
+            raise ValueError(f"data.root is missing: set it to the folder that holds the {self.kind} data")
+        return self
+
+
+class ClassifierConfig(_Section):
+    """The multi-label classifier that every refinement starts from (METHOD: CAM network)."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet50"
+    """Network below the classification head."""
+    output_stride: Literal[8, 16] = 16
+    """Pixels of the image per cell of a map."""
+    weights: str = "imagenet"
+    """Where the backbone starts: imagenet, none, synthetic, or a path to a torchvision state dict."""
+    checkpoint: str | None = None
+    """A classifier trained elsewhere (head included); nothing is trained then."""
+    epochs: Annotated[int, Field(ge=1)] = 5
+    """Passes over ``data.train_split``."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Images per step over all workers together."""
+    lr: Positive = 0.1
+    """Learning rate of the backbone; polynomial decay with power 0.9."""
+    head_lr_factor: Positive = 10.0
+    """The head's learning rate over the backbone's."""
+    momentum: Share = 1e-4
+    """SGD momentum; the reference's value, in effect none."""
+    weight_decay: NotNegative = 1e-4
+    """L2 penalty of SGD, on all learnable parameters."""
+    crop_size: Pixels = 512
+    """Side of the random crop, in pixels."""
+    resize_long: tuple[Pixels, Pixels] = (320, 640)
+    """Range of the image's long side after the random resize, in pixels."""
+    loss: Literal["bce", "rib"] = "bce"
+    """bce: multi-label soft margin; rib: the unbounded L_RIB (it diverges from scratch, figure S1a)."""
+    precision: Precision = "auto"
+    """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Ray Train workers; they share each batch."""
+    seed: Seed = 0
+    """Seed of the head's weights, of the order of images and of augmentation."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ClassifierConfig":
+        _require_range(self.resize_long, "resize_long")
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: "
+                             "set classifier.batch_size to a multiple of classifier.workers")
+        if self.backbone == "small" and self.output_stride != 8:
+            raise ValueError("the small backbone has output_stride 8 only")
+        if self.weights == "synthetic" and self.backbone != "small":
+            raise ValueError("weights: synthetic belong to backbone: small")
+        if self.weights == "imagenet" and self.backbone == "small" and self.checkpoint is None:
+            raise ValueError("the small backbone has no ImageNet weights: set classifier.weights to synthetic or none")
+        return self
+
+
+class RefineConfig(_Section):
+    """RIB refinement of one image (paper section 3)."""
+
+    iterations: Annotated[int, Field(ge=1)] = 10
+    """K, the steps per image."""
+    batch_size: Annotated[int, Field(ge=1)] = 20
+    """B: the target image and B-1 extra samples without any of its classes."""
+    lr: NotNegative = 8e-6
+    """Learning rate of the backbone; polynomial decay with power 0.9 over the K steps."""
+    head_lr_factor: Positive = 10.0
+    """The head's learning rate over the backbone's."""
+    momentum: Share = 1e-4
+    """SGD momentum; the reference's value, in effect none."""
+    weight_decay: NotNegative = 1e-4
+    """L2 penalty of SGD."""
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 0.5, 1.5, 2.0)
+    """Scales of the target's views; the first must be 1.0, whose map the explosion test looks at."""
+    loss_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 1.5, 2.0)
+    """The scales whose logits enter the loss."""
+    pooling: Literal["gndrp", "gap"] = "gndrp"
+    """gndrp: over non-discriminative regions only; gap: plain global average."""
+    pooling_threshold: Share = 0.4
+    """tau of GNDRP: cells at or above this share of a map's maximum do not count."""
+    pooling_first_classes: Annotated[int, Field(ge=0)] | None = None
+    """GNDRP only for classes below this index; 20 repeats the reference's defect on COCO."""
+    stop_threshold: Positive = 600.0
+    """m: refinement stops once the target's absolute summed logits pass it."""
+    explode_threshold: Positive = 0.3
+    """A cell is covered where a present class's map exceeds this share of its maximum."""
+    explode_ratio: Positive = 0.7
+    """Refinement stops once more than this share of cells is covered."""
+    loss: Literal["rib", "bce_sigmoid", "bce_tanh", "bce_softsign"] = "rib"
+    """rib: no final activation; bce_*: cross entropy under the named activation, mapped to (0, 1)."""
+    crop_size: Pixels = 512
+    """Side of an extra sample's random crop, in pixels."""
+    resize_long: tuple[Pixels, Pixels] = (320, 640)
+    """Range of an extra sample's long side, in pixels."""
+    precision: Precision = "auto"
+    """float32 is the reference; auto: bfloat16 where the hardware has fast bfloat16 units."""
+    deterministic: bool = False
+    """Deterministic GPU kernels: the same bytes from run to run, slower; a CPU always is."""
+    keep_steps: bool = False
+    """Keep the maps after every step in the map files (figures, curves over K)."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Refine at most so many images; more can follow later in the same run."""
+    seed: Seed = 0
+    """Seed of the extra samples and their augmentation."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RefineConfig":
+        _require_range(self.resize_long, "resize_long")
+        if self.scales[0] != 1.0:
+            raise ValueError("scales must begin with 1.0")
+        if len(set(self.scales)) != len(self.scales):
+            raise ValueError("scales must differ from each other")
+        if unknown := [scale for scale in self.loss_scales if scale not in self.scales]:
+            raise ValueError(f"loss_scales {unknown} are not among scales {list(self.scales)}")
+        return self
+
+
+class SeedEvalConfig(_Section):
+    """mIoU of the initial seed over thresholds."""
+
+    thresholds: Thresholds = Field(default_factory=lambda: _expand_range({"start": 0.2, "stop": 0.49, "step": 0.01}))
+    """Background thresholds to try: a list, or {start, stop, step} with stop included."""
+    split: str | None = None
+    """Split whose images count (those that have a map); default: data.train_split."""
+
+
+class ClusterConfig(_Section):
+    """How the work is spread. No result depends on any of these keys."""
+
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Actors in a pool; default: GPUs over gpus_per_worker, without GPU as many as cores and memory allow."""
+    gpus_per_worker: NotNegative | None = None
+    """GPUs of one worker, fractions allowed; default: 1 where the cluster has GPUs, otherwise 0."""
+    cpus_per_worker: Positive = 1.0
+    """CPUs that Ray reserves for one worker."""
+    threads_per_worker: Annotated[int, Field(ge=1)] = 1
+    """Threads of one worker's arithmetic; maps are the same bytes only at one number of threads."""
+    loader_threads: Annotated[int, Field(ge=1)] = 2
+    """Threads of one worker that decode the images to come."""
+    memory_gb_per_worker: Positive = 3.0
+    """Memory that a CPU worker is taken to need, in GB, when `workers` is left to default."""
+    tries: Annotated[int, Field(ge=1)] = 3
+    """How often an image may kill its worker before it is given up."""
+    address: str | None = None
+    """A running Ray cluster (auto, HOST:PORT, ray://…); default: RAY_ADDRESS, else a cluster of this machine."""
+
+
+class TrackingConfig(_Section):
+    """Experiment tracking beside the run's own plain files."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """W&B: offline needs no key and no network."""
+    project: str = "ribray"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; default: the account's own."""
+    group: str | None = None
+    """W&B group of this run."""
+    tags: tuple[str, ...] = ()
+    """W&B tags of this run."""
+
+
+class Experiment(_Section):
+    """Everything that decides the results of a run, and how it is carried out."""
+
+    seed: Seed = 0
+    """Default of data.seed, classifier.seed and refine.seed."""
+    data: DataConfig
+    classifier: ClassifierConfig = ClassifierConfig()
+    refine: RefineConfig = RefineConfig()
+    seed_eval: SeedEvalConfig = SeedEvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_seed(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("seed", 0), int):
+            return values
+        spread = dict(values)
+        for name, field in cls.model_fields.items():
+            section = spread.get(name, {})
+            if _is_section(field.annotation) and "seed" in field.annotation.model_fields and isinstance(section, Mapping):
+                spread[name] = {**section, "seed": section.get("seed", values.get("seed", 0))}
+        return spread
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Experiment":
+        if self.refine.resize_long[1] < 16:
+            raise ValueError("refine.resize_long must reach at least 16 pixels")
+        return self
+
+
+def _is_section(annotation: Any) -> typing.TypeGuard[type[_Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, _Section)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name."""
+    folder = Path(str(resources.files("ribray") / "recipes"))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load_experiment(recipe: str, overrides: Iterable[str] = ()) -> Experiment:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: a shipped name (``voc12``) or the path of a YAML file.
+        overrides: ``key.path=value`` strings, values parsed as YAML; later ones win.
+
+    Raises:
+        UsageError: no such recipe, broken YAML, an unknown key, or a value of the wrong type or range.
+    """
+    source = find_recipe(recipe)
+    values = read_yaml(source)
+    values.pop("provenance", None)  # a run's experiment.yaml is a recipe too
+    for override in overrides:
+        _apply_override(values, override)
+    return validate_experiment(values, str(recipe))
+
+
+def find_recipe(recipe: str) -> Path:
+    """Return the file of a recipe.
+
+    Raises:
+        UsageError: neither a shipped name nor a file.
+    """
+    shipped = shipped_recipes()
+    if recipe in shipped:
+        return shipped[recipe]
+    location = Path(recipe).expanduser()
+    if location.is_file():
+        return location
+    hint = _nearest(recipe, shipped)
+    raise UsageError(f"There is no recipe '{recipe}'{hint}; shipped are {', '.join(shipped)}, or give the path of a YAML file.")
+
+
+def read_yaml(location: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UsageError: the file cannot be read, is no YAML, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(location.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{location} cannot be read: {error}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{location} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{location} must hold keys and values, for example 'refine: {{batch_size: 20}}'.")
+    return values
+
+
+def validate_experiment(values: Mapping[str, Any], source: str) -> Experiment:
+    """Check raw values against the model.
+
+    Raises:
+        UsageError: names ``source``, the key's path and the value; one sentence for the first error.
+    """
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {_explain(error)}") from None
+    except RecursionError:
+        raise UsageError(f"{source}: the values are nested too deeply.") from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise UsageError(f"--set {override}: write it as key=value, for example --set refine.batch_size=30.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
+    if isinstance(value, str):
+        value = _number_if_one(value)
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {override}: '{section}' is a value, not a section.")
+        values = inner
+    values[last] = value
+
+
+def _number_if_one(text: str) -> str | float:
+    """YAML 1.1 reads ``1e-5`` as text; a user means the number."""
+    try:
+        return float(text) if any(digit in text for digit in "0123456789") else text
+    except ValueError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        valid = _valid_keys(location[:-1])
+        hint = _nearest(location[-1], valid)
+        return f"unknown key '{key}'{hint}; valid here: {', '.join(valid)}."
+    if first["type"] == "missing":
+        return f"the key '{key}' is missing."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if first["type"] == "value_error" and isinstance(first["input"], (Mapping, BaseModel)):
+        return f"{key + ': ' if key else ''}{message}."
+    return f"{key}: {message[0].lower() + message[1:]}, not {_shorten(first['input'])}."
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _valid_keys(section: list[str]) -> list[str]:
+    model: type[BaseModel] = Experiment
+    for name in section:
+        field = model.model_fields.get(name)
+        if field is None or not _is_section(field.annotation):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(candidates), n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+# --- looking up and printing -------------------------------------------------------------------------------------
+
+
+def to_values(experiment: Experiment) -> dict[str, Any]:
+    """Return the resolved configuration as plain YAML/JSON values."""
+    return experiment.model_dump(mode="json")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested sections into ``{"refine.lr": 8e-06, …}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Return the resolved configuration as YAML text."""
+    return yaml.safe_dump(to_values(experiment), sort_keys=False, default_flow_style=None, width=120)

@@ -1,0 +1,85 @@
+"""Data sets: which images there are, what is in them, and the truth where it is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ribray import storage
+from ribray.config import DataConfig
+from ribray.data.dataset import Dataset, Problem, fingerprint_of
+from ribray.errors import UsageError
+
+__all__ = ["Dataset", "Problem", "fingerprint_of", "open_dataset"]
+
+Opener = Callable[[DataConfig, str, Path], Dataset]
+
+
+def _open_voc(data: DataConfig, split: str, root: Path) -> Dataset:
+    from ribray.data.voc import open_voc
+
+    return open_voc(root, split)
+
+
+def _open_coco(data: DataConfig, split: str, root: Path) -> Dataset:
+    from ribray.data.coco import open_coco
+
+    return open_coco(root, split)
+
+
+def _open_folder(data: DataConfig, split: str, root: Path) -> Dataset:
+    from ribray.data.folder import open_folder
+
+    return open_folder(root, split)
+
+
+def _open_synthetic(data: DataConfig, split: str, root: Path) -> Dataset:
+    from ribray.data.synthetic import open_synthetic
+
+    return open_synthetic(data, split, root)
+
+
+KINDS: dict[str, Opener] = {
+    "voc": _open_voc,
+    "coco": _open_coco,
+    "folder": _open_folder,
+    "synthetic": _open_synthetic,
+}
+"""How each `data.kind` is opened; a new kind is one line here and one in `DataConfig.kind`."""
+
+_MADE_HERE = ("synthetic",)  # draws its root itself
+
+
+def open_dataset(data: DataConfig, split: str, root: str | Path | None = None) -> Dataset:
+    """Open one split of the configured data.
+
+    Args:
+        data: kind, root and what belongs to the kind.
+        split: ``data.train_split``, ``data.eval_split`` or another one that the data has.
+        root: folder or URL to use instead of ``data.root``.
+
+    Raises:
+        UsageError: the root, the list or the annotations are missing or broken, or no image has a label.
+    """
+    chosen = root if root is not None else data.root
+    if chosen is None:
+        raise UsageError(f"data.root is missing: set it to the folder that holds the {data.kind} data.")
+    location = storage.absolute(chosen)
+    if data.kind not in _MADE_HERE and not location.is_dir():
+        state = "is a file" if location.exists() else "does not exist"
+        raise UsageError(
+            f"data.root {location} {state}: set it to the folder that holds the {data.kind} data."
+        )
+    try:
+        dataset = KINDS[data.kind](data, split, location)
+    except OSError as error:
+        raise UsageError(f"The data in {location} cannot be read: {error}.") from None
+    _require_labels(dataset)
+    return dataset
+
+
+def _require_labels(dataset: Dataset) -> None:
+    """Refuse a split that nothing can be learnt from or refined in, with the first reason that was found."""
+    reason = f", for example: {dataset.problems[0].sentence}" if dataset.problems else "."
+    if not dataset.ids:
+        raise UsageError(f"{dataset.name} has no image that can be used{reason}")
+    if not dataset.labels.any():
+        raise UsageError(f"No image of {dataset.name} has a label{reason}")

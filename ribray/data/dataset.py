@@ -1,0 +1,180 @@
+"""What every data set offers: ids, classes, a label matrix, images, and masks where there is truth."""
+
+import difflib
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ribray.data.images import image_size, read_image
+from ribray.errors import ImageError, UsageError
+
+BACKGROUND = 0
+"""Mask value of background; class ``c`` of the label matrix has mask value ``c + 1``."""
+IGNORE = 255
+"""Mask value of pixels that do not count."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one listed image, found when the data set was opened."""
+
+    id: str
+    sentence: str
+    """For the person at the keyboard: which file or line, what is wrong, what would be right."""
+    kind: str
+    """A word or two for a table: ``listed twice``, ``no labels``, ``not listed``, ``annotation``, …"""
+
+
+class Dataset(ABC):
+    """One split of a data set. Small, picklable, and opened once: workers get a copy.
+
+    Attributes:
+        name: what the split is called in messages, such as ``voc split train (/data/VOC2012)``.
+        classes: foreground class names.
+        ids: image ids, in the order of the split.
+        labels: (ids, classes) bool.
+        palette: (256, 3) uint8, a colour per mask value.
+        problems: what was wrong; an image whose labels cannot be known is left out of ``ids``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        ids: Sequence[str],
+        labels: np.ndarray,
+        problems: Iterable[Problem] = (),
+        palette: np.ndarray | None = None,
+    ) -> None:
+        """Keep the index of a split.
+
+        Raises:
+            UsageError: more classes than the values of a mask.
+        """
+        if not 0 < len(classes) < IGNORE:
+            raise UsageError(
+                f"{name} has {len(classes)} classes, where 1 to {IGNORE - 1} can stand in a mask."
+            )
+        self.name = name
+        self.classes = tuple(classes)
+        self.ids = tuple(ids)
+        self.labels = np.asarray(labels, dtype=bool).reshape(len(self.ids), len(self.classes))
+        self.palette = colour_map() if palette is None else palette
+        self.problems = tuple(problems)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._places
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {id: place for place, id in enumerate(self.ids)}
+
+    def index(self, id: str) -> int:
+        """Return the row of an image.
+
+        Raises:
+            UsageError: there is no such image in the split.
+        """
+        if id not in self._places:
+            raise UsageError(
+                f"'{id}' is not among the {len(self)} images of {self.name}{nearest(id, self.ids)}."
+            )
+        return self._places[id]
+
+    def image(self, id: str) -> np.ndarray:
+        """Read an image, (H, W, 3) uint8.
+
+        Raises:
+            ImageError: it is missing or damaged.
+        """
+        return read_image(self.image_path(id))
+
+    def mask(self, id: str) -> np.ndarray | None:
+        """Read an image's truth, (H, W) uint8: 0 background, class + 1, 255 ignore; None where there is none.
+
+        Raises:
+            ImageError: the mask is damaged, has another size than the image, or values of no class.
+        """
+        mask = self._read_mask(id)
+        if mask is not None:
+            self._require_size(id, mask)
+            self._require_range(id, mask)
+        return mask
+
+    def fingerprint(self) -> str:
+        """Return a hash of ids, labels and class names; pixels do not enter."""
+        return fingerprint_of(self.ids, self.labels, self.classes)
+
+    @property
+    @abstractmethod
+    def has_masks(self) -> bool:
+        """Whether there is truth for (some of) the images."""
+
+    @abstractmethod
+    def image_path(self, id: str) -> Path:
+        """Return the file of an image; it need not exist.
+
+        Raises:
+            ImageError: no file can be named.
+        """
+
+    @abstractmethod
+    def _read_mask(self, id: str) -> np.ndarray | None: ...
+
+    def _require_size(self, id: str, mask: np.ndarray) -> None:
+        height, width = image_size(self.image_path(id))
+        if mask.shape != (height, width):
+            raise ImageError(
+                f"The mask of {id} is {mask.shape[1]} × {mask.shape[0]} pixels, but its image is {width} × {height}."
+            )
+
+    def _require_range(self, id: str, mask: np.ndarray) -> None:
+        strays = foreign_values(mask, len(self.classes))
+        if strays.size:
+            raise ImageError(
+                f"The mask of {id} holds the value {strays[0]}, where 0 to {len(self.classes)} and {IGNORE} are known."
+            )
+
+
+def fingerprint_of(ids: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Return the sha256, in hex, of image ids, their labels (ids, classes) and the class names."""
+    names = json.dumps([list(classes), list(ids)], ensure_ascii=True, separators=(",", ":"))
+    digest = hashlib.sha256(names.encode("ascii"))
+    digest.update(np.packbits(np.asarray(labels, dtype=bool), axis=None).tobytes())
+    return digest.hexdigest()
+
+
+def foreign_values(mask: np.ndarray, classes: int) -> np.ndarray:
+    """Return the values of a uint8 mask that are neither background, nor a class, nor ignore."""
+    used = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=IGNORE + 1))
+    return used[(used > classes) & (used != IGNORE)]
+
+
+def labels_of_mask(mask: np.ndarray, classes: int) -> np.ndarray:
+    """Return which classes occur in a uint8 mask, (classes,) bool."""
+    return np.bincount(mask.reshape(-1), minlength=IGNORE + 1)[1 : classes + 1] > 0
+
+
+def colour_map() -> np.ndarray:
+    """Return the colours of PASCAL VOC's palette PNGs, (256, 3) uint8: the bits of a value spread over three channels."""
+    values = np.arange(IGNORE + 1)
+    colours = np.zeros((len(values), 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((values >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for a mistyped name, or nothing where no known one is like it."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""

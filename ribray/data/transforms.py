@@ -1,0 +1,150 @@
+"""From uint8 photographs to what a network sees: views of a target image, random crops of a training image.
+
+Nothing here draws from a global random generator. Pixels stay uint8 up to the normalisation, which is one
+multiplication and one addition per value and gives the same bits on a crop alone and in a batch.
+
+Shapes: H W an image's height and width, h w those of a resized image, S the side of a crop, N a batch.
+"""
+
+import functools
+import hashlib
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's mean per channel (red, green, blue), of values in 0…1."""
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's standard deviation per channel."""
+
+Box = tuple[int, int, int, int]
+"""The real pixels of a crop: top, left, bottom, right; bottom and right are the first ones outside."""
+
+
+def keyed_rng(*parts: str | int) -> np.random.Generator:
+    """Return a generator that depends on ``parts`` alone: the same on every platform, in every process, in any order.
+
+    Neighbouring keys, such as (0, "a", 1) and (0, "a", 2), give unrelated streams; "1" and 1 are different keys.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        text = f"s{part}" if isinstance(part, str) else f"i{operator.index(part)}"
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(
+            len(content).to_bytes(8, "big") + content
+        )  # the length keeps ("ab", "c") and ("a", "bc") apart
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big")))
+
+
+# --- the target image ---------------------------------------------------------------------------------------------
+
+
+def normalise(image: np.ndarray) -> torch.Tensor:
+    """Return a uint8 image (H, W, 3) as float32 (3, H, W): scaled to 0…1, minus `MEAN`, divided by `STD`."""
+    return _normalised(torch.from_numpy(image if image.flags.writeable else image.copy()))
+
+
+def rescaled(image: np.ndarray, scale: float) -> np.ndarray:
+    """Resize a uint8 image (H, W, 3) by ``scale`` with Pillow's bicubic filter.
+
+    Sizes are rounded half to even, as the published maps were made (METHOD.md, section 2.1), and are at least 1.
+    """
+    height, width = (max(int(np.round(side * scale)), 1) for side in image.shape[:2])
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def target_views(image: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:
+    """Return, per scale, a float32 batch (2, 3, h, w): the resized, normalised image and its horizontal flip."""
+    views = (normalise(rescaled(image, scale)) for scale in scales)
+    return [torch.stack((view, view.flip(-1))) for view in views]
+
+
+# --- training images ----------------------------------------------------------------------------------------------
+
+
+def augment(
+    image: np.ndarray, rng: np.random.Generator, resize_long: tuple[int, int], crop_size: int
+) -> tuple[np.ndarray, Box]:
+    """Resize, flip and crop a training image at random.
+
+    The long side becomes any integer of ``resize_long`` (both ends included) and the aspect is kept. Along an axis
+    on which the resized image is larger than the crop, the crop is a random window of it; along one on which it is
+    smaller, the image lies at a random place in the crop.
+
+    Args:
+        image: (H, W, 3) uint8.
+        rng: four numbers are drawn from it, whatever the image.
+
+    Returns:
+        the crop (S, S, 3) uint8, zero where there is no image, and the box of its real pixels.
+    """
+    long_side = int(rng.integers(resize_long[0], resize_long[1] + 1))
+    is_flipped = bool(rng.random() < 0.5)
+    places = rng.random(2)
+    sides = [max(round(side * long_side / max(image.shape[:2])), 1) for side in image.shape[:2]]
+    (rows, top), (columns, left) = (
+        _place(side, crop_size, at) for side, at in zip(sides, places, strict=True)
+    )
+    resized = Image.fromarray(image).resize((sides[1], sides[0]), Image.Resampling.BICUBIC)
+    window = resized.crop((columns.start, rows.start, columns.stop, rows.stop))
+    if is_flipped:
+        window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        left = crop_size - window.width - left
+    box = (top, left, top + window.height, left + window.width)
+    crop = np.zeros((crop_size, crop_size, 3), np.uint8)
+    crop[box[0] : box[2], box[1] : box[3]] = np.asarray(window)
+    return crop, box
+
+
+def normalise_crops(crops: np.ndarray | torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+    """Normalise crops on the device they are on; outside its box a crop is exactly zero.
+
+    Args:
+        crops: (N, S, S, 3) uint8.
+        boxes: N boxes as `augment` returns them.
+
+    Returns:
+        (N, 3, S, S) float32, contiguous.
+    """
+    pixels = torch.from_numpy(crops) if isinstance(crops, np.ndarray) else crops
+    normalised = torch.zeros((len(pixels), 3, *pixels.shape[1:3]), device=pixels.device)
+    for target, crop, (top, left, bottom, right) in zip(normalised, pixels, boxes, strict=True):
+        target[:, top:bottom, left:right] = _normalised(crop[top:bottom, left:right])
+    return normalised
+
+
+def training_crop(
+    image: np.ndarray, rng: np.random.Generator, resize_long: tuple[int, int], crop_size: int
+) -> torch.Tensor:
+    """Return one augmented, normalised and zero-padded crop of a uint8 image (H, W, 3) as float32 (3, S, S)."""
+    crop, box = augment(image, rng, resize_long, crop_size)
+    return normalise_crops(crop[None], [box])[0]
+
+
+def _place(side: int, crop_size: int, at: float) -> tuple[slice, int]:
+    """Along one axis: which pixels of the resized image are used, and where in the crop they begin; ``at`` in 0…1."""
+    spare = abs(side - crop_size)
+    start = min(int(at * (spare + 1)), spare)
+    return (slice(start, start + crop_size), 0) if side > crop_size else (slice(0, side), start)
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _gain_and_offset(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """``value · gain + offset`` normalises a uint8 value; each (3, 1, 1) float32, copied to a device once."""
+    gain = torch.tensor([1 / (255 * std) for std in STD]).reshape(3, 1, 1)
+    offset = torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)]).reshape(3, 1, 1)
+    return gain.to(device), offset.to(device)
+
+
+def _normalised(image: torch.Tensor) -> torch.Tensor:
+    """(H, W, 3) uint8 → (3, H, W) float32; two rounded operations, which no device or batch size fuses otherwise."""
+    gain, offset = _gain_and_offset(image.device)
+    return image.permute(2, 0, 1).contiguous().to(torch.float32).mul_(gain).add_(offset)

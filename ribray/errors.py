@@ -1,0 +1,13 @@
+"""The errors a person at the keyboard meets: each message is one sentence that says what would be right."""
+
+
+class RibrayError(Exception):
+    """Base of every error whose message is meant for the user; the command line prints it without traceback."""
+
+
+class UsageError(RibrayError):
+    """Wrong usage, configuration or data: nothing was started. Exit code 2."""
+
+
+class ImageError(RibrayError):
+    """One image cannot be used. It becomes one line of ``failures.jsonl`` and the run goes on."""

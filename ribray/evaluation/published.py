@@ -1,0 +1,181 @@
+"""Numbers that papers published, in percent, kept beside the code as CSV: what a run can be compared with.
+
+Tables S1 to S3 and the figures in the text are those of Lee et al., *Reducing Information Bottleneck for
+Weakly Supervised Semantic Segmentation* (RIB, NeurIPS 2021), appendix, as printed there, rounding included.
+"""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from ribray.errors import UsageError
+
+MEAN = "miou"
+"""The column of a table's mean over all classes, background included."""
+
+RIB = "RIB (Ours)"
+RIB_SALIENCY = "RIB-Sal (Ours)"
+IRN = "IRN"
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One table of a paper.
+
+    Attributes:
+        name: as the paper numbers it ("S2").
+        title: what the table shows.
+        rows: (split, method) -> column -> value; a column is a class name, `MEAN`, or the table's own
+            parameter.
+    """
+
+    name: str
+    title: str
+    rows: Mapping[tuple[str, str], Mapping[str, float]]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits in the table's order."""
+        return tuple(dict.fromkeys(split for split, _ in self.rows))
+
+    def methods(self, split: str | None = None) -> tuple[str, ...]:
+        """Return the methods in the table's order, of one split or of all."""
+        return tuple(dict.fromkeys(method for at, method in self.rows if split in (None, at)))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns in the table's order."""
+        return tuple(next(iter(self.rows.values())))
+
+    def row(self, method: str, split: str | None = None) -> Mapping[str, float]:
+        """Return every value of a method.
+
+        Args:
+            method: one of `methods()`.
+            split: one of `splits`; may be left out where the table has a single one.
+
+        Raises:
+            UsageError: the table has no such row.
+        """
+        if split is None:
+            split = self._only_split()
+        if (split, method) not in self.rows:
+            known = _listed(f"{method} on {split}" for split, method in self.rows)
+            raise UsageError(f"Table {self.name} has no row for {method} on {split}; it has {known}.")
+        return self.rows[split, method]
+
+    def value(self, method: str, column: str = MEAN, split: str | None = None) -> float:
+        """Return one value: a method's IoU of the class `column`, or its mean.
+
+        Raises:
+            UsageError: the table has no such row or column.
+        """
+        row = self.row(method, split)
+        if column not in row:
+            raise UsageError(f"Table {self.name} has no column {column}; it has {_listed(row)}.")
+        return row[column]
+
+    def _only_split(self) -> str:
+        if len(self.splits) > 1:
+            raise UsageError(f"Table {self.name} has the splits {_listed(self.splits)}; name one of them.")
+        return self.splits[0]
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """A mean IoU stated in a paper's text, with its spread where it was repeated."""
+
+    quantity: str
+    method: str
+    split: str
+    miou: float
+    std: float | None
+    repeats: int | None
+    source: str
+
+
+@cache
+def table(name: str) -> PublishedTable:
+    """Return a published table.
+
+    Args:
+        name: "S1" (seed mIoU by batch size B, VOC 2012 train; columns are the values of B), "S2"
+            (segmentation, VOC 2012 val and test, per class) or "S3" (segmentation, COCO 2014 val, per class).
+
+    Raises:
+        UsageError: there is no such table.
+    """
+    if name not in _READERS:
+        raise UsageError(f"There is no published table {name}; there are {_listed(_READERS)}.")
+    title, read = _READERS[name]
+    return PublishedTable(name, title, read())
+
+
+@cache
+def figures_in_text() -> tuple[PublishedFigure, ...]:
+    """Return the figures that stand in the paper's text and in no table."""
+    return tuple(
+        PublishedFigure(
+            quantity=line["quantity"],
+            method=line["method"],
+            split=line["split"],
+            miou=float(line["miou"]),
+            std=float(line["std"]) if line["std"] else None,
+            repeats=int(line["repeats"]) if line["repeats"] else None,
+            source=line["source"],
+        )
+        for line in _lines("figures_in_text.csv")
+    )
+
+
+def figure_in_text(quantity: str, method: str = RIB) -> PublishedFigure:
+    """Return one figure of the text, such as the quantity "seed".
+
+    Raises:
+        UsageError: the text states no such quantity of that method.
+    """
+    for figure in figures_in_text():
+        if (figure.quantity, figure.method) == (quantity, method):
+            return figure
+    known = _listed(f"{figure.quantity} ({figure.method})" for figure in figures_in_text())
+    raise UsageError(f"No figure is published for {quantity} ({method}); there are {known}.")
+
+
+def _batch_sizes() -> dict[tuple[str, str], dict[str, float]]:
+    values = {line["batch_size"]: float(line["miou"]) for line in _lines("table_s1_batch_size.csv")}
+    return {("train", RIB): values}
+
+
+def _voc_classes() -> dict[tuple[str, str], dict[str, float]]:
+    return {
+        (line.pop("split"), line.pop("method")): {column: float(value) for column, value in line.items()}
+        for line in _lines("table_s2_voc_per_class_iou.csv")
+    }
+
+
+def _coco_classes() -> dict[tuple[str, str], dict[str, float]]:
+    lines = _lines("table_s3_coco_per_class_iou.csv")
+    return {
+        ("val", method): {
+            MEAN if line["class"] == "mean" else line["class"]: float(line[column]) for line in lines
+        }
+        for method, column in ((IRN, "irn"), (RIB, "rib"))
+    }
+
+
+_READERS = {
+    "S1": ("seed mIoU by batch size, VOC 2012 train", _batch_sizes),
+    "S2": ("segmentation IoU per class, VOC 2012", _voc_classes),
+    "S3": ("segmentation IoU per class, COCO 2014 val", _coco_classes),
+}
+
+
+def _lines(file: str) -> list[dict[str, str]]:
+    text = resources.files("ribray.evaluation").joinpath("published", file).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

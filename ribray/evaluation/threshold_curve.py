@@ -1,0 +1,254 @@
+"""The seed's mIoU at every threshold from one pass over the images.
+
+A pixel has one strongest class and one score (`ribray.masks.seed.winner`); at threshold t it belongs to that
+class if score > t and to the background otherwise. So it is enough to count pixels by true class, strongest
+class and *level*, the number of thresholds below its score: sums over levels are the confusion matrices of
+all thresholds, exactly, in integers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ribray.errors import ImageError
+from ribray.evaluation.confusion import BACKGROUND, IGNORED, check_sizes, check_values, iou, miou
+
+BUCKETS = 1 << 16
+NEGATIVE_BUCKETS = 1 << 15
+MASK_VALUES = 256
+CHUNK = 1 << 15
+"""Pixels worked on at once, so that what lies between stays in the cache."""
+
+
+class BestThreshold(NamedTuple):
+    """The threshold with the highest mIoU; IoUs in percent."""
+
+    threshold: float
+    miou: float
+    per_class: NDArray[np.float64]
+    """(classes,) IoU, background first, `nan` for a class that neither truth nor prediction holds."""
+
+
+class ThresholdCurve:
+    """Pixel counts that hold the confusion matrix of every threshold; counts of parts merge in any order.
+
+    Attributes:
+        classes: number of classes, background included.
+        thresholds: (T,) float64, rising; compared with scores in float32.
+        images: number of images counted.
+        counts: (classes, classes, T + 1) int64 pixels by true class, strongest class and level.
+    """
+
+    def __init__(self, classes: int, thresholds: Sequence[float] | NDArray[np.floating]) -> None:
+        """Start with no pixel counted.
+
+        Raises:
+            ValueError: thresholds do not rise, are negative or not finite; or a mask holds fewer classes.
+        """
+        self.classes = int(classes)
+        self.thresholds = np.asarray(thresholds, dtype=np.float64)
+        edges = self.thresholds.astype(np.float32)
+        if edges.ndim != 1 or not edges.size or not np.isfinite(edges).all() or edges[0] < 0:
+            raise ValueError("Thresholds must be a list of finite numbers from 0 up, at least one.")
+        if (np.diff(edges) <= 0).any():
+            raise ValueError("Thresholds must rise from one to the next (in float32).")
+        if not 1 <= self.classes <= IGNORED:
+            raise ValueError(f"A mask holds 1 to {IGNORED} classes, background included, not {classes}.")
+        self.images = 0
+        self.counts = np.zeros((self.classes, self.classes, edges.size + 1), np.int64)
+        self._levels = _Levels(edges)
+        self._first_code = _first_codes(self.classes, edges.size + 1)
+        self._scratch = np.empty(0, np.intp)  # kept, as memory fresh from the system costs more than counting
+
+    def add(self, winner: NDArray[np.uint8], score: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
+        """Count one image: all of it or, where it cannot be used, nothing.
+
+        Args:
+            winner: (height, width) uint8 mask value of the strongest class.
+            score: (height, width) float32 score of that class.
+            truth: (height, width) uint8 mask value, `IGNORED` where unknown.
+
+        Raises:
+            ImageError: sizes or types differ from these, a value is no class, or a score is not finite.
+        """
+        check_sizes(truth, winner)
+        check_values("predicted", winner, self.classes)
+        if score.shape != winner.shape or score.dtype != np.float32 or not _finite(score):
+            raise ImageError(
+                f"The scores of the localization maps must be finite float32 of shape {winner.shape}."
+            )
+        if not truth.dtype == winner.dtype == np.uint8:
+            raise ImageError(
+                f"Masks must be uint8, not {truth.dtype} (truth) and {winner.dtype} (prediction)."
+            )
+        found = np.bincount(self._codes(winner.ravel(), score.ravel(), truth.ravel()))
+        found = found[self.counts[0].size :]  # the first block is the ignored pixels
+        if found.size > self.counts.size:
+            check_values("true", truth[truth != IGNORED], self.classes)
+        self.counts.reshape(-1)[: found.size] += found
+        self.images += 1
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of `other`, a curve of other images.
+
+        Raises:
+            ValueError: `other` has other classes or thresholds.
+        """
+        if other.classes != self.classes or not np.array_equal(other.thresholds, self.thresholds):
+            raise ValueError(
+                f"A curve of {other.classes} classes and {other.thresholds.size} thresholds cannot be merged "
+                f"into one of {self.classes} classes and {self.thresholds.size} thresholds; make them equal."
+            )
+        self.counts += other.counts
+        self.images += other.images
+
+    def to_sparse(self) -> dict[str, NDArray[Any]]:
+        """Return the counts as a few small arrays, to travel between processes or into an npz file."""
+        cells = np.flatnonzero(self.counts)
+        return {
+            "classes": np.array(self.classes),
+            "thresholds": self.thresholds,
+            "images": np.array(self.images),
+            "cells": cells,
+            "pixels": self.counts.reshape(-1)[cells],
+        }
+
+    def merge_sparse(self, record: Mapping[str, NDArray[Any]]) -> None:
+        """Add the counts that another curve's `to_sparse` recorded, without building that curve.
+
+        Raises:
+            ValueError: the record is of other classes or thresholds.
+        """
+        if int(record["classes"]) != self.classes or not np.array_equal(record["thresholds"], self.thresholds):
+            raise ValueError("The record is of a curve with other classes or thresholds.")
+        self.counts.reshape(-1)[record["cells"]] += record["pixels"]
+        self.images += int(record["images"])
+
+    @classmethod
+    def from_sparse(cls, record: Mapping[str, NDArray[Any]]) -> Self:
+        """Return the curve that `to_sparse` recorded.
+
+        Raises:
+            ValueError: the record is not one of `to_sparse`.
+        """
+        try:
+            curve = cls(int(record["classes"]), record["thresholds"])
+            curve.counts.reshape(-1)[record["cells"]] = record["pixels"]
+            curve.images = int(record["images"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"This is not the record of a threshold curve ({error}).") from None
+        return curve
+
+    def confusion(self, index: int) -> NDArray[np.int64]:
+        """Return the confusion matrix at `thresholds[index]`: (classes, classes), truth by row."""
+        return self._confusions()[index]
+
+    def miou(self) -> NDArray[np.float64]:
+        """Return the mIoU in percent at every threshold: (T,), `nan` where no pixel was counted."""
+        return miou(self._confusions())
+
+    def best(self) -> BestThreshold:
+        """Return the threshold with the highest mIoU, of several equally good ones the lowest.
+
+        Raises:
+            ValueError: no pixel was counted.
+        """
+        means = self.miou()
+        if np.isnan(means).all():
+            raise ValueError("No pixel with a known class was counted, so there is no best threshold.")
+        index = int(np.nanargmax(means))
+        per_class = iou(self.confusion(index))
+        return BestThreshold(float(self.thresholds[index]), float(means[index]), per_class)
+
+    def summary(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return what a run's metrics keep of the curve, as JSON values; IoUs in percent.
+
+        Args:
+            class_names: (classes,) names, background first.
+
+        Raises:
+            ValueError: no pixel was counted, or there are not as many names as classes.
+        """
+        if len(class_names) != self.classes:
+            raise ValueError(
+                f"There are {len(class_names)} class names for {self.classes} classes with background."
+            )
+        best = self.best()
+        per_class = [None if np.isnan(value) else float(value) for value in best.per_class]
+        return {
+            "miou": best.miou,
+            "threshold": best.threshold,
+            "per_class": dict(zip(class_names, per_class, strict=True)),
+            "curve": {"thresholds": self.thresholds.tolist(), "miou": self.miou().tolist()},
+            "images": self.images,
+        }
+
+    def _codes(
+        self, winner: NDArray[np.uint8], score: NDArray[np.float32], truth: NDArray[np.uint8]
+    ) -> NDArray[np.intp]:
+        """Return the code of each pixel's cell in `counts`: (pixels,) intp."""
+        if self._scratch.size < winner.size:
+            self._scratch = np.empty(winner.size, np.intp)
+        codes = self._scratch[: winner.size]
+        for start in range(0, winner.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            pairs = truth[part].astype(np.uint16) * MASK_VALUES + winner[part]
+            np.add(self._first_code.take(pairs), self._levels(score[part]), out=codes[part])
+        return codes
+
+    def _confusions(self) -> NDArray[np.int64]:
+        """Return the confusion matrices of all thresholds: (T, classes, classes)."""
+        above = self.counts[..., ::-1].cumsum(axis=-1)[
+            ..., -2::-1
+        ]  # pixels of a level above each threshold's index
+        matrices = np.ascontiguousarray(np.moveaxis(above, -1, 0))
+        matrices[..., BACKGROUND] += self.counts.sum(axis=(1, 2)) - matrices.sum(axis=-1)
+        return matrices
+
+
+def _finite(scores: NDArray[np.float32]) -> bool:
+    return bool(np.isfinite([scores.min(initial=0), scores.max(initial=0)]).all())
+
+
+def _first_codes(classes: int, levels: int) -> NDArray[np.intp]:
+    """Return the code of level 0 for every pair of mask values: (true value · 256 + strongest class,) intp.
+
+    Codes number the cells of the counts, behind one block for ignored pixels and before one for values of the
+    truth that are no class.
+    """
+    blocks = np.arange(MASK_VALUES).clip(max=classes) + 1
+    blocks[IGNORED] = 0
+    return ((blocks[:, None] * classes + np.arange(MASK_VALUES)) * levels).reshape(-1)
+
+
+class _Levels:
+    """Counts the thresholds below each score, faster than a binary search.
+
+    Floats that share their upper 16 bits form a bucket, and buckets of floats from 0 up are in order. A table
+    gives the number of thresholds below a bucket; those inside it, mostly one or none, are compared in turn.
+    """
+
+    def __init__(self, edges: NDArray[np.float32]) -> None:
+        """Prepare the table.
+
+        Args:
+            edges: (T,) float32 thresholds, rising, from 0 up.
+        """
+        crowd = np.unique(_bucket(edges), return_counts=True)[1]
+        self._below = np.searchsorted(_bucket(edges), np.arange(BUCKETS)).astype(np.intp)
+        self._below[NEGATIVE_BUCKETS:] = 0
+        self._next = np.append(edges, np.float32(np.inf))
+        self._comparisons = int(crowd.max())
+
+    def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Return for every finite score the number of thresholds that it is above."""
+        levels = self._below.take(_bucket(scores))
+        for _ in range(self._comparisons):
+            levels += scores > self._next.take(levels)
+        return levels
+
+
+def _bucket(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return np.right_shift(np.ascontiguousarray(values).view(np.uint32), np.uint32(16))

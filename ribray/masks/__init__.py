@@ -1,0 +1,1 @@
+"""Masks made from localization maps."""

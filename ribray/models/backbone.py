@@ -1,0 +1,148 @@
+"""Backbones: networks that turn an image into five levels of features.
+
+Every backbone looks the same from outside (`Backbone`), so that the classifier, the IRN heads and DeepLab work on
+any of them. The ResNets keep torchvision's parameter names, hence its state dicts load without renaming.
+
+Shapes: N images, H W pixels, C_l channels and h_l w_l cells of level l.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+
+class Backbone(nn.Module, ABC):
+    """A feature extractor whose first part, the *stem*, is frozen while a classifier learns.
+
+    Batch norm always uses its running statistics, also in training mode: METHOD section 1 trains with batches whose
+    crops are padded with zeros, and a refinement sees one image at a time.
+
+    Attributes:
+        channels: channels of the five levels.
+        strides: input pixels per cell of the five levels.
+    """
+
+    channels: tuple[int, int, int, int, int]
+    strides: tuple[int, int, int, int, int]
+
+    @abstractmethod
+    def stem_modules(self) -> list[nn.Module]:
+        """Return the modules that make up the stem."""
+
+    @abstractmethod
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the output of the frozen part for ``images`` (N, 3, H, W)."""
+
+    @abstractmethod
+    def trunk(self, stem: Tensor) -> Tensor:
+        """Return the last level (N, C_5, h_5, w_5) from the output of the stem."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the five levels of ``images`` (N, 3, H, W), each (N, C_l, h_l, w_l)."""
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the stem."""
+        return [parameter for module in self.stem_modules() for parameter in module.parameters()]
+
+    def learnable_parameters(self) -> list[nn.Parameter]:
+        """The parameters behind the stem, batch norm's scales and shifts included."""
+        frozen = {id(parameter) for parameter in self.frozen_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in frozen]
+
+    def start_at_identity(self) -> None:
+        """Let every residual branch begin at zero, where the network has branches that can.
+
+        Random weights under batch norm that never normalises would make the signal grow from block to block.
+        """
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Switch the mode of every module but batch norm, which never leaves evaluation mode."""
+        super().train(mode)
+        keep_running_statistics(self)
+        return self
+
+
+class ResNet(Backbone):
+    """A torchvision ResNet without its pooling and fully connected layer, at output stride 16 or 8.
+
+    Args:
+        name: torchvision's name of the architecture, such as "resnet50".
+        output_stride: pixels per cell of the last level.
+
+    Output stride 16: the last stage runs at stride 1, without dilation (METHOD section 1).
+    Output stride 8: the last two stages run at stride 1 with dilations 2 and 4 (METHOD section 5).
+    """
+
+    def __init__(self, name: str, output_stride: int) -> None:
+        super().__init__()
+        self.name = name
+        network = torchvision.models.get_model(name, weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
+        if output_stride == 16:
+            _set_stride_one(self.layer4, dilation=1)
+            self.strides = (4, 4, 8, 16, 16)
+        elif output_stride == 8:
+            _set_stride_one(self.layer3, dilation=2)
+            _set_stride_one(self.layer4, dilation=4)
+            self.strides = (4, 4, 8, 8, 8)
+        else:
+            raise ValueError(f"A ResNet has output stride 16 or 8, not {output_stride}.")
+        last = network.fc.in_features
+        self.channels = (network.conv1.out_channels, last // 8, last // 4, last // 2, last)
+        self.train(self.training)
+
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.conv1, self.bn1, self.layer1, self.layer2]
+
+    def stem(self, images: Tensor) -> Tensor:
+        return self.layer2(self.layer1(self._entry(images)))
+
+    def trunk(self, stem: Tensor) -> Tensor:
+        return self.layer4(self.layer3(stem))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        levels = [self._entry(images)]
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            levels.append(stage(levels[-1]))
+        return levels
+
+    def start_at_identity(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def _entry(self, images: Tensor) -> Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, H/4, W/4)
+
+
+def resnet(name: str) -> Callable[[int], Backbone]:
+    """Return the constructor, from an output stride, of torchvision's ResNet called ``name``."""
+
+    def build(output_stride: int) -> Backbone:
+        return ResNet(name, output_stride)
+
+    return build
+
+
+def keep_running_statistics(network: nn.Module) -> None:
+    """Put every batch norm of ``network`` in evaluation mode."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _set_stride_one(stage: nn.Module, dilation: int) -> None:
+    """Give every convolution of a ResNet stage stride 1 and every 3×3 convolution ``dilation``."""
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+            if module.kernel_size == (3, 3):
+                module.dilation = module.padding = (dilation, dilation)

@@ -1,0 +1,259 @@
+"""Reading and writing weights: torchvision state dicts, the shipped synthetic ones, and classifiers.
+
+Nothing that is read can run code: ``.safetensors`` files hold tensors only, and ``.pth`` files are unpickled by torch's
+restricted reader.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import threading
+import urllib.request
+import uuid
+from collections.abc import Mapping
+from http.client import HTTPException
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor
+
+from ribray import storage
+from ribray.errors import UsageError
+from ribray.models.backbone import Backbone, ResNet
+from ribray.models.classifier import Classifier
+
+IMAGENET = "imagenet"
+NONE = "none"
+SYNTHETIC = "synthetic"
+
+_SYNTHETIC_FILE = "synthetic.safetensors"
+_CONNECT_SECONDS = 10.0
+_CHUNK_BYTES = 1 << 20
+_HEADS = ("fc", "head", "classifier")
+_BLOCKS = {  # blocks of the third stage, by kind of block → architecture
+    ("basic", 2): "resnet18",
+    ("basic", 6): "resnet34",
+    ("bottleneck", 6): "resnet50",
+    ("bottleneck", 23): "resnet101",
+}
+
+
+def load_backbone_weights(backbone: Backbone, weights: str) -> None:
+    """Give ``backbone`` the weights that ``classifier.weights`` names.
+
+    Args:
+        backbone: changed in place.
+        weights: "imagenet" (torchvision's first ImageNet weights, fetched once into torch's cache), "none" (the random
+            ones it has, residual branches at zero), "synthetic" (shipped, for the small backbone), or the path of a torchvision state dict,
+            ``.pth`` or ``.safetensors``, whose fully connected layer is left out.
+
+    Raises:
+        UsageError: the file cannot be had or read, or belongs to another architecture.
+    """
+    if weights == NONE:
+        backbone.start_at_identity()
+        return
+    if weights == IMAGENET:
+        location = imagenet_file(backbone)
+    elif weights == SYNTHETIC:
+        location = storage.path(str(resources.files("ribray") / "models" / _SYNTHETIC_FILE))
+    else:
+        location = storage.path(weights)
+    state = read_state(location)
+    _load_backbone(backbone, state, _root(state, location), location)
+
+
+def load_classifier(classifier: Classifier, location: str | Path) -> None:
+    """Give ``classifier`` the weights of a file that ribray or someone else wrote.
+
+    The backbone's names are torchvision's, with any prefix; the head is ``fc``, ``head`` or ``classifier``, a linear
+    layer (C, F) or a 1×1 convolution (C, F, 1, 1), without bias.
+
+    Raises:
+        UsageError: the file cannot be read, or belongs to another architecture or number of classes.
+    """
+    location = storage.path(location)
+    state = read_state(location)
+    root = _root(state, location)
+    head = _head(state, root, classifier, location)
+    _load_backbone(classifier.backbone, state, root, location)
+    with torch.no_grad():
+        classifier.head.weight.copy_(head)
+
+
+def save_classifier(classifier: Classifier, location: str | Path) -> None:
+    """Write ``classifier`` as safetensors, float32, in the layout that `load_classifier` reads."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    storage.write_bytes(storage.path(location), safetensors.torch.save(state))
+
+
+def read_state(location: Path) -> dict[str, Tensor]:
+    """Read a state dict from a ``.safetensors`` file or from what ``torch.save`` wrote.
+
+    Raises:
+        UsageError: there is no such file, or it is damaged or no state dict.
+    """
+    try:
+        content = location.read_bytes()
+    except OSError as error:
+        raise UsageError(f"The weights {location} cannot be read: {error.strerror or error}.") from None
+    try:
+        if location.suffix == ".safetensors":
+            state: Any = safetensors.torch.load(content)
+        else:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+        raise UsageError(
+            f"The weights {location} are damaged or of an unknown format; "
+            "they must be .safetensors, or .pth with nothing but tensors."
+        ) from None
+    for nested in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(nested), Mapping):
+            state = state[nested]
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UsageError(f"The weights {location} are no state dict, that is no tensors by name.")
+    return dict(state)
+
+
+# --- fitting a state dict to a network ----------------------------------------------------------------------------
+
+
+def _root(state: Mapping[str, Tensor], location: Path) -> str:
+    """Return what stands before the backbone's names: its first convolution is the only one that sees colours."""
+    for name, tensor in state.items():
+        if (name == "conv1.weight" or name.endswith(".conv1.weight")) and tensor.ndim == 4 and tensor.shape[1] == 3:
+            return name.removesuffix("conv1.weight")
+    raise UsageError(f"The weights {location} have no first convolution 'conv1.weight' with 3 input channels.")
+
+
+def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, location: Path) -> None:
+    given = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
+    given = {name: tensor for name, tensor in given.items() if name.split(".")[0] not in _HEADS}
+    wanted = backbone.state_dict()
+    for name, tensor in wanted.items():
+        if name.endswith("num_batches_tracked"):  # counts training steps; nothing reads it
+            continue
+        if name not in given:
+            raise UsageError(f"The weights {location} have no tensor '{name}'{_likely(given)}.")
+        if given[name].shape != tensor.shape:
+            raise UsageError(
+                f"The weights {location} do not fit: '{name}' is {_shape(given[name])} there and {_shape(tensor)} in "
+                f"this backbone{_likely(given)}."
+            )
+    # Every tensor of a ResNet-50 is in a ResNet-101, too; what is left over gives another architecture away.
+    if left := [name for name in given if name not in wanted]:
+        raise UsageError(
+            f"The weights {location} do not fit: this backbone has no tensor '{left[0]}' "
+            f"({_shape(given[left[0]])} there){_likely(given)}."
+        )
+    backbone.load_state_dict({name: given.get(name, tensor) for name, tensor in wanted.items()})
+
+
+def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, location: Path) -> Tensor:
+    """Return the head's weight in the shape of a 1×1 convolution."""
+    outer = {prefix for prefix in ("", "module.", root)}
+    names = [prefix + head for prefix in sorted(outer) for head in _HEADS if f"{prefix}{head}.weight" in state]
+    if not names:
+        raise UsageError(f"The classifier {location} has no head: no tensor 'head.weight', 'fc.weight' or the like.")
+    name = names[0]
+    weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+    wanted = classifier.head.weight
+    if bias is not None and bias.count_nonzero():
+        raise UsageError(
+            f"The classifier {location} has a bias '{name}.bias', which class activation maps cannot carry: "
+            "train it without one."
+        )
+    if weight.ndim == 2:
+        weight = weight[:, :, None, None]
+    if weight.shape[1:] != wanted.shape[1:] and len(weight) == len(wanted):
+        raise UsageError(
+            f"The classifier {location} does not fit: '{name}.weight' is {_shape(weight)} there and {_shape(wanted)} "
+            f"in this network{_likely({key.removeprefix(root): value for key, value in state.items()})}."
+        )
+    if weight.shape != wanted.shape:
+        raise UsageError(
+            f"The classifier {location} does not fit: '{name}.weight' is {_shape(weight)} there and {_shape(wanted)} "
+            f"in this network; it knows {len(weight)} classes, the data has {len(wanted)}."
+        )
+    return weight
+
+
+def _likely(given: Mapping[str, Tensor]) -> str:
+    """Say which architecture the tensors are likely of, as the end of a sentence."""
+    block = "bottleneck" if "layer1.0.conv3.weight" in given else "basic"
+    count = len({name.split(".")[1] for name in given if name.startswith("layer3.")})
+    name = "small" if "block1.conv1.weight" in given else _BLOCKS.get((block, count))
+    return f"; it looks like a {name}: set classifier.backbone={name}" if name else ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a scalar"
+
+
+# --- ImageNet weights ---------------------------------------------------------------------------------------------
+
+
+def imagenet_file(backbone: Backbone) -> Path:
+    """Return the file with torchvision's ImageNet weights of ``backbone``, fetched if torch's cache has it not.
+
+    Raises:
+        UsageError: there are none for this backbone, or they cannot be fetched.
+    """
+    if not isinstance(backbone, ResNet):
+        raise UsageError("This backbone has no ImageNet weights: set classifier.weights to synthetic, none or a path.")
+    url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
+    location = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not location.exists():
+        _fetch(url, location)
+    return location
+
+
+def _fetch(url: str, location: Path) -> None:
+    """Download ``url``, whose name ends with the first digits of its content's SHA-256, whole or not at all."""
+    temporary = location.parent / f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    digest = hashlib.sha256()
+    try:
+        response = _open_within(url, _CONNECT_SECONDS)
+        location.parent.mkdir(parents=True, exist_ok=True)
+        with response, open(temporary, "wb") as stream:
+            while chunk := response.read(_CHUNK_BYTES):
+                stream.write(chunk)
+                digest.update(chunk)
+        expected = location.stem.rsplit("-", 1)[1]
+        if not digest.hexdigest().startswith(expected):
+            raise OSError("what arrived is incomplete or altered")
+        os.replace(temporary, location)
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UsageError(
+            f"The ImageNet weights cannot be fetched from {url} ({reason}); without a network, fetch that file "
+            f"elsewhere and set classifier.weights to its path, or put it at {location}."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open_within(url: str, seconds: float) -> Any:
+    """Open ``url`` or give up after ``seconds``; resolving a name knows no time limit, hence the thread."""
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(urllib.request.urlopen(url, timeout=seconds))
+        except (OSError, HTTPException) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answer:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]

@@ -1,0 +1,331 @@
+"""The run directory: which stages it holds, what may be reused, what failed, and the numbers.
+
+One mechanism decides about reuse. A stage's *key* is a hash over what the stage reads: configuration values, the keys
+of the stages before it, a fingerprint of the data and a format version. The key and what went into it stand in
+``stage.json`` in the stage's folder; another key is refused, naming the configuration keys that differ.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from ribray import __version__, storage
+from ribray.config import Experiment, read_yaml, to_yaml, validate_experiment
+from ribray.errors import RibrayError, UsageError
+
+EXPERIMENT_FILE = "experiment.yaml"
+FAILURES_FILE = "failures.jsonl"
+METRICS_FILE = "metrics.json"
+RECORD_FILE = "stage.json"
+LOCK_FILE = ".lock"
+RECORDED_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pillow", "pycocotools", "wandb")
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """What a stage reads, and the hash of it."""
+
+    stage: str
+    format: int
+    configuration: Mapping[str, Any]
+    """Flat configuration keys and their resolved values."""
+    upstream: Mapping[str, str]
+    """Keys of the stages it builds on."""
+    data: Mapping[str, str]
+    """Fingerprints of the data and weight files it reads."""
+
+    @property
+    def digest(self) -> str:
+        """The key itself: 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Everything the digest covers, as JSON values."""
+        return {
+            "stage": self.stage,
+            "format": self.format,
+            "configuration": dict(self.configuration),
+            "upstream": dict(self.upstream),
+            "data": dict(self.data),
+        }
+
+
+def select_configuration(flat: Mapping[str, Any], reads: Iterable[str], leaves_out: Iterable[str]) -> dict[str, Any]:
+    """Return the values of ``flat`` whose keys lie under one of ``reads`` and are not in ``leaves_out``."""
+    reads, leaves_out = tuple(reads), set(leaves_out)
+    return {
+        key: value
+        for key, value in flat.items()
+        if key not in leaves_out and any(key == prefix or key.startswith(prefix + ".") for prefix in reads)
+    }
+
+
+def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say, one phrase each, where two stages' inputs differ."""
+    phrases = []
+    old, new = recorded.get("configuration", {}), wanted["configuration"]
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key):
+            phrases.append(f"{key} (there {old.get(key)}, now {new.get(key)})")
+    old_data, new_data = recorded.get("data", {}), wanted["data"]
+    phrases += [
+        f"the {name} have changed"
+        for name in sorted(set(old_data) | set(new_data))
+        if old_data.get(name) != new_data.get(name)
+    ]
+    if recorded.get("format") != wanted["format"]:
+        phrases.append(f"the file format (there {recorded.get('format')}, now {wanted['format']})")
+    return phrases
+
+
+@dataclass
+class Failure:
+    """One image that could not be done: a line of ``failures.jsonl``."""
+
+    id: str
+    stage: str
+    error: str
+    tries: int = 1
+
+
+@dataclass
+class Run:
+    """A run directory that this process holds (or, opened for reading, looks at)."""
+
+    directory: Path
+    parent: "Run | None" = None
+    _lock: filelock.BaseFileLock | None = field(default=None, repr=False)
+    _events: Path | None = field(default=None, repr=False)
+
+    # --- opening ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, directory: str | Path, parent: "Run | None" = None) -> "Run":
+        """Take hold of a run directory, making it if needed.
+
+        The lock is the operating system's: it ends with the process, and is not copied along with a directory.
+
+        Raises:
+            UsageError: another run holds the directory, it cannot be written, or it holds something else.
+        """
+        location = storage.absolute(directory)
+        if not storage.is_local(location):
+            raise UsageError(f"{location} is not a local path; a run directory must lie on a (shared) file system for now.")
+        if location.exists() and not location.is_dir():
+            raise UsageError(f"{location} is a file; --out must name a directory.")
+        is_ours = (location / LOCK_FILE).exists() or (location / EXPERIMENT_FILE).exists()
+        if location.is_dir() and not is_ours and any(location.iterdir()):
+            raise UsageError(f"{location} holds other files and is no run directory; choose another --out.")
+        storage.require_writable(location)
+        lock = filelock.FileLock(location / LOCK_FILE, blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise UsageError(f"Another run is working in {location}; wait for it, or stop it first.") from None
+        run = cls(location, parent or cls._recorded_parent(location), lock)
+        run._remove_leftovers()
+        return run
+
+    @classmethod
+    def read(cls, directory: str | Path) -> "Run":
+        """Look at a run directory without holding it.
+
+        Raises:
+            UsageError: it is no run directory.
+        """
+        location = storage.absolute(directory)
+        if not (location / EXPERIMENT_FILE).is_file():
+            raise UsageError(f"{location} is no run directory (it has no {EXPERIMENT_FILE}).")
+        return cls(location, cls._recorded_parent(location))
+
+    @classmethod
+    def _recorded_parent(cls, location: Path) -> "Run | None":
+        if not (location / EXPERIMENT_FILE).is_file():
+            return None
+        parent = (read_yaml(location / EXPERIMENT_FILE).get("provenance") or {}).get("parent")
+        return cls.read((location / parent).resolve()) if parent else None
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _remove_leftovers(self) -> None:
+        """Remove half-written files of a killed run; nobody else writes while the lock is held."""
+        for folder in (self.directory, self.directory / "metrics"):
+            for leftover in folder.glob(f"{storage.TEMPORARY_PREFIX}*"):
+                leftover.unlink(missing_ok=True)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether some process is working in the directory now."""
+        if not (self.directory / LOCK_FILE).exists():
+            return False
+        probe = filelock.FileLock(self.directory / LOCK_FILE, blocking=False)
+        try:
+            probe.acquire()
+        except (filelock.Timeout, OSError):
+            return True
+        probe.release()
+        return False
+
+    # --- configuration ------------------------------------------------------------------------------------------
+
+    def write_experiment(self, experiment: Experiment, recipe: str) -> None:
+        """Write ``experiment.yaml``: the resolved configuration, versions and git commit. It is a recipe itself."""
+        provenance = {
+            "recipe": recipe,
+            "ribray": __version__,
+            "versions": {name: metadata.version(name) for name in RECORDED_PACKAGES},
+            "commit": _git_commit(),
+            "parent": os.path.relpath(self.parent.directory, self.directory) if self.parent else None,
+        }
+        text = to_yaml(experiment) + yaml.safe_dump({"provenance": provenance}, sort_keys=False)
+        storage.write_text(self.directory / EXPERIMENT_FILE, text)
+
+    def read_experiment(self) -> Experiment:
+        """Read the configuration this run was last started with."""
+        values = read_yaml(self.directory / EXPERIMENT_FILE)
+        values.pop("provenance", None)
+        return validate_experiment(values, str(self.directory / EXPERIMENT_FILE))
+
+    # --- stages -------------------------------------------------------------------------------------------------
+
+    def record(self, folder: str) -> dict[str, Any] | None:
+        """Return the record of the stage kept in ``folder``, or None where the stage never began."""
+        location = self.directory / folder / RECORD_FILE
+        return storage.read_json(location) if location.exists() else None
+
+    def find_artifact(self, folder: str, key: StageKey) -> Path:
+        """Return where the stage's artifact lies: here, or in the nearest ancestor that has it under the same key."""
+        run: Run | None = self
+        while run is not None:
+            record = run.record(folder)
+            if record is not None and record.get("key") == key.digest:
+                return run.directory / folder
+            run = run.parent
+        return self.directory / folder
+
+    def refuse_other_settings(self, folder: str, key: StageKey) -> None:
+        """Check that the stage kept in ``folder`` was made with the same inputs.
+
+        Raises:
+            UsageError: it was not; the sentence names the configuration keys that differ.
+        """
+        record = self.record(folder)
+        if record is None or record.get("key") == key.digest:
+            return
+        phrases = differences(record.get("inputs", {}), key.inputs)
+        if phrases:
+            raise UsageError(
+                f"{self.directory} already holds stage '{key.stage}' made with other settings: {'; '.join(phrases)}. "
+                f"Use --redo {key.stage} to make it and what follows again, or --fork DIR to go on in a new directory."
+            )
+        # Only an earlier stage differs; that stage has been refused by name, or was made again.
+        raise UsageError(
+            f"{self.directory}: stage '{key.stage}' was made from an earlier {' and '.join(key.upstream)}; "
+            f"use --redo {key.stage} to make it again."
+        )
+
+    def begin(self, folder: str, key: StageKey, **facts: Any) -> dict[str, Any]:
+        """Start or continue a stage and return its record; ``facts`` are kept from the first start on."""
+        record = self.record(folder)
+        if record is None:
+            # Files without a record are what a removal in progress left behind.
+            shutil.rmtree(self.directory / folder, ignore_errors=True)
+            record = {"key": key.digest, "inputs": key.inputs, **facts}
+            storage.write_json(self.directory / folder / RECORD_FILE, record)
+        return record
+
+    def update_record(self, folder: str, **facts: Any) -> None:
+        """Add facts to the record of a stage."""
+        storage.write_json(self.directory / folder / RECORD_FILE, {**(self.record(folder) or {}), **facts})
+
+    def remove_stage(self, stage: str, folder: str) -> None:
+        """Forget a stage: its record first, so that a removal cut short is still a removal."""
+        (self.directory / folder / RECORD_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.directory / folder, ignore_errors=True)
+        (self.directory / "metrics" / f"{stage}.json").unlink(missing_ok=True)
+        self.write_failures([failure for failure in self.failures() if failure.stage != stage])
+
+    # --- numbers, failures, events ------------------------------------------------------------------------------
+
+    def write_metrics(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        """Write a stage's numbers and the merged view ``metrics.json``."""
+        storage.write_json(self.directory / "metrics" / f"{stage}.json", metrics)
+        storage.write_json(self.directory / METRICS_FILE, self.metrics())
+
+    def metrics(self) -> dict[str, Any]:
+        """Return all stages' numbers, each stage's own timing moved under ``timing``."""
+        merged: dict[str, Any] = {}
+        timing: dict[str, Any] = {}
+        for location in sorted((self.directory / "metrics").glob("*.json")):
+            numbers = storage.read_json(location)
+            timing[location.stem] = numbers.pop("timing", {})
+            merged[location.stem] = numbers
+        return {**merged, "timing": timing}
+
+    def failures(self) -> list[Failure]:
+        """Return the images that failed and have not been done since."""
+        location = self.directory / FAILURES_FILE
+        if not location.exists():
+            return []
+        try:
+            return [Failure(**json.loads(line)) for line in location.read_text(encoding="utf-8").splitlines() if line]
+        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+            raise RibrayError(f"{location} is damaged ({error}); remove it, failed images are tried again anyway.") from None
+
+    def write_failures(self, failures: Iterable[Failure]) -> None:
+        """Replace ``failures.jsonl``, sorted by stage and id so that the order of work leaves no trace."""
+        ordered = sorted(failures, key=lambda failure: (failure.stage, failure.id))
+        text = "".join(json.dumps(vars(failure), ensure_ascii=False) + "\n" for failure in ordered)
+        if text or (self.directory / FAILURES_FILE).exists():
+            storage.write_text(self.directory / FAILURES_FILE, text)
+
+    def event(self, stage: str, what: str, **facts: Any) -> None:
+        """Append one line to this process's own file in ``events/``."""
+        now = time.time()
+        if self._events is None:
+            self._events = self.directory / "events" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}.jsonl"
+            self._events.parent.mkdir(exist_ok=True)
+        with open(self._events, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"time": round(now, 3), "stage": stage, "what": what, **facts}) + "\n")
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Write the beginning and the end of a stage as events."""
+        self.event(stage, "started")
+        try:
+            yield
+        except BaseException as error:
+            self.event(stage, "stopped", error=type(error).__name__)
+            raise
+        self.event(stage, "finished")
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout that ribray runs from, None outside one."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None

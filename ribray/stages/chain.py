@@ -1,0 +1,202 @@
+"""Runs the stages of an experiment in a run directory: checks first, then one stage after the other."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ribray.config import Experiment
+from ribray.data.synthetic import make_world
+from ribray.errors import UsageError
+from ribray.report.pictures import draw_curve, draw_growth
+from ribray.run import Failure, Run
+from ribray.stages import STAGES, refine
+from ribray.stages.stage import Context, Stage, Work
+from ribray.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for."""
+
+    experiment: Experiment
+    recipe: str
+    out: Path
+    stages: Sequence[str] = tuple(STAGES)
+    redo: str | None = None
+    fork: Path | None = None
+
+
+    @property
+    def directory(self) -> Path:
+        """The run directory that is worked in."""
+        return self.fork or self.out
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    metrics: dict[str, Any]
+    failures: list[Failure]
+    figures: list[Path]
+    sync_command: str | None
+    """Uploads the W&B files of an offline run."""
+    stopped: bool
+    """Whether the user stopped it."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would become of one stage."""
+
+    stage: str
+    work: Work
+    source: str
+    """``here``, the directory of the run it is reused from, or ``new``."""
+
+
+def parse_stages(text: str | None) -> tuple[str, ...]:
+    """Return the stages named in ``a,b``, in the order of the chain; all of them for None.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    if text is None:
+        return tuple(STAGES)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in STAGES]:
+        raise UsageError(f"There is no stage '{unknown[0]}'; the stages are {', '.join(STAGES)}.")
+    if not names:
+        raise UsageError(f"--stages names none; the stages are {', '.join(STAGES)}.")
+    return tuple(name for name in STAGES if name in names)
+
+
+def run_chain(request: Request, console: Console, stop: threading.Event) -> Result:
+    """Do what the request asks for.
+
+    Raises:
+        UsageError: something is wrong; nothing was started.
+        RibrayError: a stage failed as a whole.
+    """
+    with _opened(request, console, stop) as context:
+        _check(context, request)
+        run = context.run
+        run.write_experiment(request.experiment, request.recipe)
+        for name in request.stages:
+            _run_stage(context, STAGES[name])
+            if stop.is_set():
+                break
+        metrics = run.metrics()
+        context.tracker.log_summary(metrics)
+        figures = [] if stop.is_set() else _draw(context, metrics)
+        return Result(metrics, run.failures(), figures, context.tracker.sync_command, stop.is_set())
+
+
+def _run_stage(context: Context, stage: Stage) -> None:
+    work, folder = stage.work(context), context.artifact(stage.name)
+    if folder.exists() and not work.left:
+        where = "" if folder.parent == context.run.directory else f" in {folder.parent}"
+        text = f"[bold]{stage.name}[/bold]: {work.done} of {work.total} {work.unit}, done already{where}"
+        context.console.print(text, highlight=False, soft_wrap=True)
+        return
+    with context.run.timed(stage.name):
+        stage.execute(context)
+
+
+def _draw(context: Context, metrics: dict[str, Any]) -> list[Path]:
+    """Draw the run's pictures anew."""
+    figures, folder = [], context.run.directory / "figures"
+    if (maps := context.artifact(refine.NAME)).exists():
+        files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)}
+        figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
+    if "seed" in metrics:
+        figures.append(draw_curve(metrics["seed"], folder / "seed_curve.png"))
+    return [figure for figure in figures if figure is not None]
+
+
+def plan_chain(request: Request, console: Console) -> list[Planned]:
+    """Return what `run_chain` would do, without starting anything.
+
+    Raises:
+        UsageError: as `run_chain` would.
+    """
+    with _opened(request, console, threading.Event()) as context:
+        _check(context, request, redo=False)
+        plan = []
+        for name in request.stages:
+            folder = context.artifact(name)
+            redone = request.redo is not None and name in _from(request.redo)
+            work = STAGES[name].work(context)
+            if redone or not folder.exists():
+                plan.append(Planned(name, Work(work.total, 0, work.unit), "new"))
+            else:
+                source = "here" if folder.parent == context.run.directory else str(folder.parent)
+                plan.append(Planned(name, work, source))
+        return plan
+
+
+@contextlib.contextmanager
+def _opened(request: Request, console: Console, stop: threading.Event) -> Iterator[Context]:
+    """Hold the run directory, with its data at hand, for the length of a ``with`` block."""
+    parent = None
+    directory = request.out
+    if request.fork is not None:
+        parent, directory = Run.read(request.out), request.fork
+        if parent.directory == directory.expanduser().absolute():
+            raise UsageError(f"--fork {directory} must be another directory than the run it starts from.")
+    with Run.open(directory, parent) as run:
+        context = Context(request.experiment, run, STAGES, console, Tracker(request.experiment, run), stop)
+        with context.resources:
+            if request.experiment.data.kind == "synthetic":
+                _draw_world(context)
+            try:
+                yield context
+            finally:
+                context.tracker.close()
+
+
+def _draw_world(context: Context) -> None:
+    data = context.experiment.data
+    with context.console.status("drawing the synthetic world"):
+        make_world(context.data_root, data.synthetic, data.seed)
+
+
+def _check(context: Context, request: Request, redo: bool = True) -> None:
+    """Refuse whatever can be refused before anything starts, and forget what is to be made again."""
+    remade = _from(request.redo) if request.redo is not None else ()
+    needed = [name for name in STAGES if name in request.stages or _feeds(name, request.stages)]
+    for name in needed:
+        if name not in remade:
+            context.run.refuse_other_settings(STAGES[name].folder, context.key(name))
+    for name in needed:
+        if name not in request.stages and (name in remade or not context.artifact(name).exists()):
+            raise UsageError(
+                f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
+                f"add it: --stages {','.join([*needed])}."
+            )
+    if redo:
+        for name in remade:
+            context.run.remove_stage(name, STAGES[name].folder)
+
+
+def _feeds(name: str, stages: Sequence[str]) -> bool:
+    """Whether one of ``stages`` builds on stage ``name``, directly or not."""
+    return any(name in STAGES[stage].upstream or _feeds(name, STAGES[stage].upstream) for stage in stages)
+
+
+def _from(stage: str) -> tuple[str, ...]:
+    """Return a stage and all that build on it.
+
+    Raises:
+        UsageError: there is no such stage.
+    """
+    if stage not in STAGES:
+        raise UsageError(f"--redo {stage}: there is no such stage; the stages are {', '.join(STAGES)}.")
+    return tuple(name for name in STAGES if name == stage or _feeds(stage, (name,)))
+
+

@@ -1,0 +1,350 @@
+"""Stage ``classifier``: a multi-label classifier, trained by Ray Train or taken from a checkpoint."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ribray.cluster.training import TrainingPlan, read_log, run_training
+from ribray.config import ClassifierConfig
+from ribray.data.dataset import Dataset
+from ribray.data.transforms import augment, keyed_rng, normalise_crops
+from ribray.errors import ImageError, UsageError
+from ribray.models import Classifier, build_classifier
+from ribray.models.weights import load_backbone_weights, load_classifier, save_classifier
+from ribray.progress import show_progress
+from ribray.run import Failure
+from ribray.stages.stage import Context, Stage, Work, per_second
+
+NAME = "classifier"
+FOLDER = "classifier"
+FORMAT = 1
+WEIGHTS_FILE = "weights.safetensors"
+START_FILE = "start.safetensors"
+POLL_SECONDS = 0.5
+POLYNOMIAL_POWER = 0.9
+
+
+# --- the training, without Ray -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a batch, cut out and still uint8; of an unreadable one the weight is 0."""
+
+    pixels: np.ndarray
+    box: tuple[int, int, int, int]
+    labels: np.ndarray
+    weight: float
+    error: tuple[str, str] | None = None
+
+
+class _Samples(TorchDataset[Sample]):
+    """Images by (epoch, place); a negative epoch means validation: no augmentation."""
+
+    def __init__(self, dataset: Dataset, config: ClassifierConfig):
+        self._dataset, self._config = dataset, config
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, place = key
+        config, id, labels = self._config, self._dataset.ids[place], self._dataset.labels[place]
+        size = config.crop_size
+        try:
+            image = self._dataset.image(id)
+        except ImageError as error:
+            return Sample(np.zeros((size, size, 3), np.uint8), (0, 0, 0, 0), labels, 0.0, (id, str(error)))
+        rng = keyed_rng("classifier", config.seed, epoch, id)
+        if epoch >= 0:
+            resize = config.resize_long
+        else:
+            # Whole images: only what would not fit into the crop is made smaller.
+            resize = (min(max(image.shape[:2]), size),) * 2
+        return Sample(*augment(image, rng, resize, size), labels, 1.0)
+
+
+@dataclass
+class Batch:
+    """Shapes: pixels (n, S, S, 3) uint8, boxes (n, 4), labels (n, C) float32, weights (n,)."""
+
+    pixels: Tensor
+    boxes: Tensor
+    labels: Tensor
+    weights: Tensor
+    errors: dict[str, str]
+
+    @classmethod
+    def of(cls, samples: list[Sample]) -> "Batch":
+        """Stack samples."""
+        return cls(
+            torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+            torch.tensor([sample.box for sample in samples]),
+            torch.from_numpy(np.stack([sample.labels for sample in samples]).astype(np.float32)),
+            torch.tensor([sample.weight for sample in samples]),
+            dict(sample.error for sample in samples if sample.error is not None),
+        )
+
+    def images(self, device: torch.device) -> Tensor:
+        """Return the normalised crops, (n, 3, S, S) float32 on ``device``."""
+        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes.to(device))
+
+
+class ClassifierTask:
+    """METHOD section 1: SGD with polynomial decay on randomly resized, flipped and cropped images.
+
+    The order of images is a permutation keyed by (seed, epoch); each rank takes every ``world``-th image of a batch.
+    """
+
+    def __init__(self, config: ClassifierConfig, train: Dataset, held_out: Dataset, start: Path, loader_workers: int):
+        if len(train) < config.batch_size:
+            raise UsageError(
+                f"classifier.batch_size={config.batch_size} is more than the {len(train)} images of {train.name}; make it smaller."
+            )
+        if not train.labels.any():
+            raise UsageError(f"No image of {train.name} has a label, so there is nothing to learn.")
+        self.epochs, self.precision = config.epochs, config.precision
+        self._config, self._train, self._held_out, self._start = config, train, held_out, start
+        self._loader_workers = loader_workers
+        self._errors: dict[str, str] = {}
+
+    def model(self) -> Classifier:
+        """Return the network: the given backbone weights and a head drawn with the seed."""
+        config = self._config
+        torch.manual_seed(config.seed)
+        model = build_classifier(config.backbone, len(self._train.classes), config.output_stride)
+        load_classifier(model, self._start)
+        return model
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return SGD, the head at a multiple of the backbone's rate."""
+        config = self._config
+        backbone, head = model.learnable_groups()
+        groups = [{"params": backbone, "lr": config.lr}, {"params": head, "lr": config.lr * config.head_lr_factor}]
+        return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+
+    def steps_per_epoch(self) -> int:
+        """Return the number of whole batches; the images left over sit an epoch out."""
+        return len(self._train) // self._config.batch_size
+
+    def decay(self, step: int) -> float:
+        """Return the polynomial decay."""
+        return (1 - step / (self.steps_per_epoch() * self.epochs)) ** POLYNOMIAL_POWER
+
+    def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterator[Batch]:
+        """Yield this rank's share of each batch."""
+        size = self._config.batch_size
+        order = keyed_rng("order", self._config.seed, epoch).permutation(len(self._train))
+        shares = [
+            [(epoch, int(place)) for place in order[step * size : (step + 1) * size][rank::world]]
+            for step in range(first_step, self.steps_per_epoch())
+        ]
+        yield from self._load(self._train, shares)
+
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        """Return the mean loss over the share; an unreadable image adds nothing."""
+        logits = model(batch.images(device)).float()
+        labels, weights = batch.labels.to(device), batch.weights.to(device)
+        if self._config.loss == "rib":
+            per_image = -(logits * labels).sum(1)
+        else:
+            per_image = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+        return (per_image * weights).mean()
+
+    def validate(self, model: Classifier, rank: int, world: int, device: torch.device) -> dict[str, Any]:
+        """Return logits (n, C) and labels (n, C) of this rank's share of the held-out images, and unreadable images."""
+        size = max(1, self._config.batch_size // world)
+        places = [(-1, place) for place in range(rank, len(self._held_out), world)]
+        shares = [places[start : start + size] for start in range(0, len(places), size)]
+        logits, labels = [], []
+        for batch in self._load(self._held_out, shares):
+            readable = batch.weights > 0
+            logits.append(model(batch.images(device)).float().cpu()[readable].numpy())
+            labels.append(batch.labels[readable].numpy())
+        classes = len(self._train.classes)
+        return {
+            "logits": np.concatenate([np.empty((0, classes), np.float32), *logits]),
+            "labels": np.concatenate([np.empty((0, classes), np.float32), *labels]),
+            "errors": dict(self._errors),
+        }
+
+    def validation_metrics(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return loss and mAP (percent; over classes that occur) of the held-out images."""
+        logits = np.concatenate([part["logits"] for part in parts])
+        labels = np.concatenate([part["labels"] for part in parts])
+        errors = {id: error for part in parts for id, error in part["errors"].items()}
+        occurring = labels.any(0)
+        if not occurring.any():
+            return {"loss": None, "map": None, "images": len(labels), "unreadable": errors}
+        loss = functional.binary_cross_entropy_with_logits(torch.from_numpy(logits).double(), torch.from_numpy(labels).double())
+        precision = average_precision_score(labels[:, occurring], logits[:, occurring], average="macro")
+        return {"loss": float(loss), "map": 100 * float(precision), "images": len(labels), "unreadable": errors}
+
+    def save(self, model: Classifier, destination: Path) -> None:
+        """Write the weights as safetensors."""
+        save_classifier(model, destination)
+
+    def _load(self, dataset: Dataset, shares: list[list[tuple[int, int]]]) -> Iterator[Batch]:
+        loader: Iterable[Batch] = DataLoader(
+            _Samples(dataset, self._config),
+            batch_sampler=shares,  # type: ignore[arg-type]
+            num_workers=self._loader_workers,
+            collate_fn=Batch.of,
+        )
+        for batch in loader:
+            self._errors |= batch.errors
+            yield batch
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
+def _fingerprints(context: Context) -> dict[str, str]:
+    config = context.experiment.classifier
+    prints = {"ids or labels of data.train_split": context.training_set.fingerprint()}
+    if config.checkpoint is not None:
+        return prints | {"contents of classifier.checkpoint": _hash_file(config.checkpoint, "classifier.checkpoint")}
+    prints["ids or labels of data.eval_split"] = context.dataset(context.experiment.data.eval_split).fingerprint()
+    if config.weights not in ("imagenet", "none", "synthetic"):
+        prints["contents of classifier.weights"] = _hash_file(config.weights, "classifier.weights")
+    return prints
+
+
+def _hash_file(location: str, key: str) -> str:
+    try:
+        with open(Path(location).expanduser(), "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{key}={location} cannot be read: {error.strerror}.") from None
+
+
+def _work(context: Context) -> Work:
+    finished = (context.artifact(NAME) / WEIGHTS_FILE).exists()
+    if context.experiment.classifier.checkpoint is not None:
+        return Work(1, int(finished), "checkpoint")
+    epochs = context.experiment.classifier.epochs
+    return Work(epochs, epochs if finished else _epochs_done(context.artifact(NAME)), "epochs")
+
+
+def _epochs_done(folder: Path) -> int:
+    return sum("validation" in line for line in read_log(folder))
+
+
+def _execute(context: Context) -> None:
+    config, run, folder = context.experiment.classifier, context.run, context.own_folder(NAME)
+    train = context.training_set
+    model = build_classifier(config.backbone, len(train.classes), config.output_stride)
+    if config.checkpoint is not None:
+        load_classifier(model, Path(config.checkpoint).expanduser())
+        run.begin(FOLDER, context.key(NAME))
+        save_classifier(model, folder / WEIGHTS_FILE)
+        run.write_metrics(NAME, {"checkpoint": config.checkpoint})
+        return
+    torch.manual_seed(config.seed)
+    torch.nn.init.kaiming_uniform_(model.head.weight, a=5**0.5)
+    load_backbone_weights(model.backbone, config.weights)
+    task = ClassifierTask(
+        config, train, context.dataset(context.experiment.data.eval_split), folder / START_FILE, _loader_workers(context)
+    )
+    run.begin(FOLDER, context.key(NAME))
+    save_classifier(model, folder / START_FILE)
+    cluster = context.experiment.cluster
+    plan = TrainingPlan(
+        folder,
+        WEIGHTS_FILE,
+        config.workers,
+        cluster.cpus_per_worker,
+        min(1.0, context.session.gpus_per_worker(cluster)),
+        cluster.threads_per_worker,
+    )
+    began = time.monotonic()
+    steps = task.steps_per_epoch() * config.epochs
+    with show_progress(context.console, NAME, steps, len(_steps(folder)), unit="steps") as bar, _following(folder, bar):
+        log = run_training(task, plan, context.session)
+    seconds = time.monotonic() - began
+    (folder / START_FILE).unlink(missing_ok=True)
+    _finish(context, log, seconds, steps - bar.earlier)
+
+
+def _finish(context: Context, log: list[dict[str, Any]], seconds: float, steps: int) -> None:
+    """Turn the training log into metrics, failures and tracked series."""
+    config = context.experiment.classifier
+    epochs = [line for line in log if "validation" in line]
+    last = epochs[-1]["validation"]
+    failures = {id: Failure(id, NAME, error) for line in epochs for id, error in line["validation"]["unreadable"].items()}
+    context.replace_failures(NAME, failures)
+    metrics = {
+        "loss": [line["loss"] for line in log if "loss" in line][-1],
+        "validation_loss": last["loss"],
+        "map": last["map"],
+        "epochs": config.epochs,
+        "images": len(context.training_set),
+        "validation_images": last["images"],
+        "failed": len(failures),
+        "classes": list(context.training_set.classes),
+    }
+    timing = per_second(steps * config.batch_size, seconds) | {"workers": config.workers}
+    context.run.write_metrics(NAME, {**metrics, "timing": timing})
+    for line in log:
+        series = {"loss": line["loss"], "lr": line["lr"]} if "loss" in line else {
+            "validation_loss": line["validation"]["loss"], "validation_map": line["validation"]["map"]
+        }
+        context.tracker.log_step(NAME, line["step"], series)
+    text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} held-out images"
+    context.console.print(f"  final loss {metrics['loss']:.4f}{text}", highlight=False)
+
+
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_log(folder) if "loss" in line]
+
+
+class _following:
+    """Moves a bar on as the training log grows; Ray Train itself says nothing while it runs."""
+
+    def __init__(self, folder: Path, bar: Any):
+        self._folder, self._bar, self._end = folder, bar, threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._look()
+
+    def _follow(self) -> None:
+        while not self._end.wait(POLL_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        lines = _steps(self._folder)
+        self._bar.note = f"loss {lines[-1]['loss']:.3f}" if lines else "starting Ray Train"
+        self._bar.advance(len(lines) - self._bar.done, 0)
+
+
+def _loader_workers(context: Context) -> int:
+    """Processes that load data for one training worker: on a CPU the training itself needs the cores."""
+    return context.experiment.cluster.loader_threads if context.session.gpus else 0
+
+
+STAGE = Stage(
+    name=NAME,
+    folder=FOLDER,
+    upstream=(),
+    reads=("classifier", "data.kind"),
+    leaves_out=(),
+    format=FORMAT,
+    fingerprints=_fingerprints,
+    work=_work,
+    execute=_execute,
+)

@@ -1,0 +1,320 @@
+"""Stage ``refine``: a pool of workers refines every image on its own and writes its map file."""
+
+import hashlib
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ribray import storage
+from ribray.cluster.pool import Pool, PoolPlan
+from ribray.config import RefineConfig
+from ribray.data.dataset import Dataset
+from ribray.data.lists import read_id_list
+from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, target_views
+from ribray.errors import ImageError, UsageError
+from ribray.models import build_classifier
+from ribray.models.weights import load_classifier
+from ribray.progress import show_progress
+from ribray.rib.extras import ExtraOrder
+from ribray.rib.maps import empty_arrays, to_arrays
+from ribray.rib.refine import Refiner
+from ribray.run import Failure
+from ribray.stages.stage import Context, Stage, Work, per_second
+
+NAME = "refine"
+FOLDER = "maps"
+FORMAT = 1
+SUFFIX = ".npz"
+
+
+def map_path(folder: Path, id: str) -> Path:
+    """Return where an image's map file lies: 256 subfolders keep each listing short."""
+    return folder / hashlib.sha256(id.encode()).hexdigest()[:2] / f"{id}{SUFFIX}"
+
+
+def finished_ids(folder: Path) -> set[str]:
+    """Return the ids of all images with a map file, by one listing of the folder."""
+    return {
+        "/".join(location.relative_to(folder).parts[1:]).removesuffix(SUFFIX)
+        for location in storage.list_files(folder, SUFFIX)
+    }
+
+
+def wanted_ids(context: Context) -> list[str]:
+    """Return the images to refine, in the order of the split: those of ``data.image_list``, up to ``refine.limit``.
+
+    Raises:
+        UsageError: the list names an image that is not in the split.
+    """
+    dataset, config = context.training_set, context.experiment
+    ids = list(dataset.ids)
+    if config.data.image_list is not None:
+        listed = read_id_list(Path(config.data.image_list).expanduser())
+        for id in listed:
+            if id not in dataset:
+                raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}.")
+        chosen = set(listed)
+        ids = [id for id in ids if id in chosen]
+    return ids[: config.refine.limit]
+
+
+def refined_ids(context: Context) -> list[str]:
+    """Return the wanted images that have a map file, in the order of the split."""
+    done = finished_ids(context.artifact(NAME))
+    return [id for id in wanted_ids(context) if id in done]
+
+
+# --- in a worker -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """One extra sample, cut out and still uint8."""
+
+    place: int
+    pixels: np.ndarray
+    box: Box
+
+
+class _Preparation:
+    """An image's pixels, being loaded by background threads: the target's and its extra samples'.
+
+    An extra that cannot be read is passed over for the next one of the target's order; which image becomes which
+    sample therefore depends on the data alone, not on when a thread was done.
+    """
+
+    def __init__(self, id: str, dataset: Dataset, order: ExtraOrder, config: RefineConfig, threads: ThreadPoolExecutor):
+        self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
+        present = np.flatnonzero(dataset.labels[dataset.index(id)])
+        self._available = order.available(id, present.tolist())
+        self._order = order.draw(id, present.tolist())
+        self._drawn: Counter[int] = Counter()
+        self.per_step = min(config.batch_size - 1, self._available)
+        self.unreadable: list[str] = []
+        self.target = threads.submit(dataset.image, id)
+        self._queue: deque[tuple[int, Future[_Crop]]] = deque()
+        self._submit(self.per_step * (config.iterations - 1))
+
+    def _submit(self, count: int) -> None:
+        for place in itertools.islice(self._order, count):
+            self._queue.append((place, self._threads.submit(self._cut, place, self._drawn[place])))
+            self._drawn[place] += 1
+
+    def _cut(self, place: int, turn: int) -> _Crop:
+        extra = self._dataset.ids[place]
+        rng = keyed_rng("extra", self._config.seed, self._id, extra, turn)
+        pixels, box = augment(self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size)
+        return _Crop(place, pixels, box)
+
+    def take(self) -> list[_Crop]:
+        """Return the crops of the next step.
+
+        Raises:
+            ImageError: none of the images that may serve as extras can be read.
+        """
+        crops: list[_Crop] = []
+        passed_over = 0
+        while len(crops) < self.per_step:
+            if not self._queue:
+                self._submit(1)
+            place, future = self._queue.popleft()
+            try:
+                crops.append(future.result())
+                passed_over = 0
+            except ImageError as error:
+                self.unreadable.append(f"{self._dataset.ids[place]}: {error}")
+                passed_over += 1
+                if passed_over >= self._available:
+                    raise ImageError(f"None of the {self._available} images that could serve as extras is readable.") from None
+        return crops
+
+    def cancel(self) -> None:
+        """Drop what has not been loaded."""
+        for _, future in self._queue:
+            future.cancel()
+        self._queue.clear()
+
+
+class RefineWorker:
+    """Refines one image after the other with one copy of the classifier."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        classifier: Mapping[str, Any],
+        weights: Path,
+        config: RefineConfig,
+        precision: str,
+        folder: Path,
+        loader_threads: int,
+    ):
+        if config.deterministic and torch.cuda.is_available():
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = build_classifier(classes=len(dataset.classes), **classifier)
+        load_classifier(model, weights)
+        self._refiner = Refiner(model, config, precision, self._device)
+        self._dataset, self._config, self._folder = dataset, config, folder
+        self._order = ExtraOrder(dataset.ids, dataset.labels, config.seed)
+        self._threads = ThreadPoolExecutor(loader_threads, thread_name_prefix="loader")
+        self._prepared: dict[str, _Preparation] = {}
+
+    def prefetch(self, item: str) -> None:
+        """Begin to load an image that comes later."""
+        if self._dataset.labels[self._dataset.index(item)].any() and item not in self._prepared:
+            self._prepared[item] = self._prepare(item)
+
+    def process(self, item: str) -> dict[str, Any]:
+        """Refine an image and write its map file.
+
+        Raises:
+            ImageError: the image cannot be used; the sentence says why.
+        """
+        began = time.monotonic()
+        present = np.flatnonzero(self._dataset.labels[self._dataset.index(item)])
+        if present.size == 0:
+            height, width = self._dataset.image(item).shape[:2]
+            storage.write_npz(map_path(self._folder, item), **empty_arrays((height, width), self._config.scales))
+            return {"steps": 0, "seconds": time.monotonic() - began}
+        preparation = self._prepared.pop(item, None) or self._prepare(item)
+        try:
+            if self._config.batch_size > 1 and preparation.per_step == 0:
+                raise ImageError(
+                    f"{item} has no image to draw extra samples from: every other one shares a class with it; "
+                    "add images without its classes, or set refine.batch_size=1."
+                )
+            image = preparation.target.result()
+            loaded = time.monotonic()
+            refinement = self._refiner.refine(
+                target_views(image, self._config.scales), present.tolist(), lambda step: self._extras(preparation)
+            )
+        finally:
+            preparation.cancel()
+        arrays = to_arrays(refinement, image.shape[:2], self._config.scales)
+        storage.write_npz(map_path(self._folder, item), **arrays)
+        return {
+            "steps": refinement.steps,
+            "stop_reason": refinement.stop_reason,
+            "extras": preparation.per_step,
+            "unreadable": preparation.unreadable,
+            "waited": loaded - began,
+            "seconds": time.monotonic() - began,
+        }
+
+    def _prepare(self, item: str) -> _Preparation:
+        return _Preparation(item, self._dataset, self._order, self._config, self._threads)
+
+    def _extras(self, preparation: _Preparation) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if preparation.per_step == 0:
+            return None
+        crops = preparation.take()
+        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(self._device, non_blocking=True)
+        labels = torch.from_numpy(self._dataset.labels[[crop.place for crop in crops]]).to(self._device)
+        return normalise_crops(pixels, [crop.box for crop in crops]), labels
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
+def _work(context: Context) -> Work:
+    wanted = wanted_ids(context)
+    done = finished_ids(context.artifact(NAME)).intersection(wanted)
+    return Work(len(wanted), len(done))
+
+
+def _execute(context: Context) -> None:
+    experiment, run = context.experiment, context.run
+    dataset = context.training_set
+    wanted = wanted_ids(context)
+    folder = context.own_folder(NAME)
+    weights = context.require("classifier", NAME) / "weights.safetensors"
+    done = finished_ids(folder)
+    left = [id for id in wanted if id not in done]
+    failures = {
+        problem.id: Failure(problem.id, NAME, problem.sentence) for problem in dataset.problems if problem.id not in dataset
+    }
+    record = run.begin(FOLDER, context.key(NAME))
+    precision = record.get("precision") or context.session.resolve_precision(experiment.refine.precision, experiment.cluster)
+    run.update_record(FOLDER, precision=precision)
+    for leftover in folder.rglob(f"{storage.TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+    arguments = {
+        "dataset": dataset,
+        "classifier": {
+            "backbone": experiment.classifier.backbone,
+            "output_stride": experiment.classifier.output_stride,
+        },
+        "weights": weights,
+        "config": experiment.refine,
+        "precision": precision,
+        "folder": folder,
+        "loader_threads": experiment.cluster.loader_threads,
+    }
+    notes = _Notes(context)
+    plan = PoolPlan.of(NAME, experiment.cluster, context.session)
+    with show_progress(context.console, NAME, len(wanted), len(wanted) - len(left)) as bar:
+        bar.note = precision
+
+        def on_failed(id: str, error: str, tries: int) -> None:
+            failures[id] = Failure(id, NAME, error, tries)
+            run.event(NAME, "failed", id=id, error=error)
+
+        result = Pool(plan, RefineWorker, arguments).run(left, notes.take, on_failed, bar, context.stop.is_set)
+    notes.tell()
+    context.replace_failures(NAME, failures)
+    count = len(finished_ids(folder).intersection(wanted))
+    metrics = {"images": count, "failed": len(failures), "precision": precision}
+    run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
+
+
+class _Notes:
+    """Collects what workers' records say that a person should know, once each."""
+
+    def __init__(self, context: Context):
+        self._context = context
+        self._unreadable: set[str] = set()
+        self._few: int | None = None
+
+    def take(self, id: str, record: Mapping[str, Any]) -> None:
+        """Look at the record of a finished image."""
+        for sentence in set(record.get("unreadable", ())) - self._unreadable:
+            self._unreadable.add(sentence)
+            self._context.run.event(NAME, "extra sample passed over", error=sentence)
+        wanted = self._context.experiment.refine.batch_size - 1
+        if "extras" in record and record["extras"] < wanted:
+            self._few = min(record["extras"], self._few if self._few is not None else wanted)
+
+    def tell(self) -> None:
+        """Print it."""
+        wanted = self._context.experiment.refine.batch_size - 1
+        if self._few is not None:
+            self._context.console.print(
+                f"Some images had fewer than {wanted} others without their classes (at least {self._few}): "
+                "all there are were drawn.", highlight=False,
+            )
+        if self._unreadable:
+            self._context.console.print(
+                f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.", highlight=False
+            )
+
+
+STAGE = Stage(
+    name=NAME,
+    folder=FOLDER,
+    upstream=("classifier",),
+    reads=("refine",),
+    leaves_out=("refine.limit",),
+    format=FORMAT,
+    fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
+    work=_work,
+    execute=_execute,
+)

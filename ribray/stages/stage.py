@@ -1,0 +1,156 @@
+"""What a stage is, and what it works with."""
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ribray.cluster.session import Session, connect, require_shared
+from ribray.config import Experiment, flatten, to_values
+from ribray.data import open_dataset
+from ribray.data.dataset import Dataset
+from ribray.errors import UsageError
+from ribray.run import Failure, Run, StageKey, select_configuration
+from ribray.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage would do now."""
+
+    total: int
+    done: int
+    unit: str = "images"
+
+    @property
+    def left(self) -> int:
+        """Items still to do."""
+        return self.total - self.done
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the chain: what it reads decides about reuse, `execute` does what is left to do."""
+
+    name: str
+    folder: str
+    """Where its artifact lies in the run directory."""
+    upstream: tuple[str, ...]
+    """Stages whose artifacts it reads."""
+    reads: tuple[str, ...]
+    """Configuration keys, or sections, that its result depends on."""
+    leaves_out: tuple[str, ...]
+    """Keys below `reads` that its result does not depend on."""
+    format: int
+    """Version of the files it writes."""
+    fingerprints: "Callable[[Context], Mapping[str, str]]"
+    """Fingerprints of the data and weight files it reads, by what to call them in a sentence."""
+    work: "Callable[[Context], Work]"
+    """What there is to do; asked without a cluster."""
+    execute: "Callable[[Context], None]"
+    """Do what is left, write the artifact and the stage's metrics."""
+
+
+@dataclass
+class Context:
+    """What the stages of one command share."""
+
+    experiment: Experiment
+    run: Run
+    stages: Mapping[str, Stage]
+    console: Console
+    tracker: Tracker
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set once the user asked to stop: finish what is in flight and start no more."""
+    resources: ExitStack = field(default_factory=ExitStack)
+    _datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    @cached_property
+    def session(self) -> Session:
+        """The Ray cluster; connected to when first asked for."""
+        with self.console.status("starting Ray"):
+            session = self.resources.enter_context(
+                connect(self.experiment.cluster, training_workers=self.experiment.classifier.workers)
+            )
+        require_shared(self.run.directory)
+        return session
+
+    @property
+    def data_root(self) -> Path:
+        """The data root; a drawn world without a root of its own lies in the (first) run directory."""
+        if self.experiment.data.root is not None:
+            return Path(self.experiment.data.root).expanduser().absolute()
+        run = self.run
+        while run.parent is not None:
+            run = run.parent
+        world, seed = self.experiment.data.synthetic, self.experiment.data.seed
+        name = f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
+        return run.directory / "data" / name
+
+    def dataset(self, split: str) -> Dataset:
+        """Return a split of the experiment's data, opened once."""
+        if split not in self._datasets:
+            self._datasets[split] = open_dataset(self.experiment.data, split, self.data_root)
+        return self._datasets[split]
+
+    @property
+    def training_set(self) -> Dataset:
+        """The split that the classifier learns from and that is refined."""
+        return self.dataset(self.experiment.data.train_split)
+
+    def key(self, stage: str) -> StageKey:
+        """Return the key that a stage has under the present configuration and data."""
+        if stage not in self._keys:
+            definition = self.stages[stage]
+            flat = flatten(to_values(self.experiment))
+            self._keys[stage] = StageKey(
+                stage=stage,
+                format=definition.format,
+                configuration=select_configuration(flat, definition.reads, definition.leaves_out),
+                upstream={name: self.key(name).digest for name in definition.upstream},
+                data=definition.fingerprints(self),
+            )
+        return self._keys[stage]
+
+    @cached_property
+    def _keys(self) -> dict[str, StageKey]:
+        return {}
+
+    def artifact(self, stage: str) -> Path:
+        """Return the folder that holds a stage's artifact: in this run, or in the run it was forked from."""
+        return self.run.find_artifact(self.stages[stage].folder, self.key(stage))
+
+    def own_folder(self, stage: str) -> Path:
+        """Return the stage's folder in this run."""
+        return self.run.directory / self.stages[stage].folder
+
+    def require(self, stage: str, needed_by: str) -> Path:
+        """Return the artifact of an earlier stage.
+
+        Raises:
+            UsageError: this run does not have it.
+        """
+        folder = self.artifact(stage)
+        if not folder.exists():
+            raise UsageError(
+                f"Stage '{needed_by}' needs stage '{stage}', which {self.run.directory} does not have: "
+                f"add it with --stages {stage},{needed_by}."
+            )
+        return folder
+
+    def replace_failures(self, stage: str, failures: "Mapping[str, Failure]") -> None:
+        """Write a stage's failures in place of those it had before."""
+        others = [failure for failure in self.run.failures() if failure.stage != stage]
+        self.run.write_failures([*others, *failures.values()])
+
+
+def per_second(count: int, seconds: float) -> dict[str, Any]:
+    """Return the timing part of a stage's metrics."""
+    return {"seconds": round(seconds, 3), "images": count, "images_per_second": round(count / seconds, 3) if seconds else None}
+
+

@@ -1,0 +1,254 @@
+"""Photographs of every kind are read as a viewer shows them; what cannot be read is named."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ribray.data.images import image_size, read_image, read_mask
+from ribray.errors import ImageError
+
+def gradient(height: int, width: int) -> np.ndarray:
+    """A picture (height, width, 3) uint8 in which every corner looks different."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    red, green = rows * 255 // max(height - 1, 1), columns * 255 // max(width - 1, 1)
+    return np.stack((red, green, 255 - red), axis=-1).astype(np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95)
+    return path
+
+
+RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
+
+
+def test_a_real_photograph_equals_pillows_pixels(shared_dir: Path) -> None:
+    path = shared_dir / "data/voc-mini/JPEGImages/2017_000030.jpg"
+    image = read_image(path)
+    assert image.shape == (334, 500, 3)
+    assert image.dtype == np.uint8
+    assert image.flags.writeable
+    with Image.open(path) as expected:
+        np.testing.assert_array_equal(image, np.asarray(expected))
+    assert image_size(path) == (334, 500)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = gradient(16, 40)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),  # shown after a quarter turn to the right
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("x.png", "x.jpg", "x.webp", "x.tif"):
+        path = tmp_path / name
+        options = {"quality": 100} if name != "x.webp" else {"lossless": True}
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
+        image = read_image(path)
+        assert image.shape == upright.shape
+        assert np.abs(image.astype(int) - upright).max() <= 12, name  # JPEG loses a little
+        assert image_size(path) == (16, 40)
+
+
+def test_palette_and_grey_become_colours(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
+    picture.putpalette([*RED, *GREEN])
+    picture.save(tmp_path / "palette.png")
+    assert read_image(tmp_path / "palette.png").tolist() == [[list(RED), list(GREEN)]]
+    grey = read_image(save(tmp_path / "grey.png", np.array([[0, 77, 255]], np.uint8)))
+    assert grey.tolist() == [[[0] * 3, [77] * 3, [255] * 3]]
+    Image.new("1", (3, 2), 1).save(tmp_path / "black-and-white.png")
+    assert (read_image(tmp_path / "black-and-white.png") == 255).all()
+
+
+def test_grey_jpegs_become_colours(tmp_path: Path) -> None:
+    image = read_image(save(tmp_path / "grey.jpg", np.full((8, 8), 90, np.uint8)))
+    assert image.shape == (8, 8, 3)
+    assert np.abs(image.astype(int) - 90).max() <= 1
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=100)
+    image = read_image(tmp_path / "cmyk.jpg").astype(int)
+    assert np.abs(image - RED).max() <= 4
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    for name in ("grey.png", "grey.tif"):
+        assert read_image(tmp_path / name)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_sixteen_bit_colour_is_scaled_as_sixteen_bit_grey_is(tmp_path: Path) -> None:
+    values = [0, 255, 256, 32768, 65535]
+    row = b"\0" + b"".join(struct.pack(">HHH", value, value, value) for value in values)
+    (tmp_path / "colour.png").write_bytes(png(5, 1, 16, 2, row))
+    assert read_image(tmp_path / "colour.png")[0, :, 1].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    pixels = np.array([[(*RED, 255), (*RED, 0), (*RED, 51)]], np.uint8)
+    assert read_image(save(tmp_path / "rgba.png", pixels)).tolist() == [
+        [[255, 0, 0], [255] * 3, [255, 204, 204]]
+    ]
+    grey = np.array([[(100, 255), (100, 0)]], np.uint8)
+    assert read_image(save(tmp_path / "la.png", grey)).tolist() == [[[100] * 3, [255] * 3]]
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
+    palette.putpalette([*RED, *GREEN])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    assert read_image(tmp_path / "palette.png").tolist() == [[list(RED), list(WHITE)]]
+
+
+def test_extreme_shapes_are_read(tmp_path: Path) -> None:
+    for height, width in ((1, 1), (1, 5000), (5000, 1)):
+        path = save(tmp_path / f"{height}x{width}.png", np.zeros((height, width, 3), np.uint8))
+        assert read_image(path).shape == (height, width, 3)
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert (read_image(tmp_path / "x.gif") == RED).all()
+
+
+# --- what cannot be read ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_truncated_images_are_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / f"x{suffix}", noise)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ImageError, match=f"x{suffix} .*(truncated|Truncated|cannot be read)"):
+        read_image(path)
+
+
+def test_missing_empty_and_text_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.jpg does not exist\.$"):
+        read_image(tmp_path / "gone.jpg")
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ImageError, match=r"empty\.jpg is empty \(0 bytes\)\.$"):
+        read_image(tmp_path / "empty.jpg")
+    with pytest.raises(ImageError, match="is empty"):
+        image_size(tmp_path / "empty.jpg")
+    (tmp_path / "text.jpg").write_text("<html>404 not found</html>")
+    with pytest.raises(ImageError, match=r"text\.jpg is a text file"):
+        read_image(tmp_path / "text.jpg")
+    (tmp_path / "noise.jpg").write_bytes(bytes(range(256)))
+    with pytest.raises(ImageError, match="damaged or of another format"):
+        read_image(tmp_path / "noise.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ImageError, match=r"folder\.jpg cannot be read"):
+        read_image(tmp_path / "folder.jpg")
+
+
+def test_a_damaged_checksum_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png", gradient(32, 32))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"x\.png cannot be read"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("sides", [(60_000, 60_000), (9_500, 9_500)])
+def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, sides: tuple[int, int]) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(*sides, 1, 0, b""))
+    with pytest.raises(ImageError, match="too large"):
+        read_image(path)
+    with pytest.raises(ImageError, match="too large"):
+        image_size(path)
+
+
+def test_pictures_that_start_programs_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(ImageError, match="is a text file"):
+        read_image(tmp_path / "x.jpg")
+
+
+def test_pixels_without_agreed_brightness_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(tmp_path / "int.tif")
+    for name in ("float.tif", "int.tif"):
+        with pytest.raises(ImageError, match="save it with 8 bits"):
+            read_image(tmp_path / name)
+
+
+# --- masks --------------------------------------------------------------------------------------------------------
+
+
+def test_masks_hold_values_not_colours(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 20, 255]], np.uint8)
+    assert read_mask(save(tmp_path / "grey.png", values)).tolist() == values.tolist()
+    palette = Image.fromarray(values, "L").convert("P")
+    palette.putdata(values.flatten().tolist())
+    palette.putpalette([9] * 768)
+    palette.save(tmp_path / "palette.png")
+    mask = read_mask(tmp_path / "palette.png")
+    assert mask.tolist() == values.tolist()
+    assert mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("depth", "byte", "expected"), [(1, 0b10100000, [1, 0, 1]), (2, 0b00011000, [0, 1, 2])]
+)
+@pytest.mark.parametrize("is_palette", [False, True])
+def test_masks_of_few_bits_hold_values_too(
+    tmp_path: Path, depth: int, byte: int, expected: list[int], is_palette: bool
+) -> None:
+    (tmp_path / "x.png").write_bytes(png(3, 1, depth, 3 if is_palette else 0, bytes((0, byte))))
+    assert read_mask(tmp_path / "x.png").tolist() == [expected]
+
+
+def test_four_bit_grey_masks_hold_values_too(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(4, 1, 4, 0, bytes((0, 0x01, 0x2F))))
+    assert read_mask(tmp_path / "x.png").tolist() == [[0, 1, 2, 15]]
+
+
+def test_masks_of_another_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="its pixels are RGB, where a mask is a palette or 8-bit grey PNG"):
+        read_mask(save(tmp_path / "colour.png", gradient(4, 4)))
+    with pytest.raises(ImageError, match="its pixels are 16-bit"):
+        read_mask(save(tmp_path / "deep.png", np.zeros((4, 4), np.uint16)))
+    with pytest.raises(ImageError, match="not an image that can be read"):
+        read_mask(save(tmp_path / "lossy.jpg", np.zeros((4, 4), np.uint8)))
+    with pytest.raises(ImageError, match="does not exist"):
+        read_mask(tmp_path / "gone.png")
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG file by hand, for the kinds that Pillow does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(range(48))) if colour_type == 3 else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )

@@ -1,0 +1,141 @@
+"""Tables as they appear on a terminal of 80 columns."""
+
+import pytest
+from rich.console import Console
+
+from ribray.report.tables import run_summary, seed_table
+
+
+def shown(renderable, width=80):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(renderable)
+    return console.export_text()
+
+
+def line_of(text, start):
+    """Return the words of the one line that starts with `start`, after it."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
+    return line.strip().removeprefix(start).split()
+
+
+def method(per_class, threshold, images=10, failed=0):
+    known = [value for value in per_class.values() if value is not None]
+    return {
+        "miou": sum(known) / len(known),
+        "threshold": threshold,
+        "per_class": per_class,
+        "images": images,
+        "failed": failed,
+    }
+
+
+SMALL = {
+    "rib": method({"background": 80.04, "cat": 50.0, "dog": None}, 0.2, images=1463, failed=1),
+    "cam": method({"background": 70.0, "cat": 52.26, "dog": 10.0}, 0.05, images=1464),
+}
+
+
+def test_plain_cam_comes_before_rib_with_the_gain_beside_them():
+    text = shown(seed_table(SMALL, note="the paper: 56.44 ± 0.05"))
+    assert line_of(text, "class") == ["plain", "CAM", "RIB", "gain"]
+    assert line_of(text, "background") == ["70.0", "80.0", "+10.0"]
+    assert line_of(text, "cat") == ["52.3", "50.0", "-2.3"]
+    assert line_of(text, "dog") == ["10.0", "–", "–"]
+    assert line_of(text, "mean IoU") == ["44.1", "65.0", "+20.9"]
+    assert line_of(text, "best threshold") == ["0.05", "0.20"]
+    assert line_of(text, "images") == ["1,464", "1,463"]
+    assert line_of(text, "failed") == ["0", "1"]
+    assert "the paper: 56.44 ± 0.05" in text
+
+
+def test_one_method_alone_has_no_gain():
+    text = shown(seed_table({"cam": SMALL["cam"]}))
+    assert line_of(text, "class") == ["plain", "CAM"]
+    assert line_of(text, "background") == ["70.0"]
+
+
+@pytest.fixture
+def many():
+    names = [f"class{number:02d}" for number in range(80)]
+    cam = method({name: 30.0 for name in names}, 0.2)
+    return {"cam": cam, "rib": method({name: 20.0 + number / 4 for number, name in enumerate(names)}, 0.25)}
+
+
+def test_of_many_classes_those_with_the_largest_and_smallest_gain_are_shown(many):
+    text = shown(seed_table(many))
+    listed = [
+        line.split()[0]
+        for line in text.splitlines()
+        if line.strip().startswith("class") and line.split()[0] != "class"
+    ]
+    expected = [*range(79, 74, -1), *range(4, -1, -1)]
+    assert listed == [f"class{number:02d}" for number in expected]
+    assert "10 of 80 classes" in text
+    assert line_of(text, "mean IoU") == ["30.0", "29.9", "-0.1"]
+
+
+def test_all_classes_can_be_asked_for(many):
+    text = shown(seed_table(many, all_classes=True))
+    assert all(f"class{number:02d}" in text for number in range(80))
+    assert "of 80 classes" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_line_is_wider_than_the_terminal_and_no_cell_is_cut(many, width):
+    text = shown(seed_table(many), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+
+
+def test_class_names_are_never_read_as_markup():
+    assert "[bold]cat" in shown(seed_table({"rib": method({"[bold]cat": 1.0}, 0.2)}))
+
+
+METRICS = {
+    "classifier": {"map": 94.1},
+    "seed": SMALL,
+    "timing": {
+        "classifier": {"seconds": 31.2},
+        "refine": {"seconds": 3905.0, "images_per_second": 0.41, "images": 1464, "failed": 1},
+        "seed": {"seconds": 185.4, "images_per_second": 300.2},
+    },
+}
+
+
+def test_the_summary_has_a_line_per_stage_and_the_places():
+    text = shown(run_summary(METRICS, "runs/first", paths={"pictures": "runs/first/figures/growth.png"}))
+    assert line_of(text, "classifier") == ["mAP", "94.1", "–", "–", "31.2", "s", "–"]
+    assert line_of(text, "refine") == ["–", "1,464", "1", "1", "h", "05", "min", "0.4"]
+    assert line_of(text, "seed") == [
+        "mIoU",
+        "44.1",
+        "→",
+        "65.0",
+        "1,463",
+        "1",
+        "3",
+        "min",
+        "05",
+        "s",
+        "300.2",
+    ]
+    assert line_of(text, "run") == ["runs/first"]
+    assert line_of(text, "pictures") == ["runs/first/figures/growth.png"]
+    assert "failed," not in text
+
+
+def test_the_summary_ends_with_the_last_failures():
+    failures = [
+        {"id": f"2008_{n:06d}", "stage": "refine", "error": "The image [x] is truncated."} for n in range(8)
+    ]
+    text = shown(run_summary(METRICS, "runs/first", failures=failures))
+    assert "8 failed, the last 5" in text
+    assert "2008_000007 (refine) The image [x] is truncated." in text
+    assert "2008_000002" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (3599.6, "1 h 00 min")]
+)
+def test_times_are_said_as_people_say_them(seconds, said):
+    assert said in shown(run_summary({"timing": {"seed": {"seconds": seconds}}}, "runs/first"))
