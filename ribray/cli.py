@@ -33,9 +33,15 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Run directory. [default: runs/RECIPE]", metavar="DIR")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one configuration key.", metavar="KEY=VALUE")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Run directory. [default: runs/RECIPE]", metavar="DIR")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one configuration key.", metavar="KEY=VALUE")
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,11 +86,17 @@ def run(
     recipe: RecipeArgument,
     out: OutOption = None,
     settings: SetOption = None,
-    stages: Annotated[str | None, typer.Option(help="Stages to run, comma-separated. [default: all]", metavar="A,B")] = None,
-    redo: Annotated[str | None, typer.Option(help="Make this stage, and what follows, again.", metavar="STAGE")] = None,
+    stages: Annotated[
+        str | None, typer.Option(help="Stages to run, comma-separated. [default: all]", metavar="A,B")
+    ] = None,
+    redo: Annotated[
+        str | None, typer.Option(help="Make this stage, and what follows, again.", metavar="STAGE")
+    ] = None,
     fork: Annotated[
         Path | None,
-        typer.Option(help="Go on in a new run DIR that reuses what still fits of the one at --out.", metavar="DIR"),
+        typer.Option(
+            help="Go on in a new run DIR that reuses what still fits of the one at --out.", metavar="DIR"
+        ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
@@ -98,9 +110,12 @@ def run(
 @app.command()
 def status(directory: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
     """Say how far a run is."""
-    from ribray.stages.chain import run_status
+    from ribray.report.tables import status_table
+    from ribray.stages.chain import read_status
 
-    run_status(directory, console)
+    is_held, statuses = read_status(directory)
+    console.print(status_table(statuses))
+    console.print("A process is working on it." if is_held else "No process is working on it.")
 
 
 @app.command("config")
@@ -122,13 +137,19 @@ def recipes() -> None:
 @app.command()
 def verify(
     directory: Annotated[Path, typer.Argument(help="Folder of recorded cases (npz).", metavar="DIR")],
-    only: Annotated[str | None, typer.Option(help="Only cases whose name begins so.", metavar="PREFIX")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Only cases whose name begins so.", metavar="PREFIX")
+    ] = None,
 ) -> None:
     """Run recorded cases through this installation and compare, quantity by quantity."""
-    from ribray.report.tables import print_checks
-    from ribray.verify import verify as check
+    from ribray.report.tables import check_table
+    from ribray.verify import verify as run_checks
 
-    if not print_checks(check(directory, only), console):
+    checks = run_checks(directory, only)
+    console.print(check_table(checks))
+    off = sum(not check.ok for check in checks)
+    console.print(f"{len(checks) - off} of {len(checks)} quantities within tolerance", highlight=False)
+    if off:
         raise typer.Exit(EXIT_FAILURES)
 
 
@@ -136,7 +157,12 @@ def verify(
 
 
 def _request(
-    recipe: str, out: Path | None, settings: list[str], stages: str | None, redo: str | None, fork: Path | None
+    recipe: str,
+    out: Path | None,
+    settings: list[str],
+    stages: str | None,
+    redo: str | None,
+    fork: Path | None,
 ) -> Any:
     from ribray.cluster.session import inside_job
     from ribray.stages.chain import Request, parse_stages
@@ -152,7 +178,12 @@ def _request(
 
 
 def _run(
-    recipe: str, out: Path | None, settings: list[str], stages: str | None, redo: str | None, fork: Path | None
+    recipe: str,
+    out: Path | None,
+    settings: list[str],
+    stages: str | None,
+    redo: str | None,
+    fork: Path | None,
 ) -> None:
     from ribray.report.tables import run_summary, seed_table
     from ribray.stages.chain import run_chain
@@ -174,11 +205,17 @@ def _run(
 
 
 def _plan(
-    recipe: str, out: Path | None, settings: list[str], stages: str | None, redo: str | None, fork: Path | None
+    recipe: str,
+    out: Path | None,
+    settings: list[str],
+    stages: str | None,
+    redo: str | None,
+    fork: Path | None,
 ) -> None:
+    from ribray.report.tables import plan_table
     from ribray.stages.chain import plan_chain
 
-    console.print(plan_chain(_request(recipe, out, settings, stages, redo, fork), console))
+    console.print(plan_table(plan_chain(_request(recipe, out, settings, stages, redo, fork), console)))
 
 
 def _stop_on_signals() -> threading.Event:

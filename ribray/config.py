@@ -45,7 +45,9 @@ def _increasing(value: Any) -> Any:
     return value
 
 
-Thresholds = Annotated[tuple[Share, ...], BeforeValidator(_increasing), BeforeValidator(_expand_range), Field(min_length=1)]
+Thresholds = Annotated[
+    tuple[Share, ...], BeforeValidator(_increasing), BeforeValidator(_expand_range), Field(min_length=1)
+]
 
 
 def _require_range(bounds: tuple[int, int], key: str) -> None:
@@ -130,14 +132,18 @@ class ClassifierConfig(_Section):
     def _fits_together(self) -> "ClassifierConfig":
         _require_range(self.resize_long, "resize_long")
         if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: "
-                             "set classifier.batch_size to a multiple of classifier.workers")
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: "
+                "set classifier.batch_size to a multiple of classifier.workers"
+            )
         if self.backbone == "small" and self.output_stride != 8:
             raise ValueError("the small backbone has output_stride 8 only")
         if self.weights == "synthetic" and self.backbone != "small":
             raise ValueError("weights: synthetic belong to backbone: small")
         if self.weights == "imagenet" and self.backbone == "small" and self.checkpoint is None:
-            raise ValueError("the small backbone has no ImageNet weights: set classifier.weights to synthetic or none")
+            raise ValueError(
+                "the small backbone has no ImageNet weights: set classifier.weights to synthetic or none"
+            )
         return self
 
 
@@ -204,7 +210,9 @@ class RefineConfig(_Section):
 class SeedEvalConfig(_Section):
     """mIoU of the initial seed over thresholds."""
 
-    thresholds: Thresholds = Field(default_factory=lambda: _expand_range({"start": 0.2, "stop": 0.49, "step": 0.01}))
+    thresholds: Thresholds = Field(
+        default_factory=lambda: _expand_range({"start": 0.2, "stop": 0.49, "step": 0.01})
+    )
     """Background thresholds to try: a list, or {start, stop, step} with stop included."""
     split: str | None = None
     """Split whose images count (those that have a map); default: data.train_split."""
@@ -266,7 +274,11 @@ class Experiment(_Section):
         spread = dict(values)
         for name, field in cls.model_fields.items():
             section = spread.get(name, {})
-            if _is_section(field.annotation) and "seed" in field.annotation.model_fields and isinstance(section, Mapping):
+            if (
+                _is_section(field.annotation)
+                and "seed" in field.annotation.model_fields
+                and isinstance(section, Mapping)
+            ):
                 spread[name] = {**section, "seed": section.get("seed", values.get("seed", 0))}
         return spread
 
@@ -321,7 +333,9 @@ def find_recipe(recipe: str) -> Path:
     if location.is_file():
         return location
     hint = _nearest(recipe, shipped)
-    raise UsageError(f"There is no recipe '{recipe}'{hint}; shipped are {', '.join(shipped)}, or give the path of a YAML file.")
+    raise UsageError(
+        f"There is no recipe '{recipe}'{hint}; shipped are {', '.join(shipped)}, or give the path of a YAML file."
+    )
 
 
 def read_yaml(location: Path) -> dict[str, Any]:

@@ -6,8 +6,16 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 LOG_SECONDS = 10.0
@@ -90,7 +98,9 @@ class _RateColumn(ProgressColumn):
 
 
 @contextlib.contextmanager
-def show_progress(console: Console, name: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Bar]:
+def show_progress(
+    console: Console, name: str, total: int, done: int = 0, unit: str = "images"
+) -> Iterator[Bar]:
     """Show the progress of a stage for the length of a ``with`` block and leave one line behind."""
     if not console.is_terminal:
         bar: Bar = _LogBar(console, name, total, done, unit)

@@ -63,7 +63,9 @@ class StageKey:
         }
 
 
-def select_configuration(flat: Mapping[str, Any], reads: Iterable[str], leaves_out: Iterable[str]) -> dict[str, Any]:
+def select_configuration(
+    flat: Mapping[str, Any], reads: Iterable[str], leaves_out: Iterable[str]
+) -> dict[str, Any]:
     """Return the values of ``flat`` whose keys lie under one of ``reads`` and are not in ``leaves_out``."""
     reads, leaves_out = tuple(reads), set(leaves_out)
     return {
@@ -123,7 +125,9 @@ class Run:
         """
         location = storage.absolute(directory)
         if not storage.is_local(location):
-            raise UsageError(f"{location} is not a local path; a run directory must lie on a (shared) file system for now.")
+            raise UsageError(
+                f"{location} is not a local path; a run directory must lie on a (shared) file system for now."
+            )
         if location.exists() and not location.is_dir():
             raise UsageError(f"{location} is a file; --out must name a directory.")
         is_ours = (location / LOCK_FILE).exists() or (location / EXPERIMENT_FILE).exists()
@@ -134,7 +138,9 @@ class Run:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise UsageError(f"Another run is working in {location}; wait for it, or stop it first.") from None
+            raise UsageError(
+                f"Another run is working in {location}; wait for it, or stop it first."
+            ) from None
         run = cls(location, parent or cls._recorded_parent(location), lock)
         run._remove_leftovers()
         return run
@@ -290,9 +296,15 @@ class Run:
         if not location.exists():
             return []
         try:
-            return [Failure(**json.loads(line)) for line in location.read_text(encoding="utf-8").splitlines() if line]
+            return [
+                Failure(**json.loads(line))
+                for line in location.read_text(encoding="utf-8").splitlines()
+                if line
+            ]
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-            raise RibrayError(f"{location} is damaged ({error}); remove it, failed images are tried again anyway.") from None
+            raise RibrayError(
+                f"{location} is damaged ({error}); remove it, failed images are tried again anyway."
+            ) from None
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
         """Replace ``failures.jsonl``, sorted by stage and id so that the order of work leaves no trace."""
@@ -305,7 +317,11 @@ class Run:
         """Append one line to this process's own file in ``events/``."""
         now = time.time()
         if self._events is None:
-            self._events = self.directory / "events" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}.jsonl"
+            self._events = (
+                self.directory
+                / "events"
+                / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}.jsonl"
+            )
             self._events.parent.mkdir(exist_ok=True)
         with open(self._events, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"time": round(now, 3), "stage": stage, "what": what, **facts}) + "\n")
@@ -327,5 +343,7 @@ def _git_commit() -> str | None:
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return None
-    answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return answer.stdout.strip() or None

@@ -100,7 +100,9 @@ def read_npz(location: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise RibrayError(f"{location} does not exist.") from None
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, OSError) as error:
-        raise RibrayError(f"{location} is not a readable npz file ({error}); remove it so that it is made again.") from None
+        raise RibrayError(
+            f"{location} is not a readable npz file ({error}); remove it so that it is made again."
+        ) from None
 
 
 def list_files(folder: Path, suffix: str) -> Iterator[Path]:

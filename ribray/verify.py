@@ -1,9 +1,11 @@
 """Comparing the product's own computations with recorded outputs of the reference implementations.
 
-A folder of recorded cases holds one ``.npz`` per case. The name's beginning says what was recorded (`CHECKERS`); each
-kind is run through the code that a run uses, and every recorded quantity gives one `Check`.
+A folder of recorded cases holds one ``.npz`` per case. The name's beginning says what was recorded
+(`CHECKERS`); each kind is run through the code that a run uses, and every recorded quantity gives one
+`Check`.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +64,9 @@ def verify(directory: str | Path, only: str | None = None, device: str = "cpu") 
         raise UsageError(f"There is no folder {folder} with recorded cases.")
     files = sorted(file for file in folder.glob("*.npz") if file.stem.startswith(only or ""))
     if not files:
-        raise UsageError(f"{folder} has no recorded case (*.npz){f' that begins with {only!r}' if only else ''}.")
+        raise UsageError(
+            f"{folder} has no recorded case (*.npz){f' that begins with {only!r}' if only else ''}."
+        )
     checks: list[Check] = []
     for prefix, checker in CHECKERS.items():
         if chosen := [file for file in files if file.stem.startswith(prefix)]:
@@ -73,7 +77,7 @@ def verify(directory: str | Path, only: str | None = None, device: str = "cpu") 
     return checks
 
 
-# --- rib_*: the refinement of one image ---------------------------------------------------------------------------
+# --- rib_*: the refinement of one image ---------------------------------------------------------------------
 
 _LOSS_TOLERANCE = 1e-5
 _MAP_TOLERANCE = 1e-4
@@ -92,24 +96,51 @@ _WEIGHT_SUMS = {
 }
 _MOMENTUM = 1e-4
 _POOLINGS = {"gndp": "gndrp", "gap": "gap"}
-_RECORDED = (
-    ("image", "label", "extra_images", "extra_labels", "scales", "lr", "weight_decay", "iterations", "tau")
-    + ("stop_threshold", "explode_threshold", "explode_ratio", "pooling", "losses", "target_losses", "logits_first")
-    + ("logits_last", "steps_done", "stopped", "keys", "cam_stride4", "cam_full")
+_INPUTS = (
+    "image",
+    "label",
+    "extra_images",
+    "extra_labels",
+    "scales",
+    "lr",
+    "weight_decay",
+    "iterations",
+    "tau",
+    "stop_threshold",
+    "explode_threshold",
+    "explode_ratio",
+    "pooling",
+)
+_OUTPUTS = (
+    "losses",
+    "target_losses",
+    "logits_first",
+    "logits_last",
+    "steps_done",
+    "stopped",
+    "keys",
+    "cam_stride4",
+    "cam_full",
 )
 
 
 def check_refinements(files: list[Path], device: str) -> list[Check]:
     """Check recorded refinements, and before them that the recorded network could be drawn again."""
-    weights = _recorded_classifier().state_dict()
+    recorded_classifier = _recorded_classifier()
+    weights = recorded_classifier.state_dict()
     checks = [
-        Check("rib weights", f"sum of {name}", abs(weights[name].double().sum().item() - recorded), _SUM_TOLERANCE)
+        Check(
+            "rib weights",
+            f"sum of {name}",
+            abs(weights[name].double().sum().item() - recorded),
+            _SUM_TOLERANCE,
+        )
         for name, recorded in _WEIGHT_SUMS.items()
     ]
     for file in files:
-        recorded = _read_case(file, _RECORDED)
+        recorded = _read_case(file, _INPUTS + _OUTPUTS)
         try:
-            checks += _check_refinement(file.stem, recorded, _recorded_classifier(), device)
+            checks += _check_refinement(file.stem, recorded, copy.deepcopy(recorded_classifier), device)
         except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
             reason = " ".join(str(error).split())
             raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
@@ -131,12 +162,26 @@ def _check_refinement(case: str, recorded: Arrays, classifier: Classifier, devic
         _exact(case, "stop_reason", refinement.stop_reason, expected_stop),
         _exact(case, "keys", refinement.classes.tolist(), recorded["keys"].tolist()),
         _close(case, "losses", np.array(refinement.losses), recorded["losses"], _LOSS_TOLERANCE),
-        _close(case, "target_losses", np.array(refinement.target_losses), recorded["target_losses"], _LOSS_TOLERANCE),
+        _close(
+            case,
+            "target_losses",
+            np.array(refinement.target_losses),
+            recorded["target_losses"],
+            _LOSS_TOLERANCE,
+        ),
         _close(case, "logits_first", trace.logits[0], recorded["logits_first"], _LOSS_TOLERANCE),
         _close(case, "logits_last", trace.logits[-1], recorded["logits_last"], _LOSS_TOLERANCE),
         *_check_steps(case, recorded, refinement, trace),
-        _close(case, "cam_stride4", localization_maps(record, size="stride4"), recorded["cam_stride4"], _MAP_TOLERANCE),
-        _close(case, "cam_full", localization_maps(record, size="full"), recorded["cam_full"], _MAP_TOLERANCE),
+        _close(
+            case,
+            "cam_stride4",
+            localization_maps(record, size="stride4"),
+            recorded["cam_stride4"],
+            _MAP_TOLERANCE,
+        ),
+        _close(
+            case, "cam_full", localization_maps(record, size="full"), recorded["cam_full"], _MAP_TOLERANCE
+        ),
     ]
 
 
@@ -169,7 +214,9 @@ def _recorded_classifier() -> Classifier:
 def _refine_config(case: str, recorded: Arrays) -> RefineConfig:
     pooling = str(recorded["pooling"])
     if pooling not in _POOLINGS or len(recorded["label"]) != _HEAD_CLASSES:
-        raise UsageError(f"The recorded case {case} has pooling {pooling!r} and {len(recorded['label'])} classes.")
+        raise UsageError(
+            f"The recorded case {case} has pooling {pooling!r} and {len(recorded['label'])} classes."
+        )
     scales = tuple(recorded["scales"].tolist())
     return RefineConfig(
         iterations=int(recorded["iterations"]),
@@ -203,7 +250,7 @@ CHECKERS: dict[str, Callable[[list[Path], str], list[Check]]] = {"rib_": check_r
 """From the beginning of a case's name to what checks such cases: (files, device) → checks."""
 
 
-# --- comparing ----------------------------------------------------------------------------------------------------
+# --- comparing ----------------------------------------------------------------------------------------------
 
 
 def _read_case(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -231,4 +278,6 @@ def _close(case: str, quantity: str, computed: np.ndarray, recorded: np.ndarray,
 
 def _exact(case: str, quantity: str, computed: object, recorded: object) -> Check:
     same = computed == recorded
-    return Check(case, quantity, 0.0 if same else 1.0, 0.0, "" if same else f"{computed}, recorded {recorded}")
+    return Check(
+        case, quantity, 0.0 if same else 1.0, 0.0, "" if same else f"{computed}, recorded {recorded}"
+    )

@@ -1,5 +1,7 @@
 """Fixtures shared by the whole test suite."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,20 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside the checkout (recorded outputs and photographs)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray cluster of two CPUs for all tests of a process."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()

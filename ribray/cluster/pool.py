@@ -10,8 +10,8 @@ The caller gives a *worker class*, written without Ray:
 and gets every item done once, whatever happens to the processes:
 
 * a bounded number of calls is in flight per worker, so that a worker never waits for the driver;
-* a worker that dies is replaced. Only the item it was at counts a try; what was queued behind it does not, nor does
-  a lost node or a kill by Ray's memory monitor;
+* a worker that dies is replaced, and counts a try against the item it was at, found out by running suspects alone;
+  a lost node or a kill by Ray's memory monitor counts against none;
 * an item that raises `ImageError` has failed; other exceptions are tried again, a finite number of times;
 * a stop request lets the items in flight finish and starts no more.
 
@@ -21,6 +21,8 @@ Results never travel through the driver: it holds the items still to do, and cou
 import contextlib
 import itertools
 import logging
+import os
+import sys
 import time
 import uuid
 from collections import Counter, deque
@@ -75,7 +77,9 @@ class PoolPlan:
     """Items of one call; more than one only where items take milliseconds."""
 
     @classmethod
-    def of(cls, name: str, config: ClusterConfig, session: Session, chunk_size: int = 1, gpu: bool = True) -> "PoolPlan":
+    def of(
+        cls, name: str, config: ClusterConfig, session: Session, chunk_size: int = 1, gpu: bool = True
+    ) -> "PoolPlan":
         """Return the plan that a configuration means on a cluster.
 
         Raises:
@@ -83,13 +87,18 @@ class PoolPlan:
         """
         gpus = session.gpus_per_worker(config) if gpu else 0.0
         workers = session.pool_size(config)
-        for what, needed, there in (("CPU", config.cpus_per_worker, session.cpus), ("GPU", gpus, session.gpus)):
+        for what, needed, there in (
+            ("CPU", config.cpus_per_worker, session.cpus),
+            ("GPU", gpus, session.gpus),
+        ):
             if session.is_local and needed * workers > there + 1e-9:
                 raise UsageError(
                     f"cluster.workers={workers} with {needed:g} {what} each need {needed * workers:g} {what}s, "
                     f"this machine has {there:g}."
                 )
-        return cls(name, workers, config.cpus_per_worker, gpus, config.threads_per_worker, config.tries, chunk_size)
+        return cls(
+            name, workers, config.cpus_per_worker, gpus, config.threads_per_worker, config.tries, chunk_size
+        )
 
 
 @dataclass(frozen=True)
@@ -121,9 +130,9 @@ class _Actor:
 
     def start(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any], threads: int) -> str:
         """Build the worker and return the id of the node it runs on."""
-        import torch
-
-        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported from here on
+        if "torch" in sys.modules:  # which takes seconds to import: left to the workers that need it
+            sys.modules["torch"].set_num_threads(threads)
         self._worker = worker_class(**arguments)
         return ray.get_runtime_context().get_node_id()
 
@@ -167,6 +176,7 @@ class Pool:
         self._arguments = dict(arguments)
         self._tries: Counter[Item] = Counter()
         self._losses: Counter[Item] = Counter()
+        self._suspects: set[Item] = set()
         self._done = self._failed = 0
 
     def run(
@@ -206,7 +216,9 @@ class Pool:
                         for slot in self._slots:
                             self._fill(slot)
                     busy = [slot for slot in self._slots if slot.calls]
-                    starting = [slot for slot in self._slots if slot.starting and not stopped and self._has_work()]
+                    starting = [
+                        slot for slot in self._slots if slot.starting and not stopped and self._has_work()
+                    ]
                     if not busy and not starting:
                         break
                     by_reference = {slot.starting or slot.calls[0][0]: slot for slot in (*busy, *starting)}
@@ -234,7 +246,9 @@ class Pool:
         slot.actor = _Actor.options(
             num_cpus=plan.cpus_per_worker,
             num_gpus=plan.gpus_per_worker,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=slot.index),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=slot.index
+            ),
         ).remote()
         slot.starting = slot.actor.start.remote(self._worker_class, self._shared, plan.threads_per_worker)
 
@@ -242,6 +256,9 @@ class Pool:
         while slot.starting is None and len(slot.calls) < CALLS_IN_FLIGHT:
             chunk = slot.reserved or self._next_chunk() or self._steal()
             if chunk is None:
+                return
+            if slot.calls and not self._suspects.isdisjoint([*chunk, *slot.calls[0][1]]):
+                slot.reserved = chunk  # a suspect runs alone
                 return
             slot.reserved = self._next_chunk()
             slot.calls.append((slot.actor.process.remote(chunk, slot.reserved or []), chunk))
@@ -271,7 +288,9 @@ class Pool:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RibrayError):
                 raise error.cause from None
-            raise RibrayError(f"A worker of pool '{self._plan.name}' cannot start: {error.cause!r}") from error
+            raise RibrayError(
+                f"A worker of pool '{self._plan.name}' cannot start: {error.cause!r}"
+            ) from error
         except LOST as error:
             slot.failed_starts += 1
             if slot.failed_starts >= self._plan.tries:
@@ -310,26 +329,32 @@ class Pool:
             self._waiting.append([outcome.item])
 
     def _take_loss(self, slot: _Slot, error: Exception) -> None:
-        """Put back what a lost worker had; the item it was at counts a try unless the cluster is to blame."""
-        (_, running), *queued = slot.calls
+        """Put back what a lost worker had, and count a try against the item that lost it.
+
+        The reply of a call may be lost with the process, so with several items in flight nobody knows which one it
+        was at: they are done again one at a time, and only then is a loss held against an item.
+        """
+        in_flight = [item for _, chunk in slot.calls for item in chunk]
         slot.calls.clear()
         _kill(slot)
-        for chunk in ([slot.reserved] if slot.reserved else []) + [chunk for _, chunk in reversed(queued)]:
-            self._waiting.appendleft(chunk)
-        slot.reserved = None
-        if len(running) > 1:  # one by one, to learn which of them it is
-            self._waiting.extendleft([item] for item in reversed(running))
+        if slot.reserved is not None:
+            self._waiting.appendleft(slot.reserved)
+            slot.reserved = None
+        if len(in_flight) > 1:
+            self._suspects.update(in_flight)
+            self._waiting.extendleft([item] for item in reversed(in_flight))
             return
-        item = running[0]
-        if _is_clusters_fault(error, slot.node):
-            self._losses[item] += 1
-            gone = self._losses[item] >= UNCOUNTED_LOSSES
+        item = in_flight[0]
+        counter, limit = (
+            (self._losses, UNCOUNTED_LOSSES)
+            if _is_clusters_fault(error, slot.node)
+            else (self._tries, self._plan.tries)
+        )
+        counter[item] += 1
+        if counter[item] >= limit:
+            self._give_up(item, f"its worker died {counter[item]} times: {_brief(error)}")
         else:
-            self._tries[item] += 1
-            gone = self._tries[item] >= self._plan.tries
-        if gone:
-            self._give_up(item, f"its worker died {self._tries[item] or self._losses[item]} times: {_brief(error)}")
-        else:
+            self._suspects.add(item)
             self._waiting.appendleft([item])
 
     def _give_up(self, item: Item, error: str) -> None:
@@ -358,7 +383,9 @@ def _kill(slot: _Slot) -> None:
 
 def _is_clusters_fault(error: Exception, node: str | None) -> bool:
     """Whether a worker was lost with its node or to Ray's memory monitor, not to the item."""
-    if isinstance(error, (ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)):
+    if isinstance(
+        error, (ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
+    ):
         return True
     if any(sign in str(error) for sign in ("NODE_OUT_OF_MEMORY", "running low on memory", "node has died")):
         return True
@@ -376,7 +403,9 @@ def _brief(error: Exception) -> str:
 def _placement(plan: PoolPlan) -> Iterator[PlacementGroup]:
     """Hold one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
     bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
-    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
+    group = placement_group(
+        [bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}"
+    )
     try:
         while not group.wait(timeout_seconds=WARN_SECONDS):
             logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)

@@ -87,7 +87,9 @@ def run_training(task: TrainingTask, plan: TrainingPlan, session: Session) -> li
     Raises:
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
-    resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
+    resources = {"CPU": plan.cpus_per_worker} | (
+        {"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {}
+    )
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"task": task, "plan": plan},
@@ -113,7 +115,9 @@ def run_training(task: TrainingTask, plan: TrainingPlan, session: Session) -> li
     if refusal.exists():
         raise RibrayError(refusal.read_text(encoding="utf-8"))
     if not (plan.folder / plan.weights).exists():
-        raise RibrayError(f"Training ended without writing {plan.folder / plan.weights}; start it again to go on.")
+        raise RibrayError(
+            f"Training ended without writing {plan.folder / plan.weights}; start it again to go on."
+        )
     shutil.rmtree(plan.folder / WORK_FOLDER, ignore_errors=True)
     return read_log(plan.folder)
 
@@ -123,7 +127,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     location = folder / LOG_FILE
     if not location.exists():
         return []
-    lines = location.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its end is still being written
+    lines = location.read_text(encoding="utf-8").split("\n")[
+        :-1
+    ]  # a last line without its end is still being written
     return [json.loads(line) for line in lines if line]
 
 
@@ -192,7 +198,9 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.d
     return state["epoch"]
 
 
-def _report(metrics: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, rank: int) -> None:
+def _report(
+    metrics: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, rank: int
+) -> None:
     """Register a checkpoint of rank 0; every rank has to report."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None

@@ -3,9 +3,10 @@
     ROOT/annotations/instances_train2014.json
     ROOT/train2014/*.jpg
 
-Split ``train`` is ``train2014``; a full name such as ``train2017`` works too. Of the annotations file only an index
-is kept: where in the file each instance stands. Its outline is read again when the mask of its image is asked for,
-so that 82,783 images take some tens of megabytes, and a copy of the data set goes to a worker in little time.
+Split ``train`` is ``train2014``; a full name such as ``train2017`` works too. Of the annotations file only an
+index is kept: where in the file each instance stands. Its outline is read again when the mask of its image is
+asked for, so that 82,783 images take some tens of megabytes, and a copy of the data set goes to a worker in
+little time.
 """
 
 import json
@@ -58,10 +59,10 @@ class CocoDataset(Dataset):
         super().__init__(name, instances.classes, instances.ids, instances.labels, instances.problems)
 
     @property
-    def has_masks(self) -> bool:
+    def has_masks(self) -> bool:  # noqa: D102 - see Dataset
         return bool(self._instances.outlined.any())
 
-    def image_path(self, id: str) -> Path:
+    def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
         return self.folder / self._instances.file_names[self.index(id)]
 
     def _read_mask(self, id: str) -> np.ndarray | None:
@@ -113,7 +114,7 @@ def open_coco(root: Path, split: str) -> CocoDataset:
     return CocoDataset(files[full_name], root / full_name, f"split '{split}' of {root}")
 
 
-# --- the annotations file -----------------------------------------------------------------------------------------
+# --- the annotations file ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -182,16 +183,15 @@ def parse_instances(content: bytes, source: str) -> Instances:
 
 
 def _elements(content: bytes) -> Iterator[tuple[str, int, Any, int, int]]:
-    """Walk a JSON object and yield the elements of its arrays in `_ARRAYS`: array, number, value, start, end (bytes).
+    """Walk a JSON object and yield each element of its arrays in `_ARRAYS`.
 
-    One element is alive at a time; the outlines of a whole COCO split would take gigabytes as Python lists.
+    An element comes as (array, number, value, start, end), the last two being offsets in bytes. One
+    is alive at a time; the outlines of a whole COCO split would take gigabytes as Python lists.
 
     Raises:
         ValueError: not a JSON object.
     """
-    text = content.decode(
-        "latin-1"
-    )  # a character per byte, so that a place in the text is an offset in the file
+    text = content.decode("latin-1")  # a character per byte: a place in the text is an offset in the file
     decode = json.JSONDecoder().raw_decode
     place = _skip(text, len(b"\xef\xbb\xbf") if content.startswith(b"\xef\xbb\xbf") else 0)
     place = _expect(text, place, "{")
@@ -270,7 +270,7 @@ def _side(element: dict[str, Any], key: str, where: str) -> int:
     return side
 
 
-# --- the index ----------------------------------------------------------------------------------------------------
+# --- the index ---------------------------------------------------------------------------------------------
 
 
 def _build_index(found: _Found, source: str) -> Instances:
@@ -340,7 +340,9 @@ def _order_images(
             sentence = f"{source} lists image {image_id} ({file_name}) twice: the first entry is used."
             problems.append(Problem(id, sentence, "listed twice"))
         elif id in owners:
-            sentence = f"{source} lists {file_name} beside {owners[id]}, and both have the id {id}: the first one is used."
+            sentence = (
+                f"{source} has {file_name} beside {owners[id]}, both with id {id}: the first one is used."
+            )
             problems.append(Problem(id, sentence, "listed twice"))
             rows[image_id] = _NO_ROW
         else:
@@ -360,7 +362,8 @@ def _dangling(
             id, reason = str(image_id), f"names image {image_id}, which is not among the images"
         elif row != _NO_ROW:
             id = _id_of(found.images[row][1])
-            reason = f"names category {found.category_ids[place]}, which is not among the categories: {id} is left out"
+            category = found.category_ids[place]
+            reason = f"names category {category}, which is not among the categories: {id} is left out"
         else:
             continue
         problems.setdefault(
@@ -369,7 +372,7 @@ def _dangling(
     return list(problems.values())
 
 
-# --- masks --------------------------------------------------------------------------------------------------------
+# --- masks -------------------------------------------------------------------------------------------------
 
 
 def draw_mask(instances: Sequence[tuple[int, Any]], height: int, width: int, where: str) -> np.ndarray:
@@ -430,11 +433,13 @@ def _polygons(segmentation: Any, limit: float) -> list[list[float]] | None:
 
 
 def run_lengths(counts: Any) -> list[int] | None:
-    """Return COCO run lengths (of zeros, ones, zeros, … down the columns) as numbers, or None where they are broken.
+    """Return COCO run lengths as numbers, or None where they are broken.
+
+    They count zeros, ones, zeros, … down the columns.
 
     Args:
-        counts: a list of numbers, or the compressed text: five bits a character from the lowest on, the sixth says
-            that more follow, and from the fourth number on the difference to the last but one is kept.
+        counts: a list of numbers, or the compressed text: five bits a character from the lowest on, the sixth
+            says that more follow, and from the fourth number on the difference to the last but one is kept.
     """
     if isinstance(counts, list):
         return counts if all(type(count) is int and count >= 0 for count in counts) else None

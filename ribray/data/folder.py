@@ -2,11 +2,12 @@
 
     ROOT/**/ID.jpg           any folders below; .jpg, .png, .webp, .tif, .bmp, .gif
     ROOT/labels.csv          columns id,classes; several classes in a cell are separated by ;
-    ROOT/classes.txt         optional: the class names in order, one a line; otherwise those of labels.csv, sorted
+    ROOT/classes.txt         optional: class names in order, one a line; otherwise those of labels.csv, sorted
     ROOT/masks/ID.png        optional truth: 0 background, 1 the first class, …, 255 ignore
     ROOT/splits/NAME.txt     optional lists of ids, one a line; split `all` is every row of labels.csv
 
-An id is the image's path below ROOT without its ending. An empty cell says that the image shows none of the classes.
+An id is the image's path below ROOT without its ending. An empty cell says that the image shows none of the
+classes.
 """
 
 import csv
@@ -64,10 +65,10 @@ class FolderDataset(Dataset):
         super().__init__(f"split '{split}' of {root}", classes, ids, labels, problems)
 
     @property
-    def has_masks(self) -> bool:
+    def has_masks(self) -> bool:  # noqa: D102 - see Dataset
         return self._has_masks
 
-    def image_path(self, id: str) -> Path:
+    def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
         if id not in self._files:
             raise ImageError(
                 f"There is no image {id} below {self.root} (with ending {', '.join(IMAGE_SUFFIXES)})."
@@ -95,8 +96,8 @@ def open_folder(root: Path, split: str) -> FolderDataset:
 def _require_labels(root: Path) -> None:
     if not (root / LABELS).is_file():
         raise UsageError(
-            f"{root / LABELS} does not exist: write a line '{','.join(COLUMNS)}' and then one for each image, such as "
-            f"'beach/0001,dog{SEPARATOR}person'."
+            f"{root / LABELS} does not exist: write a line '{','.join(COLUMNS)}' and then one for each "
+            f"image, such as 'beach/0001,dog{SEPARATOR}person'."
         )
 
 
@@ -108,7 +109,7 @@ def parse_labels(text: str, source: str) -> tuple[dict[str, tuple[str, ...]], di
         source: what to call the file in messages.
 
     Returns:
-        class names by id, and a problem by id for those on several lines. An id whose lines disagree is left out.
+        class names by id, and a problem for each id on several lines. One whose lines disagree is left out.
 
     Raises:
         UsageError: not CSV, no such columns, a row of another length, or an unsafe id.
@@ -130,7 +131,8 @@ def parse_labels(text: str, source: str) -> tuple[dict[str, tuple[str, ...]], di
             where = f"line {reader.line_num} of {source}"
             if len(cells) != len(header):
                 raise UsageError(
-                    f"{where} has {len(cells)} columns, not {len(header)}: separate several classes by '{SEPARATOR}'."
+                    f"{where} has {len(cells)} columns, not {len(header)}: "
+                    f"separate several classes by '{SEPARATOR}'."
                 )
             id, names = cells[id_column].strip(), _split_names(cells[classes_column])
             check_id(id, f"the id on {where}")

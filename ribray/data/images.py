@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 """Endings of files that are taken for photographs, compared in lower case."""
 
 # Only these are tried: some of Pillow's other formats start programs (EPS), none of them holds photographs.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _MASK_FORMATS = ("PNG",)
 _MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a gigabyte of RGB; beyond it, it only warns
 _PNG_BIT_DEPTH = 24  # offset of the bit depth in a PNG file
@@ -36,6 +36,7 @@ _TURNS = {
 """What an EXIF orientation asks a viewer to do."""
 
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd metadata beside sound pixels
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -64,12 +65,12 @@ def read_mask(path: Path) -> np.ndarray:
         ImageError: the file is missing, damaged, or a PNG of another kind.
     """
     content = _read_bytes(path)
-    with _decoding(path), _opened(path, io.BytesIO(content), _MASK_FORMATS) as image:
+    with _decoding(path, "a PNG"), _opened(path, io.BytesIO(content), _MASK_FORMATS) as image:
         image.load()
         if image.mode not in ("P", "L", "1"):
             raise ImageError(
-                f"{path} is no mask: its pixels are {_kind(image.mode)}, where a mask is a palette or 8-bit grey PNG "
-                "whose pixel values are class numbers."
+                f"{path} is no mask: its pixels are {_kind(image.mode)}, where a mask is a palette or 8-bit "
+                "grey PNG whose pixel values are class numbers."
             )
         values = np.array(image).astype(np.uint8)
         if image.mode == "L" and content[_PNG_BIT_DEPTH] < 8:  # Pillow spreads 2- and 4-bit grey over 0…255
@@ -84,11 +85,12 @@ def image_size(path: Path) -> tuple[int, int]:
         ImageError: as `read_image`, as far as the header tells.
     """
     with _decoding(path), path.open("rb") as stream, _opened(path, stream, _FORMATS) as image:
-        turned = _orientation(image) in (5, 6, 7, 8)
+        is_turned_already = image.format == "TIFF"
+        turned = not is_turned_already and _orientation(image) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-# --- opening ------------------------------------------------------------------------------------------------------
+# --- opening -----------------------------------------------------------------------------------------------
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -109,7 +111,7 @@ def _opened(path: Path, stream: io.IOBase, formats: tuple[str, ...]) -> Image.Im
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
     """Turn what Pillow and the file system raise about ``path`` into one sentence."""
     try:
         yield
@@ -118,25 +120,25 @@ def _decoding(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist.") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{path} {_instead_of_image(path)}.") from None
+        raise ImageError(f"{path} {_instead_of(path, expected)}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
             f"{path} is too large: an image may have {_MAX_PIXELS / 1e6:.0f} million pixels."
         ) from None
     except MemoryError:
         raise ImageError(f"{path} needs more memory to decode than there is.") from None
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {_reason(error.strerror or error)}.") from None
     except Exception as error:  # noqa: BLE001 - on damaged bytes Pillow's decoders raise almost anything
-        raise ImageError(f"{path} cannot be read: {_reason(error)}.") from None
+        if isinstance(error, OSError) and error.strerror:
+            raise ImageError(f"{path} cannot be read: {error.strerror}.") from None
+        raise ImageError(f"{path} is damaged: {_reason(error)}.") from None
 
 
 def _reason(error: object) -> str:
     text = " ".join(str(error).split()).removeprefix("image file is ").rstrip(".")
-    return text or f"it is damaged ({type(error).__name__})"
+    return text or type(error).__name__
 
 
-def _instead_of_image(path: Path) -> str:
+def _instead_of(path: Path, expected: str) -> str:
     """Say what a file is that no decoder recognises."""
     try:
         with path.open("rb") as stream:
@@ -146,14 +148,16 @@ def _instead_of_image(path: Path) -> str:
     if not start:
         return "is empty (0 bytes)"
     is_text = not any(byte < 9 or 13 < byte < 32 for byte in start)
-    return f"is {'a text file' if is_text else 'damaged or of another format'}, not an image that can be read"
+    return (
+        f"is {'a text file' if is_text else 'damaged or of another format'}, not {expected} that can be read"
+    )
 
 
-# --- colours ------------------------------------------------------------------------------------------------------
+# --- colours -----------------------------------------------------------------------------------------------
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none or where the metadata is damaged, as viewers do."""
+    """Return the EXIF orientation; 1 (upright) where there is none or the metadata is damaged."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - the pixels are sound all the same

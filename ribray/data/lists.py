@@ -1,7 +1,7 @@
 """Lists of image ids: one id a line, as PASCAL VOC keeps its splits.
 
-Ids become parts of file names, in the data root and in the run. Every parser of this package passes them through
-`check_id`, so that nothing outside those two folders is ever named.
+Ids become parts of file names, in the data root and in the run. Every parser of this package passes them
+through `check_id`, so that nothing outside those two folders is ever named.
 """
 
 from pathlib import Path
@@ -56,13 +56,14 @@ def check_id(id: str, where: str) -> None:
         where: for the message, such as ``line 3 of train.txt``.
 
     Raises:
-        UsageError: an absolute path, a part ``..``, ``.`` or nothing, a backslash, control characters, too long.
+        UsageError: an absolute path, a part ``..``, ``.`` or nothing, a backslash, control characters,
+            or too long.
     """
     if fault := _fault(id):
         shown = id if len(id) <= 80 else id[:77] + "..."
         raise UsageError(
-            f"{where} is {shown!r}, which {fault}: an image id is the image's path below its folder without ending, "
-            "such as 2007_000032."
+            f"{where} is {shown!r}, which {fault}: an image id is the image's path below its folder without "
+            "ending, such as 2007_000032."
         )
 
 
@@ -83,7 +84,7 @@ def read_text(path: Path) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """Split at the line ends of Unix, Windows and old Macs, and at no other character that Unicode calls one."""
+    """Split at the line ends of Unix, Windows and old Macs, not at the others that Unicode knows."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 

@@ -1,18 +1,18 @@
 """A small world of invented creatures, drawn on demand, in which RIB's effect shows.
 
-A creature has a *head* (a two-toned disc; its kind is the creature's class), a *body* (an ellipse in the hue and
-pattern of one of a few families) and legs. The label says only which heads are in the picture, so a classifier
-needs no more than the head, while the mask covers head, body and legs: the gap that RIB is there to close.
+A creature has a *head* (a two-toned disc; its kind is the creature's class), a *body* (an ellipse in the hue
+and pattern of one of a few families) and legs. The label says only which heads are in the picture, so that a
+classifier needs no more than the head, while the mask covers head, body and legs: the gap that RIB closes.
 
-Every picture is a pure function of (seed, split, index, size, classes). Lengths are in *units* of 1/112 of the
-picture's side, so that another size shows the same picture in another resolution.
+Every picture is a pure function of (seed, split, index, size, classes). Lengths are in *units*, 1/112 of its
+side: another size shows the same picture in another resolution.
 """
 
 import colorsys
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,7 @@ from ribray.errors import UsageError
 
 UNITS = 112.0  # the picture's side, in the unit of every length below
 FAMILIES = 8  # kinds of body; the shipped backbone was pretrained on these
-OWN_FAMILY = (
-    0.5  # how often a class wears its own family's body: more makes plain CAM better and RIB's gain smaller
-)
+OWN_FAMILY = 0.4  # how often a class has a body of its own family: more helps plain CAM and leaves RIB less
 TWO_CREATURES = 0.2  # share of pictures with two creatures
 TWO_CREATURES_SCALE = 0.75  # two full-sized creatures would hide one another
 LEG = 2.4  # half the width of a leg
@@ -41,18 +39,14 @@ _SYLLABLES = tuple(consonant + vowel for vowel in "aoiue" for consonant in "bdfg
 
 
 def class_names(count: int) -> tuple[str, ...]:
-    """Names of the first `count` kinds of creature: six given ones, then invented ones, all different."""
-    names = list(NAMES[:count])
-    number = 0
-    while len(names) < count:
-        # A stride that shares no factor with the number of pairs visits every pair of syllables before repeating.
-        pair = (number * 1013) % len(_SYLLABLES) ** 2
-        name = _SYLLABLES[pair // len(_SYLLABLES)] + _SYLLABLES[pair % len(_SYLLABLES)]
-        name += _SYLLABLES[number // len(_SYLLABLES) ** 2 - 1] if number >= len(_SYLLABLES) ** 2 else ""
-        if name not in names:
-            names.append(name)
-        number += 1
-    return tuple(names)
+    """Names of the first `count` kinds of creature, all different: six given ones, then invented ones."""
+    pairs = len(_SYLLABLES) ** 2
+    names = list(NAMES)
+    for number in range(count):
+        # A stride without a factor in common with the number of pairs reaches each of them once.
+        first, second = divmod(number * 1013 % pairs, len(_SYLLABLES))
+        names.append(_SYLLABLES[first] + _SYLLABLES[second])
+    return tuple(dict.fromkeys(names))[:count]
 
 
 def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -60,7 +54,7 @@ def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
     return np.asarray(colorsys.hsv_to_rgb(hue % 1.0, min(saturation, 1.0), min(value, 1.0)), np.float32) * 255
 
 
-# --- the canvas ---------------------------------------------------------------------------------------------------
+# --- the canvas ---------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -69,13 +63,14 @@ class Canvas:
 
     pixels: np.ndarray
     mask: np.ndarray
-    scale: float = field(init=False)  # pixels per unit
 
-    def __post_init__(self) -> None:
-        self.scale = len(self.mask) / UNITS
+    @property
+    def scale(self) -> float:
+        """Pixels per unit."""
+        return len(self.mask) / UNITS
 
     def patch(self, y: float, x: float, radius: float) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-        """The square of half-side `radius` around (y, x): its place in the arrays, and offsets from its centre."""
+        """The square of half-side `radius` around (y, x): its place in the arrays, and offsets from it."""
         places, offsets = [], []
         for centre in (y, x):
             low = max(int((centre - radius) * self.scale), 0)
@@ -92,9 +87,9 @@ class Canvas:
         label: int | None = None,
         opacity: float = 1.0,
     ) -> None:
-        """Lay `colour` (…, 3) over the inside of a shape; `distance` (h, w) in units, negative inside.
+        """Lay `colour` (…, 3) over a shape, given by its edge's `distance` (h, w) in units, negative inside.
 
-        The edge is one pixel of partial cover. The mask takes `label` where the shape covers half a pixel or more.
+        The edge is one pixel of partial cover; the mask takes `label` where at least half a pixel is covered.
         """
         cover = np.clip(0.5 - distance * self.scale, 0, 1)
         pixels = self.pixels[place]
@@ -122,7 +117,7 @@ def _capsule(y: np.ndarray, x: np.ndarray, to_y: float, to_x: float, radius: flo
     return np.hypot(y - share * to_y, x - share * to_x) - radius
 
 
-# --- what lies behind ----------------------------------------------------------------------------------------------
+# --- what lies behind ---------------------------------------------------------------------------------------
 
 
 def _smooth(grid: np.ndarray, size: int) -> np.ndarray:
@@ -168,31 +163,31 @@ def _stone(rng: np.random.Generator, canvas: Canvas) -> None:
     canvas.paint(place, distance, colour, opacity=rng.uniform(0.6, 0.95))
 
 
-# --- creatures ------------------------------------------------------------------------------------------------------
+# --- creatures ----------------------------------------------------------------------------------------------
 
 Pattern = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def crisp(wave: np.ndarray) -> np.ndarray:
+def _crisp(wave: np.ndarray) -> np.ndarray:
     return np.tanh(2.5 * wave)
 
 
-def wave(t: np.ndarray) -> np.ndarray:
+def _wave(t: np.ndarray) -> np.ndarray:
     return np.sin(2 * math.pi * t)
 
 
-# (along, across, radius), the first two in periods of the pattern from the body's middle and the last from 0 at the
-# middle to 1 at the edge, to −1 (dark) … 1 (light).
+# From (along, across, radius) to −1 (dark) … 1 (light). The first two count periods of the pattern from the
+# middle of the body, the last goes from 0 there to 1 at the edge.
 PATTERNS: tuple[Pattern, ...] = (
-    lambda u, v, r: crisp(wave(u)),  # stripes across the body
-    lambda u, v, r: crisp(wave(v)),  # stripes along it
-    lambda u, v, r: crisp(wave(0.7 * (u + v))),  # diagonal
-    lambda u, v, r: crisp(2 * wave(0.6 * u) * wave(0.6 * v)),  # checker
-    lambda u, v, r: crisp(2 * (wave(0.5 * (u + v)) * wave(0.5 * (u - v))) ** 2 - 0.7),  # spots
-    lambda u, v, r: crisp(wave(2.2 * r)),  # rings
-    lambda u, v, r: crisp(wave(u + 0.9 * np.abs((1.2 * v) % 1 - 0.5))),  # zigzag
-    lambda u, v, r: crisp(
-        2.2 * np.maximum(np.abs(wave(0.35 * (u + v))), np.abs(wave(0.35 * (u - v)))) - 1.9
+    lambda u, v, r: _crisp(_wave(u)),  # stripes across the body
+    lambda u, v, r: _crisp(_wave(v)),  # stripes along it
+    lambda u, v, r: _crisp(_wave(0.7 * (u + v))),  # diagonal
+    lambda u, v, r: _crisp(2 * _wave(0.6 * u) * _wave(0.6 * v)),  # checker
+    lambda u, v, r: _crisp(2 * (_wave(0.5 * (u + v)) * _wave(0.5 * (u - v))) ** 2 - 0.7),  # spots
+    lambda u, v, r: _crisp(_wave(2.2 * r)),  # rings
+    lambda u, v, r: _crisp(_wave(u + 0.9 * np.abs((1.2 * v) % 1 - 0.5))),  # zigzag
+    lambda u, v, r: _crisp(
+        2.2 * np.maximum(np.abs(_wave(0.35 * (u + v))), np.abs(_wave(0.35 * (u - v)))) - 1.9
     ),  # net
 )
 
@@ -301,7 +296,7 @@ def draw_body(rng: np.random.Generator, canvas: Canvas, creature: Creature, labe
     canvas.paint(patch, _ellipse(u, v, a, b), colour * light[..., None], label)
 
 
-# Where a head wears its second colour: distance as in `Canvas.paint`, from (ahead, down) in radii of the head.
+# Where a head wears its second colour: the distance of `Canvas.paint`, from (ahead, down), in radii.
 CAPS: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
     lambda u, v: v + 0.1 + 0 * u,  # on top
     lambda u, v: np.hypot(u, v) - 0.62,  # in the middle
@@ -332,7 +327,7 @@ def draw_head(rng: np.random.Generator, canvas: Canvas, creature: Creature, labe
     canvas.paint(patch, np.hypot(u - 0.45 * size, v + 0.05 * size) - 0.16 * size, hsv(0, 0, 0.1))
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
 
 
 def draw(
@@ -391,7 +386,7 @@ def finished(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
     return np.clip(np.rint(canvas.pixels + noise), 0, 255).astype(np.uint8)
 
 
-# --- on disk --------------------------------------------------------------------------------------------------------
+# --- on disk ------------------------------------------------------------------------------------------------
 
 MANIFEST = "synthetic.json"
 VERSION = 1  # of the drawing; a world drawn otherwise is not taken for this one
@@ -449,7 +444,7 @@ def picture_id(split: str, index: int) -> str:
 
 
 def palette(classes: int) -> np.ndarray:
-    """A colour (256, 3) uint8 for each value of a mask: that of the head, black for background, white for ignore."""
+    """Colours (256, 3) uint8 of mask values: those of the heads, black for background, white for ignored."""
     colours = np.zeros((256, 3), np.uint8)
     for kind in range(classes):
         colours[kind + 1] = hsv(head_style(kind)[0], 0.75, 0.95).astype(np.uint8)

@@ -25,21 +25,19 @@ Box = tuple[int, int, int, int]
 
 
 def keyed_rng(*parts: str | int) -> np.random.Generator:
-    """Return a generator that depends on ``parts`` alone: the same on every platform, in every process, in any order.
+    """Return a generator that depends on ``parts`` alone: the same on every platform and in every process.
 
-    Neighbouring keys, such as (0, "a", 1) and (0, "a", 2), give unrelated streams; "1" and 1 are different keys.
+    Neighbouring keys, such as (0, "a", 1) and (0, "a", 2), give unrelated streams; "1" and 1 differ.
     """
     digest = hashlib.sha256()
     for part in parts:
         text = f"s{part}" if isinstance(part, str) else f"i{operator.index(part)}"
         content = text.encode("utf-8", "surrogatepass")
-        digest.update(
-            len(content).to_bytes(8, "big") + content
-        )  # the length keeps ("ab", "c") and ("a", "bc") apart
+        digest.update(len(content).to_bytes(8, "big") + content)  # ("ab", "c") and ("a", "bc") must differ
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big")))
 
 
-# --- the target image ---------------------------------------------------------------------------------------------
+# --- the target image --------------------------------------------------------------------------------------
 
 
 def normalise(image: np.ndarray) -> torch.Tensor:
@@ -50,7 +48,7 @@ def normalise(image: np.ndarray) -> torch.Tensor:
 def rescaled(image: np.ndarray, scale: float) -> np.ndarray:
     """Resize a uint8 image (H, W, 3) by ``scale`` with Pillow's bicubic filter.
 
-    Sizes are rounded half to even, as the published maps were made (METHOD.md, section 2.1), and are at least 1.
+    Sizes are rounded half to even, as for the published maps, and are at least 1.
     """
     height, width = (max(int(np.round(side * scale)), 1) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
@@ -59,12 +57,12 @@ def rescaled(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def target_views(image: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:
-    """Return, per scale, a float32 batch (2, 3, h, w): the resized, normalised image and its horizontal flip."""
+    """Return, per scale, the resized, normalised image and its horizontal flip as float32 (2, 3, h, w)."""
     views = (normalise(rescaled(image, scale)) for scale in scales)
     return [torch.stack((view, view.flip(-1))) for view in views]
 
 
-# --- training images ----------------------------------------------------------------------------------------------
+# --- training images ---------------------------------------------------------------------------------------
 
 
 def augment(
@@ -72,9 +70,9 @@ def augment(
 ) -> tuple[np.ndarray, Box]:
     """Resize, flip and crop a training image at random.
 
-    The long side becomes any integer of ``resize_long`` (both ends included) and the aspect is kept. Along an axis
-    on which the resized image is larger than the crop, the crop is a random window of it; along one on which it is
-    smaller, the image lies at a random place in the crop.
+    The long side becomes any integer of ``resize_long`` (both ends included) and the aspect is kept. Along an
+    axis on which the resized image is larger than the crop, the crop is a random window of it; along one on
+    which it is smaller, the image lies at a random place in the crop.
 
     Args:
         image: (H, W, 3) uint8.
@@ -121,19 +119,22 @@ def normalise_crops(crops: np.ndarray | torch.Tensor, boxes: Sequence[Box]) -> t
 def training_crop(
     image: np.ndarray, rng: np.random.Generator, resize_long: tuple[int, int], crop_size: int
 ) -> torch.Tensor:
-    """Return one augmented, normalised and zero-padded crop of a uint8 image (H, W, 3) as float32 (3, S, S)."""
+    """Return an augmented, normalised, zero-padded crop of a uint8 image (H, W, 3) as float32 (3, S, S)."""
     crop, box = augment(image, rng, resize_long, crop_size)
     return normalise_crops(crop[None], [box])[0]
 
 
 def _place(side: int, crop_size: int, at: float) -> tuple[slice, int]:
-    """Along one axis: which pixels of the resized image are used, and where in the crop they begin; ``at`` in 0…1."""
+    """Say which pixels of the resized image are used along one axis, and where in the crop they begin.
+
+    ``at`` is the random place, in 0…1.
+    """
     spare = abs(side - crop_size)
     start = min(int(at * (spare + 1)), spare)
     return (slice(start, start + crop_size), 0) if side > crop_size else (slice(0, side), start)
 
 
-# --- arithmetic ---------------------------------------------------------------------------------------------------
+# --- arithmetic --------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -145,6 +146,6 @@ def _gain_and_offset(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _normalised(image: torch.Tensor) -> torch.Tensor:
-    """(H, W, 3) uint8 → (3, H, W) float32; two rounded operations, which no device or batch size fuses otherwise."""
+    """(H, W, 3) uint8 → (3, H, W) float32, in two rounded operations that give the same on every device."""
     gain, offset = _gain_and_offset(image.device)
     return image.permute(2, 0, 1).contiguous().to(torch.float32).mul_(gain).add_(offset)

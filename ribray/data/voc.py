@@ -23,11 +23,15 @@ from ribray.errors import ImageError, UsageError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "diningtable", "dog", "horse", "motorbike", "person",
+    "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
 AUGMENTED_SPLIT = "train_aug"
-_AUGMENTED_HINT = "put the 10,582 ids of the augmented training set there, one a line, and their masks in SegmentationClassAug/"
+_AUGMENTED_HINT = (
+    "put the 10,582 ids of the augmented training set there, one a line, "
+    "and their masks in SegmentationClassAug/"
+)
 _IMAGES = "JPEGImages"
 _ANNOTATIONS = "Annotations"
 _MASKS = "SegmentationClass"
@@ -72,10 +76,10 @@ class VocDataset(Dataset):
         )
 
     @property
-    def has_masks(self) -> bool:
+    def has_masks(self) -> bool:  # noqa: D102 - see Dataset
         return bool(self._mask_folders)
 
-    def image_path(self, id: str) -> Path:
+    def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
         return self.root / _IMAGES / f"{id}.jpg"
 
     def _read_mask(self, id: str) -> np.ndarray | None:

@@ -121,7 +121,9 @@ class ThresholdCurve:
         Raises:
             ValueError: the record is of other classes or thresholds.
         """
-        if int(record["classes"]) != self.classes or not np.array_equal(record["thresholds"], self.thresholds):
+        if int(record["classes"]) != self.classes or not np.array_equal(
+            record["thresholds"], self.thresholds
+        ):
             raise ValueError("The record is of a curve with other classes or thresholds.")
         self.counts.reshape(-1)[record["cells"]] += record["pixels"]
         self.images += int(record["images"])

@@ -1,7 +1,8 @@
 """Backbones: networks that turn an image into five levels of features.
 
-Every backbone looks the same from outside (`Backbone`), so that the classifier, the IRN heads and DeepLab work on
-any of them. The ResNets keep torchvision's parameter names, hence its state dicts load without renaming.
+Every backbone looks the same from outside (`Backbone`), so that the classifier, the IRN heads and DeepLab
+work on any of them. The ResNets keep torchvision's parameter names, hence its state dicts load without
+renaming.
 
 Shapes: N images, H W pixels, C_l channels and h_l w_l cells of level l.
 """
@@ -17,8 +18,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 class Backbone(nn.Module, ABC):
     """A feature extractor whose first part, the *stem*, is frozen while a classifier learns.
 
-    Batch norm always uses its running statistics, also in training mode: METHOD section 1 trains with batches whose
-    crops are padded with zeros, and a refinement sees one image at a time.
+    Batch norm always uses its running statistics, also in training mode: METHOD section 1 trains with batches
+    whose crops are padded with zeros, and a refinement sees one image at a time.
 
     Attributes:
         channels: channels of the five levels.
@@ -81,7 +82,12 @@ class ResNet(Backbone):
         super().__init__()
         self.name = name
         network = torchvision.models.get_model(name, weights=None)
-        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            network.conv1,
+            network.bn1,
+            network.relu,
+            network.maxpool,
+        )
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
         if output_stride == 16:
@@ -98,21 +104,26 @@ class ResNet(Backbone):
         self.train(self.training)
 
     def stem_modules(self) -> list[nn.Module]:
+        """Return the first convolution and everything up to the second stage."""
         return [self.conv1, self.bn1, self.layer1, self.layer2]
 
     def stem(self, images: Tensor) -> Tensor:
+        """Return the second stage's output for ``images`` (N, 3, H, W): stride 8."""
         return self.layer2(self.layer1(self._entry(images)))
 
     def trunk(self, stem: Tensor) -> Tensor:
+        """Return the last stage's output from that of the second one."""
         return self.layer4(self.layer3(stem))
 
     def features(self, images: Tensor) -> list[Tensor]:
+        """Return the levels after max-pooling and after each of the four stages."""
         levels = [self._entry(images)]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             levels.append(stage(levels[-1]))
         return levels
 
     def start_at_identity(self) -> None:
+        """Start every residual block as its shortcut alone: the last batch norm of a block scales by 0."""
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)

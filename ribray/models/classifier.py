@@ -12,7 +12,8 @@ from ribray.models.backbone import Backbone, keep_running_statistics
 class Classifier(nn.Module):
     """A backbone with a frozen stem and a 1×1 convolution without bias as its head.
 
-    Because global average pooling and the head are both linear, the mean of a class activation map *is* that class's
+    Because global average pooling and the head are both linear, the mean of a class activation map *is* that
+    class's
     logit: ``forward`` pools what ``cams`` returns.
     """
 
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
         return self.cams(self.stem(images)).mean((2, 3))
 
     def learnable_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return the learning parameters of the backbone and those of the head, which learns at 10 times the rate."""
+        """Return the parameters that learn: the backbone's, and the head's, which has a higher rate."""
         backbone = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return backbone, list(self.head.parameters())
 

@@ -1,7 +1,7 @@
 """Pretraining of the small backbone, so that its features describe bodies: the synthetic world's "ImageNet".
 
-The backbone learns to tell family of body and kind of head of single creatures, from which a classifier of heads then
-starts. What is shipped was made by
+The backbone learns to tell the families of bodies and the kinds of heads of single creatures; a classifier of
+heads starts from there. What is shipped was made by
 
     python -m ribray.models.pretraining --out ribray/models/synthetic.safetensors
 

@@ -1,18 +1,13 @@
 """The small backbone of the synthetic world: stride 8, 140k parameters, a short reach.
 
-Most kernels after the first block are 1×1: with 3×3 throughout, a cell on the body would see the head, and its map
-would spread by itself.
+Behind the first block every second kernel is 1×1: with 3×3 throughout, cells on the body would see the head,
+and its class activation map would spread without RIB.
 """
-
-from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ribray.models.backbone import Backbone
-
-WEIGHTS = Path(__file__).with_name("synthetic.safetensors")
-"""The shipped weights, made by `ribray.models.pretraining`: `classifier.weights: synthetic`."""
 
 
 class Block(nn.Module):
@@ -28,12 +23,13 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, channels_in, h, w) → (N, channels, ⌈h / stride⌉, ⌈w / stride⌉)."""
         inner = functional.relu(self.bn1(self.conv1(x)))
         return functional.relu(self.bn2(self.conv2(inner)) + self.bn3(self.shortcut(x)))
 
 
 class SmallBackbone(Backbone):
-    """Five levels: convolution, max-pool and three residual blocks. The stem (up to the first block) is frozen."""
+    """Five levels: convolution, max-pool and three residual blocks. The stem ends with the first block."""
 
     channels = (16, 16, 32, 64, 128)
     strides = (2, 4, 4, 8, 8)
@@ -67,4 +63,5 @@ class SmallBackbone(Backbone):
         return self.block3(self.block2(stem))
 
     def stem_modules(self) -> list[nn.Module]:
+        """Return what is frozen in every task but pretraining."""
         return [self.conv1, self.bn1, self.block1]

@@ -1,12 +1,11 @@
 """Reading and writing weights: torchvision state dicts, the shipped synthetic ones, and classifiers.
 
-Nothing that is read can run code: ``.safetensors`` files hold tensors only, and ``.pth`` files are unpickled by torch's
-restricted reader.
+Nothing that is read can run code: ``.safetensors`` files hold tensors only, and ``.pth`` files are unpickled
+by torch's restricted reader.
 """
 
 import hashlib
 import io
-import os
 import pickle
 import threading
 import urllib.request
@@ -49,9 +48,10 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> None:
 
     Args:
         backbone: changed in place.
-        weights: "imagenet" (torchvision's first ImageNet weights, fetched once into torch's cache), "none" (the random
-            ones it has, residual branches at zero), "synthetic" (shipped, for the small backbone), or the path of a torchvision state dict,
-            ``.pth`` or ``.safetensors``, whose fully connected layer is left out.
+        weights: "imagenet" (torchvision's first ImageNet weights, fetched once into torch's cache), "none"
+            (the random ones it has, residual branches at zero), "synthetic" (shipped, for the small
+            backbone), or the path of a torchvision state dict, ``.pth`` or ``.safetensors``, whose fully
+            connected layer is left out.
 
     Raises:
         UsageError: the file cannot be had or read, or belongs to another architecture.
@@ -72,8 +72,8 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> None:
 def load_classifier(classifier: Classifier, location: str | Path) -> None:
     """Give ``classifier`` the weights of a file that ribray or someone else wrote.
 
-    The backbone's names are torchvision's, with any prefix; the head is ``fc``, ``head`` or ``classifier``, a linear
-    layer (C, F) or a 1×1 convolution (C, F, 1, 1), without bias.
+    The backbone's names are torchvision's, with any prefix; the head is ``fc``, ``head`` or ``classifier``, a
+    linear layer (C, F) or a 1×1 convolution (C, F, 1, 1), without bias.
 
     Raises:
         UsageError: the file cannot be read, or belongs to another architecture or number of classes.
@@ -108,7 +108,14 @@ def read_state(location: Path) -> dict[str, Tensor]:
             state: Any = safetensors.torch.load(content)
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+    ):
         raise UsageError(
             f"The weights {location} are damaged or of an unknown format; "
             "they must be .safetensors, or .pth with nothing but tensors."
@@ -121,15 +128,21 @@ def read_state(location: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-# --- fitting a state dict to a network ----------------------------------------------------------------------------
+# --- fitting a state dict to a network ----------------------------------------------------------------------
 
 
 def _root(state: Mapping[str, Tensor], location: Path) -> str:
-    """Return what stands before the backbone's names: its first convolution is the only one that sees colours."""
+    """Return what stands before the backbone's names: only its first convolution sees three channels."""
     for name, tensor in state.items():
-        if (name == "conv1.weight" or name.endswith(".conv1.weight")) and tensor.ndim == 4 and tensor.shape[1] == 3:
+        if (
+            (name == "conv1.weight" or name.endswith(".conv1.weight"))
+            and tensor.ndim == 4
+            and tensor.shape[1] == 3
+        ):
             return name.removesuffix("conv1.weight")
-    raise UsageError(f"The weights {location} have no first convolution 'conv1.weight' with 3 input channels.")
+    raise UsageError(
+        f"The weights {location} have no first convolution 'conv1.weight' with 3 input channels."
+    )
 
 
 def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, location: Path) -> None:
@@ -143,8 +156,8 @@ def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, l
             raise UsageError(f"The weights {location} have no tensor '{name}'{_likely(given)}.")
         if given[name].shape != tensor.shape:
             raise UsageError(
-                f"The weights {location} do not fit: '{name}' is {_shape(given[name])} there and {_shape(tensor)} in "
-                f"this backbone{_likely(given)}."
+                f"The weights {location} do not fit: '{name}' is {_shape(given[name])} there and "
+                f"{_shape(tensor)} in this backbone{_likely(given)}."
             )
     # Every tensor of a ResNet-50 is in a ResNet-101, too; what is left over gives another architecture away.
     if left := [name for name in given if name not in wanted]:
@@ -157,10 +170,14 @@ def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, l
 
 def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, location: Path) -> Tensor:
     """Return the head's weight in the shape of a 1×1 convolution."""
-    outer = {prefix for prefix in ("", "module.", root)}
-    names = [prefix + head for prefix in sorted(outer) for head in _HEADS if f"{prefix}{head}.weight" in state]
+    outer = {"", "module.", root}
+    names = [
+        prefix + head for prefix in sorted(outer) for head in _HEADS if f"{prefix}{head}.weight" in state
+    ]
     if not names:
-        raise UsageError(f"The classifier {location} has no head: no tensor 'head.weight', 'fc.weight' or the like.")
+        raise UsageError(
+            f"The classifier {location} has no head: no tensor 'head.weight', 'fc.weight' or the like."
+        )
     name = names[0]
     weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
     wanted = classifier.head.weight
@@ -171,15 +188,13 @@ def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, locati
         )
     if weight.ndim == 2:
         weight = weight[:, :, None, None]
-    if weight.shape[1:] != wanted.shape[1:] and len(weight) == len(wanted):
-        raise UsageError(
-            f"The classifier {location} does not fit: '{name}.weight' is {_shape(weight)} there and {_shape(wanted)} "
-            f"in this network{_likely({key.removeprefix(root): value for key, value in state.items()})}."
-        )
     if weight.shape != wanted.shape:
+        backbone = {key.removeprefix(root): tensor for key, tensor in state.items()}
+        classes = f"; it knows {len(weight)} classes, the data has {len(wanted)}"
         raise UsageError(
-            f"The classifier {location} does not fit: '{name}.weight' is {_shape(weight)} there and {_shape(wanted)} "
-            f"in this network; it knows {len(weight)} classes, the data has {len(wanted)}."
+            f"The classifier {location} does not fit: '{name}.weight' is {_shape(weight)} there and "
+            f"{_shape(wanted)} in this network"
+            f"{_likely(backbone) if len(weight) == len(wanted) else classes}."
         )
     return weight
 
@@ -196,17 +211,19 @@ def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "a scalar"
 
 
-# --- ImageNet weights ---------------------------------------------------------------------------------------------
+# --- ImageNet weights ---------------------------------------------------------------------------------------
 
 
 def imagenet_file(backbone: Backbone) -> Path:
-    """Return the file with torchvision's ImageNet weights of ``backbone``, fetched if torch's cache has it not.
+    """Return the file with torchvision's ImageNet weights of ``backbone``, fetched if torch has it not.
 
     Raises:
         UsageError: there are none for this backbone, or they cannot be fetched.
     """
     if not isinstance(backbone, ResNet):
-        raise UsageError("This backbone has no ImageNet weights: set classifier.weights to synthetic, none or a path.")
+        raise UsageError(
+            "This backbone has no ImageNet weights: set classifier.weights to synthetic, none or a path."
+        )
     url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
     location = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not location.exists():
@@ -215,25 +232,25 @@ def imagenet_file(backbone: Backbone) -> Path:
 
 
 def _fetch(url: str, location: Path) -> None:
-    """Download ``url``, whose name ends with the first digits of its content's SHA-256, whole or not at all."""
+    """Download ``url``, whose name ends with the start of its content's SHA-256, whole or not at all."""
     temporary = location.parent / f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     digest = hashlib.sha256()
     try:
         response = _open_within(url, _CONNECT_SECONDS)
         location.parent.mkdir(parents=True, exist_ok=True)
-        with response, open(temporary, "wb") as stream:
+        with response, temporary.open("wb") as stream:
             while chunk := response.read(_CHUNK_BYTES):
                 stream.write(chunk)
                 digest.update(chunk)
         expected = location.stem.rsplit("-", 1)[1]
         if not digest.hexdigest().startswith(expected):
             raise OSError("what arrived is incomplete or altered")
-        os.replace(temporary, location)
+        temporary.replace(location)
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise UsageError(
-            f"The ImageNet weights cannot be fetched from {url} ({reason}); without a network, fetch that file "
-            f"elsewhere and set classifier.weights to its path, or put it at {location}."
+            f"The ImageNet weights cannot be fetched from {url} ({reason}); without a network, fetch that "
+            f"file elsewhere and set classifier.weights to its path, or put it at {location}."
         ) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -210,3 +211,47 @@ def _duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plan_table(plan: Sequence[Any]) -> Table:
+    """Return what each stage would do, from what, and roughly at what cost (stage, total, done, unit, source, estimate)."""
+    table = _plain_table("stage", "to do", "done already", "from", "rough time", "rough disk")
+    for item in plan:
+        left, estimate = item.total - item.done, item.estimate
+        cost = (_duration(estimate.seconds), decimal(estimate.bytes)) if estimate else (NOTHING, NOTHING)
+        what = f"{left:,} of {item.total:,} {item.unit}" if left else "nothing"
+        table.add_row(item.stage, what, f"{item.done:,}", escape(item.source), *cost)
+    return table
+
+
+def status_table(statuses: Sequence[Any]) -> Table:
+    """Return how far each stage of a run is (stage, total, done, unit, failed, metrics)."""
+    table = _plain_table("stage", "done", "", "failed", "result")
+    for status in statuses:
+        share = f"{100 * status.done / status.total:.0f} %" if status.total else NOTHING
+        done = f"{status.done:,} of {status.total:,} {status.unit}"
+        table.add_row(status.stage, done, share, _failed(status.failed), _headline(status.metrics))
+    return table
+
+
+def check_table(checks: Sequence[Any]) -> Table:
+    """Return a line per compared quantity (case, quantity, error, tolerance, ok, note)."""
+    table = _plain_table("case", "quantity", "largest error", "tolerance", "", "")
+    for check in checks:
+        verdict = Text("ok", style="green") if check.ok else Text("OFF", style="bold red")
+        table.add_row(
+            check.case,
+            check.quantity,
+            f"{check.error:.1e}",
+            f"{check.tolerance:.0e}",
+            verdict,
+            escape(check.note),
+        )
+    return table
+
+
+def _plain_table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading)
+    return table

@@ -1,1 +1,1 @@
-"""RIB refinement: pooling, loss, extra samples, the refinement of one image, and its localization maps. Pure torch."""
+"""RIB refinement: pooling, loss, extra samples, one image, its localization maps. Pure torch."""

@@ -1,7 +1,8 @@
 """Which extra samples accompany a target image, and in which order (METHOD section 2.3).
 
-The order of two candidates is a pure function of (seed, target id, pass, the candidates' ids): the target's neighbours
-in the queue, the number of workers, and other images that come to or leave the data set change nothing about it.
+The order of two candidates is a pure function of (seed, target id, pass, the candidates' ids): the target's
+neighbours in the queue, the number of workers, and other images that come to or leave the data set change
+nothing about it.
 """
 
 import hashlib
@@ -13,8 +14,8 @@ import numpy as np
 class ExtraOrder:
     """The order in which other training images are drawn as extra samples of a target.
 
-    A candidate shares no class with the target and has at least one class of its own: an image without any would cost
-    a forward and a backward pass and add nothing to L_RIB.
+    A candidate shares no class with the target and has at least one class of its own: an image without any
+    would cost a forward and a backward pass and add nothing to L_RIB.
 
     Args:
         ids: the images that extra samples are drawn from, each id once.
@@ -32,7 +33,7 @@ class ExtraOrder:
         self._digests = np.array([_digest(image_id) for image_id in ids], dtype=np.uint64)
 
     def candidates(self, target: str, present: Sequence[int]) -> np.ndarray:
-        """Return the indices, in increasing order, of the images that may accompany ``target`` with these classes."""
+        """Return the indices, in increasing order, of the images that may accompany ``target``."""
         target_labels = np.zeros(self._labels.shape[1], dtype=bool)
         target_labels[list(present)] = True
         disjoint = self._has_object & ~(self._labels @ target_labels)
@@ -45,7 +46,7 @@ class ExtraOrder:
         return len(self.candidates(target, present))
 
     def draw(self, target: str, present: Sequence[int]) -> Iterator[int]:
-        """Yield indices of extra samples: every candidate once, then every one again in a new order, without end.
+        """Yield indices of extra samples: every candidate once, then all again in a new order, without end.
 
         Yields nothing where there is no candidate.
         """
@@ -66,7 +67,7 @@ def _digest(text: str) -> int:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """Return splitmix64 of ``values`` (uint64): a bijection whose every output bit depends on every input bit."""
+    """Return splitmix64 of ``values`` (uint64): a bijection that spreads every bit over all of them."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

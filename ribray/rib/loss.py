@@ -34,11 +34,12 @@ def bce_softsign(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _log_softsign_probability(logits: Tensor) -> Tensor:
-    """Return log((softsign(x) + 1) / 2) from its closed form on either side of 0; finite with finite gradients."""
-    positive, negative = logits.clamp(min=0), (-logits).clamp(min=0)
+    """Return log((softsign(x) + 1) / 2) by its closed form on either side of 0, finite as is its gradient."""
+    above = logits >= 0
+    positive, negative = logits.where(above, 0.0), -logits.where(~above, 0.0)
     rising = (2 * positive).log1p() - positive.log1p()  # x ≥ 0: p = (1 + 2x) / (2 (1 + x))
     falling = -negative.log1p()  # x < 0: p = 1 / (2 (1 − x))
-    return rising.where(logits >= 0, falling) - math.log(2)
+    return rising.where(above, falling) - math.log(2)
 
 
 LOSSES: dict[str, Loss] = {

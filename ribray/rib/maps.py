@@ -1,8 +1,8 @@
 """The maps file of one image, and the localization maps computed from it (METHOD section 2.4).
 
-A file holds, for the present classes only, the sum of the class activation maps at the network's own stride: after
-step 0 (``initial``, the plain map) and at the end (``refined``), optionally after every step. Any larger size is
-computed on reading.
+A file holds, for the present classes only, the sum of the class activation maps at the network's own stride:
+after step 0 (``initial``, the plain map) and at the end (``refined``), optionally after every step. Any
+larger size is computed on reading.
 
 Shapes: P present classes, H W the image's pixels, h_i w_i the cells of scale i.
 """
@@ -96,7 +96,9 @@ class MapRecord:
         by_step: list[list[np.ndarray]] = []
         while f"step_{len(by_step)}_0" in arrays:
             step = len(by_step)
-            by_step.append([_map(arrays, f"step_{step}_{scale}", len(classes)) for scale in range(len(scales))])
+            by_step.append(
+                [_map(arrays, f"step_{step}_{scale}", len(classes)) for scale in range(len(scales))]
+            )
         for sums in (refined, *by_step):
             for scale, (maps, first) in enumerate(zip(sums, initial, strict=True)):
                 if maps.shape != first.shape:
@@ -115,7 +117,9 @@ class MapRecord:
         )
 
 
-def to_arrays(refinement: Refinement, size: tuple[int, int], scales: Sequence[float]) -> dict[str, np.ndarray]:
+def to_arrays(
+    refinement: Refinement, size: tuple[int, int], scales: Sequence[float]
+) -> dict[str, np.ndarray]:
     """Return the arrays of a maps file.
 
     Args:
@@ -141,18 +145,21 @@ def to_arrays(refinement: Refinement, size: tuple[int, int], scales: Sequence[fl
 def empty_arrays(size: tuple[int, int], scales: Sequence[float]) -> dict[str, np.ndarray]:
     """Return the arrays of a maps file for an image that is known to have no object."""
     nothing = [np.zeros((0, 1, 1), np.float32) for _ in scales]
-    return to_arrays(Refinement(np.zeros(0, np.int64), nothing, nothing, None, [], [], 0, FINISHED), size, scales)
+    return to_arrays(
+        Refinement(np.zeros(0, np.int64), nothing, nothing, None, [], [], 0, FINISHED), size, scales
+    )
 
 
 def localization_maps(record: MapRecord, which: Which = "refined", size: Size = "full") -> np.ndarray:
     """Return localization maps (P, height, width) float32, each class divided by its maximum.
 
-    The sums of all scales are resized bilinearly, cropped and added; the division by (maximum + 1e-5) comes last.
+    The sums of all scales are resized bilinearly, cropped and added; the division by (maximum + 1e-5) comes
+    last.
 
     Args:
         record: content of a maps file.
-        which: "initial" (the plain class activation map), "refined", or k for the sum after steps 0 … k (after the
-            last one where the refinement stopped earlier).
+        which: "initial" (the plain class activation map), "refined", or k for the sum after steps 0 … k
+            (after the last one where the refinement stopped earlier).
         size: "full": H×W; "stride4": every fourth pixel, ((H−1)//4+1, (W−1)//4+1).
 
     Raises:
@@ -178,7 +185,9 @@ def _sums(record: MapRecord, which: Which) -> list[np.ndarray]:
     if which == "refined":
         return record.refined
     if not record.by_step:
-        raise RibrayError("These maps were made without refine.keep_steps: only 'initial' and 'refined' are kept.")
+        raise RibrayError(
+            "These maps were made without refine.keep_steps: only 'initial' and 'refined' are kept."
+        )
     if not isinstance(which, int) or which < 0:
         raise ValueError(f"which is 'initial', 'refined' or the index of a step, not {which!r}.")
     return record.by_step[min(which, len(record.by_step) - 1)]

@@ -1,12 +1,12 @@
 """RIB refinement of one image (Lee et al., NeurIPS 2021, section 3; METHOD section 2).
 
-The classifier is fine-tuned on a single image with a loss that no activation saturates, so that information flows
-from regions it did not need for its decision. The class activation maps of every step are summed up.
+The classifier is fine-tuned on a single image with a loss that no activation saturates, so that information
+flows from regions it did not need for its decision. The class activation maps of every step are summed up.
 
 Shapes:
-    V = 2 views of a scale (the image and its horizontal flip), R = rows of the target's logits (V for each scale in
-    the loss), C classes of the classifier, P present classes of the image, n extra samples, S side of their crops,
-    h w cells of a map (another size at each scale).
+    V = 2 views of a scale (the image and its horizontal flip), R rows of the target's logits (V for each
+    scale in the loss), C classes of the classifier, P present classes of the image, n extra samples, S side
+    of their crops, h w cells of a map (different at each scale).
 """
 
 import contextlib
@@ -29,11 +29,11 @@ TARGET_LOSS = "target_loss"
 EXPLOSION = "explosion"
 
 Extras = Callable[[int], tuple[Tensor, Tensor] | None]
-"""From a step to its extra samples: images (n, 3, S, S) float32 and labels (n, C) bool; None where there are none."""
+"""From a step to its extra samples: images (n, 3, S, S) float32, labels (n, C) bool; None: there are none."""
 
 _DIVISION_GUARD = 1e-5
 _DECAY_POWER = 0.9
-_EXTRAS_AT_ONCE_ON_CPU = 4  # bounds a worker's memory; the loss is a sum over rows, so the parts' gradients add up
+_EXTRAS_AT_ONCE_ON_CPU = 4  # bounds a worker's memory; the loss is a sum over rows, so gradients add up
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class Refinement:
         initial: per scale (P, h, w) float32, the sum after step 0: the plain class activation map.
         refined: per scale (P, h, w) float32, the sum over all steps.
         by_step: the sums after each step, ``by_step[k][i]`` for scale i; None unless ``keep_steps`` is set.
-        losses: the loss of every step whose update was used, that is of all but the last step (a traced refinement
-            has the last step's, too).
-        target_losses: the sum of the target's logits of its present classes, for every step that came to logits.
+        losses: the loss of every step whose update was used, that is of all but the last step (a traced
+            refinement has the last step's, too).
+        target_losses: the sum of the target's logits of its present classes, for every step that came to
+            logits.
         steps: steps begun, including one that an explosion ended.
         stop_reason: "finished", "target_loss" or "explosion".
     """
@@ -67,7 +68,8 @@ class Trace:
     """Inner values of one refinement, to be compared with recorded ones.
 
     Attributes:
-        maps: ``maps[k][i]`` (P, h, w), what step k added at scale i; zeros or missing where an explosion ended step k.
+        maps: ``maps[k][i]`` (P, h, w), what step k added at scale i; zeros or missing where an explosion
+            ended step k.
         logits: per step that came to them the pooled logits (R + n, C), the target's rows first.
     """
 
@@ -78,14 +80,14 @@ class Trace:
 class Refiner:
     """Refines images one after the other, each from the same initial weights W₀.
 
-    The classifier handed over is this object's to change: after ``refine`` it has the last image's weights. A result
-    depends on W₀, the configuration and the arguments of ``refine`` alone, never on earlier images.
+    The classifier handed over is this object's to change: after ``refine`` it has the last image's weights. A
+    result depends on W₀, the configuration and the arguments of ``refine`` alone, never on earlier images.
 
     Args:
         classifier: with the weights W₀.
         config: settings of the refinement; ``scales`` must begin with 1.0.
-        precision: "float32", the reference (TF32 off), or "bfloat16": autocast with float32 weights, channels-last,
-            the head and the pooling in float32.
+        precision: "float32", the reference (TF32 off), or "bfloat16": autocast with float32 weights,
+            channels-last, the head and the pooling in float32.
         device: where to compute.
     """
 
@@ -99,7 +101,9 @@ class Refiner:
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is float32 or bfloat16, not {precision!r}.")
         if config.scales[0] != 1.0:
-            raise ValueError(f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}.")
+            raise ValueError(
+                f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}."
+            )
         self.config = config
         self.device = torch.device(device)
         self.bfloat16 = precision == "bfloat16"
@@ -111,9 +115,9 @@ class Refiner:
         self.groups = [(backbone, config.lr), (head, config.lr * config.head_lr_factor)]
         self.learnable = [*backbone, *head]
         self.initial_weights = [parameter.detach().clone() for parameter in self.learnable]
-        # A CPU knows a step's stop tests before its backward pass and can spare it. Asking a GPU that early would
-        # drain its queue, so there the tests are read after the update was queued, which no one sees if it was too
-        # much: the maps of a step never depend on its own update.
+        # A CPU knows a step's stop tests before its backward pass and can spare it. Asking a GPU that early
+        # would drain its queue, so there the tests are read after the update was queued, which no one sees if
+        # it was too much: the maps of a step never depend on its own update.
         self.reads_before_update = self.device.type == "cpu"
 
     def refine(
@@ -164,7 +168,9 @@ class Refiner:
                     stop.read()
                 useful = not (last or stop.reason)  # on a GPU the reason may still be on its way
                 if target.logits is not None and (useful or trace is not None):
-                    total, logits = self._learn(optimizer, step, target.logits, labels, extras(step), update=useful)
+                    total, logits = self._learn(
+                        optimizer, step, target.logits, labels, extras(step), update=useful
+                    )
                     losses.append(total)
 
                 stop.read()
@@ -213,7 +219,7 @@ class Refiner:
         return _TargetPass(maps, logits, exploded, (logits.detach() * labels).sum())
 
     def _explodes(self, merged: Tensor) -> Tensor:
-        """Say whether too much of the image lights up; ``merged``: (P, h, w), this step's map of scale 1.0."""
+        """Say whether too much lights up in ``merged`` (P, h, w), this step's map of scale 1.0."""
         relative = merged / (merged.amax((1, 2), keepdim=True) + _DIVISION_GUARD)
         covered = (relative > self.config.explode_threshold).any(0)  # (h, w)
         return covered.double().mean() > self.config.explode_ratio
@@ -227,7 +233,7 @@ class Refiner:
         extras: tuple[Tensor, Tensor] | None,
         update: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Take one step of SGD on the target's rows and the extra samples; return the loss and all logits (R + n, C).
+        """Take one step of SGD on target and extra samples; return the loss and all logits (R + n, C).
 
         The loss is a sum over rows, so each part runs backward on its own: memory never holds all of them.
         """
@@ -274,8 +280,8 @@ class Refiner:
         return pool(cams, labels, config.pooling, config.pooling_threshold, config.pooling_first_classes)
 
     def _autocast(self) -> torch.autocast:
-        # One context per pass: its cache of cast weights must live neither across an update nor from a pass without
-        # gradient to one with.
+        # One context per pass: its cache of cast weights must live neither across an update nor from a pass
+        # without gradient to one with.
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
     @contextlib.contextmanager
@@ -326,12 +332,16 @@ class _TargetPass:
 class _StopTest:
     """The numbers that decide whether a step is the last one, on their way from the device to the host.
 
-    On a GPU the copy is queued where the numbers are computed, and ``read`` waits for it alone, not for what was
-    queued afterwards.
+    On a GPU the copy is queued where the numbers are computed, and ``read`` waits for it alone, not for what
+    was queued afterwards.
     """
 
-    def __init__(self, target: _TargetPass, previous_loss: list[Tensor], config: RefineConfig, step: int) -> None:
-        total = sum((maps.sum() for maps in target.maps), start=torch.zeros((), device=target.exploded.device))
+    def __init__(
+        self, target: _TargetPass, previous_loss: list[Tensor], config: RefineConfig, step: int
+    ) -> None:
+        total = sum(
+            (maps.sum() for maps in target.maps), start=torch.zeros((), device=target.exploded.device)
+        )
         numbers = [target.exploded, target.target_loss, total, *previous_loss]
         values = torch.stack([number.to(torch.float32) for number in numbers])
         self._event: torch.cuda.Event | None = None
@@ -358,8 +368,8 @@ class _StopTest:
         exploded, self.target_loss, *others = self._values.tolist()
         if not all(math.isfinite(value) for value in (self.target_loss, *others)):
             raise ImageError(
-                f"The loss or a map is not finite in refinement step {self._step + 1} of {self._config.iterations}; "
-                "a smaller refine.lr may help."
+                "The loss or a map is not finite in refinement step "
+                f"{self._step + 1} of {self._config.iterations}; a smaller refine.lr may help."
             )
         if exploded:
             self.reason = EXPLOSION

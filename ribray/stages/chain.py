@@ -2,8 +2,9 @@
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ribray.errors import UsageError
 from ribray.report.pictures import draw_curve, draw_growth
 from ribray.run import Failure, Run
 from ribray.stages import STAGES, refine
-from ribray.stages.stage import Context, Stage, Work
+from ribray.stages.stage import Context, Estimate, Stage
 from ribray.tracking import Tracker
 
 
@@ -29,7 +30,6 @@ class Request:
     stages: Sequence[str] = tuple(STAGES)
     redo: str | None = None
     fork: Path | None = None
-
 
     @property
     def directory(self) -> Path:
@@ -55,9 +55,25 @@ class Planned:
     """What would become of one stage."""
 
     stage: str
-    work: Work
+    total: int
+    done: int
+    unit: str
     source: str
-    """``here``, the directory of the run it is reused from, or ``new``."""
+    """``here``, ``new``, or the directory of the run that it is reused from."""
+    estimate: Estimate | None
+    """Of what is left; None where it cannot be known beforehand."""
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far one stage of a run is."""
+
+    stage: str
+    total: int
+    done: int
+    unit: str
+    failed: int
+    metrics: dict[str, Any]
 
 
 def parse_stages(text: str | None) -> tuple[str, ...]:
@@ -120,7 +136,7 @@ def _draw(context: Context, metrics: dict[str, Any]) -> list[Path]:
 
 
 def plan_chain(request: Request, console: Console) -> list[Planned]:
-    """Return what `run_chain` would do, without starting anything.
+    """Return what `run_chain` would do, without doing it or starting a cluster.
 
     Raises:
         UsageError: as `run_chain` would.
@@ -129,15 +145,36 @@ def plan_chain(request: Request, console: Console) -> list[Planned]:
         _check(context, request, redo=False)
         plan = []
         for name in request.stages:
-            folder = context.artifact(name)
-            redone = request.redo is not None and name in _from(request.redo)
-            work = STAGES[name].work(context)
-            if redone or not folder.exists():
-                plan.append(Planned(name, Work(work.total, 0, work.unit), "new"))
-            else:
-                source = "here" if folder.parent == context.run.directory else str(folder.parent)
-                plan.append(Planned(name, work, source))
+            stage, folder = STAGES[name], context.artifact(name)
+            work, source = (
+                stage.work(context),
+                "here" if folder.parent == context.run.directory else str(folder.parent),
+            )
+            if (request.redo is not None and name in _from(request.redo)) or not folder.exists():
+                work, source = replace(work, done=0), "new"
+            estimate = stage.estimate(context, work) if stage.estimate and work.left else None
+            plan.append(Planned(name, work.total, work.done, work.unit, source, estimate))
         return plan
+
+
+def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
+    """Return whether a process works in the run now, and how far each stage is that the run has begun.
+
+    Raises:
+        UsageError: it is no run directory, or its data cannot be opened.
+    """
+    run = Run.read(directory)
+    experiment = run.read_experiment()
+    context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
+    metrics, failures = run.metrics(), Counter(failure.stage for failure in run.failures())
+    statuses = []
+    for name, stage in STAGES.items():
+        if context.artifact(name).exists():
+            work = stage.work(context)
+            statuses.append(
+                StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {}))
+            )
+    return run.is_held, statuses
 
 
 @contextlib.contextmanager
@@ -198,5 +235,3 @@ def _from(stage: str) -> tuple[str, ...]:
     if stage not in STAGES:
         raise UsageError(f"--redo {stage}: there is no such stage; the stages are {', '.join(STAGES)}.")
     return tuple(name for name in STAGES if name == stage or _feeds(stage, (name,)))
-
-

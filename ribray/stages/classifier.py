@@ -105,7 +105,9 @@ class ClassifierTask:
     The order of images is a permutation keyed by (seed, epoch); each rank takes every ``world``-th image of a batch.
     """
 
-    def __init__(self, config: ClassifierConfig, train: Dataset, held_out: Dataset, start: Path, loader_workers: int):
+    def __init__(
+        self, config: ClassifierConfig, train: Dataset, held_out: Dataset, start: Path, loader_workers: int
+    ):
         if len(train) < config.batch_size:
             raise UsageError(
                 f"classifier.batch_size={config.batch_size} is more than the {len(train)} images of {train.name}; make it smaller."
@@ -129,7 +131,10 @@ class ClassifierTask:
         """Return SGD, the head at a multiple of the backbone's rate."""
         config = self._config
         backbone, head = model.learnable_groups()
-        groups = [{"params": backbone, "lr": config.lr}, {"params": head, "lr": config.lr * config.head_lr_factor}]
+        groups = [
+            {"params": backbone, "lr": config.lr},
+            {"params": head, "lr": config.lr * config.head_lr_factor},
+        ]
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
     def steps_per_epoch(self) -> int:
@@ -185,9 +190,16 @@ class ClassifierTask:
         occurring = labels.any(0)
         if not occurring.any():
             return {"loss": None, "map": None, "images": len(labels), "unreadable": errors}
-        loss = functional.binary_cross_entropy_with_logits(torch.from_numpy(logits).double(), torch.from_numpy(labels).double())
+        loss = functional.binary_cross_entropy_with_logits(
+            torch.from_numpy(logits).double(), torch.from_numpy(labels).double()
+        )
         precision = average_precision_score(labels[:, occurring], logits[:, occurring], average="macro")
-        return {"loss": float(loss), "map": 100 * float(precision), "images": len(labels), "unreadable": errors}
+        return {
+            "loss": float(loss),
+            "map": 100 * float(precision),
+            "images": len(labels),
+            "unreadable": errors,
+        }
 
     def save(self, model: Classifier, destination: Path) -> None:
         """Write the weights as safetensors."""
@@ -212,8 +224,12 @@ def _fingerprints(context: Context) -> dict[str, str]:
     config = context.experiment.classifier
     prints = {"ids or labels of data.train_split": context.training_set.fingerprint()}
     if config.checkpoint is not None:
-        return prints | {"contents of classifier.checkpoint": _hash_file(config.checkpoint, "classifier.checkpoint")}
-    prints["ids or labels of data.eval_split"] = context.dataset(context.experiment.data.eval_split).fingerprint()
+        return prints | {
+            "contents of classifier.checkpoint": _hash_file(config.checkpoint, "classifier.checkpoint")
+        }
+    prints["ids or labels of data.eval_split"] = context.dataset(
+        context.experiment.data.eval_split
+    ).fingerprint()
     if config.weights not in ("imagenet", "none", "synthetic"):
         prints["contents of classifier.weights"] = _hash_file(config.weights, "classifier.weights")
     return prints
@@ -253,7 +269,11 @@ def _execute(context: Context) -> None:
     torch.nn.init.kaiming_uniform_(model.head.weight, a=5**0.5)
     load_backbone_weights(model.backbone, config.weights)
     task = ClassifierTask(
-        config, train, context.dataset(context.experiment.data.eval_split), folder / START_FILE, _loader_workers(context)
+        config,
+        train,
+        context.dataset(context.experiment.data.eval_split),
+        folder / START_FILE,
+        _loader_workers(context),
     )
     run.begin(FOLDER, context.key(NAME))
     save_classifier(model, folder / START_FILE)
@@ -268,7 +288,10 @@ def _execute(context: Context) -> None:
     )
     began = time.monotonic()
     steps = task.steps_per_epoch() * config.epochs
-    with show_progress(context.console, NAME, steps, len(_steps(folder)), unit="steps") as bar, _following(folder, bar):
+    with (
+        show_progress(context.console, NAME, steps, len(_steps(folder)), unit="steps") as bar,
+        _following(folder, bar),
+    ):
         log = run_training(task, plan, context.session)
     seconds = time.monotonic() - began
     (folder / START_FILE).unlink(missing_ok=True)
@@ -280,7 +303,11 @@ def _finish(context: Context, log: list[dict[str, Any]], seconds: float, steps: 
     config = context.experiment.classifier
     epochs = [line for line in log if "validation" in line]
     last = epochs[-1]["validation"]
-    failures = {id: Failure(id, NAME, error) for line in epochs for id, error in line["validation"]["unreadable"].items()}
+    failures = {
+        id: Failure(id, NAME, error)
+        for line in epochs
+        for id, error in line["validation"]["unreadable"].items()
+    }
     context.replace_failures(NAME, failures)
     metrics = {
         "loss": [line["loss"] for line in log if "loss" in line][-1],
@@ -295,9 +322,11 @@ def _finish(context: Context, log: list[dict[str, Any]], seconds: float, steps: 
     timing = per_second(steps * config.batch_size, seconds) | {"workers": config.workers}
     context.run.write_metrics(NAME, {**metrics, "timing": timing})
     for line in log:
-        series = {"loss": line["loss"], "lr": line["lr"]} if "loss" in line else {
-            "validation_loss": line["validation"]["loss"], "validation_map": line["validation"]["map"]
-        }
+        series = (
+            {"loss": line["loss"], "lr": line["lr"]}
+            if "loss" in line
+            else {"validation_loss": line["validation"]["loss"], "validation_map": line["validation"]["map"]}
+        )
         context.tracker.log_step(NAME, line["step"], series)
     text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} held-out images"
     context.console.print(f"  final loss {metrics['loss']:.4f}{text}", highlight=False)

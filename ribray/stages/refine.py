@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
+from ribray.data.images import image_size
 from ribray.data.lists import read_id_list
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, target_views
 from ribray.errors import ImageError, UsageError
@@ -27,7 +29,7 @@ from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import empty_arrays, to_arrays
 from ribray.rib.refine import Refiner
 from ribray.run import Failure
-from ribray.stages.stage import Context, Stage, Work, per_second
+from ribray.stages.stage import Context, Estimate, Stage, Work, per_second
 
 NAME = "refine"
 FOLDER = "maps"
@@ -91,7 +93,9 @@ class _Preparation:
     sample therefore depends on the data alone, not on when a thread was done.
     """
 
-    def __init__(self, id: str, dataset: Dataset, order: ExtraOrder, config: RefineConfig, threads: ThreadPoolExecutor):
+    def __init__(
+        self, id: str, dataset: Dataset, order: ExtraOrder, config: RefineConfig, threads: ThreadPoolExecutor
+    ):
         self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
         present = np.flatnonzero(dataset.labels[dataset.index(id)])
         self._available = order.available(id, present.tolist())
@@ -111,7 +115,9 @@ class _Preparation:
     def _cut(self, place: int, turn: int) -> _Crop:
         extra = self._dataset.ids[place]
         rng = keyed_rng("extra", self._config.seed, self._id, extra, turn)
-        pixels, box = augment(self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size)
+        pixels, box = augment(
+            self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size
+        )
         return _Crop(place, pixels, box)
 
     def take(self) -> list[_Crop]:
@@ -133,7 +139,9 @@ class _Preparation:
                 self.unreadable.append(f"{self._dataset.ids[place]}: {error}")
                 passed_over += 1
                 if passed_over >= self._available:
-                    raise ImageError(f"None of the {self._available} images that could serve as extras is readable.") from None
+                    raise ImageError(
+                        f"None of the {self._available} images that could serve as extras is readable."
+                    ) from None
         return crops
 
     def cancel(self) -> None:
@@ -183,7 +191,9 @@ class RefineWorker:
         present = np.flatnonzero(self._dataset.labels[self._dataset.index(item)])
         if present.size == 0:
             height, width = self._dataset.image(item).shape[:2]
-            storage.write_npz(map_path(self._folder, item), **empty_arrays((height, width), self._config.scales))
+            storage.write_npz(
+                map_path(self._folder, item), **empty_arrays((height, width), self._config.scales)
+            )
             return {"steps": 0, "seconds": time.monotonic() - began}
         preparation = self._prepared.pop(item, None) or self._prepare(item)
         try:
@@ -195,7 +205,9 @@ class RefineWorker:
             image = preparation.target.result()
             loaded = time.monotonic()
             refinement = self._refiner.refine(
-                target_views(image, self._config.scales), present.tolist(), lambda step: self._extras(preparation)
+                target_views(image, self._config.scales),
+                present.tolist(),
+                lambda step: self._extras(preparation),
             )
         finally:
             preparation.cancel()
@@ -217,7 +229,9 @@ class RefineWorker:
         if preparation.per_step == 0:
             return None
         crops = preparation.take()
-        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(self._device, non_blocking=True)
+        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(
+            self._device, non_blocking=True
+        )
         labels = torch.from_numpy(self._dataset.labels[[crop.place for crop in crops]]).to(self._device)
         return normalise_crops(pixels, [crop.box for crop in crops]), labels
 
@@ -240,10 +254,14 @@ def _execute(context: Context) -> None:
     done = finished_ids(folder)
     left = [id for id in wanted if id not in done]
     failures = {
-        problem.id: Failure(problem.id, NAME, problem.sentence) for problem in dataset.problems if problem.id not in dataset
+        problem.id: Failure(problem.id, NAME, problem.sentence)
+        for problem in dataset.problems
+        if problem.id not in dataset
     }
     record = run.begin(FOLDER, context.key(NAME))
-    precision = record.get("precision") or context.session.resolve_precision(experiment.refine.precision, experiment.cluster)
+    precision = record.get("precision") or context.session.resolve_precision(
+        experiment.refine.precision, experiment.cluster
+    )
     run.update_record(FOLDER, precision=precision)
     for leftover in folder.rglob(f"{storage.TEMPORARY_PREFIX}*"):
         leftover.unlink(missing_ok=True)
@@ -268,12 +286,16 @@ def _execute(context: Context) -> None:
             failures[id] = Failure(id, NAME, error, tries)
             run.event(NAME, "failed", id=id, error=error)
 
-        result = Pool(plan, RefineWorker, arguments).run(left, notes.take, on_failed, bar, context.stop.is_set)
+        result = Pool(plan, RefineWorker, arguments).run(
+            left, notes.take, on_failed, bar, context.stop.is_set
+        )
     notes.tell()
     context.replace_failures(NAME, failures)
     count = len(finished_ids(folder).intersection(wanted))
     metrics = {"images": count, "failed": len(failures), "precision": precision}
-    run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
+    run.write_metrics(
+        NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}}
+    )
 
 
 class _Notes:
@@ -299,12 +321,59 @@ class _Notes:
         if self._few is not None:
             self._context.console.print(
                 f"Some images had fewer than {wanted} others without their classes (at least {self._few}): "
-                "all there are were drawn.", highlight=False,
+                "all there are were drawn.",
+                highlight=False,
             )
         if self._unreadable:
             self._context.console.print(
-                f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.", highlight=False
+                f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.",
+                highlight=False,
             )
+
+
+SAMPLED_IMAGES = 50
+"""Images whose size a plan looks at."""
+STEM_SHARE, BACKWARD_FACTOR = 0.28, 2.0
+"""Of a forward pass: the frozen stem's share (METHOD section 2), and what a backward pass costs more."""
+
+
+def _estimate(context: Context, work: Work) -> Estimate:
+    """Guess from the sizes of a few images; the time from one timed forward pass, where the work is done here."""
+    config, dataset = context.experiment.refine, context.training_set
+    stride = context.experiment.classifier.output_stride
+    ids = wanted_ids(context)
+    sample = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
+    areas = [height * width for height, width in (image_size(dataset.image_path(id)) for id in sample)]
+    pixels = float(np.median(areas)) * sum(2 * scale**2 for scale in config.scales)
+    learned = float(np.median(areas)) * sum(2 * scale**2 for scale in config.loss_scales)
+    extras = (config.batch_size - 1) * config.crop_size**2
+    trunk = 1 - STEM_SHARE
+    per_image = config.iterations * trunk * pixels + (config.iterations - 1) * (
+        BACKWARD_FACTOR * trunk * learned + (1 + BACKWARD_FACTOR * trunk) * extras
+    )
+    kept = 2 + (config.iterations if config.keep_steps else 0)
+    present = float(dataset.labels[[dataset.index(id) for id in sample]].sum(1).mean())
+    size = int(work.left * present * kept * 4 * pixels / 2 / stride**2)
+    if context.experiment.cluster.address is not None:
+        return Estimate(None, size)
+    workers = context.experiment.cluster.workers or len(os.sched_getaffinity(0))
+    return Estimate(work.left * per_image * _seconds_per_pixel(context) / workers, size)
+
+
+def _seconds_per_pixel(context: Context) -> float:
+    """Time a forward pass of the classifier on one thread (or the GPU) of this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config, dataset = context.experiment.classifier, context.training_set
+    model = build_classifier(config.backbone, len(dataset.classes), config.output_stride).to(device).eval()
+    image = torch.zeros(1, 3, 256, 256, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(context.experiment.cluster.threads_per_worker)
+    with torch.no_grad():
+        model(image)
+        began = time.monotonic()
+        model(image).sum().item()
+    torch.set_num_threads(threads)
+    return (time.monotonic() - began) / (image.shape[-1] * image.shape[-2])
 
 
 STAGE = Stage(
@@ -317,4 +386,5 @@ STAGE = Stage(
     fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
     work=_work,
     execute=_execute,
+    estimate=_estimate,
 )

@@ -87,9 +87,14 @@ def _execute(context: Context) -> None:
     ids = _ids(context)
     run.begin(FOLDER, context.key(NAME))
     if not dataset.has_masks:
-        context.console.print(f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.", highlight=False)
+        context.console.print(
+            f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.", highlight=False
+        )
         return
-    curves = {method: ThresholdCurve(len(dataset.classes) + 1, experiment.seed_eval.thresholds) for method in METHODS}
+    curves = {
+        method: ThresholdCurve(len(dataset.classes) + 1, experiment.seed_eval.thresholds)
+        for method in METHODS
+    }
     ended: Counter[str] = Counter()
     failures: dict[str, Failure] = {}
     plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
@@ -151,4 +156,3 @@ STAGE = Stage(
     work=_work,
     execute=_execute,
 )
-

@@ -34,6 +34,14 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What the work that is left would roughly cost."""
+
+    seconds: float | None
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of the chain: what it reads decides about reuse, `execute` does what is left to do."""
 
@@ -54,6 +62,8 @@ class Stage:
     """What there is to do; asked without a cluster."""
     execute: "Callable[[Context], None]"
     """Do what is left, write the artifact and the stage's metrics."""
+    estimate: "Callable[[Context, Work], Estimate] | None" = None
+    """A rough guess at time and disk, for a plan."""
 
 
 @dataclass
@@ -89,7 +99,9 @@ class Context:
         while run.parent is not None:
             run = run.parent
         world, seed = self.experiment.data.synthetic, self.experiment.data.seed
-        name = f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
+        name = (
+            f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
+        )
         return run.directory / "data" / name
 
     def dataset(self, split: str) -> Dataset:
@@ -151,6 +163,8 @@ class Context:
 
 def per_second(count: int, seconds: float) -> dict[str, Any]:
     """Return the timing part of a stage's metrics."""
-    return {"seconds": round(seconds, 3), "images": count, "images_per_second": round(count / seconds, 3) if seconds else None}
-
-
+    return {
+        "seconds": round(seconds, 3),
+        "images": count,
+        "images_per_second": round(count / seconds, 3) if seconds else None,
+    }

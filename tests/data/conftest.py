@@ -61,7 +61,7 @@ def folder_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def coco_content() -> dict[str, Any]:
-    """Two images of 20 × 30 pixels: a large cat (polygon) under a small dog (run lengths), and an empty one."""
+    """Two images of 20 × 30: a large cat (polygon) under a small dog (run lengths), and an empty one."""
     square = [2.0, 2.0, 22.0, 2.0, 22.0, 18.0, 2.0, 18.0]
     dog = {"size": [20, 30], "counts": [5 * 20 + 5, 4, 16, 4, 20 * 30 - 5 * 20 - 29]}  # 4 × 2 pixels
     return {

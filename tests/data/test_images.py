@@ -11,6 +11,7 @@ from PIL import Image
 from ribray.data.images import image_size, read_image, read_mask
 from ribray.errors import ImageError
 
+
 def gradient(height: int, width: int) -> np.ndarray:
     """A picture (height, width, 3) uint8 in which every corner looks different."""
     rows, columns = np.mgrid[0:height, 0:width]
@@ -55,11 +56,11 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     for name in ("x.png", "x.jpg", "x.webp", "x.tif"):
         path = tmp_path / name
-        options = {"quality": 100} if name != "x.webp" else {"lossless": True}
+        options = {"quality": 100, "subsampling": 0} if name == "x.jpg" else {"lossless": True}
         Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
         image = read_image(path)
         assert image.shape == upright.shape
-        assert np.abs(image.astype(int) - upright).max() <= 12, name  # JPEG loses a little
+        assert np.abs(image.astype(int) - upright).max() <= 6, name  # JPEG loses a little
         assert image_size(path) == (16, 40)
 
 
@@ -126,7 +127,7 @@ def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     assert (read_image(tmp_path / "x.gif") == RED).all()
 
 
-# --- what cannot be read ------------------------------------------------------------------------------------------
+# --- what cannot be read -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
@@ -136,7 +137,7 @@ def test_truncated_images_are_refused(tmp_path: Path, suffix: str, share: float)
     path = save(tmp_path / f"x{suffix}", noise)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ImageError, match=f"x{suffix} .*(truncated|Truncated|cannot be read)"):
+    with pytest.raises(ImageError, match=f"x{suffix} is damaged: "):
         read_image(path)
 
 
@@ -164,10 +165,11 @@ def test_a_damaged_checksum_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=r"x\.png cannot be read"):
+    with pytest.raises(ImageError, match=r"x\.png is damaged: "):
         read_image(path)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("sides", [(60_000, 60_000), (9_500, 9_500)])
 def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, sides: tuple[int, int]) -> None:
     path = tmp_path / "bomb.png"
@@ -194,7 +196,7 @@ def test_pixels_without_agreed_brightness_are_refused(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
-# --- masks --------------------------------------------------------------------------------------------------------
+# --- masks -------------------------------------------------------------------------------------------------
 
 
 def test_masks_hold_values_not_colours(tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_masks_of_another_kind_are_refused(tmp_path: Path) -> None:
         read_mask(save(tmp_path / "colour.png", gradient(4, 4)))
     with pytest.raises(ImageError, match="its pixels are 16-bit"):
         read_mask(save(tmp_path / "deep.png", np.zeros((4, 4), np.uint16)))
-    with pytest.raises(ImageError, match="not an image that can be read"):
+    with pytest.raises(ImageError, match=r"lossy\.jpg is damaged or of another format, not a PNG"):
         read_mask(save(tmp_path / "lossy.jpg", np.zeros((4, 4), np.uint8)))
     with pytest.raises(ImageError, match="does not exist"):
         read_mask(tmp_path / "gone.png")

@@ -30,7 +30,7 @@ def small_data(**changes: int) -> DataConfig:
     return DataConfig(kind="synthetic", seed=7, synthetic=SMALL.model_copy(update=changes))
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
 
 
 def test_a_picture_depends_on_its_key_alone():
@@ -94,7 +94,7 @@ def test_pictures_to_pretrain_on_cover_every_attribute():
     assert all(kind is None for _, family, kind in drawn if family is None)
 
 
-# --- the folder ---------------------------------------------------------------------------------------------------
+# --- the folder ---------------------------------------------------------------------------------------------
 
 
 def test_the_world_on_disk_is_the_world_as_drawn(tmp_path: Path):
@@ -172,6 +172,6 @@ def test_an_unknown_split_is_refused_before_anything_is_drawn(tmp_path: Path):
 
 def test_the_data_set_travels_to_a_worker(tmp_path: Path):
     dataset = open_dataset(small_data(), "val", tmp_path)
-    copy = pickle.loads(pickle.dumps(dataset))
+    copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - bytes made on this line
     assert copy.fingerprint() == dataset.fingerprint()
     assert np.array_equal(copy.image("val_0001"), dataset.image("val_0001"))

@@ -17,12 +17,16 @@ def images() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "output_stride"), EVERY)
-def test_levels_have_the_promised_channels_and_strides(name: str, output_stride: int, images: torch.Tensor) -> None:
+def test_levels_have_the_promised_channels_and_strides(
+    name: str, output_stride: int, images: torch.Tensor
+) -> None:
     backbone = build_backbone(name, output_stride)
     with torch.no_grad():
         levels = backbone.features(images[:1])
     assert [level.shape[1] for level in levels] == list(backbone.channels)
-    assert [level.shape[2:] for level in levels] == [(64 // stride, 96 // stride) for stride in backbone.strides]
+    assert [level.shape[2:] for level in levels] == [
+        (64 // stride, 96 // stride) for stride in backbone.strides
+    ]
     assert backbone.strides[-1] == output_stride
 
 
@@ -34,7 +38,9 @@ def test_stem_and_trunk_make_the_last_level(name: str, output_stride: int, image
 
 
 @pytest.mark.parametrize(("name", "output_stride"), LIGHT)
-def test_batch_norm_keeps_its_statistics_in_training_mode(name: str, output_stride: int, images: torch.Tensor) -> None:
+def test_batch_norm_keeps_its_statistics_in_training_mode(
+    name: str, output_stride: int, images: torch.Tensor
+) -> None:
     backbone = build_backbone(name, output_stride).train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     backbone.trunk(backbone.stem(images))
@@ -50,11 +56,15 @@ def test_every_parameter_is_either_frozen_or_learnable(name: str, output_stride:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnet_at_stride_16_is_torchvisions_with_a_denser_last_stage(name: str, images: torch.Tensor) -> None:
+def test_resnet_at_stride_16_is_torchvisions_with_a_denser_last_stage(
+    name: str, images: torch.Tensor
+) -> None:
     images = images.double()
     theirs = torchvision.models.get_model(name, weights=None).eval().double()
     ours = build_backbone(name, 16).double()
-    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
+    ours.load_state_dict(
+        {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    )
     with torch.no_grad():
         x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
         x = theirs.layer3(theirs.layer2(theirs.layer1(x)))
@@ -80,7 +90,7 @@ def test_resnet_at_stride_16_has_no_dilation_and_at_stride_8_two_and_four() -> N
 
 
 def test_unknown_backbone_and_output_stride_are_refused_in_a_sentence() -> None:
-    with pytest.raises(UsageError, match="no backbone 'resnet51'.*resnet50"):
+    with pytest.raises(UsageError, match=r"no backbone 'resnet51'.*resnet50"):
         build_backbone("resnet51", 16)
     with pytest.raises(UsageError, match="16 or 8, not 32"):
         build_backbone("resnet50", 32)

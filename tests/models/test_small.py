@@ -11,16 +11,18 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ribray.data.synthetic import FAMILIES, draw, draw_single
 from ribray.data.transforms import normalise
-from ribray.models import pretraining, small
+from ribray.models import pretraining
 from ribray.models.classifier import Classifier
 from ribray.models.small import SmallBackbone
+from ribray.models.weights import load_backbone_weights
 
+SHIPPED = Path(pretraining.__file__).with_name("synthetic.safetensors")
 REACH = 28  # pixels around the middle of a cell
 
 
 def pretrained() -> SmallBackbone:
     backbone = SmallBackbone()
-    backbone.load_state_dict(load_file(small.WEIGHTS))
+    load_backbone_weights(backbone, "synthetic")
     return backbone.eval()
 
 
@@ -46,7 +48,9 @@ def test_five_levels_have_the_promised_channels_and_strides(size: tuple[int, int
 def test_only_the_last_two_blocks_learn():
     backbone = SmallBackbone()
     Classifier(backbone, 6)
-    learning = {name.split(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    learning = {
+        name.split(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad
+    }
     assert learning == {"block2", "block3"}
 
 
@@ -63,14 +67,16 @@ def test_a_cell_does_not_see_beyond_its_surroundings():
     near[..., middle, middle + REACH // 2] = 5
     far[..., middle, middle + REACH :] = 5
     with torch.no_grad():
-        blank, seen, unseen = (backbone.features(x)[-1][0, :, cell, cell] for x in (torch.zeros_like(near), near, far))
+        blank, seen, unseen = (
+            backbone.features(x)[-1][0, :, cell, cell] for x in (torch.zeros_like(near), near, far)
+        )
     assert not torch.equal(blank, seen)
     assert torch.equal(blank, unseen)
 
 
 def test_shipped_weights_are_small_and_complete():
-    weights = load_file(small.WEIGHTS)
-    assert small.WEIGHTS.stat().st_size < 500_000
+    weights = load_file(SHIPPED)
+    assert SHIPPED.stat().st_size < 500_000
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float16}
     assert weights.keys() == SmallBackbone().state_dict().keys()
 
@@ -104,7 +110,9 @@ def test_shipped_features_tell_the_families_of_bodies_apart():
 
 def test_pretraining_is_repeatable_and_reports_its_progress():
     steps: list[tuple[int, int]] = []
-    first = pretraining.pretrain(5, images=64, epochs=1, progress=lambda done, total, loss: steps.append((done, total)))
+    first = pretraining.pretrain(
+        5, images=64, epochs=1, progress=lambda done, total, loss: steps.append((done, total))
+    )
     again = pretraining.pretrain(5, images=64, epochs=1)
     other = pretraining.pretrain(6, images=64, epochs=1)
     assert steps == [(1, 2), (2, 2)]
@@ -124,4 +132,6 @@ def test_saved_weights_load_back_in_half_precision(tmp_path: Path):
     pretraining.save(state, tmp_path / "new" / "weights.safetensors")
     loaded = load_file(tmp_path / "new" / "weights.safetensors")
     assert loaded.keys() == state.keys()
-    assert all(torch.allclose(loaded[name].float(), state[name].float(), rtol=1e-3, atol=1e-6) for name in state)
+    assert all(
+        torch.allclose(loaded[name].float(), state[name].float(), rtol=1e-3, atol=1e-6) for name in state
+    )

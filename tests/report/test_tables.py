@@ -57,7 +57,7 @@ def test_one_method_alone_has_no_gain():
 @pytest.fixture
 def many():
     names = [f"class{number:02d}" for number in range(80)]
-    cam = method({name: 30.0 for name in names}, 0.2)
+    cam = method(dict.fromkeys(names, 30.0), 0.2)
     return {"cam": cam, "rib": method({name: 20.0 + number / 4 for number, name in enumerate(names)}, 0.25)}
 
 

@@ -59,5 +59,5 @@ def test_slope_at_zero(name: str, slope: float) -> None:
 
 
 def test_unknown_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match="'hinge'.*bce_softsign"):
+    with pytest.raises(ValueError, match=r"'hinge'.*bce_softsign"):
         refinement_loss("hinge")

@@ -1,0 +1,11 @@
+"""Job: evaluate the seed; the run at --out has the maps.
+
+ray job submit --working-dir . -- python entrypoints/seed.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
+"""
+
+import sys
+
+from ribray.cli import main
+
+if __name__ == "__main__":
+    main(["run", *sys.argv[1:], "--stages", "seed"])

@@ -1,0 +1,125 @@
+"""Reading recipes, overrides, and the sentences for what is wrong with them."""
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ribray.config import Experiment, flatten, load_experiment, shipped_recipes, to_values, to_yaml
+from ribray.errors import UsageError
+
+VOC = {"data": {"kind": "voc", "root": "somewhere"}}
+
+
+def write(tmp_path, values) -> str:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "voc12", "coco14"])
+def test_shipped_recipes_are_valid_and_open_with_their_command(name):
+    experiment = load_experiment(name)
+    text = shipped_recipes()[name].read_text()
+    assert text.startswith("# ")
+    assert "ribray " in text.split("data:")[0]
+    assert experiment.refine.iterations == 10
+
+
+def test_paper_settings_of_voc_and_coco():
+    voc, coco = load_experiment("voc12"), load_experiment("coco14")
+    assert (voc.refine.lr, voc.refine.stop_threshold, voc.refine.pooling_threshold) == (8e-6, 600, 0.4)
+    assert (coco.refine.lr, coco.refine.stop_threshold, coco.refine.explode_ratio) == (5e-6, 1000, 0.8)
+    assert voc.seed_eval.thresholds == tuple(round(0.2 + 0.01 * step, 2) for step in range(30))
+    assert coco.refine.pooling_first_classes is None
+
+
+def test_seed_is_the_default_of_every_section_and_a_section_may_differ():
+    experiment = load_experiment("quickstart", ["seed=3", "refine.seed=7"])
+    assert (experiment.data.seed, experiment.classifier.seed, experiment.refine.seed) == (3, 3, 7)
+
+
+def test_overrides_are_yaml_and_the_later_one_wins():
+    experiment = load_experiment(
+        "quickstart",
+        ["refine.lr=1e-5", "refine.scales=[1.0, 2.0]", "refine.loss_scales=[1.0]", "refine.lr=2e-5"],
+    )
+    assert experiment.refine.lr == 2e-5
+    assert experiment.refine.scales == (1.0, 2.0)
+
+
+def test_printed_configuration_is_a_recipe_with_the_same_meaning(tmp_path):
+    experiment = load_experiment("voc12", ["seed=4"])
+    assert load_experiment(write(tmp_path, to_yaml(experiment))) == experiment
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("refine.bath_size=3", ["refine.bath_size", "did you mean batch_size", "valid here"]),
+        ("refin.lr=1", ["unknown key 'refin'", "did you mean refine"]),
+        ("refine.batch_size=many", ["refine.batch_size", "integer", "'many'"]),
+        ("refine.batch_size=0", ["refine.batch_size", "greater than or equal to 1", "0"]),
+        ("refine.scales=[0.5, 1.0]", ["scales must begin with 1.0"]),
+        ("refine.loss_scales=[3.0]", ["loss_scales", "[3.0]"]),
+        ("data.kind=pascal", ["data.kind", "'voc'", "'pascal'"]),
+        ("data.root=null", ["data.root is missing"]),
+        ("classifier.workers=3", ["batch_size 16 cannot be shared by 3 workers"]),
+        ("classifier.resize_long=[640, 320]", ["[640, 320]"]),
+        ("refine.lr=.nan", ["refine.lr", "finite"]),
+        ("seed_eval.thresholds=[0.3, 0.2]", ["thresholds must increase"]),
+        ("refine=3", ["refine", "3"]),
+        ("refine.lr.x=3", ["'lr' is a value"]),
+        ("nonsense", ["key=value"]),
+        ("refine.lr=[1", ["not valid YAML"]),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_the_key(override, parts):
+    with pytest.raises(UsageError) as caught:
+        load_experiment("voc12", [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_missing_section_and_unknown_recipe_are_named(tmp_path):
+    with pytest.raises(UsageError, match="'data.kind' is missing"):
+        load_experiment(write(tmp_path, {"seed": 1}))
+    with pytest.raises(UsageError, match="did you mean voc12"):
+        load_experiment("voc2012")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b\n", "data: [", "a: &a [*a]\n", "\x00", "!!python/object/apply:os.system ['true']"]
+)
+def test_a_file_that_is_no_recipe_is_refused_in_a_sentence(tmp_path, text):
+    with pytest.raises(UsageError):
+        load_experiment(write(tmp_path, text))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*Experiment.model_fields, *flatten(to_values(load_experiment("voc12")))])
+                | st.text(max_size=6),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_values_give_an_experiment_or_a_sentence(values):
+    from ribray.config import validate_experiment
+
+    for candidate in (values, {**VOC, "refine": values}, {"data": values}):
+        if isinstance(candidate, dict):
+            try:
+                validate_experiment(candidate, "fuzz")
+            except UsageError as error:
+                assert str(error).startswith("fuzz: ")

@@ -1,0 +1,113 @@
+"""Recorded cases: the real ones hold, and what is wrong is noticed."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ribray import verify as verification
+from ribray.errors import RibrayError, UsageError
+from ribray.models import Classifier
+from ribray.rib import refine
+from ribray.verify import verify
+
+
+def test_recorded_refinements_are_reproduced(shared_dir: Path) -> None:
+    checks = verify(shared_dir / "golden", only="rib")
+    off = [check for check in checks if not check.ok]
+    assert off == []
+    cases = {check.case for check in checks}
+    assert len(cases - {"rib weights"}) == len(list((shared_dir / "golden").glob("rib_*.npz")))
+    quantities = {check.quantity for check in checks if check.case == "rib_single_class"}
+    assert {
+        "losses",
+        "target_losses",
+        "logits_first",
+        "logits_last",
+        "steps_done",
+        "stop_reason",
+    } <= quantities
+    assert {"cam_step0_scale0", "cam_step4_scale3", "cam_stride4", "cam_full"} <= quantities
+
+
+@pytest.fixture
+def one_case(shared_dir: Path, tmp_path: Path) -> Path:
+    shutil.copy(shared_dir / "golden" / "rib_explode_ratio.npz", tmp_path)
+    return tmp_path
+
+
+def change(folder: Path, **changes: np.ndarray | None) -> None:
+    file = next(folder.glob("*.npz"))
+    with np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays.update({name: value for name, value in changes.items() if value is not None})
+    for name in (name for name, value in changes.items() if value is None):
+        del arrays[name]
+    np.savez(file, **arrays)
+
+
+def test_it_is_the_products_refinement_that_is_checked(
+    one_case: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = refine._merge_views
+    monkeypatch.setattr(refine, "_merge_views", lambda cams: merge(cams) * 1.001)
+    off = {check.quantity for check in verify(one_case) if not check.ok}
+    assert {"cam_step0_scale0", "cam_step1_scale0"} <= off
+
+
+def test_a_wrong_recorded_value_is_off(one_case: Path) -> None:
+    change(one_case, target_losses=np.array([0.03824]))
+    assert [check.quantity for check in verify(one_case) if not check.ok] == ["target_losses"]
+
+
+def test_recorded_extra_samples_go_through_loss_and_update(one_case: Path) -> None:
+    change(one_case, extra_labels=np.zeros((5, 3, 20), np.uint8))
+    checks = {check.quantity: check for check in verify(one_case)}
+    assert not checks["losses"].ok
+    assert not checks["cam_step1_scale0"].ok
+    assert checks["target_losses"].ok
+    assert checks["cam_step0_scale0"].ok
+
+
+def test_weights_that_cannot_be_drawn_again_are_off(one_case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_WEIGHT_SEED", 1)
+    assert not any(check.ok for check in verify(one_case) if check.case == "rib weights")
+
+
+def test_drawing_the_weights_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    assert isinstance(verification._recorded_classifier(), Classifier)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_kinds_without_checker_fail_and_are_left_out_by_the_filter(tmp_path: Path) -> None:
+    np.savez(tmp_path / "unheard_of.npz", x=np.zeros(1))
+    (check,) = verify(tmp_path)
+    assert (check.case, check.ok, check.note) == ("unheard_of", False, "no checker for this kind of case")
+    with pytest.raises(UsageError, match=r"no recorded case.*'rib'"):
+        verify(tmp_path, only="rib")
+
+
+def test_missing_folder_and_damaged_files_are_said_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        verify(tmp_path / "nowhere")
+    (tmp_path / "rib_x.npz").write_bytes(b"PK not really")
+    with pytest.raises(RibrayError, match=r"rib_x\.npz"):
+        verify(tmp_path)
+    np.savez(tmp_path / "rib_x.npz", image=np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UsageError, match="rib_x is incomplete: it has no 'label'"):
+        verify(tmp_path)
+
+
+def test_a_case_that_does_not_fit_together_is_refused(one_case: Path) -> None:
+    change(one_case, iterations=np.array(0))
+    with pytest.raises(UsageError, match=r"rib_explode_ratio\.npz does not fit together.*iterations"):
+        verify(one_case)
+
+
+def test_a_number_that_is_none_is_never_ok() -> None:
+    assert not verification.Check("case", "quantity", float("nan"), 1.0).ok
