@@ -1,6 +1,7 @@
-"""Job: train the classifier.
+r"""Job: train the classifier.
 
-ray job submit --working-dir . -- python entrypoints/classifier.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
+ray job submit --working-dir . -- \
+    python entrypoints/classifier.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
 """
 
 import sys

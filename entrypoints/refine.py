@@ -1,6 +1,7 @@
-"""Job: refine the images; the run at --out has the classifier.
+r"""Job: refine the images; the run at --out has the classifier.
 
-ray job submit --working-dir . -- python entrypoints/refine.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
+ray job submit --working-dir . -- \
+    python entrypoints/refine.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""Job: a whole recipe.
+r"""Job: a whole recipe.
 
-ray job submit --working-dir . -- python entrypoints/run.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
+ray job submit --working-dir . -- \
+    python entrypoints/run.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
 """
 
 import sys

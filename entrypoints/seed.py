@@ -1,6 +1,7 @@
-"""Job: evaluate the seed; the run at --out has the maps.
+r"""Job: evaluate the seed; the run at --out has the maps.
 
-ray job submit --working-dir . -- python entrypoints/seed.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
+ray job submit --working-dir . -- \
+    python entrypoints/seed.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
 """
 
 import sys

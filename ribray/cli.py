@@ -33,12 +33,8 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Run directory. [default: runs/RECIPE]", metavar="DIR")
-]
+RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run directory. [default: runs/RECIPE]", metavar="DIR")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change one configuration key.", metavar="KEY=VALUE")
 ]
@@ -89,14 +85,10 @@ def run(
     stages: Annotated[
         str | None, typer.Option(help="Stages to run, comma-separated. [default: all]", metavar="A,B")
     ] = None,
-    redo: Annotated[
-        str | None, typer.Option(help="Make this stage, and what follows, again.", metavar="STAGE")
-    ] = None,
+    redo: Annotated[str | None, typer.Option(help="Make this stage, and what follows, again.", metavar="STAGE")] = None,
     fork: Annotated[
         Path | None,
-        typer.Option(
-            help="Go on in a new run DIR that reuses what still fits of the one at --out.", metavar="DIR"
-        ),
+        typer.Option(help="Go on in a new run DIR that reuses what still fits of the one at --out.", metavar="DIR"),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
@@ -137,9 +129,7 @@ def recipes() -> None:
 @app.command()
 def verify(
     directory: Annotated[Path, typer.Argument(help="Folder of recorded cases (npz).", metavar="DIR")],
-    only: Annotated[
-        str | None, typer.Option(help="Only cases whose name begins so.", metavar="PREFIX")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help="Only cases whose name begins so.", metavar="PREFIX")] = None,
 ) -> None:
     """Run recorded cases through this installation and compare, quantity by quantity."""
     from ribray.report.tables import check_table

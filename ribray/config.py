@@ -141,9 +141,7 @@ class ClassifierConfig(_Section):
         if self.weights == "synthetic" and self.backbone != "small":
             raise ValueError("weights: synthetic belong to backbone: small")
         if self.weights == "imagenet" and self.backbone == "small" and self.checkpoint is None:
-            raise ValueError(
-                "the small backbone has no ImageNet weights: set classifier.weights to synthetic or none"
-            )
+            raise ValueError("the small backbone has no ImageNet weights: set classifier.weights to synthetic or none")
         return self
 
 
@@ -210,9 +208,7 @@ class RefineConfig(_Section):
 class SeedEvalConfig(_Section):
     """mIoU of the initial seed over thresholds."""
 
-    thresholds: Thresholds = Field(
-        default_factory=lambda: _expand_range({"start": 0.2, "stop": 0.49, "step": 0.01})
-    )
+    thresholds: Thresholds = Field(default_factory=lambda: _expand_range({"start": 0.2, "stop": 0.49, "step": 0.01}))
     """Background thresholds to try: a list, or {start, stop, step} with stop included."""
     split: str | None = None
     """Split whose images count (those that have a map); default: data.train_split."""

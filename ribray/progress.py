@@ -98,9 +98,7 @@ class _RateColumn(ProgressColumn):
 
 
 @contextlib.contextmanager
-def show_progress(
-    console: Console, name: str, total: int, done: int = 0, unit: str = "images"
-) -> Iterator[Bar]:
+def show_progress(console: Console, name: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Bar]:
     """Show the progress of a stage for the length of a ``with`` block and leave one line behind."""
     if not console.is_terminal:
         bar: Bar = _LogBar(console, name, total, done, unit)

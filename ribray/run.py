@@ -63,9 +63,7 @@ class StageKey:
         }
 
 
-def select_configuration(
-    flat: Mapping[str, Any], reads: Iterable[str], leaves_out: Iterable[str]
-) -> dict[str, Any]:
+def select_configuration(flat: Mapping[str, Any], reads: Iterable[str], leaves_out: Iterable[str]) -> dict[str, Any]:
     """Return the values of ``flat`` whose keys lie under one of ``reads`` and are not in ``leaves_out``."""
     reads, leaves_out = tuple(reads), set(leaves_out)
     return {
@@ -138,9 +136,7 @@ class Run:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise UsageError(
-                f"Another run is working in {location}; wait for it, or stop it first."
-            ) from None
+            raise UsageError(f"Another run is working in {location}; wait for it, or stop it first.") from None
         run = cls(location, parent or cls._recorded_parent(location), lock)
         run._remove_leftovers()
         return run
@@ -296,11 +292,7 @@ class Run:
         if not location.exists():
             return []
         try:
-            return [
-                Failure(**json.loads(line))
-                for line in location.read_text(encoding="utf-8").splitlines()
-                if line
-            ]
+            return [Failure(**json.loads(line)) for line in location.read_text(encoding="utf-8").splitlines() if line]
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
             raise RibrayError(
                 f"{location} is damaged ({error}); remove it, failed images are tried again anyway."
@@ -318,9 +310,7 @@ class Run:
         now = time.time()
         if self._events is None:
             self._events = (
-                self.directory
-                / "events"
-                / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}.jsonl"
+                self.directory / "events" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}.jsonl"
             )
             self._events.parent.mkdir(exist_ok=True)
         with open(self._events, "a", encoding="utf-8") as stream:

@@ -84,7 +84,7 @@ def read_json(location: Path) -> Any:
 def write_npz(location: Path, **arrays: np.ndarray) -> None:
     """Write ``arrays`` as a compressed npz file whose bytes depend on the arrays alone."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_bytes(location, buffer.getvalue())
 
 

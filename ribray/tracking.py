@@ -72,9 +72,7 @@ class Tracker:
                     name=self._run.directory.name,
                     dir=self._run.directory,
                     config=to_values(self._experiment),
-                    settings=wandb.Settings(
-                        silent=True, console="off", x_disable_stats=True, disable_git=True
-                    ),
+                    settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
                 )
             except wandb.Error as error:
                 raise RibrayError(

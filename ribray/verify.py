@@ -64,9 +64,7 @@ def verify(directory: str | Path, only: str | None = None, device: str = "cpu") 
         raise UsageError(f"There is no folder {folder} with recorded cases.")
     files = sorted(file for file in folder.glob("*.npz") if file.stem.startswith(only or ""))
     if not files:
-        raise UsageError(
-            f"{folder} has no recorded case (*.npz){f' that begins with {only!r}' if only else ''}."
-        )
+        raise UsageError(f"{folder} has no recorded case (*.npz){f' that begins with {only!r}' if only else ''}.")
     checks: list[Check] = []
     for prefix, checker in CHECKERS.items():
         if chosen := [file for file in files if file.stem.startswith(prefix)]:
@@ -179,9 +177,7 @@ def _check_refinement(case: str, recorded: Arrays, classifier: Classifier, devic
             recorded["cam_stride4"],
             _MAP_TOLERANCE,
         ),
-        _close(
-            case, "cam_full", localization_maps(record, size="full"), recorded["cam_full"], _MAP_TOLERANCE
-        ),
+        _close(case, "cam_full", localization_maps(record, size="full"), recorded["cam_full"], _MAP_TOLERANCE),
     ]
 
 
@@ -214,9 +210,7 @@ def _recorded_classifier() -> Classifier:
 def _refine_config(case: str, recorded: Arrays) -> RefineConfig:
     pooling = str(recorded["pooling"])
     if pooling not in _POOLINGS or len(recorded["label"]) != _HEAD_CLASSES:
-        raise UsageError(
-            f"The recorded case {case} has pooling {pooling!r} and {len(recorded['label'])} classes."
-        )
+        raise UsageError(f"The recorded case {case} has pooling {pooling!r} and {len(recorded['label'])} classes.")
     scales = tuple(recorded["scales"].tolist())
     return RefineConfig(
         iterations=int(recorded["iterations"]),
@@ -278,6 +272,4 @@ def _close(case: str, quantity: str, computed: np.ndarray, recorded: np.ndarray,
 
 def _exact(case: str, quantity: str, computed: object, recorded: object) -> Check:
     same = computed == recorded
-    return Check(
-        case, quantity, 0.0 if same else 1.0, 0.0, "" if same else f"{computed}, recorded {recorded}"
-    )
+    return Check(case, quantity, 0.0 if same else 1.0, 0.0, "" if same else f"{computed}, recorded {recorded}")

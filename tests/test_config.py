@@ -84,7 +84,7 @@ def test_a_wrong_value_is_one_sentence_that_names_the_key(override, parts):
 
 
 def test_missing_section_and_unknown_recipe_are_named(tmp_path):
-    with pytest.raises(UsageError, match="'data.kind' is missing"):
+    with pytest.raises(UsageError, match=r"'data\.kind' is missing"):
         load_experiment(write(tmp_path, {"seed": 1}))
     with pytest.raises(UsageError, match="did you mean voc12"):
         load_experiment("voc2012")

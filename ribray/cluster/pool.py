@@ -96,9 +96,7 @@ class PoolPlan:
                     f"cluster.workers={workers} with {needed:g} {what} each need {needed * workers:g} {what}s, "
                     f"this machine has {there:g}."
                 )
-        return cls(
-            name, workers, config.cpus_per_worker, gpus, config.threads_per_worker, config.tries, chunk_size
-        )
+        return cls(name, workers, config.cpus_per_worker, gpus, config.threads_per_worker, config.tries, chunk_size)
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,6 @@ class PoolResult:
     """From the first worker that was ready to the end."""
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class _Actor:
     """Wraps a worker; everything that can go wrong with an item comes back as an `Outcome`."""
 
@@ -216,9 +213,7 @@ class Pool:
                         for slot in self._slots:
                             self._fill(slot)
                     busy = [slot for slot in self._slots if slot.calls]
-                    starting = [
-                        slot for slot in self._slots if slot.starting and not stopped and self._has_work()
-                    ]
+                    starting = [slot for slot in self._slots if slot.starting and not stopped and self._has_work()]
                     if not busy and not starting:
                         break
                     by_reference = {slot.starting or slot.calls[0][0]: slot for slot in (*busy, *starting)}
@@ -243,13 +238,19 @@ class Pool:
     def _start(self, slot: _Slot) -> None:
         plan = self._plan
         slot.node = None
-        slot.actor = _Actor.options(
-            num_cpus=plan.cpus_per_worker,
-            num_gpus=plan.gpus_per_worker,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=slot.index
-            ),
-        ).remote()
+        slot.actor = (
+            ray.remote(_Actor)
+            .options(
+                max_restarts=0,
+                max_task_retries=0,
+                num_cpus=plan.cpus_per_worker,
+                num_gpus=plan.gpus_per_worker,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._group, placement_group_bundle_index=slot.index
+                ),
+            )
+            .remote()
+        )
         slot.starting = slot.actor.start.remote(self._worker_class, self._shared, plan.threads_per_worker)
 
     def _fill(self, slot: _Slot) -> None:
@@ -288,20 +289,19 @@ class Pool:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RibrayError):
                 raise error.cause from None
-            raise RibrayError(
-                f"A worker of pool '{self._plan.name}' cannot start: {error.cause!r}"
-            ) from error
+            raise RibrayError(f"A worker of pool '{self._plan.name}' cannot start: {error.cause!r}") from error
         except LOST as error:
             slot.failed_starts += 1
             if slot.failed_starts >= self._plan.tries:
                 raise RibrayError(
-                    f"A worker of pool '{self._plan.name}' died {slot.failed_starts} times while starting: {_brief(error)}"
+                    f"A worker of pool '{self._plan.name}' died {slot.failed_starts} times while starting: "
+                    f"{_brief(error)}"
                 ) from None
             _kill(slot)
             self._start(slot)
 
     def _collect_call(self, slot: _Slot, stopped: bool) -> None:
-        reference, chunk = slot.calls[0]
+        reference, _ = slot.calls[0]
         try:
             outcomes = ray.get(reference)
         except LOST as error:
@@ -403,9 +403,7 @@ def _brief(error: Exception) -> str:
 def _placement(plan: PoolPlan) -> Iterator[PlacementGroup]:
     """Hold one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
     bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
-    group = placement_group(
-        [bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}"
-    )
+    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
     try:
         while not group.wait(timeout_seconds=WARN_SECONDS):
             logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)

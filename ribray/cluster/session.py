@@ -54,9 +54,7 @@ class Session:
         if self.is_local and not gpus:
             fast = _fast_bfloat16()
         else:
-            fast = ray.get(
-                ray.remote(_fast_bfloat16).options(num_cpus=0 if gpus else 1, num_gpus=gpus).remote()
-            )
+            fast = ray.get(ray.remote(_fast_bfloat16).options(num_cpus=0 if gpus else 1, num_gpus=gpus).remote())
         return "bfloat16" if fast else "float32"
 
 

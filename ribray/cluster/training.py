@@ -42,7 +42,7 @@ class TrainingTask(Protocol):
     def model(self) -> nn.Module:
         """Return the network with its starting weights."""
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Return the optimiser; its groups carry the starting learning rates."""
 
     def steps_per_epoch(self) -> int:
@@ -57,13 +57,13 @@ class TrainingTask(Protocol):
     def loss(self, model: nn.Module, batch: Any, device: torch.device) -> Tensor:
         """Return the mean loss over this rank's share; the shares are equal, so ranks' gradients are averaged."""
 
-    def validate(self, model: nn.Module, rank: int, world: int, device: torch.device) -> Any:
+    def validate(self, model: Any, rank: int, world: int, device: torch.device) -> Any:
         """Return this rank's part of the validation."""
 
     def validation_metrics(self, parts: list[Any]) -> dict[str, float]:
         """Turn all ranks' parts into numbers."""
 
-    def save(self, model: nn.Module, destination: Path) -> None:
+    def save(self, model: Any, destination: Path) -> None:
         """Write the final weights."""
 
 
@@ -87,9 +87,7 @@ def run_training(task: TrainingTask, plan: TrainingPlan, session: Session) -> li
     Raises:
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
-    resources = {"CPU": plan.cpus_per_worker} | (
-        {"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {}
-    )
+    resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"task": task, "plan": plan},
@@ -115,9 +113,7 @@ def run_training(task: TrainingTask, plan: TrainingPlan, session: Session) -> li
     if refusal.exists():
         raise RibrayError(refusal.read_text(encoding="utf-8"))
     if not (plan.folder / plan.weights).exists():
-        raise RibrayError(
-            f"Training ended without writing {plan.folder / plan.weights}; start it again to go on."
-        )
+        raise RibrayError(f"Training ended without writing {plan.folder / plan.weights}; start it again to go on.")
     shutil.rmtree(plan.folder / WORK_FOLDER, ignore_errors=True)
     return read_log(plan.folder)
 
@@ -127,9 +123,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     location = folder / LOG_FILE
     if not location.exists():
         return []
-    lines = location.read_text(encoding="utf-8").split("\n")[
-        :-1
-    ]  # a last line without its end is still being written
+    lines = location.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its end is still being written
     return [json.loads(line) for line in lines if line]
 
 

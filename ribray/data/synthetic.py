@@ -126,24 +126,24 @@ def _smooth(grid: np.ndarray, size: int) -> np.ndarray:
     position = (np.arange(size, dtype=np.float32) + 0.5) / size * knots
     cell = np.minimum(position.astype(int), knots - 1)
     t = position - cell
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
-    spline = np.zeros((size, len(grid)), np.float32)
-    np.put_along_axis(spline, cell[:, None] + np.arange(4), weights.astype(np.float32), 1)
-    rows = np.tensordot(spline, grid.astype(np.float32), (1, 0))  # (size, g, C)
-    return np.einsum("xg,ygc->yxc", spline, rows, optimize=True)
+    weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+    taps = [((weight / 6)[:, None, None], cell + tap) for tap, weight in enumerate(weights)]
+    # Sums in a fixed order, not a matrix product, whose last bits depend on the number of threads.
+    rows: np.ndarray = sum(weight * grid.astype(np.float32)[knot] for weight, knot in taps)  # (size, g, C)
+    columns = rows.swapaxes(0, 1)
+    surface: np.ndarray = sum(weight * columns[knot] for weight, knot in taps)  # (x, y, C)
+    return np.ascontiguousarray(surface.swapaxes(0, 1))
 
 
 def draw_landscape(rng: np.random.Generator, size: int) -> Canvas:
     """An empty picture: two soft hues flowing into one another, with a few pale, flat stones on them."""
     hue, value = rng.uniform(), rng.uniform(0.5, 0.85)
-    ends = np.stack(
-        [hsv(hue + shift, rng.uniform(0.1, 0.32), value) for shift in (0, rng.uniform(-0.2, 0.2))]
-    )
+    other_hue = hue + rng.uniform(-0.2, 0.2)
+    start, end = (hsv(each, rng.uniform(0.1, 0.32), value) for each in (hue, other_hue))
     blend = rng.uniform(-0.3, 1.3, (6, 6, 1))
     light = rng.uniform(0.72, 1.2, (6, 6, 1))
-    canvas = Canvas(
-        _smooth((ends[0] + blend * (ends[1] - ends[0])) * light, size), np.zeros((size, size), np.uint8)
-    )
+    ground = _smooth((start + blend * (end - start)) * light, size)
+    canvas = Canvas(ground, np.zeros((size, size), np.uint8))
     for _ in range(rng.integers(4, 10)):
         _stone(rng, canvas)
     return canvas
@@ -156,9 +156,8 @@ def _stone(rng: np.random.Generator, canvas: Canvas) -> None:
     place, dy, dx = canvas.patch(y, x, a + b)
     along = dx * math.cos(angle) + dy * math.sin(angle)
     across = dy * math.cos(angle) - dx * math.sin(angle)
-    distance = (
-        _ellipse(along, across, a, b) if rng.uniform() < 0.5 else _box(along, across, a, b, rng.uniform(1, b))
-    )
+    is_round = rng.uniform() < 0.5
+    distance = _ellipse(along, across, a, b) if is_round else _box(along, across, a, b, rng.uniform(1, b))
     colour = hsv(rng.uniform(), rng.uniform(0.03, 0.22), rng.uniform(0.35, 0.9))
     canvas.paint(place, distance, colour, opacity=rng.uniform(0.6, 0.95))
 
@@ -186,9 +185,7 @@ PATTERNS: tuple[Pattern, ...] = (
     lambda u, v, r: _crisp(2 * (_wave(0.5 * (u + v)) * _wave(0.5 * (u - v))) ** 2 - 0.7),  # spots
     lambda u, v, r: _crisp(_wave(2.2 * r)),  # rings
     lambda u, v, r: _crisp(_wave(u + 0.9 * np.abs((1.2 * v) % 1 - 0.5))),  # zigzag
-    lambda u, v, r: _crisp(
-        2.2 * np.maximum(np.abs(_wave(0.35 * (u + v))), np.abs(_wave(0.35 * (u - v)))) - 1.9
-    ),  # net
+    lambda u, v, r: _crisp(2.2 * np.maximum(np.abs(_wave(0.35 * (u + v))), np.abs(_wave(0.35 * (u - v)))) - 1.9),  # net
 )
 
 
@@ -226,8 +223,7 @@ class Creature:
         sole = 2 * (LEG * self.scale,)
         parts += [(self.offset(place + ahead, LEG_END * self.b), sole) for place, ahead in self.legs]
         return tuple(  # type: ignore[return-value]
-            (max(size[i] - at[i] for at, size in parts), max(at[i] + size[i] for at, size in parts))
-            for i in (0, 1)
+            (max(size[i] - at[i] for at, size in parts), max(at[i] + size[i] for at, size in parts)) for i in (0, 1)
         )
 
     @property
@@ -259,9 +255,7 @@ def draw_build(
     places = (np.linspace(-0.62, 0.62, count) + rng.uniform(-0.06, 0.06, count)) * a
     legs = tuple(zip(places.tolist(), (rng.uniform(-0.3, 0.3, count) * b).tolist(), strict=True))
     creature = Creature(kind, family, 0.0, 0.0, a, b, tilt, facing, head, legs, scale)
-    y, x = (
-        _placed(rng, *extent, part, cell[2]) for extent, part in zip(creature.extent(), cell[:2], strict=True)
-    )
+    y, x = (_placed(rng, *extent, part, cell[2]) for extent, part in zip(creature.extent(), cell[:2], strict=True))
     return replace(creature, y=y, x=x)
 
 
@@ -344,17 +338,14 @@ def draw(
     if rng.uniform() < TWO_CREATURES:
         kinds.append((kinds[0] + 1 + int(rng.integers(classes - 1))) % classes)
     canvas = draw_landscape(rng, size)
-    # Two creatures stand in opposite quarters.
-    corner = int(rng.integers(4))
-    cells = (
-        [(0, 0, 1)]
-        if len(kinds) == 1
-        else [(corner // 2, corner % 2, 2), (1 - corner // 2, 1 - corner % 2, 2)]
-    )
+    row, column = divmod(int(rng.integers(4)), 2)
+    cells, scale = [(0, 0, 1)], 1.0
+    if len(kinds) == 2:  # they stand in opposite quarters
+        cells, scale = [(row, column, 2), (1 - row, 1 - column, 2)], TWO_CREATURES_SCALE
     creatures = []
     for kind, cell in zip(kinds, cells, strict=True):
         family = kind % FAMILIES if rng.uniform() < OWN_FAMILY else int(rng.integers(FAMILIES))
-        creatures.append(draw_build(rng, kind, family, 1.0 if len(kinds) == 1 else TWO_CREATURES_SCALE, cell))
+        creatures.append(draw_build(rng, kind, family, scale, cell))
     for creature, kind in zip(creatures, kinds, strict=True):
         draw_body(rng, canvas, creature, kind + 1)
     for creature, kind in zip(creatures, kinds, strict=True):  # heads last: none is hidden
@@ -460,17 +451,13 @@ def _is_finished(root: Path, manifest: dict[str, int]) -> bool:
     """Whether this very world lies in `root`; refuses a `root` that holds something else."""
     if not (root / MANIFEST).exists():
         if root.exists() and next(iter(root.iterdir()), None) is not None:
-            raise UsageError(
-                f"{root} holds other data: give data.root a new or empty folder for the synthetic world."
-            )
+            raise UsageError(f"{root} holds other data: give data.root a new or empty folder for the synthetic world.")
         return False
     found = storage.read_json(root / MANIFEST)
     found = found if isinstance(found, dict) else {}
     if differing := [key for key, value in manifest.items() if found.get(key) != value]:
         what = ", ".join(f"{key} {found.get(key)} instead of {manifest[key]}" for key in differing)
-        raise UsageError(
-            f"{root} holds another synthetic world ({what}): give data.root another folder, or remove it."
-        )
+        raise UsageError(f"{root} holds another synthetic world ({what}): give data.root another folder, or remove it.")
     return found.get("finished") is True
 
 

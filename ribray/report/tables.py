@@ -214,7 +214,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def plan_table(plan: Sequence[Any]) -> Table:
-    """Return what each stage would do, from what, and roughly at what cost (stage, total, done, unit, source, estimate)."""
+    """Return what each stage would do and roughly at what cost (stage, total, done, unit, source, estimate)."""
     table = _plain_table("stage", "to do", "done already", "from", "rough time", "rough disk")
     for item in plan:
         left, estimate = item.total - item.done, item.estimate

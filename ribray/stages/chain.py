@@ -171,9 +171,7 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
     for name, stage in STAGES.items():
         if context.artifact(name).exists():
             work = stage.work(context)
-            statuses.append(
-                StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {}))
-            )
+            statuses.append(StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {})))
     return run.is_held, statuses
 
 

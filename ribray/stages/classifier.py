@@ -16,10 +16,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ribray.cluster.training import TrainingPlan, read_log, run_training
+from ribray.cluster.training import TrainingPlan, TrainingTask, read_log, run_training
 from ribray.config import ClassifierConfig
 from ribray.data.dataset import Dataset
-from ribray.data.transforms import augment, keyed_rng, normalise_crops
+from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops
 from ribray.errors import ImageError, UsageError
 from ribray.models import Classifier, build_classifier
 from ribray.models.weights import load_backbone_weights, load_classifier, save_classifier
@@ -44,14 +44,14 @@ class Sample:
     """One image of a batch, cut out and still uint8; of an unreadable one the weight is 0."""
 
     pixels: np.ndarray
-    box: tuple[int, int, int, int]
+    box: Box
     labels: np.ndarray
     weight: float
     error: tuple[str, str] | None = None
 
 
 class _Samples(TorchDataset[Sample]):
-    """Images by (epoch, place); a negative epoch means validation: no augmentation."""
+    """Images by (epoch, place); a negative epoch means validation: no resizing at random."""
 
     def __init__(self, dataset: Dataset, config: ClassifierConfig):
         self._dataset, self._config = dataset, config
@@ -65,20 +65,17 @@ class _Samples(TorchDataset[Sample]):
         except ImageError as error:
             return Sample(np.zeros((size, size, 3), np.uint8), (0, 0, 0, 0), labels, 0.0, (id, str(error)))
         rng = keyed_rng("classifier", config.seed, epoch, id)
-        if epoch >= 0:
-            resize = config.resize_long
-        else:
-            # Whole images: only what would not fit into the crop is made smaller.
-            resize = (min(max(image.shape[:2]), size),) * 2
+        whole = min(max(image.shape[:2]), size)  # held-out images: only what would not fit is made smaller
+        resize = config.resize_long if epoch >= 0 else (whole, whole)
         return Sample(*augment(image, rng, resize, size), labels, 1.0)
 
 
 @dataclass
 class Batch:
-    """Shapes: pixels (n, S, S, 3) uint8, boxes (n, 4), labels (n, C) float32, weights (n,)."""
+    """Shapes: pixels (n, S, S, 3) uint8, boxes per image, labels (n, C) float32, weights (n,)."""
 
     pixels: Tensor
-    boxes: Tensor
+    boxes: list[Box]
     labels: Tensor
     weights: Tensor
     errors: dict[str, str]
@@ -88,7 +85,7 @@ class Batch:
         """Stack samples."""
         return cls(
             torch.from_numpy(np.stack([sample.pixels for sample in samples])),
-            torch.tensor([sample.box for sample in samples]),
+            [sample.box for sample in samples],
             torch.from_numpy(np.stack([sample.labels for sample in samples]).astype(np.float32)),
             torch.tensor([sample.weight for sample in samples]),
             dict(sample.error for sample in samples if sample.error is not None),
@@ -96,21 +93,20 @@ class Batch:
 
     def images(self, device: torch.device) -> Tensor:
         """Return the normalised crops, (n, 3, S, S) float32 on ``device``."""
-        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes.to(device))
+        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes)
 
 
-class ClassifierTask:
+class ClassifierTask(TrainingTask):
     """METHOD section 1: SGD with polynomial decay on randomly resized, flipped and cropped images.
 
     The order of images is a permutation keyed by (seed, epoch); each rank takes every ``world``-th image of a batch.
     """
 
-    def __init__(
-        self, config: ClassifierConfig, train: Dataset, held_out: Dataset, start: Path, loader_workers: int
-    ):
+    def __init__(self, config: ClassifierConfig, train: Dataset, held_out: Dataset, start: Path, loader_workers: int):
         if len(train) < config.batch_size:
             raise UsageError(
-                f"classifier.batch_size={config.batch_size} is more than the {len(train)} images of {train.name}; make it smaller."
+                f"classifier.batch_size={config.batch_size} is more than the {len(train)} images of {train.name}; "
+                "make it smaller."
             )
         if not train.labels.any():
             raise UsageError(f"No image of {train.name} has a label, so there is nothing to learn.")
@@ -127,7 +123,7 @@ class ClassifierTask:
         load_classifier(model, self._start)
         return model
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, model: Classifier) -> torch.optim.Optimizer:
         """Return SGD, the head at a multiple of the backbone's rate."""
         config = self._config
         backbone, head = model.learnable_groups()
@@ -208,7 +204,7 @@ class ClassifierTask:
     def _load(self, dataset: Dataset, shares: list[list[tuple[int, int]]]) -> Iterator[Batch]:
         loader: Iterable[Batch] = DataLoader(
             _Samples(dataset, self._config),
-            batch_sampler=shares,  # type: ignore[arg-type]
+            batch_sampler=shares,
             num_workers=self._loader_workers,
             collate_fn=Batch.of,
         )
@@ -224,12 +220,8 @@ def _fingerprints(context: Context) -> dict[str, str]:
     config = context.experiment.classifier
     prints = {"ids or labels of data.train_split": context.training_set.fingerprint()}
     if config.checkpoint is not None:
-        return prints | {
-            "contents of classifier.checkpoint": _hash_file(config.checkpoint, "classifier.checkpoint")
-        }
-    prints["ids or labels of data.eval_split"] = context.dataset(
-        context.experiment.data.eval_split
-    ).fingerprint()
+        return prints | {"contents of classifier.checkpoint": _hash_file(config.checkpoint, "classifier.checkpoint")}
+    prints["ids or labels of data.eval_split"] = context.dataset(context.experiment.data.eval_split).fingerprint()
     if config.weights not in ("imagenet", "none", "synthetic"):
         prints["contents of classifier.weights"] = _hash_file(config.weights, "classifier.weights")
     return prints
@@ -304,9 +296,7 @@ def _finish(context: Context, log: list[dict[str, Any]], seconds: float, steps: 
     epochs = [line for line in log if "validation" in line]
     last = epochs[-1]["validation"]
     failures = {
-        id: Failure(id, NAME, error)
-        for line in epochs
-        for id, error in line["validation"]["unreadable"].items()
+        id: Failure(id, NAME, error) for line in epochs for id, error in line["validation"]["unreadable"].items()
     }
     context.replace_failures(NAME, failures)
     metrics = {

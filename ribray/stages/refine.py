@@ -93,9 +93,7 @@ class _Preparation:
     sample therefore depends on the data alone, not on when a thread was done.
     """
 
-    def __init__(
-        self, id: str, dataset: Dataset, order: ExtraOrder, config: RefineConfig, threads: ThreadPoolExecutor
-    ):
+    def __init__(self, id: str, dataset: Dataset, order: ExtraOrder, config: RefineConfig, threads: ThreadPoolExecutor):
         self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
         present = np.flatnonzero(dataset.labels[dataset.index(id)])
         self._available = order.available(id, present.tolist())
@@ -115,9 +113,7 @@ class _Preparation:
     def _cut(self, place: int, turn: int) -> _Crop:
         extra = self._dataset.ids[place]
         rng = keyed_rng("extra", self._config.seed, self._id, extra, turn)
-        pixels, box = augment(
-            self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size
-        )
+        pixels, box = augment(self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size)
         return _Crop(place, pixels, box)
 
     def take(self) -> list[_Crop]:
@@ -191,9 +187,7 @@ class RefineWorker:
         present = np.flatnonzero(self._dataset.labels[self._dataset.index(item)])
         if present.size == 0:
             height, width = self._dataset.image(item).shape[:2]
-            storage.write_npz(
-                map_path(self._folder, item), **empty_arrays((height, width), self._config.scales)
-            )
+            storage.write_npz(map_path(self._folder, item), **empty_arrays((height, width), self._config.scales))
             return {"steps": 0, "seconds": time.monotonic() - began}
         preparation = self._prepared.pop(item, None) or self._prepare(item)
         try:
@@ -229,9 +223,7 @@ class RefineWorker:
         if preparation.per_step == 0:
             return None
         crops = preparation.take()
-        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(
-            self._device, non_blocking=True
-        )
+        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(self._device, non_blocking=True)
         labels = torch.from_numpy(self._dataset.labels[[crop.place for crop in crops]]).to(self._device)
         return normalise_crops(pixels, [crop.box for crop in crops]), labels
 
@@ -286,16 +278,12 @@ def _execute(context: Context) -> None:
             failures[id] = Failure(id, NAME, error, tries)
             run.event(NAME, "failed", id=id, error=error)
 
-        result = Pool(plan, RefineWorker, arguments).run(
-            left, notes.take, on_failed, bar, context.stop.is_set
-        )
+        result = Pool(plan, RefineWorker, arguments).run(left, notes.take, on_failed, bar, context.stop.is_set)
     notes.tell()
     context.replace_failures(NAME, failures)
     count = len(finished_ids(folder).intersection(wanted))
     metrics = {"images": count, "failed": len(failures), "precision": precision}
-    run.write_metrics(
-        NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}}
-    )
+    run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
 
 
 class _Notes:

@@ -15,7 +15,7 @@ from ribray.errors import ImageError, RibrayError
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
 from ribray.progress import show_progress
-from ribray.rib.maps import MapRecord, localization_maps
+from ribray.rib.maps import MapRecord, Which, localization_maps
 from ribray.run import Failure
 from ribray.stages import refine
 from ribray.stages.stage import Context, Stage, Work, per_second
@@ -27,7 +27,7 @@ CURVE_FILE = "curve.csv"
 CHUNK = 8
 """Images of one call: an image takes some ten milliseconds."""
 
-METHODS = {"cam": "initial", "rib": "refined"}
+METHODS: dict[str, Which] = {"cam": "initial", "rib": "refined"}
 """What is compared, and which maps of a map file it is made of."""
 
 
@@ -87,14 +87,9 @@ def _execute(context: Context) -> None:
     ids = _ids(context)
     run.begin(FOLDER, context.key(NAME))
     if not dataset.has_masks:
-        context.console.print(
-            f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.", highlight=False
-        )
+        context.console.print(f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.", highlight=False)
         return
-    curves = {
-        method: ThresholdCurve(len(dataset.classes) + 1, experiment.seed_eval.thresholds)
-        for method in METHODS
-    }
+    curves = {method: ThresholdCurve(len(dataset.classes) + 1, experiment.seed_eval.thresholds) for method in METHODS}
     ended: Counter[str] = Counter()
     failures: dict[str, Failure] = {}
     plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)

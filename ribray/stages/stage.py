@@ -99,9 +99,7 @@ class Context:
         while run.parent is not None:
             run = run.parent
         world, seed = self.experiment.data.synthetic, self.experiment.data.seed
-        name = (
-            f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
-        )
+        name = f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
         return run.directory / "data" / name
 
     def dataset(self, split: str) -> Dataset:

@@ -130,9 +130,7 @@ def test_a_worker_killed_from_outside_loses_nothing(tmp_path):
 
     heard = Killing()
     items = [f"slow{number}" for number in range(10)]
-    result = Pool(PoolPlan("test", 2), Worker, {"folder": str(tmp_path)}).run(
-        items, heard.take, heard.refuse, heard
-    )
+    result = Pool(PoolPlan("test", 2), Worker, {"folder": str(tmp_path)}).run(items, heard.take, heard.refuse, heard)
     assert killed
     assert result.done == 10
     assert result.failed == 0

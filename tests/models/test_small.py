@@ -48,9 +48,7 @@ def test_five_levels_have_the_promised_channels_and_strides(size: tuple[int, int
 def test_only_the_last_two_blocks_learn():
     backbone = SmallBackbone()
     Classifier(backbone, 6)
-    learning = {
-        name.split(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad
-    }
+    learning = {name.split(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     assert learning == {"block2", "block3"}
 
 
@@ -67,9 +65,7 @@ def test_a_cell_does_not_see_beyond_its_surroundings():
     near[..., middle, middle + REACH // 2] = 5
     far[..., middle, middle + REACH :] = 5
     with torch.no_grad():
-        blank, seen, unseen = (
-            backbone.features(x)[-1][0, :, cell, cell] for x in (torch.zeros_like(near), near, far)
-        )
+        blank, seen, unseen = (backbone.features(x)[-1][0, :, cell, cell] for x in (torch.zeros_like(near), near, far))
     assert not torch.equal(blank, seen)
     assert torch.equal(blank, unseen)
 
@@ -110,9 +106,7 @@ def test_shipped_features_tell_the_families_of_bodies_apart():
 
 def test_pretraining_is_repeatable_and_reports_its_progress():
     steps: list[tuple[int, int]] = []
-    first = pretraining.pretrain(
-        5, images=64, epochs=1, progress=lambda done, total, loss: steps.append((done, total))
-    )
+    first = pretraining.pretrain(5, images=64, epochs=1, progress=lambda done, total, loss: steps.append((done, total)))
     again = pretraining.pretrain(5, images=64, epochs=1)
     other = pretraining.pretrain(6, images=64, epochs=1)
     assert steps == [(1, 2), (2, 2)]
@@ -132,6 +126,4 @@ def test_saved_weights_load_back_in_half_precision(tmp_path: Path):
     pretraining.save(state, tmp_path / "new" / "weights.safetensors")
     loaded = load_file(tmp_path / "new" / "weights.safetensors")
     assert loaded.keys() == state.keys()
-    assert all(
-        torch.allclose(loaded[name].float(), state[name].float(), rtol=1e-3, atol=1e-6) for name in state
-    )
+    assert all(torch.allclose(loaded[name].float(), state[name].float(), rtol=1e-3, atol=1e-6) for name in state)

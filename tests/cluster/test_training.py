@@ -1,0 +1,136 @@
+"""Ray Train, distributed for real: the number of workers and an interruption leave no trace in the weights."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from ribray.cluster.session import connect
+from ribray.cluster.training import TrainingPlan, read_log, run_training
+from ribray.config import ClusterConfig, load_experiment
+from ribray.data import open_dataset
+from ribray.data.synthetic import make_world
+from ribray.errors import RibrayError, UsageError
+from ribray.models import build_classifier
+from ribray.models.weights import load_backbone_weights, save_classifier
+from ribray.stages.classifier import ClassifierTask
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SETTINGS = [
+    "data.synthetic.train_images=21",
+    "data.synthetic.eval_images=9",
+    "data.synthetic.image_size=64",
+    "classifier.crop_size=64",
+    "classifier.resize_long=[48, 80]",
+    "classifier.batch_size=4",
+    "classifier.epochs=2",
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny drawn world and a place for the starting weights."""
+    root = tmp_path_factory.mktemp("world")
+    config = load_experiment("quickstart", SETTINGS).data
+    make_world(root / "data", config.synthetic, config.seed)
+    return root
+
+
+def task(world: Path, settings: list[str] | None = None, of: type[ClassifierTask] = ClassifierTask) -> ClassifierTask:
+    experiment = load_experiment("quickstart", [*SETTINGS, *(settings or [])])
+    train, held_out = (open_dataset(experiment.data, split, world / "data") for split in ("train", "val"))
+    torch.manual_seed(0)
+    model = build_classifier("small", len(train.classes), 8)
+    load_backbone_weights(model.backbone, experiment.classifier.weights)
+    save_classifier(model, world / "start.safetensors")
+    return of(experiment.classifier, train, held_out, world / "start.safetensors", 0)
+
+
+def train(task, folder: Path, workers: int):
+    folder.mkdir()
+    with connect(ClusterConfig()) as session:
+        run_training(task, TrainingPlan(folder, "weights.safetensors", workers, 1, 0, 1), session)
+    return load_file(folder / "weights.safetensors"), read_log(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    return train(task(world), tmp_path_factory.mktemp("one") / "run", 1)
+
+
+def test_two_workers_take_the_same_steps_as_one(world, undisturbed, tmp_path):
+    weights, log = undisturbed
+    shared, shared_log = train(task(world), tmp_path / "two", 2)
+    steps = [line["loss"] for line in log if "loss" in line]
+    assert len(steps) == 10
+    np.testing.assert_allclose([line["loss"] for line in shared_log if "loss" in line], steps, rtol=2e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=1e-4, atol=2e-6)
+    for line, shared_line in zip(log, shared_log, strict=True):
+        if "validation" in line:
+            assert shared_line["validation"]["images"] == 9
+            assert shared_line["validation"]["loss"] == pytest.approx(line["validation"]["loss"], rel=1e-4)
+
+
+def test_training_moves_what_learns_and_only_that(world, undisturbed):
+    weights, _ = undisturbed
+    start = load_file(world / "start.safetensors")
+    model = build_classifier("small", 6, 8)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen
+    for name in dict(model.named_parameters()):
+        assert torch.equal(weights[name], start[name]) == (name in frozen), name
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(weights[name], start[name], rtol=0, atol=0)
+
+
+class KilledOnce(ClassifierTask):
+    """Its worker is killed in the second epoch, the first time."""
+
+    marker: Path
+
+    def batches(self, epoch, first_step, rank, world):
+        for number, batch in enumerate(super().batches(epoch, first_step, rank, world)):
+            if epoch == 1 and number == 2 and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def test_a_killed_worker_goes_on_from_the_last_epoch_with_the_same_weights(world, undisturbed, tmp_path):
+    disturbed = task(world, of=KilledOnce)
+    disturbed.marker = tmp_path / "killed"
+    weights, log = train(disturbed, tmp_path / "run", 1)
+    assert disturbed.marker.exists()
+    for name, tensor in undisturbed[0].items():
+        assert torch.equal(weights[name], tensor), name
+    assert log == undisturbed[1]
+
+
+class Unreadable(ClassifierTask):
+    def batches(self, epoch, first_step, rank, world):
+        raise RibrayError("The data is gone.")
+
+
+def test_an_error_for_the_user_comes_out_as_it_is(world, tmp_path):
+    with pytest.raises(RibrayError, match="The data is gone"):
+        train(task(world, of=Unreadable), tmp_path / "run", 2)
+
+
+def test_a_loss_that_leaves_the_numbers_is_said(world, tmp_path):
+    with pytest.raises(RibrayError, match="loss is (nan|inf|-inf) at step"):
+        train(task(world, ["classifier.lr=1e30"]), tmp_path / "run", 1)
+
+
+def test_a_batch_larger_than_the_data_is_refused(world):
+    with pytest.raises(UsageError, match="batch_size=64 is more than the 21 images"):
+        task(world, ["classifier.batch_size=64"])
