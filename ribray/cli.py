@@ -143,6 +143,47 @@ def verify(
         raise typer.Exit(EXIT_FAILURES)
 
 
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    settings: SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for check.json (not a run directory). [default: here]", metavar="DIR"),
+    ] = None,
+) -> None:
+    """Look at every image and mask of a recipe's data; exit code 1 where something is wrong with one."""
+    from ribray.report.tables import data_report
+    from ribray.stages.check import check_data, write_report
+
+    experiment = load_experiment(recipe, settings or [])
+    report = check_data(experiment, console, _stop_on_signals())
+    location = write_report(report, experiment, out or Path())
+    console.print("", data_report(report), "", sep="\n")
+    console.print(f"[dim]All of it:[/dim] {escape(str(location))}", highlight=False, soft_wrap=True)
+    _exit(report.stopped, bool(report.findings))
+
+
+@app.command("import-maps")
+def import_maps(
+    source: Annotated[
+        Path, typer.Argument(help="Folder with ID.npz (an array per class) or ID/CLASS.npy.", metavar="DIR")
+    ],
+    recipe: Annotated[str, typer.Option(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")],
+    out: OutOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Take localization maps made elsewhere into a run; go on with `ribray run RECIPE --stages seed`."""
+    from ribray.report.tables import run_summary
+    from ribray.stages.chain import run_import
+
+    request = _request(recipe, out, settings or [], "refine", None, None)
+    result = run_import(request, source, console, _stop_on_signals())
+    failures = [vars(failure) for failure in result.failures]
+    console.print("", run_summary(result.metrics, request.directory, failures=failures))
+    _exit(result.stopped, bool(failures))
+
+
 # --- running -----------------------------------------------------------------------------------------------------
 
 
@@ -187,10 +228,14 @@ def _run(
     failures = [vars(failure) for failure in result.failures]
     shown = {label: place for label, place in places.items() if place}
     console.print(run_summary(result.metrics, request.directory, failures=failures, paths=shown))
-    if result.stopped:
+    _exit(result.stopped, bool(failures))
+
+
+def _exit(stopped: bool, failed: bool) -> None:
+    if stopped:
         console.print("Stopped; the same command continues.")
         raise typer.Exit(EXIT_STOPPED)
-    if failures:
+    if failed:
         raise typer.Exit(EXIT_FAILURES)
 
 

@@ -103,6 +103,8 @@ class ClassifierConfig(_Section):
     """Where the backbone starts: imagenet, none, synthetic, or a path to a torchvision state dict."""
     checkpoint: str | None = None
     """A classifier trained elsewhere (head included); nothing is trained then."""
+    checkpoint_classes: tuple[str, ...] | None = None
+    """Class names in the order of the checkpoint's head; default: the data's own order."""
     epochs: Annotated[int, Field(ge=1)] = 5
     """Passes over ``data.train_split``."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -136,6 +138,8 @@ class ClassifierConfig(_Section):
                 f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: "
                 "set classifier.batch_size to a multiple of classifier.workers"
             )
+        if self.checkpoint_classes is not None and self.checkpoint is None:
+            raise ValueError("checkpoint_classes are those of classifier.checkpoint, which is not set")
         if self.backbone == "small" and self.output_stride != 8:
             raise ValueError("the small backbone has output_stride 8 only")
         if self.weights == "synthetic" and self.backbone != "small":

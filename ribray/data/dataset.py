@@ -111,6 +111,25 @@ class Dataset(ABC):
             self._require_range(id, mask)
         return mask
 
+    def mask_problems(self, id: str) -> list[Problem] | None:
+        """Return all that is wrong with an image's mask, of which `mask` raises the first; None where there is no mask.
+
+        The image itself must be there, to compare sizes.
+        """
+        try:
+            mask = self._read_mask(id)
+        except ImageError as error:
+            return [Problem(id, str(error), "mask unreadable")]
+        if mask is None:
+            return None
+        problems = []
+        for kind, require in (("mask size", self._require_size), ("mask values", self._require_range)):
+            try:
+                require(id, mask)
+            except ImageError as error:
+                problems.append(Problem(id, str(error), kind))
+        return problems
+
     def fingerprint(self) -> str:
         """Return a hash of ids, labels and class names; pixels do not enter."""
         return fingerprint_of(self.ids, self.labels, self.classes)

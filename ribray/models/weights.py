@@ -10,7 +10,7 @@ import pickle
 import threading
 import urllib.request
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
@@ -23,6 +23,7 @@ import torchvision
 from torch import Tensor
 
 from ribray import storage
+from ribray.data.dataset import nearest
 from ribray.errors import UsageError
 from ribray.models.backbone import Backbone, ResNet
 from ribray.models.classifier import Classifier
@@ -85,6 +86,32 @@ def load_classifier(classifier: Classifier, location: str | Path) -> None:
     _load_backbone(classifier.backbone, state, root, location)
     with torch.no_grad():
         classifier.head.weight.copy_(head)
+
+
+def reorder_head(classifier: Classifier, given: Sequence[str], wanted: Sequence[str], source: str) -> None:
+    """Bring the rows of a head, whose classes are ``given`` in order, into the order of ``wanted``.
+
+    Args:
+        classifier: changed in place.
+        given: class names of the rows.
+        wanted: class names of the data.
+        source: what to call ``given`` in messages.
+
+    Raises:
+        UsageError: they are not the same names, each once.
+    """
+    for name in given:
+        if name not in wanted:
+            raise UsageError(f"{source} names '{name}', which is no class of the data{nearest(name, wanted)}.")
+        if list(given).count(name) > 1:
+            raise UsageError(f"{source} names '{name}' twice.")
+    if missing := [name for name in wanted if name not in given]:
+        raise UsageError(
+            f"{source} does not name '{missing[0]}', a class of the data: it must name each of the {len(wanted)}."
+        )
+    with torch.no_grad():
+        rows = classifier.head.weight[[list(given).index(name) for name in wanted]]
+        classifier.head.weight.copy_(rows)
 
 
 def save_classifier(classifier: Classifier, location: str | Path) -> None:

@@ -19,6 +19,9 @@ ROWS_IN_FULL = 30
 EXTREMES = 5
 """Of more classes it shows so many from the top and as many from the bottom."""
 FAILURES_SHOWN = 5
+FINDINGS_SHOWN = 5
+"""Of one kind; all of them stand in the check's file."""
+NAMES_SHOWN = 12
 NOTHING = "–"
 
 
@@ -232,6 +235,68 @@ def status_table(statuses: Sequence[Any]) -> Table:
         done = f"{status.done:,} of {status.total:,} {status.unit}"
         table.add_row(status.stage, done, share, _failed(status.failed), _headline(status.metrics))
     return table
+
+
+def data_report(report: Any) -> RenderableType:
+    """Return what a check of the data found: a row per split, class frequencies, and the findings by kind.
+
+    Args:
+        report: "splits" (images, empty, classes, unused, with_mask, sizes, by name), "findings" (kind, split, id,
+            sentence).
+    """
+    splits = _plain_table("split", "images", "empty", "masks", "classes", "smallest", "median", "largest")
+    for name, split in report.splits.items():
+        used = f"{len(split.classes) - len(split.unused)}/{len(split.classes)}"
+        sizes = [_size(split.sizes.get(key)) for key in ("smallest", "median", "largest")]
+        counts = [f"{count:,}" for count in (split.images, split.empty, split.with_mask)]
+        splits.add_row(escape(name), *counts, used, *sizes)
+    parts: list[RenderableType] = [splits, "", _frequencies(report.splits), ""]
+    parts += [
+        Text(f"Never in {name}: {_some(split.unused)}", style="dim")
+        for name, split in report.splits.items()
+        if split.unused
+    ]
+    return Group(*parts, _finding_lines(report.findings))
+
+
+def _frequencies(splits: Mapping[str, Any]) -> Table:
+    """Return the number of images per class; of many classes the most and the least frequent."""
+    table = _plain_table("class", *(f"images of {name}" for name in splits))
+    totals: dict[str, int] = {}
+    for split in splits.values():
+        for name, images in split.classes.items():
+            totals[name] = totals.get(name, 0) + images
+    ordered = sorted((name for name in totals if totals[name]), key=lambda name: -totals[name])
+    in_full = len(ordered) <= ROWS_IN_FULL
+    for name in ordered if in_full else [*ordered[:EXTREMES], *ordered[-EXTREMES:]]:
+        table.add_row(escape(name), *(f"{split.classes.get(name, 0):,}" for split in splits.values()))
+    if not in_full:
+        note = f"{2 * EXTREMES} of {len(ordered)} classes, the most and the least frequent"
+        table.caption, table.caption_justify = Text(note, style="dim"), "left"
+    return table
+
+
+def _finding_lines(findings: Sequence[Any]) -> Text:
+    if not findings:
+        return Text("Nothing wrong was found.", style="green")
+    text = Text(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}", style="bold red")
+    for kind in dict.fromkeys(finding.kind for finding in findings):
+        of_kind = [finding for finding in findings if finding.kind == kind]
+        text.append(f"\n{kind}: {len(of_kind)}", style="bold default")
+        for finding in of_kind[:FINDINGS_SHOWN]:
+            text.append(f"\n  {finding.sentence}", style="not bold default")
+        if len(of_kind) > FINDINGS_SHOWN:
+            text.append(f"\n  … and {len(of_kind) - FINDINGS_SHOWN} more", style="not bold dim default")
+    return text
+
+
+def _size(size: tuple[int, int] | None) -> str:
+    return NOTHING if size is None else f"{size[0]}×{size[1]}"
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
 
 
 def check_table(checks: Sequence[Any]) -> Table:

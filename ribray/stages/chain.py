@@ -3,19 +3,21 @@
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ribray import storage
 from ribray.config import Experiment
 from ribray.data.synthetic import make_world
 from ribray.errors import UsageError
 from ribray.report.pictures import draw_curve, draw_growth
 from ribray.run import Failure, Run
 from ribray.stages import STAGES, refine
+from ribray.stages.import_maps import TITLE, import_maps
 from ribray.stages.stage import Context, Estimate, Stage
 from ribray.tracking import Tracker
 
@@ -104,13 +106,41 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
         run = context.run
         run.write_experiment(request.experiment, request.recipe)
         for name in request.stages:
-            _run_stage(context, STAGES[name])
+            if (reason := _import_spares(context, name)) is not None:
+                console.print(f"[bold]{name}[/bold]: {reason}", highlight=False)
+            else:
+                _run_stage(context, STAGES[name])
             if stop.is_set():
                 break
         metrics = run.metrics()
         context.tracker.log_summary(metrics)
         figures = [] if stop.is_set() else _draw(context, metrics)
         return Result(metrics, run.failures(), figures, context.tracker.sync_command, stop.is_set())
+
+
+def run_import(request: Request, source: Path, console: Console, stop: threading.Event) -> Result:
+    """Take maps made elsewhere in place of stage ``refine``.
+
+    Raises:
+        UsageError: something is wrong; nothing was started.
+    """
+    with _opened(request, console, stop) as context:
+        run = context.run
+        with run.timed(TITLE):
+            import_maps(context, storage.absolute(source))
+        run.write_experiment(request.experiment, request.recipe)
+        return Result(run.metrics(), run.failures(), [], context.tracker.sync_command, stop.is_set())
+
+
+def _import_spares(context: Context, name: str) -> str | None:
+    """Say why an import leaves nothing to do for a stage; None where there is."""
+    if context.imported(name) is not None:
+        work = STAGES[name].work(context)
+        return f"{work.done} of {work.total} {work.unit}, imported"
+    readers = [stage for stage, definition in STAGES.items() if name in definition.upstream]
+    if readers and all(context.imported(stage) is not None for stage in readers):
+        return f"not needed, stage {' and '.join(readers)} was imported"
+    return None
 
 
 def _run_stage(context: Context, stage: Stage) -> None:
@@ -144,13 +174,16 @@ def plan_chain(request: Request, console: Console) -> list[Planned]:
     with _opened(request, console, threading.Event()) as context:
         _check(context, request, redo=False)
         plan = []
+        remade = _from(request.redo) if request.redo is not None else ()
         for name in request.stages:
+            if not remade and _import_spares(context, name) is not None:
+                continue
             stage, folder = STAGES[name], context.artifact(name)
             work, source = (
                 stage.work(context),
                 "here" if folder.parent == context.run.directory else str(folder.parent),
             )
-            if (request.redo is not None and name in _from(request.redo)) or not folder.exists():
+            if name in remade or not folder.exists():
                 work, source = replace(work, done=0), "new"
             estimate = stage.estimate(context, work) if stage.estimate and work.left else None
             plan.append(Planned(name, work.total, work.done, work.unit, source, estimate))
@@ -204,7 +237,8 @@ def _draw_world(context: Context) -> None:
 def _check(context: Context, request: Request, redo: bool = True) -> None:
     """Refuse whatever can be refused before anything starts, and forget what is to be made again."""
     remade = _from(request.redo) if request.redo is not None else ()
-    needed = [name for name in STAGES if name in request.stages or _feeds(name, request.stages)]
+    imported = {name for name in STAGES if name not in remade and context.imported(name) is not None}
+    needed = [name for name in STAGES if name in request.stages or _feeds(name, request.stages, imported)]
     for name in needed:
         if name not in remade:
             context.run.refuse_other_settings(STAGES[name].folder, context.key(name))
@@ -219,9 +253,13 @@ def _check(context: Context, request: Request, redo: bool = True) -> None:
             context.run.remove_stage(name, STAGES[name].folder)
 
 
-def _feeds(name: str, stages: Sequence[str]) -> bool:
-    """Whether one of ``stages`` builds on stage ``name``, directly or not."""
-    return any(name in STAGES[stage].upstream or _feeds(name, STAGES[stage].upstream) for stage in stages)
+def _feeds(name: str, stages: Sequence[str], imported: Collection[str] = ()) -> bool:
+    """Whether one of ``stages`` builds on stage ``name``, directly or not; imported ones build on none."""
+    return any(
+        name in STAGES[stage].upstream or _feeds(name, STAGES[stage].upstream, imported)
+        for stage in stages
+        if stage not in imported
+    )
 
 
 def _from(stage: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from ribray.data.dataset import Dataset
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops
 from ribray.errors import ImageError, UsageError
 from ribray.models import Classifier, build_classifier
-from ribray.models.weights import load_backbone_weights, load_classifier, save_classifier
+from ribray.models.weights import load_backbone_weights, load_classifier, reorder_head, save_classifier
 from ribray.progress import show_progress
 from ribray.run import Failure
 from ribray.stages.stage import Context, Stage, Work, per_second
@@ -253,6 +253,8 @@ def _execute(context: Context) -> None:
     model = build_classifier(config.backbone, len(train.classes), config.output_stride)
     if config.checkpoint is not None:
         load_classifier(model, Path(config.checkpoint).expanduser())
+        if config.checkpoint_classes is not None:
+            reorder_head(model, config.checkpoint_classes, train.classes, "classifier.checkpoint_classes")
         run.begin(FOLDER, context.key(NAME))
         save_classifier(model, folder / WEIGHTS_FILE)
         run.write_metrics(NAME, {"checkpoint": config.checkpoint})

@@ -99,11 +99,15 @@ class _Preparation:
         self._available = order.available(id, present.tolist())
         self._order = order.draw(id, present.tolist())
         self._drawn: Counter[int] = Counter()
-        self.per_step = min(config.batch_size - 1, self._available)
-        self.unreadable: list[str] = []
+        self.unreadable: dict[int, str] = {}
         self.target = threads.submit(dataset.image, id)
         self._queue: deque[tuple[int, Future[_Crop]]] = deque()
         self._submit(self.per_step * (config.iterations - 1))
+
+    @property
+    def per_step(self) -> int:
+        """Samples of a step: what is configured, or every image there is as far as it is known to be readable."""
+        return min(self._config.batch_size - 1, self._available - len(self.unreadable))
 
     def _submit(self, count: int) -> None:
         for place in itertools.islice(self._order, count):
@@ -123,18 +127,15 @@ class _Preparation:
             ImageError: none of the images that may serve as extras can be read.
         """
         crops: list[_Crop] = []
-        passed_over = 0
         while len(crops) < self.per_step:
             if not self._queue:
                 self._submit(1)
             place, future = self._queue.popleft()
             try:
                 crops.append(future.result())
-                passed_over = 0
             except ImageError as error:
-                self.unreadable.append(f"{self._dataset.ids[place]}: {error}")
-                passed_over += 1
-                if passed_over >= self._available:
+                self.unreadable[place] = f"{self._dataset.ids[place]}: {error}"
+                if not self.per_step:
                     raise ImageError(
                         f"None of the {self._available} images that could serve as extras is readable."
                     ) from None
@@ -211,7 +212,7 @@ class RefineWorker:
             "steps": refinement.steps,
             "stop_reason": refinement.stop_reason,
             "extras": preparation.per_step,
-            "unreadable": preparation.unreadable,
+            "unreadable": list(preparation.unreadable.values()),
             "waited": loaded - began,
             "seconds": time.monotonic() - began,
         }
@@ -250,6 +251,7 @@ def _execute(context: Context) -> None:
         for problem in dataset.problems
         if problem.id not in dataset
     }
+    _tell_harmless([problem.sentence for problem in dataset.problems if problem.id in dataset], context)
     record = run.begin(FOLDER, context.key(NAME))
     precision = record.get("precision") or context.session.resolve_precision(
         experiment.refine.precision, experiment.cluster
@@ -284,6 +286,13 @@ def _execute(context: Context) -> None:
     count = len(finished_ids(folder).intersection(wanted))
     metrics = {"images": count, "failed": len(failures), "precision": precision}
     run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
+
+
+def _tell_harmless(sentences: list[str], context: Context) -> None:
+    """Print what is wrong with entries of images that are refined all the same, such as one that is listed twice."""
+    if sentences:
+        more = f" ({len(sentences) - 1} more of the kind: see ribray check)" if len(sentences) > 1 else ""
+        context.console.print(f"Note: {sentences[0]}{more}", highlight=False, markup=False)
 
 
 class _Notes:
@@ -331,7 +340,9 @@ def _estimate(context: Context, work: Work) -> Estimate:
     stride = context.experiment.classifier.output_stride
     ids = wanted_ids(context)
     sample = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
-    areas = [height * width for height, width in (image_size(dataset.image_path(id)) for id in sample)]
+    areas = [area for id in sample if (area := _area(dataset, id)) is not None]
+    if not areas:
+        return Estimate(None, 0)
     pixels = float(np.median(areas)) * sum(2 * scale**2 for scale in config.scales)
     learned = float(np.median(areas)) * sum(2 * scale**2 for scale in config.loss_scales)
     extras = (config.batch_size - 1) * config.crop_size**2
@@ -346,6 +357,15 @@ def _estimate(context: Context, work: Work) -> Estimate:
         return Estimate(None, size)
     workers = context.experiment.cluster.workers or len(os.sched_getaffinity(0))
     return Estimate(work.left * per_image * _seconds_per_pixel(context) / workers, size)
+
+
+def _area(dataset: Dataset, id: str) -> int | None:
+    """Return the pixels of an image, None of one that cannot be read."""
+    try:
+        height, width = image_size(dataset.image_path(id))
+    except ImageError:
+        return None
+    return height * width
 
 
 def _seconds_per_pixel(context: Context) -> float:

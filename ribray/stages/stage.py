@@ -115,6 +115,8 @@ class Context:
 
     def key(self, stage: str) -> StageKey:
         """Return the key that a stage has under the present configuration and data."""
+        if (content := self.imported(stage)) is not None:
+            return self.key_of_import(stage, content)
         if stage not in self._keys:
             definition = self.stages[stage]
             flat = flatten(to_values(self.experiment))
@@ -126,6 +128,22 @@ class Context:
                 data=definition.fingerprints(self),
             )
         return self._keys[stage]
+
+    def imported(self, stage: str) -> str | None:
+        """Return the hash of what was imported in place of a stage, here or in the run it is reused from; else None."""
+        run: Run | None = self.run
+        while run is not None:
+            record = run.record(self.stages[stage].folder)
+            if record is not None:
+                return record.get("imported")
+            run = run.parent
+        return None
+
+    def key_of_import(self, stage: str, content: str) -> StageKey:
+        """Return the key of a stage whose artifact was imported: no configuration and no earlier stage enters it."""
+        definition = self.stages[stage]
+        data = {**definition.fingerprints(self), "imported files": content}
+        return StageKey(stage=stage, format=definition.format, configuration={}, upstream={}, data=data)
 
     @cached_property
     def _keys(self) -> dict[str, StageKey]:

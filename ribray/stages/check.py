@@ -1,0 +1,227 @@
+"""``ribray check``: is the data of a recipe complete and sound? Reads every image and every mask once.
+
+It belongs to no run: it trains nothing, has no key, and writes one file, ``check.json``. What would make an image
+fail, or be counted wrongly, is a *finding*; how often a class occurs, or that it never does, is only told.
+"""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ribray import storage
+from ribray.cluster.pool import Pool, PoolPlan
+from ribray.cluster.session import connect
+from ribray.config import Experiment
+from ribray.data import open_dataset
+from ribray.data.dataset import Dataset, Problem
+from ribray.data.images import image_size
+from ribray.errors import ImageError, UsageError
+from ribray.progress import show_progress
+
+NAME = "check"
+REPORT_FILE = "check.json"
+CHUNK = 16
+"""Images of one call: to decode one takes some milliseconds."""
+TAB = "\t"
+"""Between the split and the id of an item; neither can hold it (`ribray.data.lists.check_id`)."""
+
+MISSING, UNREADABLE, TRUNCATED = "missing", "unreadable", "truncated"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with one image of a split."""
+
+    kind: str
+    """A word or two: missing, unreadable, truncated, mask size, mask values, listed twice, …"""
+    split: str
+    id: str
+    sentence: str
+
+
+@dataclass
+class SplitSummary:
+    """What a split holds."""
+
+    images: int
+    """Images that have labels, be it none of the classes."""
+    empty: int
+    """Of these, known to show none of the classes."""
+    classes: dict[str, int]
+    """Images by class."""
+    with_mask: int = 0
+    sizes: "dict[str, tuple[int, int]]" = field(default_factory=dict)
+    """Width and height of the smallest, median and largest readable image, by area."""
+
+    @property
+    def unused(self) -> list[str]:
+        """Classes that no image shows."""
+        return [name for name, images in self.classes.items() if not images]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found."""
+
+    splits: dict[str, SplitSummary]
+    findings: list[Finding]
+    """By split, kind and id."""
+    stopped: bool
+    """Whether the user stopped it before every image was looked at."""
+
+
+# --- in a worker -------------------------------------------------------------------------------------------------
+
+
+class CheckWorker:
+    """Reads an image and its mask as every later stage will."""
+
+    def __init__(self, datasets: Mapping[str, Dataset]):
+        self._datasets = datasets
+
+    def process(self, item: str) -> dict[str, Any]:
+        """Return an image's width and height (None of one without readable header), whether it has a mask, and
+        what is wrong as pairs of kind and sentence.
+
+        A mask is judged beside its image, so not where there is none.
+        """
+        split, _, id = item.partition(TAB)
+        dataset = self._datasets[split]
+        size, problems = _look_at_image(dataset, id)
+        of_mask = None if size is None else dataset.mask_problems(id)
+        return {
+            "size": size,
+            "has_mask": of_mask is not None,
+            "problems": [(problem.kind, problem.sentence) for problem in [*problems, *(of_mask or [])]],
+        }
+
+
+def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, list[Problem]]:
+    """Return width and height as far as they can be known, and what is wrong."""
+    try:
+        height, width = dataset.image(id).shape[:2]
+        return (width, height), []
+    except ImageError as error:
+        sentence = str(error)
+    try:
+        height, width = image_size(dataset.image_path(id))
+        return (width, height), [Problem(id, sentence, TRUNCATED)]  # the header is sound, the pixels are not
+    except ImageError:
+        return None, [Problem(id, sentence, UNREADABLE if _exists(dataset, id) else MISSING)]
+
+
+def _exists(dataset: Dataset, id: str) -> bool:
+    try:
+        return dataset.image_path(id).exists()
+    except (ImageError, OSError):
+        return False
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
+def check_data(experiment: Experiment, console: Console, stop: threading.Event) -> CheckReport:
+    """Look at every image and mask of the splits that an experiment uses, in a pool of workers.
+
+    Raises:
+        UsageError: a split cannot be opened at all, or the recipe draws its data itself.
+    """
+    datasets = _open_splits(experiment)
+    collected = _Collected(datasets)
+    items = [f"{split}{TAB}{id}" for split, dataset in datasets.items() for id in dataset.ids]
+    with connect(experiment.cluster) as session:
+        plan = PoolPlan.of(NAME, experiment.cluster, session, chunk_size=CHUNK, gpu=False)
+        with show_progress(console, NAME, len(items)) as bar:
+            pool = Pool(plan, CheckWorker, {"datasets": datasets})
+            result = pool.run(items, collected.take, collected.take_failure, bar, stop.is_set)
+    return collected.report(result.stopped)
+
+
+def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
+    """Write ``check.json`` into ``folder`` and return its path.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    folder = storage.absolute(folder)
+    if storage.is_local(folder):
+        storage.require_writable(folder)
+    splits = {name: {**asdict(summary), "unused": summary.unused} for name, summary in report.splits.items()}
+    storage.write_json(
+        folder / REPORT_FILE,
+        {
+            "data": {"kind": experiment.data.kind, "root": experiment.data.root},
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "complete": not report.stopped,
+            "splits": splits,
+            "findings": [asdict(finding) for finding in report.findings],
+        },
+    )
+    return folder / REPORT_FILE
+
+
+def _open_splits(experiment: Experiment) -> dict[str, Dataset]:
+    data = experiment.data
+    if data.root is None:
+        raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
+    splits = (data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split)
+    return {split: open_dataset(data, split, Path(data.root).expanduser()) for split in dict.fromkeys(splits)}
+
+
+class _Collected:
+    """Counters over the splits, and the findings."""
+
+    def __init__(self, datasets: Mapping[str, Dataset]):
+        self._splits = {split: _summarise(dataset) for split, dataset in datasets.items()}
+        self._sizes: dict[str, Counter[tuple[int, int]]] = {split: Counter() for split in datasets}
+        self._findings = [
+            Finding(problem.kind, split, problem.id, problem.sentence)
+            for split, dataset in datasets.items()
+            for problem in dataset.problems
+        ]
+
+    def take(self, item: str, record: Mapping[str, Any]) -> None:
+        """Count an image that a worker has looked at."""
+        split, _, id = item.partition(TAB)
+        if record["size"] is not None:
+            self._sizes[split][tuple(record["size"])] += 1
+        self._splits[split].with_mask += record["has_mask"]
+        self._findings += [Finding(kind, split, id, sentence) for kind, sentence in record["problems"]]
+
+    def take_failure(self, item: str, error: str, tries: int) -> None:
+        """Note an image that no worker survived."""
+        split, _, id = item.partition(TAB)
+        self._findings.append(Finding(UNREADABLE, split, id, f"{id} cannot be looked at: {error}"))
+
+    def report(self, stopped: bool) -> CheckReport:
+        """Return what came together."""
+        for split, summary in self._splits.items():
+            summary.sizes = _extent(self._sizes[split])
+        order = {split: place for place, split in enumerate(self._splits)}
+        findings = sorted(set(self._findings), key=lambda one: (order[one.split], one.kind, one.id, one.sentence))
+        return CheckReport(self._splits, findings, stopped)
+
+
+def _summarise(dataset: Dataset) -> SplitSummary:
+    images = dataset.labels.sum(0).tolist()
+    return SplitSummary(
+        len(dataset), int((~dataset.labels.any(1)).sum()), dict(zip(dataset.classes, images, strict=True))
+    )
+
+
+def _extent(sizes: Mapping[tuple[int, int], int]) -> dict[str, tuple[int, int]]:
+    """Return the smallest, median and largest of counted sizes, by area."""
+    if not sizes:
+        return {}
+    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    up_to = itertools.accumulate(sizes[size] for size in ordered)
+    half = (sum(sizes.values()) + 1) // 2
+    median = next(size for size, images in zip(ordered, up_to, strict=True) if images >= half)
+    return {"smallest": ordered[0], "median": median, "largest": ordered[-1]}
