@@ -8,8 +8,6 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import wandb
-
 from ribray import storage
 from ribray.config import Experiment, to_values
 from ribray.errors import RibrayError
@@ -59,6 +57,8 @@ class Tracker:
         if config.wandb == "disabled":
             return None
         if self._wandb is None:
+            import wandb  # takes its time, and pool workers have no use for it
+
             logging.getLogger("wandb").setLevel(logging.ERROR)
             try:
                 self._wandb = wandb.init(

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-import ray.train
-import ray.train.torch
 import torch
 from torch import Tensor, nn
 
@@ -87,6 +85,8 @@ def run_training(task: TrainingTask, plan: TrainingPlan, session: Session) -> li
     Raises:
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
+    import ray.train.torch  # takes a second, which the workers of a pool need not spend
+
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
@@ -137,6 +137,8 @@ def _last_line(error: BaseException) -> str:
 
 def _train_worker(config: dict[str, Any]) -> None:
     """Train; an error for the user ends the worker quietly, since starting again would only repeat it."""
+    import ray.train.torch
+
     task: TrainingTask = config["task"]
     plan: TrainingPlan = config["plan"]
     context = ray.train.get_context()

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -180,6 +179,8 @@ class ClassifierTask(TrainingTask):
 
     def validation_metrics(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Return loss and mAP (percent; over classes that occur) of the held-out images."""
+        from sklearn.metrics import average_precision_score  # a second that refinement's workers need not spend
+
         logits = np.concatenate([part["logits"] for part in parts])
         labels = np.concatenate([part["labels"] for part in parts])
         errors = {id: error for part in parts for id, error in part["errors"].items()}

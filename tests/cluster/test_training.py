@@ -88,7 +88,7 @@ def test_training_moves_what_learns_and_only_that(world, undisturbed):
     assert frozen
     for name in dict(model.named_parameters()):
         assert torch.equal(weights[name], start[name]) == (name in frozen), name
-    for name, buffer in model.named_buffers():
+    for name, _buffer in model.named_buffers():
         if "running" in name:
             torch.testing.assert_close(weights[name], start[name], rtol=0, atol=0)
 
@@ -127,7 +127,7 @@ def test_an_error_for_the_user_comes_out_as_it_is(world, tmp_path):
 
 
 def test_a_loss_that_leaves_the_numbers_is_said(world, tmp_path):
-    with pytest.raises(RibrayError, match="loss is (nan|inf|-inf) at step"):
+    with pytest.raises(RibrayError, match=r"loss is (nan|inf|-inf) at step"):
         train(task(world, ["classifier.lr=1e30"]), tmp_path / "run", 1)
 
 

@@ -1,5 +1,6 @@
-"""A small folder of photographs, a classifier for it, and the command line in this process."""
+"""Runs that tests copy and go on with; and a small folder of photographs, with the command line in this process."""
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,39 @@ from PIL import Image
 from ribray.cli import main
 from ribray.models import build_classifier
 from ribray.models.weights import save_classifier
+from tests.tiny import chain
+
+# --- a drawn world (tests.tiny) ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def trained(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has its classifier and nothing else; not to be changed."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    chain(out, stages="classifier")
+    return out
+
+
+@pytest.fixture(scope="session")
+def undisturbed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole run, made by one worker; not to be changed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    shutil.copytree(trained, out)
+    chain(out, ["cluster.workers=1"])
+    return out
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copy a run, to go on with."""
+
+    def copy(run: Path) -> Path:
+        return Path(shutil.copytree(run, tmp_path / "copy" / run.parent.name))
+
+    return copy
+
+
+# --- a folder of photographs -------------------------------------------------------------------------------------
 
 CLASSES = ("cat", "dog", "sea")
 COLOURS = {"cat": (200, 60, 40), "dog": (40, 180, 60), "sea": (30, 60, 220)}

@@ -84,7 +84,7 @@ def test_other_settings_are_refused_before_anything_starts(undisturbed, copy_of)
     before = map_bytes(out)
     with pytest.raises(UsageError, match=r"stage 'refine'.*refine.lr \(there 0.0004, now 0.001\).*--redo refine"):
         chain(out, ["refine.lr=0.001"])
-    with pytest.raises(UsageError, match="stage 'classifier'.*classifier.epochs"):
+    with pytest.raises(UsageError, match=r"stage 'classifier'.*classifier.epochs"):
         chain(out, ["classifier.epochs=2"], stages="seed")
     assert map_bytes(out) == before
     assert Run.read(out).read_experiment().refine.lr == 0.0004
@@ -119,7 +119,7 @@ def test_fork_reuses_in_place_what_still_fits(undisturbed, tmp_path):
 def test_a_stage_without_its_predecessor_says_what_to_add(trained, tmp_path, copy_of):
     with pytest.raises(UsageError, match=r"needs stage 'classifier'.*--stages classifier,refine"):
         chain(tmp_path / "new", stages="refine")
-    with pytest.raises(UsageError, match="needs stage 'refine'"):
+    with pytest.raises(UsageError, match=r"needs stage 'refine'"):
         chain(copy_of(trained), stages="seed")
 
 
@@ -136,7 +136,7 @@ def test_an_image_list_chooses_what_is_refined(undisturbed, trained, copy_of, tm
     chain(out, [f"data.image_list={tmp_path / 'list.txt'}"], stages="refine")
     assert map_bytes(out) == {name: map_bytes(undisturbed)[name] for name in names}
     (tmp_path / "list.txt").write_text("nobody\n")
-    with pytest.raises(UsageError, match="data.image_list names 'nobody'"):
+    with pytest.raises(UsageError, match=r"data\.image_list names 'nobody'"):
         chain(out, [f"data.image_list={tmp_path / 'list.txt'}"], stages="refine")
 
 
