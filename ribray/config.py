@@ -93,7 +93,7 @@ class DataConfig(_Section):
 
 
 class ClassifierConfig(_Section):
-    """The multi-label classifier that every refinement starts from (METHOD: CAM network)."""
+    """The multi-label classifier that every refinement starts from (docs/method.md, section 1)."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet50"
     """Network below the classification head."""

@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 class Backbone(nn.Module, ABC):
     """A feature extractor whose first part, the *stem*, is frozen while a classifier learns.
 
-    Batch norm always uses its running statistics, also in training mode: METHOD section 1 trains with batches
+    Batch norm always uses its running statistics, also in training mode: docs/method.md, section 1 trains with batches
     whose crops are padded with zeros, and a refinement sees one image at a time.
 
     Attributes:
@@ -74,8 +74,8 @@ class ResNet(Backbone):
         name: torchvision's name of the architecture, such as "resnet50".
         output_stride: pixels per cell of the last level.
 
-    Output stride 16: the last stage runs at stride 1, without dilation (METHOD section 1).
-    Output stride 8: the last two stages run at stride 1 with dilations 2 and 4 (METHOD section 5).
+    Output stride 16: the last stage runs at stride 1, without dilation (docs/method.md, section 1).
+    Output stride 8: the last two stages run at stride 1 with dilations 2 and 4 (DeepLab-v2, Chen et al.).
     """
 
     def __init__(self, name: str, output_stride: int) -> None:

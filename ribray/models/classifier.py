@@ -1,4 +1,4 @@
-"""The image classifier whose last features give class activation maps (METHOD section 1).
+"""The image classifier whose last features give class activation maps (docs/method.md, section 1).
 
 Shapes: N images, C classes, H W pixels, h w cells of the last level.
 """

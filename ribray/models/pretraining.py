@@ -5,7 +5,8 @@ heads starts from there. What is shipped was made by
 
     python -m ribray.models.pretraining --out ribray/models/synthetic.safetensors
 
-which takes about two and a half minutes on one CPU core.
+in about two and a half minutes on one CPU core. Where arithmetic rounds otherwise (another processor, library or
+number of threads) other weights come out, whose seeds differ by a point or two of mIoU.
 """
 
 import argparse

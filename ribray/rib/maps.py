@@ -1,4 +1,4 @@
-"""The maps file of one image, and the localization maps computed from it (METHOD section 2.4).
+"""The maps file of one image, and the localization maps computed from it (docs/method.md, section 2).
 
 A file holds, for the present classes only, the sum of the class activation maps at the network's own stride:
 after step 0 (``initial``, the plain map) and at the end (``refined``), optionally after every step. Any

@@ -19,7 +19,7 @@ def pool(
 ) -> Tensor:
     """Pool ``cams`` into logits (N, C).
 
-    GNDRP (METHOD section 2; paper section 3.3): a present class's cells count only where the map, divided by
+    GNDRP (docs/method.md, section 2; paper section 3.3): a present class's cells count only where the map, divided by
     its own maximum, is below ``threshold``; the others contribute 0 but still count in the mean. Which cells
     those are takes no part in the gradient. Where the maximum is negative every quotient is at least 1, so
     that logit and its gradient are 0. Absent classes take the plain mean.

@@ -1,4 +1,4 @@
-"""RIB refinement of one image (Lee et al., NeurIPS 2021, section 3; METHOD section 2).
+"""RIB refinement of one image (Lee et al., NeurIPS 2021, section 3; docs/method.md, section 2).
 
 The classifier is fine-tuned on a single image with a loss that no activation saturates, so that information
 flows from regions it did not need for its decision. The class activation maps of every step are summed up.

@@ -96,7 +96,7 @@ class Batch:
 
 
 class ClassifierTask(TrainingTask):
-    """METHOD section 1: SGD with polynomial decay on randomly resized, flipped and cropped images.
+    """docs/method.md, section 1: SGD with polynomial decay on randomly resized, flipped and cropped images.
 
     The order of images is a permutation keyed by (seed, epoch); each rank takes every ``world``-th image of a batch.
     """

@@ -162,6 +162,7 @@ class RefineWorker:
         loader_threads: int,
     ):
         if config.deterministic and torch.cuda.is_available():
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -331,7 +332,7 @@ class _Notes:
 SAMPLED_IMAGES = 50
 """Images whose size a plan looks at."""
 STEM_SHARE, BACKWARD_FACTOR = 0.28, 2.0
-"""Of a forward pass: the frozen stem's share (METHOD section 2), and what a backward pass costs more."""
+"""Of a forward pass: the frozen stem's share (docs/method.md, section 2), and what a backward pass costs more."""
 
 
 def _estimate(context: Context, work: Work) -> Estimate:

@@ -1,4 +1,4 @@
-"""Views, crops and normalisation (METHOD.md, sections 1 and 2.1)."""
+"""Views, crops and normalisation (docs/method.md, sections 1 and 2.1)."""
 
 import numpy as np
 import pytest

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -17,13 +18,13 @@ IMAGES = 12
 SETTINGS = [*TINY, "refine.iterations=6", f"refine.limit={IMAGES}", "cluster.workers=2"]
 
 
-def command(out: Path, stages: str = "refine") -> list[str]:
-    overrides = [part for setting in SETTINGS for part in ("--set", setting)]
+def command(out: Path, stages: str = "refine", settings: Sequence[str] = ()) -> list[str]:
+    overrides = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
     return [sys.executable, "-m", "ribray.cli", "run", "quickstart", "--out", str(out), "--stages", stages, *overrides]
 
 
-def run(out: Path, stages: str = "refine") -> subprocess.CompletedProcess:
-    return subprocess.run(command(out, stages), capture_output=True, text=True, timeout=240, check=False)
+def run(out: Path, stages: str = "refine", settings: Sequence[str] = ()) -> subprocess.CompletedProcess:
+    return subprocess.run(command(out, stages, settings), capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,24 @@ def test_a_second_run_on_a_busy_directory_is_refused(started):
     done = run(out)
     assert done.returncode == 2
     assert "Another run is working" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_training_whose_driver_was_killed_ends_with_the_same_weights(tmp_path):
+    settings = ["classifier.epochs=12", "data.synthetic.train_images=60"]
+    process = subprocess.Popen(command(tmp_path / "killed", "classifier", settings), stdout=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "classifier" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("validation") < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (log.parent / "weights.safetensors").exists()
+    for out in (tmp_path / "killed", tmp_path / "undisturbed"):
+        done = run(out, "classifier", settings)
+        assert done.returncode == 0, done.stderr
+    killed, undisturbed = (tmp_path / name / "classifier" for name in ("killed", "undisturbed"))
+    assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+    assert log.read_text() == (undisturbed / "metrics.jsonl").read_text()

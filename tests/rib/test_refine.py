@@ -1,4 +1,4 @@
-"""The refinement of one image against a plain reading of METHOD section 2, and what it promises.
+"""The refinement of one image against a plain reading of docs/method.md, section 2, and what it promises.
 
 The oracle below recomputes everything, loops over rows and classes, takes its gradients and updates by hand
 and shares no code with the product but the network's layers. Both run in float64, so that they agree closely.

@@ -125,7 +125,7 @@ def recipe(tmp_path: Path, photographs: Path, checkpoint: Path) -> Path:
         "classifier": {**SMALL_NETWORK, "crop_size": 48, "resize_long": [40, 64], "checkpoint": str(checkpoint)},
         "refine": SMALL_STEPS,
         "seed_eval": {"thresholds": [0.2, 0.4]},
-        "cluster": {"workers": 2},
+        "cluster": {"workers": 1},
         "tracking": {"wandb": "disabled"},
     }
     file = tmp_path / "recipe.yaml"
