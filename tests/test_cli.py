@@ -149,6 +149,7 @@ def test_status_of_no_run_is_refused(ribray, tmp_path):
     assert_one_sentence(code, error, "is no run directory")
 
 
+@pytest.mark.slow
 def test_verify_fails_where_a_recorded_number_is_off(ribray, shared_dir, tmp_path):
     import numpy as np
 

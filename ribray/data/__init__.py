@@ -65,9 +65,7 @@ def open_dataset(data: DataConfig, split: str, root: str | Path | None = None) -
     location = storage.absolute(chosen)
     if data.kind not in _MADE_HERE and not location.is_dir():
         state = "is a file" if location.exists() else "does not exist"
-        raise UsageError(
-            f"data.root {location} {state}: set it to the folder that holds the {data.kind} data."
-        )
+        raise UsageError(f"data.root {location} {state}: set it to the folder that holds the {data.kind} data.")
     try:
         dataset = KINDS[data.kind](data, split, location)
     except OSError as error:

@@ -72,9 +72,7 @@ class CocoDataset(Dataset):
         height, width = (int(side) for side in self._instances.sizes[row])
         if not height or not width:
             height, width = image_size(self.image_path(id))
-        return draw_mask(
-            self._read_instances(row), height, width, f"an object of image {id} in {self.annotations}"
-        )
+        return draw_mask(self._read_instances(row), height, width, f"an object of image {id} in {self.annotations}")
 
     def _read_instances(self, row: int) -> list[tuple[int, Any]]:
         """Read the instances of an image again: mask value and segmentation of each."""
@@ -108,9 +106,7 @@ def open_coco(root: Path, split: str) -> CocoDataset:
         splits = ", ".join(name.removeprefix("instances_") for name in existing) or "none"
         raise UsageError(f"{files[names[-1]]} does not exist; splits there are: {splits}.")
     if not (root / full_name).is_dir():
-        raise UsageError(
-            f"{root / full_name} does not exist: put the images of {files[full_name].name} there."
-        )
+        raise UsageError(f"{root / full_name} does not exist: put the images of {files[full_name].name} there.")
     return CocoDataset(files[full_name], root / full_name, f"split '{split}' of {root}")
 
 
@@ -176,9 +172,7 @@ def parse_instances(content: bytes, source: str) -> Instances:
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number of thousands of digits
         raise UsageError(f"{source} is not valid JSON: {' '.join(str(error).split())}.") from None
     if not found.images or not found.categories:
-        raise UsageError(
-            f"{source} has no images or no categories: COCO instances have both, and annotations."
-        )
+        raise UsageError(f"{source} has no images or no categories: COCO instances have both, and annotations.")
     return _build_index(found, source)
 
 
@@ -243,9 +237,7 @@ def _collect(found: _Found, name: str, element: Any, start: int, end: int, where
         check_id(file_name, f"file_name in {where}")
         found.images.append((id, file_name, _side(element, "height", where), _side(element, "width", where)))
     elif name == "categories":
-        found.categories.append(
-            (_value(element, "id", (int,), where), _value(element, "name", (str,), where))
-        )
+        found.categories.append((_value(element, "id", (int,), where), _value(element, "name", (str,), where)))
     else:
         found.image_ids.append(_value(element, "image_id", (int, str), where))
         found.category_ids.append(_value(element, "category_id", (int,), where))
@@ -314,13 +306,9 @@ def _id_of(file_name: str) -> str:
     return PurePosixPath(file_name).stem
 
 
-def _order_categories(
-    categories: list[tuple[int, str]], source: str
-) -> tuple[dict[Hashable, int], tuple[str, ...]]:
+def _order_categories(categories: list[tuple[int, str]], source: str) -> tuple[dict[Hashable, int], tuple[str, ...]]:
     """Return the class of each category id, and the names of the classes."""
-    if len({id for id, _ in categories}) < len(categories) or len({name for _, name in categories}) < len(
-        categories
-    ):
+    if len({id for id, _ in categories}) < len(categories) or len({name for _, name in categories}) < len(categories):
         raise UsageError(f"{source} has two categories of the same id or name.")
     ordered = sorted(categories)
     return {id: column for column, (id, _) in enumerate(ordered)}, tuple(name for _, name in ordered)
@@ -340,9 +328,7 @@ def _order_images(
             sentence = f"{source} lists image {image_id} ({file_name}) twice: the first entry is used."
             problems.append(Problem(id, sentence, "listed twice"))
         elif id in owners:
-            sentence = (
-                f"{source} has {file_name} beside {owners[id]}, both with id {id}: the first one is used."
-            )
+            sentence = f"{source} has {file_name} beside {owners[id]}, both with id {id}: the first one is used."
             problems.append(Problem(id, sentence, "listed twice"))
             rows[image_id] = _NO_ROW
         else:
@@ -366,9 +352,7 @@ def _dangling(
             reason = f"names category {category}, which is not among the categories: {id} is left out"
         else:
             continue
-        problems.setdefault(
-            image_id, Problem(id, f"annotations[{place}] of {source} {reason}.", "annotation")
-        )
+        problems.setdefault(image_id, Problem(id, f"annotations[{place}] of {source} {reason}.", "annotation"))
     return list(problems.values())
 
 
@@ -409,9 +393,7 @@ def _to_rle(segmentation: Any, height: int, width: int, where: str) -> dict[str,
         return rasteriser.frPyObjects(plain, height, width)
     polygons = _polygons(segmentation, 2 * max(height, width))
     if polygons is None:
-        raise ImageError(
-            f"{where[0].upper()}{where[1:]} has a segmentation that is neither polygons nor run lengths."
-        )
+        raise ImageError(f"{where[0].upper()}{where[1:]} has a segmentation that is neither polygons nor run lengths.")
     if not polygons:
         raise ImageError(f"{where[0].upper()}{where[1:]} has an empty segmentation.")
     return rasteriser.merge(rasteriser.frPyObjects(polygons, height, width))

@@ -59,9 +59,7 @@ class Dataset(ABC):
             UsageError: more classes than the values of a mask.
         """
         if not 0 < len(classes) < IGNORE:
-            raise UsageError(
-                f"{name} has {len(classes)} classes, where 1 to {IGNORE - 1} can stand in a mask."
-            )
+            raise UsageError(f"{name} has {len(classes)} classes, where 1 to {IGNORE - 1} can stand in a mask.")
         self.name = name
         self.classes = tuple(classes)
         self.ids = tuple(ids)
@@ -86,9 +84,7 @@ class Dataset(ABC):
             UsageError: there is no such image in the split.
         """
         if id not in self._places:
-            raise UsageError(
-                f"'{id}' is not among the {len(self)} images of {self.name}{nearest(id, self.ids)}."
-            )
+            raise UsageError(f"'{id}' is not among the {len(self)} images of {self.name}{nearest(id, self.ids)}.")
         return self._places[id]
 
     def image(self, id: str) -> np.ndarray:
@@ -154,16 +150,14 @@ class Dataset(ABC):
         height, width = image_size(self.image_path(id))
         if mask.shape != (height, width):
             raise ImageError(
-                f"The mask of {id} is {mask.shape[1]} × {mask.shape[0]} pixels, "
-                f"but its image is {width} × {height}."
+                f"The mask of {id} is {mask.shape[1]} × {mask.shape[0]} pixels, but its image is {width} × {height}."
             )
 
     def _require_range(self, id: str, mask: np.ndarray) -> None:
         strays = foreign_values(mask, len(self.classes))
         if strays.size:
             raise ImageError(
-                f"The mask of {id} holds the value {strays[0]}, "
-                f"where 0 to {len(self.classes)} and {IGNORE} are known."
+                f"The mask of {id} holds the value {strays[0]}, where 0 to {len(self.classes)} and {IGNORE} are known."
             )
 
 

@@ -70,9 +70,7 @@ class FolderDataset(Dataset):
 
     def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
         if id not in self._files:
-            raise ImageError(
-                f"There is no image {id} below {self.root} (with ending {', '.join(IMAGE_SUFFIXES)})."
-            )
+            raise ImageError(f"There is no image {id} below {self.root} (with ending {', '.join(IMAGE_SUFFIXES)}).")
         return self.root / self._files[id]
 
     def _read_mask(self, id: str) -> np.ndarray | None:
@@ -121,9 +119,7 @@ def parse_labels(text: str, source: str) -> tuple[dict[str, tuple[str, ...]], di
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if any(header.count(column) != 1 for column in COLUMNS):
-            raise UsageError(
-                f"{source} must begin with the line '{','.join(COLUMNS)}', columns separated by commas."
-            )
+            raise UsageError(f"{source} must begin with the line '{','.join(COLUMNS)}', columns separated by commas.")
         id_column, classes_column = (header.index(column) for column in COLUMNS)
         for cells in reader:
             if not any(cell.strip() for cell in cells):
@@ -131,8 +127,7 @@ def parse_labels(text: str, source: str) -> tuple[dict[str, tuple[str, ...]], di
             where = f"line {reader.line_num} of {source}"
             if len(cells) != len(header):
                 raise UsageError(
-                    f"{where} has {len(cells)} columns, not {len(header)}: "
-                    f"separate several classes by '{SEPARATOR}'."
+                    f"{where} has {len(cells)} columns, not {len(header)}: separate several classes by '{SEPARATOR}'."
                 )
             id, names = cells[id_column].strip(), _split_names(cells[classes_column])
             check_id(id, f"the id on {where}")
@@ -173,8 +168,7 @@ def _class_names(root: Path, rows: dict[str, tuple[str, ...]]) -> Sequence[str]:
         for name in names:
             if name not in known:
                 raise UsageError(
-                    f"{root / LABELS} gives {id} the class '{name}', which is not in {file.name}"
-                    f"{nearest(name, known)}."
+                    f"{root / LABELS} gives {id} the class '{name}', which is not in {file.name}{nearest(name, known)}."
                 )
     return known
 
@@ -190,9 +184,7 @@ def _find_images(root: Path) -> dict[str, str]:
         id = str(PurePosixPath(name).with_suffix(""))
         check_id(id, f"the name of an image below {root}")
         if id in found:
-            raise UsageError(
-                f"{root / found[id]} and {root / name} have the same id {id}: rename one of the two."
-            )
+            raise UsageError(f"{root / found[id]} and {root / name} have the same id {id}: rename one of the two.")
         found[id] = name
     return found
 
@@ -210,7 +202,5 @@ def _read_split(root: Path, split: str) -> tuple[tuple[str, ...], list[Problem]]
     file = root / SPLITS / f"{split}.txt"
     if not file.is_file():
         existing = sorted({file.stem for file in (root / SPLITS).glob("*.txt")} | {WHOLE})
-        raise UsageError(
-            f"{file} does not exist; splits there are: {', '.join(existing)} (every row of {LABELS})."
-        )
+        raise UsageError(f"{file} does not exist; splits there are: {', '.join(existing)} (every row of {LABELS}).")
     return parse_id_list(read_text(file), str(file))

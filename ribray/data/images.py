@@ -122,9 +122,7 @@ def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path} {_instead_of(path, expected)}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(
-            f"{path} is too large: an image may have {_MAX_PIXELS / 1e6:.0f} million pixels."
-        ) from None
+        raise ImageError(f"{path} is too large: an image may have {_MAX_PIXELS / 1e6:.0f} million pixels.") from None
     except MemoryError:
         raise ImageError(f"{path} needs more memory to decode than there is.") from None
     except Exception as error:  # noqa: BLE001 - on damaged bytes Pillow's decoders raise almost anything
@@ -148,9 +146,7 @@ def _instead_of(path: Path, expected: str) -> str:
     if not start:
         return "is empty (0 bytes)"
     is_text = not any(byte < 9 or 13 < byte < 32 for byte in start)
-    return (
-        f"is {'a text file' if is_text else 'damaged or of another format'}, not {expected} that can be read"
-    )
+    return f"is {'a text file' if is_text else 'damaged or of another format'}, not {expected} that can be read"
 
 
 # --- colours -----------------------------------------------------------------------------------------------

@@ -85,9 +85,7 @@ def augment(
     is_flipped = bool(rng.random() < 0.5)
     places = rng.random(2)
     sides = [max(round(side * long_side / max(image.shape[:2])), 1) for side in image.shape[:2]]
-    (rows, top), (columns, left) = (
-        _place(side, crop_size, at) for side, at in zip(sides, places, strict=True)
-    )
+    (rows, top), (columns, left) = (_place(side, crop_size, at) for side, at in zip(sides, places, strict=True))
     resized = Image.fromarray(image).resize((sides[1], sides[0]), Image.Resampling.BICUBIC)
     window = resized.crop((columns.start, rows.start, columns.stop, rows.stop))
     if is_flipped:

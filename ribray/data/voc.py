@@ -29,8 +29,7 @@ VOC_CLASSES = (
 
 AUGMENTED_SPLIT = "train_aug"
 _AUGMENTED_HINT = (
-    "put the 10,582 ids of the augmented training set there, one a line, "
-    "and their masks in SegmentationClassAug/"
+    "put the 10,582 ids of the augmented training set there, one a line, and their masks in SegmentationClassAug/"
 )
 _IMAGES = "JPEGImages"
 _ANNOTATIONS = "Annotations"
@@ -71,9 +70,7 @@ class VocDataset(Dataset):
         known = [(id, row) for id, row in zip(listed, found, strict=True) if not isinstance(row, Problem)]
         problems += [row for row in found if isinstance(row, Problem)]
         labels = np.array([row for _, row in known], dtype=bool).reshape(len(known), len(classes))
-        super().__init__(
-            f"split '{split}' of {root}", classes, [id for id, _ in known], labels, problems, palette
-        )
+        super().__init__(f"split '{split}' of {root}", classes, [id for id, _ in known], labels, problems, palette)
 
     @property
     def has_masks(self) -> bool:  # noqa: D102 - see Dataset
@@ -106,9 +103,7 @@ class VocDataset(Dataset):
             raise ImageError(f"{id} has no labels: neither {annotation} nor a mask {_MASKS}/{id}.png exists.")
         strays = foreign_values(mask, len(classes))
         if strays.size:
-            raise ImageError(
-                f"The mask of {id} holds the value {strays[0]}, but the classes end at {len(classes)}."
-            )
+            raise ImageError(f"The mask of {id} holds the value {strays[0]}, but the classes end at {len(classes)}.")
         return labels_of_mask(mask, len(classes))
 
 
@@ -151,9 +146,7 @@ def _object_names(content: bytes, source: str) -> list[str]:
         raise ImageError(f"{source} is not valid XML: {error}.") from None
     if tree.tag != "annotation":
         raise ImageError(f"{source} is no VOC annotation: its root is <{tree.tag}>, not <annotation>.")
-    names = [
-        (item.findtext("name") or "").strip() for item in tree.findall("object")
-    ]  # not the names of parts
+    names = [(item.findtext("name") or "").strip() for item in tree.findall("object")]  # not the names of parts
     if "" in names:
         raise ImageError(f"{source} has an object without a name.")
     return names

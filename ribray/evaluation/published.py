@@ -158,9 +158,7 @@ def _voc_classes() -> dict[tuple[str, str], dict[str, float]]:
 def _coco_classes() -> dict[tuple[str, str], dict[str, float]]:
     lines = _lines("table_s3_coco_per_class_iou.csv")
     return {
-        ("val", method): {
-            MEAN if line["class"] == "mean" else line["class"]: float(line[column]) for line in lines
-        }
+        ("val", method): {MEAN if line["class"] == "mean" else line["class"]: float(line[column]) for line in lines}
         for method, column in ((IRN, "irn"), (RIB, "rib"))
     }
 

@@ -76,13 +76,9 @@ class ThresholdCurve:
         check_sizes(truth, winner)
         check_values("predicted", winner, self.classes)
         if score.shape != winner.shape or score.dtype != np.float32 or not _finite(score):
-            raise ImageError(
-                f"The scores of the localization maps must be finite float32 of shape {winner.shape}."
-            )
+            raise ImageError(f"The scores of the localization maps must be finite float32 of shape {winner.shape}.")
         if not truth.dtype == winner.dtype == np.uint8:
-            raise ImageError(
-                f"Masks must be uint8, not {truth.dtype} (truth) and {winner.dtype} (prediction)."
-            )
+            raise ImageError(f"Masks must be uint8, not {truth.dtype} (truth) and {winner.dtype} (prediction).")
         found = np.bincount(self._codes(winner.ravel(), score.ravel(), truth.ravel()))
         found = found[self.counts[0].size :]  # the first block is the ignored pixels
         if found.size > self.counts.size:
@@ -121,9 +117,7 @@ class ThresholdCurve:
         Raises:
             ValueError: the record is of other classes or thresholds.
         """
-        if int(record["classes"]) != self.classes or not np.array_equal(
-            record["thresholds"], self.thresholds
-        ):
+        if int(record["classes"]) != self.classes or not np.array_equal(record["thresholds"], self.thresholds):
             raise ValueError("The record is of a curve with other classes or thresholds.")
         self.counts.reshape(-1)[record["cells"]] += record["pixels"]
         self.images += int(record["images"])
@@ -174,9 +168,7 @@ class ThresholdCurve:
             ValueError: no pixel was counted, or there are not as many names as classes.
         """
         if len(class_names) != self.classes:
-            raise ValueError(
-                f"There are {len(class_names)} class names for {self.classes} classes with background."
-            )
+            raise ValueError(f"There are {len(class_names)} class names for {self.classes} classes with background.")
         best = self.best()
         per_class = [None if np.isnan(value) else float(value) for value in best.per_class]
         return {
@@ -202,9 +194,7 @@ class ThresholdCurve:
 
     def _confusions(self) -> NDArray[np.int64]:
         """Return the confusion matrices of all thresholds: (T, classes, classes)."""
-        above = self.counts[..., ::-1].cumsum(axis=-1)[
-            ..., -2::-1
-        ]  # pixels of a level above each threshold's index
+        above = self.counts[..., ::-1].cumsum(axis=-1)[..., -2::-1]  # pixels of a level above each threshold's index
         matrices = np.ascontiguousarray(np.moveaxis(above, -1, 0))
         matrices[..., BACKGROUND] += self.counts.sum(axis=(1, 2)) - matrices.sum(axis=-1)
         return matrices

@@ -69,6 +69,4 @@ def _check(maps: NDArray[np.float32], classes: NDArray[np.int64]) -> None:
     if len(np.unique(classes)) != len(classes):
         raise ValueError(f"The present classes {classes.tolist()} name a class twice.")
     if len(classes) and not 0 <= classes.min() <= classes.max() <= HIGHEST_CLASS:
-        raise ValueError(
-            f"The present classes {classes.tolist()} leave the range 0 to {HIGHEST_CLASS} of a mask."
-        )
+        raise ValueError(f"The present classes {classes.tolist()} leave the range 0 to {HIGHEST_CLASS} of a mask.")

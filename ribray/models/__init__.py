@@ -10,9 +10,7 @@ from ribray.models.small import SmallBackbone
 
 def _small(output_stride: int) -> Backbone:
     if output_stride != SmallBackbone.strides[-1]:
-        raise ValueError(
-            f"The small backbone has output stride {SmallBackbone.strides[-1]}, not {output_stride}."
-        )
+        raise ValueError(f"The small backbone has output stride {SmallBackbone.strides[-1]}, not {output_stride}.")
     return SmallBackbone()
 
 

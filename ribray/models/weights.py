@@ -161,15 +161,9 @@ def read_state(location: Path) -> dict[str, Tensor]:
 def _root(state: Mapping[str, Tensor], location: Path) -> str:
     """Return what stands before the backbone's names: only its first convolution sees three channels."""
     for name, tensor in state.items():
-        if (
-            (name == "conv1.weight" or name.endswith(".conv1.weight"))
-            and tensor.ndim == 4
-            and tensor.shape[1] == 3
-        ):
+        if (name == "conv1.weight" or name.endswith(".conv1.weight")) and tensor.ndim == 4 and tensor.shape[1] == 3:
             return name.removesuffix("conv1.weight")
-    raise UsageError(
-        f"The weights {location} have no first convolution 'conv1.weight' with 3 input channels."
-    )
+    raise UsageError(f"The weights {location} have no first convolution 'conv1.weight' with 3 input channels.")
 
 
 def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, location: Path) -> None:
@@ -198,13 +192,9 @@ def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, l
 def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, location: Path) -> Tensor:
     """Return the head's weight in the shape of a 1×1 convolution."""
     outer = {"", "module.", root}
-    names = [
-        prefix + head for prefix in sorted(outer) for head in _HEADS if f"{prefix}{head}.weight" in state
-    ]
+    names = [prefix + head for prefix in sorted(outer) for head in _HEADS if f"{prefix}{head}.weight" in state]
     if not names:
-        raise UsageError(
-            f"The classifier {location} has no head: no tensor 'head.weight', 'fc.weight' or the like."
-        )
+        raise UsageError(f"The classifier {location} has no head: no tensor 'head.weight', 'fc.weight' or the like.")
     name = names[0]
     weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
     wanted = classifier.head.weight
@@ -248,9 +238,7 @@ def imagenet_file(backbone: Backbone) -> Path:
         UsageError: there are none for this backbone, or they cannot be fetched.
     """
     if not isinstance(backbone, ResNet):
-        raise UsageError(
-            "This backbone has no ImageNet weights: set classifier.weights to synthetic, none or a path."
-        )
+        raise UsageError("This backbone has no ImageNet weights: set classifier.weights to synthetic, none or a path.")
     url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
     location = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not location.exists():

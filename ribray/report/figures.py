@@ -131,9 +131,7 @@ def image_panel(row: ImageRow, path: Path) -> None:
     growth_figure([row], path)
 
 
-def curve_figure(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path, *, title: str | None = None
-) -> None:
+def curve_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path, *, title: str | None = None) -> None:
     """Draw mIoU over the seed's threshold, a line per method with its best point marked; write a PNG.
 
     Args:
@@ -182,9 +180,7 @@ def _draw_curve(
     axes: Axes, name: str, thresholds: NDArray[np.float64], means: NDArray[np.float64], line: tuple
 ) -> None:
     if thresholds.shape != means.shape or thresholds.ndim != 1 or not np.isfinite(means).any():
-        raise ValueError(
-            f"The curve {name} needs as many mIoUs as thresholds and at least one of them a number."
-        )
+        raise ValueError(f"The curve {name} needs as many mIoUs as thresholds and at least one of them a number.")
     colour, dashes, marker = line
     best = int(np.nanargmax(means))
     axes.plot(
@@ -210,9 +206,7 @@ def _pictures(row: ImageRow, with_truth: bool) -> list[NDArray[np.uint8] | None]
     for heading, maps in row.maps.items():
         if maps.ndim != 3 or maps.shape[1:] != size:
             raise ValueError(f"The maps '{heading}' of shape {maps.shape} do not fit their image of {size}.")
-    truth = (
-        [None if row.truth is None else mask_overlay(row.image, row.truth, row.palette)] if with_truth else []
-    )
+    truth = [None if row.truth is None else mask_overlay(row.image, row.truth, row.palette)] if with_truth else []
     return [row.image, *truth, *(heat_overlay(row.image, maps) for maps in row.maps.values())]
 
 
@@ -232,9 +226,7 @@ def heat_overlay(image: NDArray[np.uint8], maps: NDArray[np.floating]) -> NDArra
     return _blend(_greyed(image), colours, HEAT_OPACITY * heat**HEAT_GAMMA)
 
 
-def mask_overlay(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: NDArray[np.uint8]
-) -> NDArray[np.uint8]:
+def mask_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Lay a mask in its colours over the greyed image; unknown pixels are pale.
 
     Args:

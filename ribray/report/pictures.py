@@ -27,11 +27,7 @@ def draw_growth(dataset: Dataset, map_files: Mapping[str, Path], destination: Pa
     Returns:
         `destination`, or None where no image has an object.
     """
-    rows = [
-        row
-        for id in _choose(dataset, list(map_files))
-        if (row := _row(dataset, id, map_files[id])) is not None
-    ]
+    rows = [row for id in _choose(dataset, list(map_files)) if (row := _row(dataset, id, map_files[id])) is not None]
     if not rows:
         return None
     growth_figure(rows, destination)

@@ -75,9 +75,7 @@ def seed_table(
         table.add_column("gain", justify="right", min_width=8)
     for group in groups:
         for row in group:
-            table.add_row(
-                escape(row.name), *map(_number, row.values), *([_gain(row.gain)] if compared else [])
-            )
+            table.add_row(escape(row.name), *map(_number, row.values), *([_gain(row.gain)] if compared else []))
         table.add_section()
     means = [seed[method]["miou"] for method in methods]
     gain = [_gain(_difference(seed[CAM]["miou"], seed[RIB]["miou"]))] if compared else []
@@ -121,9 +119,7 @@ def run_summary(
     return Group(*parts, places)
 
 
-def _class_rows(
-    seed: Mapping[str, Mapping[str, Any]], methods: Sequence[str], compared: bool
-) -> list[_ClassRow]:
+def _class_rows(seed: Mapping[str, Mapping[str, Any]], methods: Sequence[str], compared: bool) -> list[_ClassRow]:
     rows = []
     for name in dict.fromkeys(name for method in methods for name in seed[method]["per_class"]):
         values = {method: seed[method]["per_class"].get(name) for method in methods}

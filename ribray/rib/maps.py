@@ -96,9 +96,7 @@ class MapRecord:
         by_step: list[list[np.ndarray]] = []
         while f"step_{len(by_step)}_0" in arrays:
             step = len(by_step)
-            by_step.append(
-                [_map(arrays, f"step_{step}_{scale}", len(classes)) for scale in range(len(scales))]
-            )
+            by_step.append([_map(arrays, f"step_{step}_{scale}", len(classes)) for scale in range(len(scales))])
         for sums in (refined, *by_step):
             for scale, (maps, first) in enumerate(zip(sums, initial, strict=True)):
                 if maps.shape != first.shape:
@@ -117,9 +115,7 @@ class MapRecord:
         )
 
 
-def to_arrays(
-    refinement: Refinement, size: tuple[int, int], scales: Sequence[float]
-) -> dict[str, np.ndarray]:
+def to_arrays(refinement: Refinement, size: tuple[int, int], scales: Sequence[float]) -> dict[str, np.ndarray]:
     """Return the arrays of a maps file.
 
     Args:
@@ -145,9 +141,7 @@ def to_arrays(
 def empty_arrays(size: tuple[int, int], scales: Sequence[float]) -> dict[str, np.ndarray]:
     """Return the arrays of a maps file for an image that is known to have no object."""
     nothing = [np.zeros((0, 1, 1), np.float32) for _ in scales]
-    return to_arrays(
-        Refinement(np.zeros(0, np.int64), nothing, nothing, None, [], [], 0, FINISHED), size, scales
-    )
+    return to_arrays(Refinement(np.zeros(0, np.int64), nothing, nothing, None, [], [], 0, FINISHED), size, scales)
 
 
 def localization_maps(record: MapRecord, which: Which = "refined", size: Size = "full") -> np.ndarray:
@@ -185,9 +179,7 @@ def _sums(record: MapRecord, which: Which) -> list[np.ndarray]:
     if which == "refined":
         return record.refined
     if not record.by_step:
-        raise RibrayError(
-            "These maps were made without refine.keep_steps: only 'initial' and 'refined' are kept."
-        )
+        raise RibrayError("These maps were made without refine.keep_steps: only 'initial' and 'refined' are kept.")
     if not isinstance(which, int) or which < 0:
         raise ValueError(f"which is 'initial', 'refined' or the index of a step, not {which!r}.")
     return record.by_step[min(which, len(record.by_step) - 1)]

@@ -101,9 +101,7 @@ class Refiner:
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is float32 or bfloat16, not {precision!r}.")
         if config.scales[0] != 1.0:
-            raise ValueError(
-                f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}."
-            )
+            raise ValueError(f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}.")
         self.config = config
         self.device = torch.device(device)
         self.bfloat16 = precision == "bfloat16"
@@ -168,9 +166,7 @@ class Refiner:
                     stop.read()
                 useful = not (last or stop.reason)  # on a GPU the reason may still be on its way
                 if target.logits is not None and (useful or trace is not None):
-                    total, logits = self._learn(
-                        optimizer, step, target.logits, labels, extras(step), update=useful
-                    )
+                    total, logits = self._learn(optimizer, step, target.logits, labels, extras(step), update=useful)
                     losses.append(total)
 
                 stop.read()
@@ -336,12 +332,8 @@ class _StopTest:
     was queued afterwards.
     """
 
-    def __init__(
-        self, target: _TargetPass, previous_loss: list[Tensor], config: RefineConfig, step: int
-    ) -> None:
-        total = sum(
-            (maps.sum() for maps in target.maps), start=torch.zeros((), device=target.exploded.device)
-        )
+    def __init__(self, target: _TargetPass, previous_loss: list[Tensor], config: RefineConfig, step: int) -> None:
+        total = sum((maps.sum() for maps in target.maps), start=torch.zeros((), device=target.exploded.device))
         numbers = [target.exploded, target.target_loss, total, *previous_loss]
         values = torch.stack([number.to(torch.float32) for number in numbers])
         self._event: torch.cuda.Event | None = None

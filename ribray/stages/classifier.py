@@ -102,13 +102,7 @@ class ClassifierTask(TrainingTask):
     """
 
     def __init__(self, config: ClassifierConfig, train: Dataset, held_out: Dataset, start: Path, loader_workers: int):
-        if len(train) < config.batch_size:
-            raise UsageError(
-                f"classifier.batch_size={config.batch_size} is more than the {len(train)} images of {train.name}; "
-                "make it smaller."
-            )
-        if not train.labels.any():
-            raise UsageError(f"No image of {train.name} has a label, so there is nothing to learn.")
+        require_enough(train, config)
         self.epochs, self.precision = config.epochs, config.precision
         self._config, self._train, self._held_out, self._start = config, train, held_out, start
         self._loader_workers = loader_workers
@@ -214,6 +208,21 @@ class ClassifierTask(TrainingTask):
             yield batch
 
 
+def require_enough(train: Dataset, config: ClassifierConfig) -> None:
+    """Check that there is something to learn from.
+
+    Raises:
+        UsageError: there is no whole batch, or no label.
+    """
+    if len(train) < config.batch_size:
+        raise UsageError(
+            f"classifier.batch_size={config.batch_size} is more than the {len(train)} images of {train.name}; "
+            "make it smaller."
+        )
+    if not train.labels.any():
+        raise UsageError(f"No image of {train.name} has a label, so there is nothing to learn.")
+
+
 # --- in the driver -----------------------------------------------------------------------------------------------
 
 
@@ -260,6 +269,7 @@ def _execute(context: Context) -> None:
         save_classifier(model, folder / WEIGHTS_FILE)
         run.write_metrics(NAME, {"checkpoint": config.checkpoint})
         return
+    require_enough(train, config)  # said before a cluster starts
     torch.manual_seed(config.seed)
     torch.nn.init.kaiming_uniform_(model.head.weight, a=5**0.5)
     load_backbone_weights(model.backbone, config.weights)

@@ -1,7 +1,8 @@
 """``ribray import-maps``: maps made elsewhere take the place of stage ``refine``.
 
 They lie in the run as refined ones do, under a key that depends on the imported files and the data and on nothing
-that the run could have made: no classifier is needed, and no setting of ``refine`` matters.
+that the run could have made: no classifier is needed, and no setting of ``refine`` matters. An image that is imported
+stays as it is; others can follow, so that mended files are taken by the same command.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.images import image_size
-from ribray.errors import UsageError
+from ribray.errors import ImageError, UsageError
 from ribray.progress import show_progress
 from ribray.rib.imported import ARCHIVE, SCALES, SINGLE, imported_arrays, read_class_maps
 from ribray.rib.maps import empty_arrays
@@ -38,7 +39,7 @@ class ImportWorker:
         """Write an image's maps file; one that is known to be empty needs no maps.
 
         Raises:
-            ImageError: the maps are missing or do not fit the image.
+            ImageError: the maps are missing or do not fit the image, or others were imported before.
         """
         dataset = self._dataset
         size = image_size(dataset.image_path(item))
@@ -47,27 +48,41 @@ class ImportWorker:
             arrays = imported_arrays(read_class_maps(self._source, item), dataset.classes, present, size, item)
         else:
             arrays = empty_arrays(size, SCALES)
-        storage.write_npz(refine.map_path(self._folder, item), **arrays)
+        location = refine.map_path(self._folder, item)
+        if not location.exists():
+            storage.write_npz(location, **arrays)
+        elif not _equal(storage.read_npz(location), arrays):
+            raise ImageError(
+                f"The maps of {item} are not those that were imported before; choose another --out for them."
+            )
         return {}
 
 
+def _equal(some: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> bool:
+    return some.keys() == others.keys() and all(np.array_equal(some[name], others[name]) for name in some)
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
 def import_maps(context: Context, source: Path) -> None:
-    """Import the maps of every wanted image; those of an import that was stopped are kept.
+    """Import the maps of every wanted image that has none yet.
 
     Raises:
-        UsageError: there are no maps in ``source``, or the run holds others.
+        UsageError: there are no maps in ``source``, or the run holds maps of another origin.
     """
     run, dataset, name = context.run, context.training_set, refine.NAME
     folder, wanted = context.own_folder(name), refine.wanted_ids(context)
     _require_some(source, dataset, wanted)
     content = _digest(source)
-    key = context.key_of_import(name, content)
-    record = run.record(refine.FOLDER)
-    if record is not None and record.get("key") != key.digest:
-        origin = "imported from other files or for other data" if record.get("imported") else "refined there"
-        raise UsageError(f"{run.directory} already holds maps {origin}; choose another --out.")
+    record = run.record(refine.FOLDER) or {"imported": content}
+    if "imported" not in record:
+        raise UsageError(f"{run.directory} already holds maps that were refined there; choose another --out.")
+    key = context.key_of_import(name, record["imported"])
+    run.refuse_other_settings(refine.FOLDER, key)
     run.begin(refine.FOLDER, key, imported=content, source=str(source))
-    done = refine.finished_ids(folder)
+    # Where the files have changed since, those imported before are looked at again.
+    done = refine.finished_ids(folder) if record["imported"] == content else set()
     left = [id for id in wanted if id not in done]
     failures = {
         problem.id: Failure(problem.id, name, problem.sentence)

@@ -106,6 +106,7 @@ class KilledOnce(ClassifierTask):
             yield batch
 
 
+@pytest.mark.slow
 def test_a_killed_worker_goes_on_from_the_last_epoch_with_the_same_weights(world, undisturbed, tmp_path):
     disturbed = task(world, of=KilledOnce)
     disturbed.marker = tmp_path / "killed"

@@ -31,11 +31,7 @@ def open_coco(root: Path, split: str = "train") -> Dataset:
 
 
 def classes_of(dataset: Dataset, id: str) -> set[str]:
-    return {
-        name
-        for name, is_there in zip(dataset.classes, dataset.labels[dataset.index(id)], strict=True)
-        if is_there
-    }
+    return {name for name, is_there in zip(dataset.classes, dataset.labels[dataset.index(id)], strict=True) if is_there}
 
 
 # --- real photographs -------------------------------------------------------------------------------------
@@ -96,9 +92,7 @@ def test_crowds_alone_do_not_make_a_class_present(coco_root: Write, coco_content
     assert set(np.unique(mask)) == {0, CAT, 255}
 
 
-def test_annotations_of_unknown_images_are_reported_once_an_image(
-    coco_root: Write, coco_content: Content
-) -> None:
+def test_annotations_of_unknown_images_are_reported_once_an_image(coco_root: Write, coco_content: Content) -> None:
     for _ in range(3):
         coco_content["annotations"].append({"image_id": 99, "category_id": 4, "segmentation": []})
     dataset = open_coco(coco_root(coco_content))
@@ -133,14 +127,10 @@ def test_images_listed_twice_are_used_once(coco_root: Write, coco_content: Conte
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def test_full_split_names_are_accepted_and_missing_ones_explained(
-    coco_root: Write, coco_content: Content
-) -> None:
+def test_full_split_names_are_accepted_and_missing_ones_explained(coco_root: Write, coco_content: Content) -> None:
     root = coco_root(coco_content)
     assert open_coco(root, "train2014").ids == ("one", "two")
-    with pytest.raises(
-        UsageError, match=r"instances_val2014\.json does not exist; splits there are: train2014\."
-    ):
+    with pytest.raises(UsageError, match=r"instances_val2014\.json does not exist; splits there are: train2014\."):
         open_coco(root, "val")
     (root / "annotations/instances_val2017.json").write_text("{}")
     with pytest.raises(UsageError, match="val2017 does not exist: put the images"):
@@ -287,9 +277,7 @@ def test_annotations_without_any_outline_give_labels_only(coco_root: Write, coco
     assert classes_of(dataset, "one") == {"cat", "dog"}
 
 
-def test_masks_take_the_size_of_the_image_where_the_file_has_none(
-    coco_root: Write, coco_content: Content
-) -> None:
+def test_masks_take_the_size_of_the_image_where_the_file_has_none(coco_root: Write, coco_content: Content) -> None:
     for image in coco_content["images"]:
         del image["height"], image["width"]
     mask = open_coco(coco_root(coco_content)).mask("one")
@@ -320,9 +308,7 @@ def test_annotations_changed_after_opening_are_noticed(coco_root: Write, coco_co
         dataset.mask("one")
 
 
-def test_nothing_is_printed(
-    coco_root: Write, coco_content: Content, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_printed(coco_root: Write, coco_content: Content, capfd: pytest.CaptureFixture[str]) -> None:
     open_coco(coco_root(coco_content)).mask("one")
     assert capfd.readouterr() == ("", "")
 
@@ -339,12 +325,7 @@ CONTENT: Content = {
     ],
 }
 values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=4)
-    | st.sampled_from(["../x", 7, 4]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["../x", 7, 4]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )

@@ -75,9 +75,7 @@ def test_the_same_photographs_have_the_same_labels_in_every_layout(
     rows = [coco.index(coco_id(id)) for id in voc.ids]
     np.testing.assert_array_equal(coco.labels[np.ix_(rows, columns)], voc.labels)
     others = np.delete(np.arange(len(coco)), rows)
-    assert not coco.labels[
-        np.ix_(others, columns)
-    ].any()  # images of no VOC class are in the COCO layout alone
+    assert not coco.labels[np.ix_(others, columns)].any()  # images of no VOC class are in the COCO layout alone
 
 
 def test_the_same_photographs_have_nearly_the_same_masks_in_both_sizes(shared_dir: Path) -> None:
@@ -119,9 +117,7 @@ def test_a_fingerprint_changes_with_ids_labels_and_class_names() -> None:
 def test_a_fingerprint_does_not_change_with_the_place_of_the_data(voc_root: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(voc_root, moved, ignore=shutil.ignore_patterns("moved"))
-    here, there = (
-        open_dataset(DataConfig(kind="voc", root=str(root)), "train") for root in (voc_root, moved)
-    )
+    here, there = (open_dataset(DataConfig(kind="voc", root=str(root)), "train") for root in (voc_root, moved))
     assert here.fingerprint() == there.fingerprint()
     assert len(here.fingerprint()) == 64
 

@@ -101,9 +101,7 @@ def test_faults_outside_a_split_do_not_concern_it(folder_root: Path) -> None:
 
 
 def test_rows_of_one_id_must_agree(folder_root: Path) -> None:
-    write_labels(
-        folder_root, "beach/one,dog;sea", "beach/two,", "three,cat", "beach/one,sea; dog", "three,dog"
-    )
+    write_labels(folder_root, "beach/one,dog;sea", "beach/two,", "three,cat", "beach/one,sea; dog", "three,dog")
     dataset = open_folder(folder_root)
     assert dataset.ids == ("beach/one", "beach/two")
     assert {problem.id: problem.sentence.split(": ")[1] for problem in dataset.problems} == {
@@ -167,9 +165,7 @@ def test_label_files_as_spreadsheets_write_them() -> None:
 
 # --- any CSV ----------------------------------------------------------------------------------------------
 
-cells = st.sampled_from(
-    ["a", "b/c", "dog", ";", ",", '"', "\n", "\r\n", "..", "/", "\0", " ", "é", "id", "\\"]
-)
+cells = st.sampled_from(["a", "b/c", "dog", ";", ",", '"', "\n", "\r\n", "..", "/", "\0", " ", "é", "id", "\\"])
 
 
 @settings(settings.get_profile("parsers"))

@@ -104,9 +104,7 @@ def test_sixteen_bit_colour_is_scaled_as_sixteen_bit_grey_is(tmp_path: Path) -> 
 
 def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
     pixels = np.array([[(*RED, 255), (*RED, 0), (*RED, 51)]], np.uint8)
-    assert read_image(save(tmp_path / "rgba.png", pixels)).tolist() == [
-        [[255, 0, 0], [255] * 3, [255, 204, 204]]
-    ]
+    assert read_image(save(tmp_path / "rgba.png", pixels)).tolist() == [[[255, 0, 0], [255] * 3, [255, 204, 204]]]
     grey = np.array([[(100, 255), (100, 0)]], np.uint8)
     assert read_image(save(tmp_path / "la.png", grey)).tolist() == [[[100] * 3, [255] * 3]]
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
@@ -181,9 +179,7 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, sides: 
 
 
 def test_pictures_that_start_programs_are_not_opened(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").write_text(
-        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    )
+    (tmp_path / "x.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     with pytest.raises(ImageError, match="is a text file"):
         read_image(tmp_path / "x.jpg")
 
@@ -211,9 +207,7 @@ def test_masks_hold_values_not_colours(tmp_path: Path) -> None:
     assert mask.dtype == np.uint8
 
 
-@pytest.mark.parametrize(
-    ("depth", "byte", "expected"), [(1, 0b10100000, [1, 0, 1]), (2, 0b00011000, [0, 1, 2])]
-)
+@pytest.mark.parametrize(("depth", "byte", "expected"), [(1, 0b10100000, [1, 0, 1]), (2, 0b00011000, [0, 1, 2])])
 @pytest.mark.parametrize("is_palette", [False, True])
 def test_masks_of_few_bits_hold_values_too(
     tmp_path: Path, depth: int, byte: int, expected: list[int], is_palette: bool

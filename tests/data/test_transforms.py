@@ -37,9 +37,7 @@ def test_normalisation_is_imagenets() -> None:
         ((1, 5000), 0.5, (1, 2500)),
     ],
 )
-def test_sizes_are_rounded_half_to_even(
-    sides: tuple[int, int], scale: float, expected: tuple[int, int]
-) -> None:
+def test_sizes_are_rounded_half_to_even(sides: tuple[int, int], scale: float, expected: tuple[int, int]) -> None:
     assert rescaled(photograph(*sides), scale).shape == (*expected, 3)
 
 
@@ -125,9 +123,7 @@ def test_padding_is_zero_after_normalisation() -> None:
 
 def test_crops_normalised_together_equal_crops_normalised_alone() -> None:
     images = [photograph(30 + n, 50 - n, n) for n in range(6)]
-    alone = torch.stack(
-        [training_crop(image, keyed_rng("x", n), (32, 64), 48) for n, image in enumerate(images)]
-    )
+    alone = torch.stack([training_crop(image, keyed_rng("x", n), (32, 64), 48) for n, image in enumerate(images)])
     pairs = [augment(image, keyed_rng("x", n), (32, 64), 48) for n, image in enumerate(images)]
     crops = np.stack([crop for crop, _ in pairs])
     boxes = [box for _, box in pairs]

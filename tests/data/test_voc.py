@@ -22,11 +22,7 @@ def open_voc(root: Path, split: str = "train") -> Dataset:
 
 
 def classes_of(dataset: Dataset, id: str) -> set[str]:
-    return {
-        name
-        for name, is_there in zip(dataset.classes, dataset.labels[dataset.index(id)], strict=True)
-        if is_there
-    }
+    return {name for name, is_there in zip(dataset.classes, dataset.labels[dataset.index(id)], strict=True) if is_there}
 
 
 # --- real photographs -------------------------------------------------------------------------------------
@@ -206,9 +202,7 @@ def test_missing_roots_are_named(voc_root: Path) -> None:
         open_voc(voc_root / "Annotations")
 
 
-def test_the_folder_above_the_data_is_recognised(
-    voc_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_folder_above_the_data_is_recognised(voc_root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     above = tmp_path_factory.mktemp("download")
     (above / "VOCdevkit").mkdir()
     (above / "VOCdevkit/VOC2012").symlink_to(voc_root)
@@ -229,9 +223,7 @@ def test_a_split_without_any_label_is_refused(voc_root: Path) -> None:
 def test_a_split_in_which_every_label_is_broken_says_why(voc_root: Path) -> None:
     for id in "abc":
         (voc_root / f"Annotations/{id}.xml").write_text("<annotation>")
-    with pytest.raises(
-        UsageError, match=r"no image that can be used, for example: .*a\.xml is not valid XML"
-    ):
+    with pytest.raises(UsageError, match=r"no image that can be used, for example: .*a\.xml is not valid XML"):
         open_voc(voc_root)
 
 
@@ -293,9 +285,7 @@ tags = st.sampled_from(
     + [f'<?xml version="1.0" encoding="{name}"?>' for name in ("utf-16", "latin-1", "unknown")]
 )
 trees = st.lists(st.sampled_from(["cat", "dog", "", "<name/>", "&lt;", "cow"])).map(
-    lambda names: (
-        "<annotation>" + "".join(f"<object><name>{n}</name></object>" for n in names) + "</annotation>"
-    )
+    lambda names: "<annotation>" + "".join(f"<object><name>{n}</name></object>" for n in names) + "</annotation>"
 )
 
 

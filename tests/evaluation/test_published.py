@@ -77,7 +77,5 @@ def test_what_was_never_published_is_refused(lookup, message):
 
 def test_the_csv_files_are_those_of_the_reference_folder(shared_dir):
     for name in ("table_s1_batch_size", "table_s2_voc_per_class_iou", "table_s3_coco_per_class_iou"):
-        shipped = (
-            published.resources.files("ribray.evaluation").joinpath("published", f"{name}.csv").read_bytes()
-        )
+        shipped = published.resources.files("ribray.evaluation").joinpath("published", f"{name}.csv").read_bytes()
         assert shipped == (shared_dir / "reference" / f"{name}.csv").read_bytes()

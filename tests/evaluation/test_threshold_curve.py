@@ -75,9 +75,7 @@ def test_every_threshold_has_the_counts_of_its_own_evaluation(world):
     thresholds, found = world
     curve = curve_of(thresholds, found)
     for index, threshold in enumerate(thresholds):
-        separate = sum(
-            confusion(truth, seed(maps, present, threshold), CLASSES) for maps, present, truth in found
-        )
+        separate = sum(confusion(truth, seed(maps, present, threshold), CLASSES) for maps, present, truth in found)
         np.testing.assert_array_equal(curve.confusion(index), separate)
         np.testing.assert_array_equal(curve.miou()[index], miou(separate))
 
@@ -101,9 +99,7 @@ def test_a_sparse_record_gives_the_curve_again(world):
 
 def test_a_sparse_record_fits_into_an_npz_without_pickle():
     curve = ThresholdCurve(81, np.linspace(0.02, 0.98, 50))
-    curve.add(
-        *winner(*plausible_image(np.random.default_rng(1), classes=81)[:2]), np.zeros((75, 100), np.uint8)
-    )
+    curve.add(*winner(*plausible_image(np.random.default_rng(1), classes=81)[:2]), np.zeros((75, 100), np.uint8))
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **curve.to_sparse())
     buffer.seek(0)
@@ -120,14 +116,10 @@ def test_a_whole_scan_agrees_with_scikit_learn():
     for maps, present, truth in found:
         curve.add(*winner(maps, present), truth)
     for index in (0, 13, 29):
-        labels = np.concatenate(
-            [seed(maps, present, VOC_THRESHOLDS[index]).ravel() for maps, present, _ in found]
-        )
+        labels = np.concatenate([seed(maps, present, VOC_THRESHOLDS[index]).ravel() for maps, present, _ in found])
         truth = np.concatenate([truth.ravel() for *_, truth in found])
         labels, truth = labels[truth != IGNORED], truth[truth != IGNORED]
-        np.testing.assert_array_equal(
-            curve.confusion(index), confusion_matrix(truth, labels, labels=range(21))
-        )
+        np.testing.assert_array_equal(curve.confusion(index), confusion_matrix(truth, labels, labels=range(21)))
         held = np.union1d(labels, truth)
         expected = jaccard_score(truth, labels, labels=held, average="macro")
         assert curve.miou()[index] == pytest.approx(100 * expected)
@@ -160,9 +152,7 @@ def test_a_curve_by_hand():
     winners, scores = np.array([[1, 1, 1, 1]], np.uint8), np.array([[0.1, 0.3, 0.5, 0.9]], np.float32)
     curve.add(winners, scores, np.array([[1, 1, 0, IGNORED]], np.uint8))
     assert curve.confusion(1).tolist() == [[0, 1, 0], [1, 1, 0], [0, 0, 0]]
-    np.testing.assert_allclose(
-        curve.miou(), [100 * (0 + 2 / 3) / 2, 100 * (0 + 1 / 3) / 2, 0, 100 * (1 / 3 + 0) / 2]
-    )
+    np.testing.assert_allclose(curve.miou(), [100 * (0 + 2 / 3) / 2, 100 * (0 + 1 / 3) / 2, 0, 100 * (1 / 3 + 0) / 2])
     best = curve.best()
     assert best.threshold == 0.0
     np.testing.assert_allclose(best.per_class, [0.0, 200 / 3, np.nan])
@@ -219,9 +209,7 @@ def test_an_image_that_cannot_be_counted_leaves_no_trace(image, message):
         curve.best()
 
 
-@pytest.mark.parametrize(
-    "thresholds", [[], [0.3, 0.2], [0.2, 0.2], [0.2, 0.2 + 1e-12], [-0.1, 0.2], [np.nan], [[0.1]]]
-)
+@pytest.mark.parametrize("thresholds", [[], [0.3, 0.2], [0.2, 0.2], [0.2, 0.2 + 1e-12], [-0.1, 0.2], [np.nan], [[0.1]]])
 def test_thresholds_that_make_no_scan_are_refused(thresholds):
     with pytest.raises(ValueError, match="Thresholds must"):
         ThresholdCurve(3, thresholds)
@@ -246,6 +234,4 @@ def test_per_class_is_the_iou_at_the_best_threshold():
     curve.add(*winner(maps, present), truth)
     best = curve.best()
     assert best.miou == curve.miou().max()
-    np.testing.assert_array_equal(
-        best.per_class, iou(confusion(truth, seed(maps, present, best.threshold), 21))
-    )
+    np.testing.assert_array_equal(best.per_class, iou(confusion(truth, seed(maps, present, best.threshold), 21)))

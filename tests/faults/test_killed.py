@@ -14,6 +14,8 @@ import pytest
 
 from tests.tiny import TINY, map_bytes
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 12
 SETTINGS = [*TINY, "refine.iterations=6", f"refine.limit={IMAGES}", "cluster.workers=2"]
 
@@ -111,7 +113,6 @@ def test_a_second_run_on_a_busy_directory_is_refused(started):
     assert "Another run is working" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_training_whose_driver_was_killed_ends_with_the_same_weights(tmp_path):
     settings = ["classifier.epochs=12", "data.synthetic.train_images=60"]
     process = subprocess.Popen(command(tmp_path / "killed", "classifier", settings), stdout=subprocess.DEVNULL)

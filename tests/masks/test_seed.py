@@ -16,9 +16,7 @@ SCORES = st.sampled_from([np.float32(value) for value in (0.0, 0.1, 0.2, 0.3, 0.
 def maps_and_classes(draw):
     present = draw(st.lists(st.integers(0, 253), max_size=4, unique=True))
     size = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    return draw(hnp.arrays(np.float32, (len(present), *size), elements=SCORES)), np.array(
-        present, dtype=np.int64
-    )
+    return draw(hnp.arrays(np.float32, (len(present), *size), elements=SCORES)), np.array(present, dtype=np.int64)
 
 
 def seed_by_definition(maps, present, threshold):
@@ -39,9 +37,7 @@ def test_the_seed_is_the_argmax_over_threshold_and_maps(case, threshold):
 def test_the_order_of_the_classes_does_not_matter(case, threshold, random):
     maps, present = case
     order = random.sample(range(len(present)), len(present))
-    np.testing.assert_array_equal(
-        seed(maps, present, threshold), seed(maps[order], present[order], threshold)
-    )
+    np.testing.assert_array_equal(seed(maps, present, threshold), seed(maps[order], present[order], threshold))
 
 
 def test_a_score_equal_to_the_threshold_is_background():

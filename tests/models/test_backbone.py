@@ -17,16 +17,12 @@ def images() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "output_stride"), EVERY)
-def test_levels_have_the_promised_channels_and_strides(
-    name: str, output_stride: int, images: torch.Tensor
-) -> None:
+def test_levels_have_the_promised_channels_and_strides(name: str, output_stride: int, images: torch.Tensor) -> None:
     backbone = build_backbone(name, output_stride)
     with torch.no_grad():
         levels = backbone.features(images[:1])
     assert [level.shape[1] for level in levels] == list(backbone.channels)
-    assert [level.shape[2:] for level in levels] == [
-        (64 // stride, 96 // stride) for stride in backbone.strides
-    ]
+    assert [level.shape[2:] for level in levels] == [(64 // stride, 96 // stride) for stride in backbone.strides]
     assert backbone.strides[-1] == output_stride
 
 
@@ -38,9 +34,7 @@ def test_stem_and_trunk_make_the_last_level(name: str, output_stride: int, image
 
 
 @pytest.mark.parametrize(("name", "output_stride"), LIGHT)
-def test_batch_norm_keeps_its_statistics_in_training_mode(
-    name: str, output_stride: int, images: torch.Tensor
-) -> None:
+def test_batch_norm_keeps_its_statistics_in_training_mode(name: str, output_stride: int, images: torch.Tensor) -> None:
     backbone = build_backbone(name, output_stride).train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     backbone.trunk(backbone.stem(images))
@@ -56,15 +50,11 @@ def test_every_parameter_is_either_frozen_or_learnable(name: str, output_stride:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnet_at_stride_16_is_torchvisions_with_a_denser_last_stage(
-    name: str, images: torch.Tensor
-) -> None:
+def test_resnet_at_stride_16_is_torchvisions_with_a_denser_last_stage(name: str, images: torch.Tensor) -> None:
     images = images.double()
     theirs = torchvision.models.get_model(name, weights=None).eval().double()
     ours = build_backbone(name, 16).double()
-    ours.load_state_dict(
-        {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
-    )
+    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
     with torch.no_grad():
         x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
         x = theirs.layer3(theirs.layer2(theirs.layer1(x)))

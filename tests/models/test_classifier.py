@@ -32,8 +32,7 @@ def test_only_what_lies_behind_the_stem_learns(backbone: str, output_stride: int
     assert len(body) + len(head) == sum(parameter.requires_grad for parameter in classifier.parameters())
     assert len(head) == 1
     assert any(
-        name.endswith("bn1.weight") and parameter.requires_grad
-        for name, parameter in classifier.named_parameters()
+        name.endswith("bn1.weight") and parameter.requires_grad for name, parameter in classifier.named_parameters()
     ), "batch norm behind the stem learns, too"
 
 

@@ -115,9 +115,7 @@ def test_a_deeper_network_that_holds_every_tensor_is_still_refused(tmp_path: Pat
 
 def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
     weights.save_classifier(build_classifier("small", 7, 8), tmp_path / "w.safetensors")
-    with pytest.raises(
-        UsageError, match=r"'head\.weight' is 7×128×1×1 there and 4×128×1×1.*7 classes, the data has 4"
-    ):
+    with pytest.raises(UsageError, match=r"'head\.weight' is 7×128×1×1 there and 4×128×1×1.*7 classes, the data has 4"):
         weights.load_classifier(build_classifier("small", 4, 8), tmp_path / "w.safetensors")
 
 
@@ -132,12 +130,8 @@ class Intruder:
         return os.system, ("echo this must not run",)
 
 
-@pytest.mark.parametrize(
-    "name", ["missing.pth", "truncated.safetensors", "text.pth", "list.pth", "intruder.pth"]
-)
-def test_unreadable_files_are_refused_in_a_sentence(
-    tmp_path: Path, name: str, capfd: pytest.CaptureFixture
-) -> None:
+@pytest.mark.parametrize("name", ["missing.pth", "truncated.safetensors", "text.pth", "list.pth", "intruder.pth"])
+def test_unreadable_files_are_refused_in_a_sentence(tmp_path: Path, name: str, capfd: pytest.CaptureFixture) -> None:
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("not weights")
     (tmp_path / "intruder.pth").write_bytes(pickle.dumps({"conv1.weight": Intruder()}, protocol=2))
@@ -174,9 +168,7 @@ def test_imagenet_weights_come_from_torchs_cache(hub: Path, resnet18: dict[str, 
     assert torch.equal(backbone.state_dict()["conv1.weight"], resnet18["conv1.weight"])
 
 
-def test_a_host_that_never_answers_is_given_up(
-    hub: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_that_never_answers_is_given_up(hub: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_CONNECT_SECONDS", 0.3)
     start = time.monotonic()
     with pytest.raises(UsageError, match=r"cannot be fetched.*set classifier.weights to its path"):
@@ -189,9 +181,7 @@ def test_no_network_is_said_in_a_sentence(hub: Path) -> None:
     with socket.socket() as listener:  # bound but not listening: the connection is refused
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/resnet18-00000000.pth"
-        with pytest.raises(
-            UsageError, match=r"cannot be fetched.*refused.*without a network, fetch that file"
-        ):
+        with pytest.raises(UsageError, match=r"cannot be fetched.*refused.*without a network, fetch that file"):
             weights._fetch(url, hub / "resnet18-00000000.pth")
 
 

@@ -64,9 +64,7 @@ def many():
 def test_of_many_classes_those_with_the_largest_and_smallest_gain_are_shown(many):
     text = shown(seed_table(many))
     listed = [
-        line.split()[0]
-        for line in text.splitlines()
-        if line.strip().startswith("class") and line.split()[0] != "class"
+        line.split()[0] for line in text.splitlines() if line.strip().startswith("class") and line.split()[0] != "class"
     ]
     expected = [*range(79, 74, -1), *range(4, -1, -1)]
     assert listed == [f"class{number:02d}" for number in expected]
@@ -125,17 +123,13 @@ def test_the_summary_has_a_line_per_stage_and_the_places():
 
 
 def test_the_summary_ends_with_the_last_failures():
-    failures = [
-        {"id": f"2008_{n:06d}", "stage": "refine", "error": "The image [x] is truncated."} for n in range(8)
-    ]
+    failures = [{"id": f"2008_{n:06d}", "stage": "refine", "error": "The image [x] is truncated."} for n in range(8)]
     text = shown(run_summary(METRICS, "runs/first", failures=failures))
     assert "8 failed, the last 5" in text
     assert "2008_000007 (refine) The image [x] is truncated." in text
     assert "2008_000002" not in text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (3599.6, "1 h 00 min")]
-)
+@pytest.mark.parametrize(("seconds", "said"), [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (3599.6, "1 h 00 min")])
 def test_times_are_said_as_people_say_them(seconds, said):
     assert said in shown(run_summary({"timing": {"seed": {"seconds": seconds}}}, "runs/first"))

@@ -25,9 +25,7 @@ def take(order: ExtraOrder, target: str, present: list[int], count: int) -> list
 def test_extra_samples_share_no_class_with_the_target(labels: np.ndarray) -> None:
     order = ExtraOrder(IDS, labels, seed=0)
     expected = {
-        index
-        for index in range(len(IDS))
-        if labels[index].any() and not labels[index, 0] and not labels[index, 1]
+        index for index in range(len(IDS)) if labels[index].any() and not labels[index, 0] and not labels[index, 1]
     }
     assert set(order.candidates(IDS[3], [0, 1]).tolist()) == expected
     assert order.available(IDS[3], [0, 1]) == len(expected)

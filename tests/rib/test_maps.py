@@ -64,12 +64,8 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path, keep_steps: bool) 
     assert len(record.by_step) == (3 if keep_steps else 0)
 
 
-@pytest.mark.parametrize(
-    ("size", "shape", "resized"), [("full", (50, 70), (64, 80)), ("stride4", (13, 18), (13, 18))]
-)
-def test_localization_maps_follow_the_method(
-    size: str, shape: tuple[int, int], resized: tuple[int, int]
-) -> None:
+@pytest.mark.parametrize(("size", "shape", "resized"), [("full", (50, 70), (64, 80)), ("stride4", (13, 18), (13, 18))])
+def test_localization_maps_follow_the_method(size: str, shape: tuple[int, int], resized: tuple[int, int]) -> None:
     refinement = make_refinement()
     record = MapRecord.from_arrays(to_arrays(refinement, SIZE, SCALES))
     for which, sums in (

@@ -48,9 +48,7 @@ def test_gndrp_equals_a_loop_over_rows_and_classes(cams: Tensor, labels: Tensor,
 def test_gndrp_of_a_known_map() -> None:
     cams = torch.tensor([[[[10.0, 4.0, 3.9, -2.0]]]])
     present, absent = torch.tensor([[True]]), torch.tensor([[False]])
-    assert pool(cams, present, "gndrp", 0.4).item() == pytest.approx(
-        (3.9 - 2.0) / 4
-    )  # 4.0 lies at τ: not counted
+    assert pool(cams, present, "gndrp", 0.4).item() == pytest.approx((3.9 - 2.0) / 4)  # 4.0 lies at τ: not counted
     assert pool(cams, absent, "gndrp", 0.4).item() == pytest.approx(15.9 / 4)
 
 

@@ -40,9 +40,7 @@ def oracle_logit(cam: Tensor, present: bool, index: int, config: RefineConfig) -
     limit = config.pooling_first_classes
     if config.pooling == "gndrp" and present and (limit is None or index < limit):
         peak = cam.max().item()
-        mask = torch.tensor(
-            [[float(value / peak < config.pooling_threshold) for value in row] for row in cam.tolist()]
-        )
+        mask = torch.tensor([[float(value / peak < config.pooling_threshold) for value in row] for row in cam.tolist()])
         return (cam * mask).sum() / cam.numel()
     return cam.sum() / cam.numel()
 
@@ -70,9 +68,7 @@ def oracle_loss(rows: list[list[Tensor]], labels: list[list[bool]], name: str) -
     return total
 
 
-def oracle(
-    classifier: Classifier, config: RefineConfig, views: list[Tensor], extras: Callable
-) -> dict[str, Any]:
+def oracle(classifier: Classifier, config: RefineConfig, views: list[Tensor], extras: Callable) -> dict[str, Any]:
     network = copy.deepcopy(classifier)
     learning = ("layer3.", "layer4.", "block2.", "block3.")
     parameters = [one for name, one in network.backbone.named_parameters() if name.startswith(learning)]
@@ -142,9 +138,7 @@ def make_classifier(dtype: torch.dtype = torch.float64, backbone: str = "small")
     return classifier.to(dtype)
 
 
-def make_views(
-    seed: int = 0, dtype: torch.dtype = torch.float64, scales: tuple[float, ...] = SCALES
-) -> list[Tensor]:
+def make_views(seed: int = 0, dtype: torch.dtype = torch.float64, scales: tuple[float, ...] = SCALES) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     views = []
     for scale in scales:
@@ -161,9 +155,7 @@ def make_extras(step: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     return torch.randn(6, 3, 32, 32, generator=generator, dtype=dtype), labels  # more than one part on a CPU
 
 
-def refine(
-    config: RefineConfig, views: list[Tensor], trace: Trace | None = None, **changes: Any
-) -> Refinement:
+def refine(config: RefineConfig, views: list[Tensor], trace: Trace | None = None, **changes: Any) -> Refinement:
     refiner = Refiner(make_classifier(), config)
     for name, value in changes.items():
         setattr(refiner, name, value)
@@ -244,9 +236,7 @@ def exploding(step: int) -> RefineConfig:
     """A configuration whose refinement explodes at ``step``: every step covers more than the one before."""
     shares = free_run(explode_threshold=0.5)["shares"]
     assert shares == sorted(set(shares))
-    ratio = (
-        (shares[step - 1] + shares[step]) / 2 if step > 1 else shares[0] / 2
-    )  # step 0 is above it, to no effect
+    ratio = (shares[step - 1] + shares[step]) / 2 if step > 1 else shares[0] / 2  # step 0 is above it, to no effect
     return RefineConfig(**{**BASE, "explode_threshold": 0.5, "explode_ratio": ratio})
 
 
@@ -325,9 +315,7 @@ def test_kept_steps_begin_with_the_initial_and_end_with_the_refined_maps() -> No
     for scale in range(len(SCALES)):
         assert np.array_equal(result.by_step[0][scale], result.initial[scale])
         assert np.array_equal(result.by_step[-1][scale], result.refined[scale])
-        assert all(
-            (b[scale] >= a[scale]).all() for a, b in zip(result.by_step, result.by_step[1:], strict=False)
-        )
+        assert all((b[scale] >= a[scale]).all() for a, b in zip(result.by_step, result.by_step[1:], strict=False))
     without = refine(RefineConfig(**BASE), make_views())
     assert without.by_step is None
     assert all(np.array_equal(a, b) for a, b in zip(result.refined, without.refined, strict=True))
@@ -390,9 +378,7 @@ def test_scales_outside_the_loss_and_the_stem_get_no_gradient(monkeypatch: pytes
     monkeypatch.setattr(refiner.classifier, "cams", watched)
     refiner.refine(make_views(), PRESENT, lambda step: None)
     widths = {16: True, 8: False, 24: False}  # of the stem's output at scales 1.0, 0.5, 1.5
-    assert seen == [
-        (width, False, learns and step < 3) for step in range(4) for width, learns in widths.items()
-    ]
+    assert seen == [(width, False, learns and step < 3) for step in range(4) for width, learns in widths.items()]
 
 
 def test_the_stem_sees_the_target_once(monkeypatch: pytest.MonkeyPatch) -> None:

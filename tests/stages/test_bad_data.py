@@ -84,13 +84,6 @@ def test_fewer_images_than_a_batch_are_refused(recipe, ribray, tmp_path, capsys)
     assert_one_sentence(capsys.readouterr().err, "classifier.batch_size=16", "15 images", "smaller")
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_a_training_loss_that_is_not_finite_ends_the_stage_with_a_sentence(recipe, ribray, tmp_path, capsys):
-    settings = ("--set", "classifier.checkpoint=null", "--set", "classifier.lr=1e30")
-    assert ribray("run", recipe, "--out", tmp_path / "run", "--stages", "classifier", *settings) == 1
-    assert_one_sentence(capsys.readouterr().err, "The training loss is", "the learning rate is too high")
-
-
 def test_a_coco_file_that_is_none_is_refused(recipe, ribray, tmp_path, capsys):
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     (tmp_path / "coco" / "all").mkdir()

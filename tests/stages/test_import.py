@@ -110,12 +110,13 @@ def test_imported_maps_are_judged_without_a_classifier(recipe, foreign_maps, rib
 
     np.save(foreign_maps / "cat0" / "cat.npy", np.ones((44, 60)))
     capsys.readouterr()
-    assert ribray(*import_them) == 2
-    assert "already holds maps imported from other files" in " ".join(capsys.readouterr().err.split())
+    assert ribray(*import_them) == 1
+    (failure,) = Run.read(out).failures()
+    assert failure.error.startswith("The maps of cat0 are not those that were imported before")
     assert map_bytes(out) == before
 
 
-def test_redo_refines_what_was_imported(recipe, foreign_maps, ribray, tmp_path):
+def test_redo_refines_what_was_imported(recipe, foreign_maps, ribray, tmp_path, capsys):
     out, few = tmp_path / "run", ("--set", "refine.limit=2")
     assert ribray("import-maps", foreign_maps, "--recipe", recipe, "--out", out, *few) == 0
     before = map_bytes(out)
@@ -123,6 +124,9 @@ def test_redo_refines_what_was_imported(recipe, foreign_maps, ribray, tmp_path):
     assert map_bytes(out).keys() == before.keys()
     assert map_bytes(out) != before
     assert "imported" not in Run.read(out).record("maps")
+    capsys.readouterr()
+    assert ribray("import-maps", foreign_maps, "--recipe", recipe, "--out", out, *few) == 2
+    assert "already holds maps that were refined there" in " ".join(capsys.readouterr().err.split())
 
 
 def test_bad_maps_fail_by_image_and_are_taken_once_mended(recipe, foreign_maps, ribray, tmp_path):
@@ -151,7 +155,15 @@ def test_bad_maps_fail_by_image_and_are_taken_once_mended(recipe, foreign_maps, 
     }
     assert errors.keys() == expected.keys()
     assert all(phrase in errors[id] for id, phrase in expected.items()), errors
-    assert len(map_bytes(out)) == 7
+    before = map_bytes(out)
+    assert len(before) == 7
+
+    shutil.rmtree(foreign_maps)
+    shutil.copytree(sound, foreign_maps)
+    assert ribray("import-maps", foreign_maps, "--recipe", recipe, "--out", out) == 0
+    assert len(map_bytes(out)) == 15
+    assert before.items() <= map_bytes(out).items()
+    assert Run.read(out).failures() == []
 
 
 def test_a_folder_without_maps_is_refused(recipe, photographs, ribray, tmp_path, capsys):
