@@ -224,10 +224,12 @@ def _run(
     console.print()
     if "seed" in result.metrics and "seed" in request.stages:
         console.print(seed_table(result.metrics["seed"]), "")
-    places = {"pictures": "\n".join(map(str, result.figures)), "W&B": result.sync_command}
     failures = [vars(failure) for failure in result.failures]
-    shown = {label: place for label, place in places.items() if place}
-    console.print(run_summary(result.metrics, request.directory, failures=failures, paths=shown))
+    console.print(run_summary(result.metrics, request.directory, failures=failures))
+    for figure in result.figures:
+        console.print(f"picture  {figure}", highlight=False, soft_wrap=True)
+    if result.sync_command is not None:  # on one line, to be copied
+        console.print(f"W&B      {result.sync_command}", highlight=False, soft_wrap=True)
     _exit(result.stopped, bool(failures))
 
 

@@ -51,7 +51,7 @@ def _choose(dataset: Dataset, ids: Sequence[str]) -> list[str]:
     left = [id for id in ids if labels[id].any()]
     chosen: list[str] = []
     while left and len(chosen) < IMAGES_SHOWN:
-        id = min(left, key=lambda id: (shown[labels[id]].mean(), left.index(id)))
+        id = min(left, key=lambda id: shown[labels[id]].mean())
         left.remove(id)
         chosen.append(id)
         shown += labels[id]
