@@ -225,7 +225,8 @@ def _run(
     if "seed" in result.metrics and "seed" in request.stages:
         console.print(seed_table(result.metrics["seed"]), "")
     failures = [vars(failure) for failure in result.failures]
-    console.print(run_summary(result.metrics, request.directory, failures=failures))
+    if result.metrics["timing"]:
+        console.print(run_summary(result.metrics, request.directory, failures=failures))
     for figure in result.figures:
         console.print(f"picture  {figure}", highlight=False, soft_wrap=True)
     if result.sync_command is not None:  # on one line, to be copied
@@ -263,7 +264,7 @@ def _stop_on_signals() -> threading.Event:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        errors.print("\nStopping once the images in flight are done; press Ctrl-C again to drop them.")
+        errors.print("\nStopping: images in flight are finished first; press Ctrl-C again to drop them.")
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)

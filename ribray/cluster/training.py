@@ -9,7 +9,9 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from ribray import storage
-from ribray.cluster.session import Session
 from ribray.errors import RibrayError
 
 LOG_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 REFUSAL_FILE = "refusal.txt"
 WORK_FOLDER = "train"
+POLL_SECONDS = 0.5
 RESTARTS = 2
 """How often a training whose worker died starts again from its last checkpoint."""
 
@@ -79,8 +81,13 @@ class TrainingPlan:
     threads_per_worker: int
 
 
-def run_training(task: TrainingTask, plan: TrainingPlan, session: Session) -> list[dict[str, Any]]:
-    """Train, or go on from the last checkpoint in the folder, and return the log's lines.
+def run_training(
+    task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool] = lambda: False
+) -> list[dict[str, Any]] | None:
+    """Train, or go on from the last checkpoint in the folder.
+
+    Returns:
+        the log's lines; None where a stop request ended the training, which then goes on from its last epoch.
 
     Raises:
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
@@ -104,7 +111,8 @@ def run_training(task: TrainingTask, plan: TrainingPlan, session: Session) -> li
     refusal = plan.folder / REFUSAL_FILE
     refusal.unlink(missing_ok=True)
     try:
-        trainer.fit()
+        if not _fit(trainer, stop_requested):
+            return None
     except ray.train.WorkerGroupError as error:
         rank, failure = min(error.worker_failures.items())
         raise RibrayError(f"Training worker {rank} failed: {_last_line(failure)}") from error
@@ -116,6 +124,28 @@ def run_training(task: TrainingTask, plan: TrainingPlan, session: Session) -> li
         raise RibrayError(f"Training ended without writing {plan.folder / plan.weights}; start it again to go on.")
     shutil.rmtree(plan.folder / WORK_FOLDER, ignore_errors=True)
     return read_log(plan.folder)
+
+
+def _fit(trainer: Any, stop_requested: Callable[[], bool]) -> bool:
+    """Run a trainer to its end; return False where a stop request came first.
+
+    In the main thread Ray Train would take Ctrl-C for itself and end the process. What still runs after a stop
+    request ends with this process's connection to Ray.
+    """
+    outcome: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001  (raised again where the outcome is asked for)
+            outcome.set_exception(error)
+
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    while not stop_requested():
+        if wait([outcome], timeout=POLL_SECONDS).done:
+            outcome.result()
+            return True
+    return False
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

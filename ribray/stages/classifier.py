@@ -297,7 +297,10 @@ def _execute(context: Context) -> None:
         show_progress(context.console, NAME, steps, len(_steps(folder)), unit="steps") as bar,
         _following(folder, bar),
     ):
-        log = run_training(task, plan, context.session)
+        log = run_training(task, plan, context.stop.is_set)
+    if log is None:
+        context.console.print(f"  stopped after {_epochs_done(folder)} of {config.epochs} epochs", highlight=False)
+        return
     seconds = time.monotonic() - began
     (folder / START_FILE).unlink(missing_ok=True)
     _finish(context, log, seconds, steps - bar.earlier)

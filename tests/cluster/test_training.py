@@ -56,8 +56,8 @@ def task(world: Path, settings: list[str] | None = None, of: type[ClassifierTask
 
 def train(task, folder: Path, workers: int):
     folder.mkdir()
-    with connect(ClusterConfig()) as session:
-        run_training(task, TrainingPlan(folder, "weights.safetensors", workers, 1, 0, 1), session)
+    with connect(ClusterConfig()):
+        run_training(task, TrainingPlan(folder, "weights.safetensors", workers, 1, 0, 1))
     return load_file(folder / "weights.safetensors"), read_log(folder)
 
 

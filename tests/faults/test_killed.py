@@ -98,7 +98,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_rest_follows_later(started, u
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 130
     text = process.stdout.read()
-    assert "Stopping once the images in flight are done" in text
+    assert "Stopping: images in flight are finished first" in text
     assert "Traceback" not in text
     assert 2 <= len(map_bytes(out)) < IMAGES
     assert run(out).returncode == 0
