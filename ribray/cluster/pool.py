@@ -137,7 +137,7 @@ class _Actor:
         """Do the items of a chunk in order, while what comes next is being loaded."""
         prefetch = getattr(self._worker, "prefetch", None)
         if prefetch is not None:
-            for item in upcoming:
+            for item in (chunk[0], *upcoming):  # what is needed now is loaded first
                 prefetch(item)
         return [self._process_item(item) for item in chunk]
 

@@ -23,12 +23,15 @@ class Worker:
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
-        self.announced: list[str] = []
+        self.announced: dict[str, int] = {}
+        self.begun = 0
 
     def prefetch(self, item: str) -> None:
-        self.announced.append(item)
+        self.announced.setdefault(item, self.begun)
 
     def process(self, item: str) -> dict:
+        ahead = self.announced.get(item, self.begun) < self.begun
+        self.begun += 1
         tries = self.folder / f"{item}.tries"
         with tries.open("a") as stream:
             stream.write(f"{os.getpid()}\n")
@@ -42,7 +45,7 @@ class Worker:
         if item.startswith("slow"):
             time.sleep(0.3)
         (self.folder / item).write_text(item)
-        return {"announced": item in self.announced, "pid": os.getpid()}
+        return {"announced": ahead, "pid": os.getpid()}
 
 
 class Heard:
