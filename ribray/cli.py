@@ -50,9 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
     except RibrayError as error:
         _say_error(error)
         sys.exit(EXIT_FAILURES)
-    except KeyboardInterrupt:
+    except _Dropped:
         errors.print("Stopped. The same command continues.")
         sys.exit(EXIT_STOPPED)
+
+
+class _Dropped(BaseException):
+    """The user asked twice to stop. (The command line parser keeps KeyboardInterrupt to itself.)"""
 
 
 def _say_error(error: Exception) -> None:
@@ -228,9 +232,9 @@ def _run(
     if result.metrics["timing"]:
         console.print(run_summary(result.metrics, request.directory, failures=failures))
     for figure in result.figures:
-        console.print(f"picture  {figure}", highlight=False, soft_wrap=True)
+        console.print(f"picture  {figure}", highlight=False, markup=False, soft_wrap=True)
     if result.sync_command is not None:  # on one line, to be copied
-        console.print(f"W&B      {result.sync_command}", highlight=False, soft_wrap=True)
+        console.print(f"W&B      {result.sync_command}", highlight=False, markup=False, soft_wrap=True)
     _exit(result.stopped, bool(failures))
 
 
@@ -262,7 +266,7 @@ def _stop_on_signals() -> threading.Event:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            raise _Dropped
         stop.set()
         errors.print("\nStopping: images in flight are finished first; press Ctrl-C again to drop them.")
 

@@ -5,6 +5,7 @@ changes one key. Unknown keys and values out of range are refused with a sentenc
 """
 
 import difflib
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ribray.errors import UsageError
 
@@ -29,24 +30,29 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+MOST_THRESHOLDS = 10_000
+
+
 def _expand_range(value: Any) -> Any:
     """Turn ``{start: 0.2, stop: 0.49, step: 0.01}`` (stop included) into the list of its values."""
     if not isinstance(value, Mapping) or set(value) != {"start", "stop", "step"}:
         return value
+    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in value.values()):
+        raise ValueError("start, stop and step of a range are numbers")
     start, stop, step = (float(value[key]) for key in ("start", "stop", "step"))
-    if step <= 0 or stop < start:
-        raise ValueError("a range needs start <= stop and step > 0")
+    if step <= 0 or stop < start or (stop - start) / step > MOST_THRESHOLDS:
+        raise ValueError(f"a range needs start <= stop, step > 0 and at most {MOST_THRESHOLDS} values")
     return [round(float(number), 6) for number in start + step * np.arange(int((stop - start) / step + 1.5))]
 
 
-def _increasing(value: Any) -> Any:
-    if isinstance(value, (list, tuple)) and list(value) != sorted(set(value)):
+def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
+    if (np.diff(np.array(values, np.float32)) <= 0).any():  # maps are float32, and are compared so
         raise ValueError("thresholds must increase")
-    return value
+    return values
 
 
 Thresholds = Annotated[
-    tuple[Share, ...], BeforeValidator(_increasing), BeforeValidator(_expand_range), Field(min_length=1)
+    tuple[Share, ...], Field(min_length=1), AfterValidator(_increasing), BeforeValidator(_expand_range)
 ]
 
 

@@ -185,8 +185,10 @@ class Run:
         probe = filelock.FileLock(self.directory / LOCK_FILE, blocking=False)
         try:
             probe.acquire()
-        except (filelock.Timeout, OSError):
+        except filelock.Timeout:
             return True
+        except OSError:  # it cannot be locked here, so nobody on this machine works in it
+            return False
         probe.release()
         return False
 

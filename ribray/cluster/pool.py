@@ -19,6 +19,7 @@ Results never travel through the driver: it holds the items still to do, and cou
 """
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -51,6 +52,9 @@ WARN_SECONDS = 30.0
 """How often a pool that waits for resources says so."""
 
 logger = logging.getLogger(__name__)
+
+STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of the place that is written to, which no other image will escape."""
 
 Item = str
 Record = Mapping[str, Any]
@@ -146,6 +150,10 @@ class _Actor:
             return Outcome(item, record=self._worker.process(item))
         except ImageError as error:
             return Outcome(item, error=str(error), final=True)
+        except OSError as error:
+            if error.errno in STORAGE_IS_GONE:
+                raise
+            return Outcome(item, error=f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001  (goes to failures.jsonl once the tries are used up)
             return Outcome(item, error=f"{type(error).__name__}: {error}")
 
@@ -201,7 +209,9 @@ class Pool:
         self._waiting: deque[list[Item]] = deque()
         self._on_done, self._on_failed, self._progress = on_done, on_failed, progress
         stopped, began = False, None
-        with _placement(self._plan) as self._group:
+        with _placement(self._plan, stop_requested) as self._group:
+            if self._group is None:
+                return PoolResult(0, 0, True, 0.0)
             self._shared = ray.put(self._arguments)
             self._slots = [_Slot(index) for index in range(self._plan.workers)]
             try:
@@ -286,6 +296,7 @@ class Pool:
         try:
             slot.node = ray.get(slot.starting)
             slot.starting = None
+            slot.failed_starts = 0
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RibrayError):
                 raise error.cause from None
@@ -304,6 +315,8 @@ class Pool:
         reference, _ = slot.calls[0]
         try:
             outcomes = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise RibrayError(f"Nothing can be written any more ({error.cause}); mend it and start again.") from None
         except LOST as error:
             self._take_loss(slot, error)
             if not stopped:
@@ -400,13 +413,16 @@ def _brief(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _placement(plan: PoolPlan) -> Iterator[PlacementGroup]:
+def _placement(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Iterator[PlacementGroup | None]:
     """Hold one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
     bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
     group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
     try:
-        while not group.wait(timeout_seconds=WARN_SECONDS):
-            logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
-        yield group
+        told = time.monotonic()
+        while not (ready := group.wait(timeout_seconds=1)) and not stop_requested():
+            if time.monotonic() - told > WARN_SECONDS:
+                told = time.monotonic()
+                logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
+        yield group if ready else None
     finally:
         remove_placement_group(group)

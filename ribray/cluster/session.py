@@ -46,16 +46,27 @@ class Session:
         by_cores = int(self.cpus / config.cpus_per_worker + 1e-9)
         return max(1, min(by_cores, int(self.memory_gb / config.memory_gb_per_worker)))
 
+    def gpus_per_training_worker(self, config: ClusterConfig, workers: int) -> float:
+        """GPUs of one of `workers` training workers: at most one, a share of one where there are fewer."""
+        return min(1.0, self.gpus_per_worker(config), self.gpus / workers)
+
     def resolve_precision(self, precision: str, config: ClusterConfig) -> str:
         """Return what ``auto`` means on the workers of this cluster: bfloat16 where they have fast units for it."""
         if precision != "auto":
             return precision
         gpus = self.gpus_per_worker(config)
         if self.is_local and not gpus:
-            fast = _fast_bfloat16()
+            fast = _fast_bfloat16(on_gpu=False)
         else:
-            fast = ray.get(ray.remote(_fast_bfloat16).options(num_cpus=0 if gpus else 1, num_gpus=gpus).remote())
+            fast = ray.get(
+                ray.remote(_fast_bfloat16).options(num_cpus=0 if gpus else 1, num_gpus=gpus).remote(gpus > 0)
+            )
         return "bfloat16" if fast else "float32"
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def inside_job() -> bool:
@@ -82,11 +93,10 @@ def connect(config: ClusterConfig, training_workers: int = 1) -> Iterator[Sessio
     local = address is None and not inside_job()
     options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if local:
-        needed = (config.workers or 1) * config.cpus_per_worker
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        needed = max(config.workers or 1, training_workers) * config.cpus_per_worker
         options |= {
             "address": "local",
-            "num_cpus": int(max(cores, needed, training_workers) + 0.999),
+            "num_cpus": int(max(usable_cores(), needed) + 0.999),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
@@ -157,10 +167,10 @@ def _probe(directory: str, token: str) -> bool:
     return True
 
 
-def _fast_bfloat16() -> bool:
-    """Whether this process's device multiplies bfloat16 matrices faster than float32 ones."""
+def _fast_bfloat16(on_gpu: bool) -> bool:
+    """Whether this process's GPU, or CPU, multiplies bfloat16 matrices faster than float32 ones."""
     import torch
 
-    if torch.cuda.is_available():
+    if on_gpu:
         return torch.cuda.get_device_capability() >= (8, 0)
     return torch.cpu._is_amx_tile_supported()

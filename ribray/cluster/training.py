@@ -111,7 +111,7 @@ def run_training(
     refusal = plan.folder / REFUSAL_FILE
     refusal.unlink(missing_ok=True)
     try:
-        if not _fit(trainer, stop_requested):
+        if not (plan.folder / plan.weights).exists() and not _fit(trainer, stop_requested):
             return None
     except ray.train.WorkerGroupError as error:
         rank, failure = min(error.worker_failures.items())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from ribray import storage
 from ribray.config import Experiment
@@ -18,7 +19,7 @@ from ribray.report.pictures import draw_curve, draw_growth
 from ribray.run import Failure, Run
 from ribray.stages import STAGES, refine
 from ribray.stages.import_maps import TITLE, import_maps
-from ribray.stages.stage import Context, Estimate, Stage
+from ribray.stages.stage import Context, Estimate, Stage, Work
 from ribray.tracking import Tracker
 
 
@@ -145,8 +146,9 @@ def _import_spares(context: Context, name: str) -> str | None:
 
 def _run_stage(context: Context, stage: Stage) -> None:
     work, folder = stage.work(context), context.artifact(stage.name)
-    if folder.exists() and not work.left:
-        where = "" if folder.parent == context.run.directory else f" in {folder.parent}"
+    # A process that was killed between the last item and the end of its stage has left no metrics.
+    if context.has(stage.name) and not work.left and (folder.parent / "metrics" / f"{stage.name}.json").exists():
+        where = "" if folder.parent == context.run.directory else f" in {escape(str(folder.parent))}"
         text = f"[bold]{stage.name}[/bold]: {work.done} of {work.total} {work.unit}, done already{where}"
         context.console.print(text, highlight=False, soft_wrap=True)
         return
@@ -157,7 +159,8 @@ def _run_stage(context: Context, stage: Stage) -> None:
 def _draw(context: Context, metrics: dict[str, Any]) -> list[Path]:
     """Draw the run's pictures anew."""
     figures, folder = [], context.run.directory / "figures"
-    if (maps := context.artifact(refine.NAME)).exists():
+    if context.has(refine.NAME):
+        maps = context.artifact(refine.NAME)
         files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)}
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
     if "seed" in metrics:
@@ -183,7 +186,7 @@ def plan_chain(request: Request, console: Console) -> list[Planned]:
                 stage.work(context),
                 "here" if folder.parent == context.run.directory else str(folder.parent),
             )
-            if name in remade or not folder.exists():
+            if name in remade or not context.has(name):
                 work, source = replace(work, done=0), "new"
             estimate = stage.estimate(context, work) if stage.estimate and work.left else None
             plan.append(Planned(name, work.total, work.done, work.unit, source, estimate))
@@ -202,7 +205,7 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
     metrics, failures = run.metrics(), Counter(failure.stage for failure in run.failures())
     statuses = []
     for name, stage in STAGES.items():
-        if context.artifact(name).exists():
+        if context.has(name):
             work = stage.work(context)
             statuses.append(StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {})))
     return run.is_held, statuses
@@ -242,8 +245,11 @@ def _check(context: Context, request: Request, redo: bool = True) -> None:
     for name in needed:
         if name not in remade:
             context.run.refuse_other_settings(STAGES[name].folder, context.key(name))
+    works = {name: STAGES[name].work(context) for name in needed}  # whatever is wrong with lists or files is said here
     for name in needed:
-        if name not in request.stages and (name in remade or not context.artifact(name).exists()):
+        if name not in request.stages and (
+            name in remade or not context.has(name) or not _serves(STAGES[name], works[name])
+        ):
             raise UsageError(
                 f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
                 f"add it: --stages {','.join([*needed])}."
@@ -251,6 +257,15 @@ def _check(context: Context, request: Request, redo: bool = True) -> None:
     if redo:
         for name in remade:
             context.run.remove_stage(name, STAGES[name].folder)
+        context.forget_keys()
+        for name in remade:  # an artifact of this run's own from here on, also where it was forked from another
+            if context.run.parent is not None:
+                context.run.begin(STAGES[name].folder, context.key(name))
+
+
+def _serves(stage: Stage, work: Work) -> bool:
+    """Whether later stages can go on with what a stage has done so far."""
+    return work.done > 0 if stage.serves_in_part else work.left == 0
 
 
 def _feeds(name: str, stages: Sequence[str], imported: Collection[str] = ()) -> bool:

@@ -23,7 +23,6 @@ from ribray.errors import ImageError, UsageError
 from ribray.models import Classifier, build_classifier
 from ribray.models.weights import load_backbone_weights, load_classifier, reorder_head, save_classifier
 from ribray.progress import show_progress
-from ribray.run import Failure
 from ribray.stages.stage import Context, Stage, Work, per_second
 
 NAME = "classifier"
@@ -246,7 +245,7 @@ def _hash_file(location: str, key: str) -> str:
 
 
 def _work(context: Context) -> Work:
-    finished = (context.artifact(NAME) / WEIGHTS_FILE).exists()
+    finished = context.has(NAME) and (context.artifact(NAME) / WEIGHTS_FILE).exists()
     if context.experiment.classifier.checkpoint is not None:
         return Work(1, int(finished), "checkpoint")
     epochs = context.experiment.classifier.epochs
@@ -288,7 +287,7 @@ def _execute(context: Context) -> None:
         WEIGHTS_FILE,
         config.workers,
         cluster.cpus_per_worker,
-        min(1.0, context.session.gpus_per_worker(cluster)),
+        context.session.gpus_per_training_worker(cluster, config.workers),
         cluster.threads_per_worker,
     )
     began = time.monotonic()
@@ -307,14 +306,14 @@ def _execute(context: Context) -> None:
 
 
 def _finish(context: Context, log: list[dict[str, Any]], seconds: float, steps: int) -> None:
-    """Turn the training log into metrics, failures and tracked series."""
+    """Turn the training log into metrics, events and tracked series."""
     config = context.experiment.classifier
     epochs = [line for line in log if "validation" in line]
     last = epochs[-1]["validation"]
-    failures = {
-        id: Failure(id, NAME, error) for line in epochs for id, error in line["validation"]["unreadable"].items()
-    }
-    context.replace_failures(NAME, failures)
+    # One line in failures.jsonl per bad image is enough, and refinement writes it.
+    unreadable = {id: error for line in epochs for id, error in line["validation"]["unreadable"].items()}
+    for id, error in unreadable.items():
+        context.run.event(NAME, "image left out", id=id, error=error)
     metrics = {
         "loss": [line["loss"] for line in log if "loss" in line][-1],
         "validation_loss": last["loss"],
@@ -322,7 +321,7 @@ def _finish(context: Context, log: list[dict[str, Any]], seconds: float, steps: 
         "epochs": config.epochs,
         "images": len(context.training_set),
         "validation_images": last["images"],
-        "failed": len(failures),
+        "failed": len(unreadable),
         "classes": list(context.training_set.classes),
     }
     timing = per_second(steps * config.batch_size, seconds) | {"workers": config.workers}

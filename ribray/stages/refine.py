@@ -5,7 +5,7 @@ import itertools
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
+from ribray.cluster.session import usable_cores
 from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
 from ribray.data.images import image_size
@@ -28,7 +29,7 @@ from ribray.progress import show_progress
 from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import empty_arrays, to_arrays
 from ribray.rib.refine import Refiner
-from ribray.run import Failure
+from ribray.run import RECORD_FILE, Failure
 from ribray.stages.stage import Context, Estimate, Stage, Work, per_second
 
 NAME = "refine"
@@ -43,7 +44,9 @@ def map_path(folder: Path, id: str) -> Path:
 
 
 def finished_ids(folder: Path) -> set[str]:
-    """Return the ids of all images with a map file, by one listing of the folder."""
+    """Return the ids of all images with a map file, by one listing of the folder; none without the stage's record."""
+    if not (folder / RECORD_FILE).exists():
+        return set()
     return {
         "/".join(location.relative_to(folder).parts[1:]).removesuffix(SUFFIX)
         for location in storage.list_files(folder, SUFFIX)
@@ -245,6 +248,11 @@ def _execute(context: Context) -> None:
     wanted = wanted_ids(context)
     folder = context.own_folder(NAME)
     weights = context.require("classifier", NAME) / "weights.safetensors"
+    source = context.artifact(NAME)
+    record = run.begin(FOLDER, context.key(NAME))
+    if source != folder:
+        _take_over(source, folder, wanted)
+        record |= {"precision": (storage.read_json(source / RECORD_FILE) if source.exists() else {}).get("precision")}
     done = finished_ids(folder)
     left = [id for id in wanted if id not in done]
     failures = {
@@ -253,7 +261,6 @@ def _execute(context: Context) -> None:
         if problem.id not in dataset
     }
     _tell_harmless([problem.sentence for problem in dataset.problems if problem.id in dataset], context)
-    record = run.begin(FOLDER, context.key(NAME))
     precision = record.get("precision") or context.session.resolve_precision(
         experiment.refine.precision, experiment.cluster
     )
@@ -283,10 +290,28 @@ def _execute(context: Context) -> None:
 
         result = Pool(plan, RefineWorker, arguments).run(left, notes.take, on_failed, bar, context.stop.is_set)
     notes.tell()
+    finished = finished_ids(folder)
+    earlier = {
+        failure.id: failure
+        for failure in run.failures()
+        if failure.stage == NAME and failure.id in dataset and failure.id not in finished
+    }
+    failures = {**earlier, **failures}
     context.replace_failures(NAME, failures)
-    count = len(finished_ids(folder).intersection(wanted))
+    count = len(finished.intersection(wanted))
     metrics = {"images": count, "failed": len(failures), "precision": precision}
     run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
+
+
+def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:
+    """Link (or copy) the maps that the run this one was forked from has made under the same key."""
+    for id in finished_ids(source).intersection(wanted) - finished_ids(folder):
+        target = map_path(folder, id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(map_path(source, id), target)
+        except OSError:  # another file system, or one without links
+            storage.write_bytes(target, map_path(source, id).read_bytes())
 
 
 def _tell_harmless(sentences: list[str], context: Context) -> None:
@@ -356,7 +381,7 @@ def _estimate(context: Context, work: Work) -> Estimate:
     size = int(work.left * present * kept * 4 * pixels / 2 / stride**2)
     if context.experiment.cluster.address is not None:
         return Estimate(None, size)
-    workers = context.experiment.cluster.workers or len(os.sched_getaffinity(0))
+    workers = context.experiment.cluster.workers or usable_cores()
     return Estimate(work.left * per_image * _seconds_per_pixel(context) / workers, size)
 
 
@@ -396,4 +421,5 @@ STAGE = Stage(
     work=_work,
     execute=_execute,
     estimate=_estimate,
+    serves_in_part=True,
 )

@@ -87,7 +87,9 @@ def _execute(context: Context) -> None:
     ids = _ids(context)
     run.begin(FOLDER, context.key(NAME))
     if not dataset.has_masks:
-        context.console.print(f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.", highlight=False)
+        context.console.print(
+            f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.", highlight=False, markup=False
+        )
         return
     curves = {method: ThresholdCurve(len(dataset.classes) + 1, experiment.seed_eval.thresholds) for method in METHODS}
     ended: Counter[str] = Counter()
@@ -123,7 +125,7 @@ def _execute(context: Context) -> None:
     metrics["rib"]["refinement_ended"] = {reason: ended[reason] for reason in sorted(ended)}
     _write_curve(run.directory / FOLDER / CURVE_FILE, curves)
     run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds)})
-    run.update_record(FOLDER, covers=_coverage(ids))
+    run.update_record(FOLDER, covers=_coverage([id for id in ids if id not in failures]))
     for index, threshold in enumerate(experiment.seed_eval.thresholds):
         values = {f"{method}_miou": float(curve.miou()[index]) for method, curve in curves.items()}
         context.tracker.log_step(NAME, index, {"threshold": threshold, **values})

@@ -15,7 +15,7 @@ from ribray.config import Experiment, flatten, to_values
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import UsageError
-from ribray.run import Failure, Run, StageKey, select_configuration
+from ribray.run import RECORD_FILE, Failure, Run, StageKey, select_configuration
 from ribray.tracking import Tracker
 
 
@@ -64,6 +64,8 @@ class Stage:
     """Do what is left, write the artifact and the stage's metrics."""
     estimate: "Callable[[Context, Work], Estimate] | None" = None
     """A rough guess at time and disk, for a plan."""
+    serves_in_part: bool = False
+    """Whether later stages can go on with a part of its items."""
 
 
 @dataclass
@@ -105,7 +107,13 @@ class Context:
     def dataset(self, split: str) -> Dataset:
         """Return a split of the experiment's data, opened once."""
         if split not in self._datasets:
-            self._datasets[split] = open_dataset(self.experiment.data, split, self.data_root)
+            dataset = open_dataset(self.experiment.data, split, self.data_root)
+            for other in self._datasets.values():
+                if other.classes != dataset.classes:
+                    raise UsageError(
+                        f"{dataset.name} has other classes than {other.name}; all splits need the same, in one order."
+                    )
+            self._datasets[split] = dataset
         return self._datasets[split]
 
     @property
@@ -153,6 +161,14 @@ class Context:
         """Return the folder that holds a stage's artifact: in this run, or in the run it was forked from."""
         return self.run.find_artifact(self.stages[stage].folder, self.key(stage))
 
+    def has(self, stage: str) -> bool:
+        """Whether there is an artifact of the stage; files without a record are what a removal left behind."""
+        return (self.artifact(stage) / RECORD_FILE).exists()
+
+    def forget_keys(self) -> None:
+        """Compute every key anew: what was imported may have been removed."""
+        self._keys.clear()
+
     def own_folder(self, stage: str) -> Path:
         """Return the stage's folder in this run."""
         return self.run.directory / self.stages[stage].folder
@@ -164,7 +180,7 @@ class Context:
             UsageError: this run does not have it.
         """
         folder = self.artifact(stage)
-        if not folder.exists():
+        if not self.has(stage):
             raise UsageError(
                 f"Stage '{needed_by}' needs stage '{stage}', which {self.run.directory} does not have: "
                 f"add it with --stages {stage},{needed_by}."

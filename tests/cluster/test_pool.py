@@ -154,6 +154,16 @@ def test_a_stop_request_finishes_what_runs_and_starts_no_more(tmp_path):
     assert not heard.failed
 
 
+class FullDisk(Worker):
+    def process(self, item: str) -> dict:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_ends_the_pool_instead_of_failing_every_image(tmp_path):
+    with pytest.raises(RibrayError, match="No space left"):
+        run(tmp_path, [f"item{number}" for number in range(50)], worker=FullDisk)
+
+
 class Unbuildable:
     def __init__(self, folder: str):
         raise UsageError("These weights are of another architecture.")

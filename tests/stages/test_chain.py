@@ -105,6 +105,37 @@ def test_redo_makes_a_stage_and_what_follows_again(undisturbed, copy_of):
     assert storage.read_json(out / "metrics.json")["seed"] != storage.read_json(undisturbed / "metrics.json")["seed"]
 
 
+def test_redo_with_settings_that_lead_nowhere_removes_nothing(undisturbed, copy_of):
+    out = copy_of(undisturbed)
+    for settings, stage in (
+        (["data.image_list=/nowhere.txt"], "refine"),
+        (["classifier.weights=/nowhere.pth"], "classifier"),
+    ):
+        with pytest.raises(UsageError, match="nowhere"):
+            chain(out, settings, redo=stage)
+    assert map_bytes(out) == map_bytes(undisturbed)
+    assert (out / "classifier" / "weights.safetensors").exists()
+
+
+def test_maps_without_their_record_are_not_trusted(undisturbed, copy_of):
+    out = copy_of(undisturbed)
+    (out / "maps" / "stage.json").unlink()  # a removal that was cut short
+    _, text = chain(out, ["refine.iterations=2"], stages="refine")
+    assert "earlier" not in text
+    assert MapRecord.read(next((out / "maps").rglob("*.npz"))).steps == 2
+
+
+def test_a_fork_takes_over_the_maps_there_are_and_redo_makes_its_own(undisturbed, tmp_path):
+    fork = tmp_path / "fork"
+    _, text = chain(undisturbed, ["refine.limit=11"], stages="refine", fork=fork)
+    assert "11 of 11 images (10 earlier)" in text
+    assert map_bytes(undisturbed).items() <= map_bytes(fork).items()
+    second = tmp_path / "second"
+    _, text = chain(undisturbed, stages="refine", fork=second, redo="refine")
+    assert "10 of 10 images in" in text
+    assert map_bytes(second) == map_bytes(undisturbed)
+
+
 def test_fork_reuses_in_place_what_still_fits(undisturbed, tmp_path):
     fork = tmp_path / "fork"
     _, text = chain(undisturbed, ["refine.iterations=2"], fork=fork)
