@@ -98,6 +98,8 @@ def run_training(
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"task": task, "plan": plan},
+        # NCCL refuses two workers on one GPU.
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus_per_worker == 1 else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
         ),
