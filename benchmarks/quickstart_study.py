@@ -1,4 +1,4 @@
-"""What RIB's parts are worth on the quickstart's world: RIB, GAP, BCE, and the map after every step.
+"""What RIB's parts are worth on the quickstart's world: RIB, B = 1, GAP, BCE, and the map after every step.
 
     python benchmarks/quickstart_study.py --out runs/study --seeds 0,1,2
 
@@ -24,6 +24,7 @@ from ribray.run import Run
 from ribray.stages.chain import Request, run_chain
 
 VARIANTS = {
+    "B=1 (no extra samples)": ["refine.batch_size=1"],
     "GAP instead of GNDRP": ["refine.pooling=gap"],
     # Of 5e-4, 1e-3, 2e-3 and 4e-3 the learning rate that serves BCE best.
     "BCE (sigmoid) instead of L_RIB": ["refine.loss=bce_sigmoid", "refine.lr=2.0e-3"],

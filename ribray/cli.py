@@ -78,7 +78,7 @@ def quickstart(
     settings: SetOption = None,
 ) -> None:
     """Show RIB on a drawn world: minutes on a laptop, no download."""
-    _run("quickstart", out, settings or [], None, None, None)
+    _run(_request("quickstart", out, settings))
 
 
 @app.command()
@@ -97,10 +97,8 @@ def run(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Run the stages of a recipe; the same command continues what was stopped."""
-    if plan:
-        _plan(recipe, out, settings or [], stages, redo, fork)
-    else:
-        _run(recipe, out, settings or [], stages, redo, fork)
+    request = _request(recipe, out, settings, stages, redo, fork)
+    (_plan if plan else _run)(request)
 
 
 @app.command()
@@ -181,7 +179,7 @@ def import_maps(
     from ribray.report.tables import run_summary
     from ribray.stages.chain import run_import
 
-    request = _request(recipe, out, settings or [], "refine", None, None)
+    request = _request(recipe, out, settings, "refine")
     result = run_import(request, source, console, _stop_on_signals())
     failures = [vars(failure) for failure in result.failures]
     console.print("", run_summary(result.metrics, request.directory, failures=failures))
@@ -194,10 +192,10 @@ def import_maps(
 def _request(
     recipe: str,
     out: Path | None,
-    settings: list[str],
-    stages: str | None,
-    redo: str | None,
-    fork: Path | None,
+    settings: list[str] | None,
+    stages: str | None = None,
+    redo: str | None = None,
+    fork: Path | None = None,
 ) -> Any:
     from ribray.cluster.session import inside_job
     from ribray.stages.chain import Request, parse_stages
@@ -209,21 +207,13 @@ def _request(
             f"--out {location} is relative, and a job runs in a temporary copy of the working directory; "
             "give an absolute path on storage that every node shares."
         )
-    return Request(load_experiment(recipe, settings), recipe, location, parse_stages(stages), redo, fork)
+    return Request(load_experiment(recipe, settings or []), recipe, location, parse_stages(stages), redo, fork)
 
 
-def _run(
-    recipe: str,
-    out: Path | None,
-    settings: list[str],
-    stages: str | None,
-    redo: str | None,
-    fork: Path | None,
-) -> None:
+def _run(request: Any) -> None:
     from ribray.report.tables import run_summary, seed_table
     from ribray.stages.chain import run_chain
 
-    request = _request(recipe, out, settings, stages, redo, fork)
     result = run_chain(request, console, _stop_on_signals())
     console.print()
     if "seed" in result.metrics and "seed" in request.stages:
@@ -246,18 +236,11 @@ def _exit(stopped: bool, failed: bool) -> None:
         raise typer.Exit(EXIT_FAILURES)
 
 
-def _plan(
-    recipe: str,
-    out: Path | None,
-    settings: list[str],
-    stages: str | None,
-    redo: str | None,
-    fork: Path | None,
-) -> None:
+def _plan(request: Any) -> None:
     from ribray.report.tables import plan_table
     from ribray.stages.chain import plan_chain
 
-    console.print(plan_table(plan_chain(_request(recipe, out, settings, stages, redo, fork), console)))
+    console.print(plan_table(plan_chain(request, console)))
 
 
 def _stop_on_signals() -> threading.Event:

@@ -316,7 +316,11 @@ class Pool:
         try:
             outcomes = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            raise RibrayError(f"Nothing can be written any more ({error.cause}); mend it and start again.") from None
+            if isinstance(error.cause, OSError):
+                raise RibrayError(
+                    f"Nothing can be written any more ({error.cause}); mend it and start again."
+                ) from None
+            raise RibrayError(f"A worker of pool '{self._plan.name}' failed: {error.cause!r}") from error
         except LOST as error:
             self._take_loss(slot, error)
             if not stopped:
