@@ -35,6 +35,7 @@ errors = Console(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run directory. [default: runs/RECIPE]", metavar="DIR")]
+RunArgument = Annotated[Path, typer.Argument(help="Directory of a run.", metavar="RUN")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change one configuration key.", metavar="KEY=VALUE")
 ]
@@ -186,6 +187,71 @@ def import_maps(
     _exit(result.stopped, bool(failures))
 
 
+@app.command()
+def export(
+    directory: RunArgument,
+    format: Annotated[str, typer.Option("--format", help="coco or voc-server.", metavar="FORMAT")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write (default: in exports/ of the run).", metavar="FILE")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Images of this split (default: the one the masks are of).", metavar="NAME")
+    ] = None,
+    what: Annotated[
+        str | None,
+        typer.Option(help="pseudo or predictions (default: pseudo; for voc-server predictions).", metavar="MASKS"),
+    ] = None,
+) -> None:
+    """Write a run's masks for other programs: COCO instances, or the archive that VOC's server judges."""
+    from ribray.stages.export import export_masks
+
+    exported = export_masks(directory, format, console, _stop_on_signals(), out=out, split=split, what=what)
+    if exported is not None:
+        without = f"; {exported.missing} of the split have no mask" if exported.missing else ""
+        objects = "" if exported.annotations is None else f", {exported.annotations} annotations"
+        text = f"{exported.images} images{objects}{without}: {escape(str(exported.file))}"
+        console.print(text, highlight=False, soft_wrap=True)
+    _exit(exported is None, False)
+
+
+@app.command()
+def predict(
+    directory: RunArgument,
+    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.", metavar="IMAGES")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for masks/ and overlays/.", metavar="DIR")],
+) -> None:
+    """Predict the masks of any photographs with a run's segmentation network."""
+    from ribray.stages.predict import predict_images
+
+    predicted = predict_images(directory, images, out, console, _stop_on_signals())
+    failed = f", {predicted.failed} failed (failures.jsonl)" if predicted.failed else ""
+    text = f"{predicted.done} of {predicted.images} images{failed}: {escape(str(predicted.folder))}"
+    console.print(text, highlight=False, soft_wrap=True)
+    _exit(predicted.stopped, predicted.failed > 0)
+
+
+@app.command()
+def bench(
+    name: Annotated[
+        str, typer.Argument(help="Such as random-walk; benchmarks/README.md describes them.", metavar="NAME")
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result there too.", metavar="FILE")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Also run the part that takes minutes.")] = False,
+) -> None:
+    """Run a benchmark of this checkout."""
+    from ribray import storage
+    from ribray.bench import run_benchmark, table
+
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise UsageError(f"--json {json_file} is to be a file in a folder that exists.")
+    result = run_benchmark(name, full)
+    if json_file is not None:
+        storage.write_json(json_file, result)
+    console.print(table(result), highlight=False)
+
+
 # --- running -----------------------------------------------------------------------------------------------------
 
 
@@ -211,21 +277,42 @@ def _request(
 
 
 def _run(request: Any) -> None:
-    from ribray.report.tables import run_summary, seed_table
+    from ribray.report.tables import run_summary
+    from ribray.stages import STAGES
     from ribray.stages.chain import run_chain
 
     result = run_chain(request, console, _stop_on_signals())
     console.print()
-    if "seed" in result.metrics and "seed" in request.stages:
-        console.print(seed_table(result.metrics["seed"]), "")
+    _print_results(request, result.metrics)
     failures = [vars(failure) for failure in result.failures]
     if result.metrics["timing"]:
-        console.print(run_summary(result.metrics, request.directory, failures=failures))
+        console.print(run_summary(result.metrics, request.directory, failures=failures, order=tuple(STAGES)))
     for figure in result.figures:
         console.print(f"picture  {figure}", highlight=False, markup=False, soft_wrap=True)
-    if result.sync_command is not None:  # on one line, to be copied
-        console.print(f"W&B      {result.sync_command}", highlight=False, markup=False, soft_wrap=True)
+    for command in result.sync_commands:  # on one line, to be copied
+        console.print(f"W&B      {command}", highlight=False, markup=False, soft_wrap=True)
     _exit(result.stopped, bool(failures))
+
+
+def _print_results(request: Any, metrics: dict[str, Any]) -> None:
+    """Print the tables of those stages that were asked for."""
+    from ribray.report.evaluation_tables import chain_table, evaluation_table
+    from ribray.report.tables import seed_table
+    from ribray.run import Run
+    from ribray.stages import MASK_STAGES
+
+    experiment, own = request.experiment, Run.read(request.directory).variant or "rib"
+    splits = experiment.evaluate.splits or (experiment.data.eval_split,)
+    tables: list[Any] = []
+    if "seed" in metrics and "seed" in request.stages:
+        tables.append(seed_table(metrics["seed"]))
+    if {"seed", *MASK_STAGES}.intersection(request.stages):
+        tables.append(chain_table(metrics, own=own, splits=splits))
+    if "evaluate" in request.stages:
+        tables.append(evaluation_table(metrics, splits, own=own))
+    for table in tables:
+        if table is not None:
+            console.print(table, "")
 
 
 def _exit(stopped: bool, failed: bool) -> None:

@@ -24,6 +24,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 Pixels = Annotated[int, Field(ge=8)]
 Precision = Literal["float32", "bfloat16", "auto"]
+Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"]
 
 
 class _Section(BaseModel):
@@ -56,9 +57,30 @@ Thresholds = Annotated[
 ]
 
 
-def _require_range(bounds: tuple[int, int], key: str) -> None:
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _require_range(bounds: tuple[float, float], key: str) -> None:
     if bounds[0] > bounds[1]:
-        raise ValueError(f"{key} must be [shortest, longest], not {list(bounds)}")
+        raise ValueError(f"{key} must be [smallest, largest], not {list(bounds)}")
+
+
+def _require_shares(section: str, batch_size: int, workers: int) -> None:
+    if batch_size % workers:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared by {workers} workers: "
+            f"set {section}.batch_size to a multiple of {section}.workers"
+        )
+
+
+def _require_backbone(section: str, backbone: str, output_stride: int, weights: str) -> None:
+    if backbone == "small" and output_stride != 8:
+        raise ValueError("the small backbone has output_stride 8 only")
+    if weights == "synthetic" and backbone != "small":
+        raise ValueError("weights: synthetic belong to backbone: small")
+    if weights == "imagenet" and backbone == "small":
+        raise ValueError(f"the small backbone has no ImageNet weights: set {section}.weights to synthetic or none")
 
 
 class SyntheticConfig(_Section):
@@ -101,7 +123,7 @@ class DataConfig(_Section):
 class ClassifierConfig(_Section):
     """The multi-label classifier that every refinement starts from (docs/method.md, section 1)."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet50"
+    backbone: Backbone = "resnet50"
     """Network below the classification head."""
     output_stride: Literal[8, 16] = 16
     """Pixels of the image per cell of a map."""
@@ -139,19 +161,11 @@ class ClassifierConfig(_Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "ClassifierConfig":
         _require_range(self.resize_long, "resize_long")
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: "
-                "set classifier.batch_size to a multiple of classifier.workers"
-            )
+        _require_shares("classifier", self.batch_size, self.workers)
         if self.checkpoint_classes is not None and self.checkpoint is None:
             raise ValueError("checkpoint_classes are those of classifier.checkpoint, which is not set")
-        if self.backbone == "small" and self.output_stride != 8:
-            raise ValueError("the small backbone has output_stride 8 only")
-        if self.weights == "synthetic" and self.backbone != "small":
-            raise ValueError("weights: synthetic belong to backbone: small")
-        if self.weights == "imagenet" and self.backbone == "small" and self.checkpoint is None:
-            raise ValueError("the small backbone has no ImageNet weights: set classifier.weights to synthetic or none")
+        weights = "none" if self.weights == "imagenet" and self.checkpoint is not None else self.weights
+        _require_backbone("classifier", self.backbone, self.output_stride, weights)
         return self
 
 
@@ -224,6 +238,183 @@ class SeedEvalConfig(_Section):
     """Split whose images count (those that have a map); default: data.train_split."""
 
 
+class CamConfig(_Section):
+    """Thresholds where masks are made from plain CAMs; what is left out is as for RIB."""
+
+    fg_threshold: Share | None = None
+    """In place of masks.fg_threshold."""
+    bg_threshold: Share | None = None
+    """In place of masks.bg_threshold."""
+    pseudo_threshold: Share | None = None
+    """In place of pseudo.threshold."""
+    ignore_band: tuple[Share, Share] | None = None
+    """In place of pseudo.ignore_band."""
+
+
+class MasksConfig(_Section):
+    """Which maps become masks, and the confident labels that IRN learns from (docs/method.md, section 4)."""
+
+    source: Literal["rib", "cam", "both"] = "rib"
+    """rib: refined maps; cam: plain CAMs (the paper's IRN row), made in variants/cam; both: one after the other."""
+    crf: Literal["dense", "none"] = "dense"
+    """Dense CRF on the confident labels; it needs the extra ribray[crf]."""
+    crf_srgb: Positive = 5.0
+    """Width of the CRF's colour kernel on labels, in grey levels."""
+    fg_threshold: Share = 0.35
+    """Above it a pixel is confident foreground."""
+    bg_threshold: Share = 0.17
+    """Below it a pixel is confident background; between both it is unknown."""
+    saliency: str | None = None
+    """Folder of saliency maps ID.png (RIB-Sal): where a pseudo mask disagrees, its pixels become unknown."""
+    saliency_threshold: Share = 0.5
+    """A pixel is salient from this share of 255 on."""
+    cam: CamConfig = CamConfig()
+    """Thresholds for masks.source cam."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "MasksConfig":
+        own = self.model_dump(include={"bg_threshold", "fg_threshold"})
+        on_cams = own | _given(bg_threshold=self.cam.bg_threshold, fg_threshold=self.cam.fg_threshold)
+        for values in (own, on_cams):
+            if values["bg_threshold"] > values["fg_threshold"]:
+                raise ValueError(
+                    "bg_threshold {bg_threshold} must not be above fg_threshold {fg_threshold}".format(**values)
+                )
+        return self
+
+
+class IrnConfig(_Section):
+    """IRN: class boundaries and displacements, learnt from confident labels (docs/method.md, section 4)."""
+
+    backbone: Backbone | None = None
+    """Network below the heads, frozen; default: classifier.backbone."""
+    weights: str | None = None
+    """Where it comes from: imagenet, none, synthetic, classifier, or a path; default: classifier.weights."""
+    epochs: Annotated[int, Field(ge=1)] = 3
+    """Passes over the confident labels."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Images per step over all workers together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The paper's is sgd."""
+    lr: Positive = 0.1
+    """Learning rate of the boundary head; polynomial decay with power 0.9."""
+    displacement_lr_factor: Positive = 10.0
+    """The displacement head's learning rate over the boundary head's."""
+    weight_decay: NotNegative = 1e-4
+    """L2 penalty (sgd), or decoupled weight decay (adamw)."""
+    displacement_width: Annotated[int, Field(ge=64, multiple_of=64)] = 256
+    """Channels inside the displacement head."""
+    crop_size: Annotated[int, Field(ge=32)] = 512
+    """Side of the random crop, in pixels."""
+    scale_range: tuple[Positive, Positive] = (0.5, 1.5)
+    """Range of the random scale."""
+    radius: Annotated[int, Field(ge=2, le=40)] = 10
+    """Pairs of cells (stride 4) closer than this enter the loss."""
+    all_pairs: bool | None = None
+    """Every pair inside the crop; false: the reference's, whose sources keep a margin to the border, and which is
+    the default where the crop is large enough for any."""
+    precision: Precision = "auto"
+    """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Ray Train workers; they share each batch."""
+    seed: Seed = 0
+    """Seed of the heads' weights, of the order of images and of augmentation."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "IrnConfig":
+        _require_range(self.scale_range, "scale_range")
+        _require_shares("irn", self.batch_size, self.workers)
+        return self
+
+
+class PseudoConfig(_Section):
+    """Random walk on IRN's boundaries, and the pseudo masks cut from it (docs/method.md, section 4)."""
+
+    beta: Positive = 10.0
+    """Exponent of the affinities."""
+    exp_times: Annotated[int, Field(ge=0, le=12)] = 8
+    """t: the walk takes 2^t steps."""
+    power: Positive = 1.3
+    """p: maps are raised to it before the walk."""
+    radius: Annotated[int, Field(ge=2, le=40)] = 5
+    """Cells (stride 4) closer than this are neighbours."""
+    threshold: Share = 0.27
+    """Pixels whose best class scores no more are background."""
+    ignore_band: tuple[Share, Share] | None = None
+    """[low, high], in place of threshold: background below, foreground above, unknown (255) between."""
+    crf: Literal["dense", "none"] = "none"
+    """Dense CRF on the walk's result."""
+    batch_images: Annotated[int, Field(ge=1)] = 4
+    """Images of one walk; no result depends on it."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "PseudoConfig":
+        if self.ignore_band is not None and self.ignore_band[0] > self.ignore_band[1]:
+            raise ValueError(f"ignore_band must be [low, high], not {list(self.ignore_band)}")
+        return self
+
+
+class SegmentationConfig(_Section):
+    """DeepLab-v2 trained on the pseudo masks (docs/method.md, section 5)."""
+
+    backbone: Backbone = "resnet101"
+    """Network below the ASPP."""
+    output_stride: Literal[8, 16] = 8
+    """Pixels of the image per cell of the last level."""
+    weights: str | None = None
+    """Where the backbone starts: imagenet, none, synthetic, or a path to a torchvision state dict; default: as
+    classifier.weights, but imagenet where that is a path and the backbones differ."""
+    rates: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (6, 12, 18, 24)
+    """Dilations of the ASPP's convolutions."""
+    hidden: Annotated[int, Field(ge=1)] | None = None
+    """Channels between the ASPP and the classes, joined by a skip from stride 4; null: DeepLab-v2, without."""
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 0.75, 0.5)
+    """Scales of the input, in training and prediction; the logits' maximum decides."""
+    iterations: Annotated[int, Field(ge=1)] = 30_000
+    """Steps of one training."""
+    batch_size: Annotated[int, Field(ge=1)] = 10
+    """Images per step over all workers together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The paper's is sgd."""
+    lr: Positive = 2e-4
+    """Learning rate of the backbone's weights; polynomial decay with power 0.9. Its biases learn at twice that."""
+    head_lr_factor: Positive = 10.0
+    """The ASPP's learning rate over the backbone's; of its biases, twice that."""
+    momentum: Share = 0.9
+    """SGD momentum."""
+    weight_decay: NotNegative = 5e-4
+    """L2 penalty on weights (sgd), or decoupled weight decay (adamw); biases have none."""
+    crop_size: Annotated[int, Field(ge=32)] = 321
+    """Side of the random crop, in pixels."""
+    random_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    """Scales of which one is drawn per training image."""
+    retrain: bool = False
+    """Train a second time, with unknown pixels filled by the first network's predictions."""
+    precision: Precision = "auto"
+    """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Ray Train workers; they share each batch."""
+    seed: Seed = 0
+    """Seed of the ASPP's weights, of the order of images and of augmentation."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SegmentationConfig":
+        _require_shares("segmentation", self.batch_size, self.workers)
+        _require_backbone("segmentation", self.backbone, self.output_stride, self.weights or "none")
+        if self.scales[0] != 1.0 or len(set(self.scales)) != len(self.scales):
+            raise ValueError("scales must begin with 1.0 and differ from each other")
+        return self
+
+
+class EvaluateConfig(_Section):
+    """Predictions of the segmentation network, and their mIoU."""
+
+    splits: tuple[str, ...] | None = None
+    """Splits to predict; default: data.eval_split. Those with masks are judged together."""
+    crf: Literal["dense", "none"] = "dense"
+    """Dense CRF on the predicted probabilities."""
+
+
 class ClusterConfig(_Section):
     """How the work is spread. No result depends on any of these keys."""
 
@@ -239,6 +430,8 @@ class ClusterConfig(_Section):
     """Threads of one worker that decode the images to come."""
     memory_gb_per_worker: Positive = 3.0
     """Memory that a CPU worker is taken to need, in GB, when `workers` is left to default."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 500
+    """Steps of a training from one checkpoint to the next."""
     tries: Annotated[int, Field(ge=1)] = 3
     """How often an image may kill its worker before it is given up."""
     address: str | None = None
@@ -264,11 +457,16 @@ class Experiment(_Section):
     """Everything that decides the results of a run, and how it is carried out."""
 
     seed: Seed = 0
-    """Default of data.seed, classifier.seed and refine.seed."""
+    """Default of the seeds of data, classifier, refine, irn and segmentation."""
     data: DataConfig
     classifier: ClassifierConfig = ClassifierConfig()
     refine: RefineConfig = RefineConfig()
     seed_eval: SeedEvalConfig = SeedEvalConfig()
+    masks: MasksConfig = MasksConfig()
+    irn: IrnConfig = IrnConfig()
+    pseudo: PseudoConfig = PseudoConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -293,6 +491,15 @@ class Experiment(_Section):
         if self.refine.resize_long[1] < 16:
             raise ValueError("refine.resize_long must reach at least 16 pixels")
         return self
+
+    def on_cams(self) -> "Experiment":
+        """Return this experiment with masks made from plain CAMs, at thresholds of their own."""
+        cam = self.masks.cam
+        masks = {"source": "cam", **_given(fg_threshold=cam.fg_threshold, bg_threshold=cam.bg_threshold)}
+        pseudo = _given(threshold=cam.pseudo_threshold, ignore_band=cam.ignore_band)
+        return self.model_copy(
+            update={"masks": self.masks.model_copy(update=masks), "pseudo": self.pseudo.model_copy(update=pseudo)}
+        )
 
 
 def _is_section(annotation: Any) -> typing.TypeGuard[type[_Section]]:

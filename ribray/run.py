@@ -30,6 +30,7 @@ FAILURES_FILE = "failures.jsonl"
 METRICS_FILE = "metrics.json"
 RECORD_FILE = "stage.json"
 LOCK_FILE = ".lock"
+VARIANTS_FOLDER = "variants"
 RECORDED_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pillow", "pycocotools", "wandb")
 
 
@@ -192,6 +193,36 @@ class Run:
         probe.release()
         return False
 
+    # --- variants and ancestors ---------------------------------------------------------------------------------
+
+    @property
+    def variant(self) -> str | None:
+        """The name of a variant, which lies in ``variants/NAME`` of its run; None for a run itself."""
+        return self.directory.name if self.directory.parent.name == VARIANTS_FOLDER else None
+
+    def variant_directory(self, name: str) -> Path:
+        """Return where a variant of this run lies."""
+        return self.directory / VARIANTS_FOLDER / name
+
+    def variants(self) -> "dict[str, Run]":
+        """Return this run's variants by name."""
+        files = sorted(self.directory.glob(f"{VARIANTS_FOLDER}/*/{EXPERIMENT_FILE}"))
+        return {file.parent.name: Run(file.parent, self) for file in files}
+
+    @property
+    def lineage(self) -> "list[Run]":
+        """Return the runs whose artifacts may be used: this one, then those it was made from, nearest first.
+
+        A variant of a forked run comes after the same variant of the run that was forked.
+        """
+        if self.parent is None:
+            return [self]
+        older = self.parent.lineage
+        if self.variant is None:
+            return [self, *older]
+        same = [Run(run.variant_directory(self.variant), run) for run in older[1:] if run.variant is None]
+        return [self, *same, *older]
+
     # --- configuration ------------------------------------------------------------------------------------------
 
     def write_experiment(self, experiment: Experiment, recipe: str) -> None:
@@ -221,12 +252,10 @@ class Run:
 
     def find_artifact(self, folder: str, key: StageKey) -> Path:
         """Return where the stage's artifact lies: here, or in the nearest ancestor that has it under the same key."""
-        run: Run | None = self
-        while run is not None:
+        for run in self.lineage:
             record = run.record(folder)
             if record is not None and record.get("key") == key.digest:
                 return run.directory / folder
-            run = run.parent
         return self.directory / folder
 
     def refuse_other_settings(self, folder: str, key: StageKey) -> None:
@@ -276,16 +305,22 @@ class Run:
     def write_metrics(self, stage: str, metrics: Mapping[str, Any]) -> None:
         """Write a stage's numbers and the merged view ``metrics.json``."""
         storage.write_json(self.directory / "metrics" / f"{stage}.json", metrics)
+        self.rewrite_metrics()
+
+    def rewrite_metrics(self) -> None:
+        """Write the merged view of all stages' and variants' numbers."""
         storage.write_json(self.directory / METRICS_FILE, self.metrics())
 
     def metrics(self) -> dict[str, Any]:
-        """Return all stages' numbers, each stage's own timing moved under ``timing``."""
+        """Return all stages' numbers, each stage's own timing moved under ``timing``, variants under ``variants``."""
         merged: dict[str, Any] = {}
         timing: dict[str, Any] = {}
         for location in sorted((self.directory / "metrics").glob("*.json")):
             numbers = storage.read_json(location)
             timing[location.stem] = numbers.pop("timing", {})
             merged[location.stem] = numbers
+        if variants := {name: run.metrics() for name, run in self.variants().items()}:
+            merged["variants"] = variants
         return {**merged, "timing": timing}
 
     def failures(self) -> list[Failure]:

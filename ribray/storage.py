@@ -4,6 +4,7 @@ Every file is whole or absent: locally it is written under a temporary name besi
 object store it is put in one request. Nothing that is read can run code.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from upath import UPath
@@ -46,11 +47,22 @@ def write_bytes(location: Path, content: bytes) -> None:
     if not is_local(location):
         location.write_bytes(content)
         return
+    with replacing(location) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replacing(location: Path) -> Iterator[BinaryIO]:
+    """Yield a stream whose content takes the place of a local file at the end of a ``with`` block without error.
+
+    Raises:
+        OSError: as the file system gives it (full disk, no permission).
+    """
     location.parent.mkdir(parents=True, exist_ok=True)
     temporary = location.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         with open(temporary, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, location)

@@ -69,9 +69,10 @@ class Tracker:
                     entity=config.entity,
                     group=config.group,
                     tags=config.tags,
-                    name=self._run.directory.name,
+                    name=self._name(),
                     dir=self._run.directory,
                     config=to_values(self._experiment),
+                    reinit="create_new",  # a variant of a run logs beside it, in the same process
                     settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
                 )
             except wandb.Error as error:
@@ -79,6 +80,10 @@ class Tracker:
                     f"W&B cannot start ({error}); use --set tracking.wandb=offline or disabled."
                 ) from None
         return self._wandb
+
+    def _name(self) -> str:
+        run = self._run
+        return run.directory.name if run.variant is None else f"{run.directory.parent.parent.name} {run.variant}"
 
     def _run_id(self) -> str:
         """Return the id of this run directory's W&B run: a resumed run goes on with it."""

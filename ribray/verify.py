@@ -5,8 +5,9 @@ A folder of recorded cases holds one ``.npz`` per case. The name's beginning say
 `Check`.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from ribray import storage
 from ribray.config import RefineConfig
 from ribray.data.transforms import normalise, target_views
 from ribray.errors import UsageError
+from ribray.irn.loss import irn_loss, pair_labels
+from ribray.irn.pairs import Pairs
+from ribray.irn.random_walk import random_walk
+from ribray.masks.confident import cut, foreground_reading
+from ribray.masks.crf import LABEL_CRF, require_crf
 from ribray.models import Classifier, build_backbone
 from ribray.rib.maps import MapRecord, localization_maps, to_arrays
 from ribray.rib.refine import EXPLOSION, FINISHED, TARGET_LOSS, Refinement, Refiner, Trace
@@ -31,7 +37,8 @@ class Check:
     Attributes:
         case: name of the recorded case.
         quantity: what is compared.
-        error: the largest difference, relative to the largest recorded value where there is one.
+        error: the largest difference, relative to the largest recorded value where there is one (absolute for the
+            random walk); of labels the share that differs.
         tolerance: the largest error that is still right.
         note: what there is to say where a number does not say it all.
     """
@@ -137,11 +144,8 @@ def check_refinements(files: list[Path], device: str) -> list[Check]:
     ]
     for file in files:
         recorded = _read_case(file, _INPUTS + _OUTPUTS)
-        try:
+        with _fitting_together(file):
             checks += _check_refinement(file.stem, recorded, copy.deepcopy(recorded_classifier), device)
-        except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
-            reason = " ".join(str(error).split())
-            raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
     return checks
 
 
@@ -240,7 +244,156 @@ def _stop_reason(recorded: Arrays) -> str:
     return EXPLOSION if len(recorded["losses"]) < int(recorded["steps_done"]) else TARGET_LOSS
 
 
-CHECKERS: dict[str, Callable[[list[Path], str], list[Check]]] = {"rib_": check_refinements}
+# --- random_walk_*: maps spread up to class boundaries ------------------------------------------------------
+
+_WALK_TOLERANCE = 1e-4  # absolute: maps go up to 1
+_WALK_ARRAYS = ("cam", "edge", "beta", "exp_times", "radius", "propagated")
+
+
+def check_random_walks(files: list[Path], device: str) -> list[Check]:
+    """Check recorded random walks."""
+    checks = []
+    for file in files:
+        recorded = _read_case(file, _WALK_ARRAYS)
+        with _fitting_together(file):
+            (walked,) = random_walk(
+                [torch.from_numpy(recorded["cam"]).to(device)],
+                [torch.from_numpy(recorded["edge"][0]).to(device)],
+                radius=int(recorded["radius"]),
+                beta=float(recorded["beta"]),
+                exp_times=int(recorded["exp_times"]),
+            )
+            propagated = walked[:, None].cpu().numpy()  # recorded as (C, 1, h, w)
+            checks.append(
+                _close(file.stem, "propagated", propagated, recorded["propagated"], _WALK_TOLERANCE, absolute=True)
+            )
+    return checks
+
+
+# --- irn_*: the loss that IRN learns from -------------------------------------------------------------------
+
+_IRN_TOLERANCE = 1e-4
+_IRN_ARRAYS = (
+    "segmentation",
+    "radius",
+    "search_dst",
+    "edge_logits",
+    "displacement",
+    "bg_pos",
+    "fg_pos",
+    "neg",
+    "affinity",
+    "loss_positive_affinity",
+    "loss_negative_affinity",
+    "loss_displacement_fg",
+    "loss_displacement_bg",
+    "loss_total",
+    "grad_edge",
+    "grad_displacement",
+)
+
+
+def check_irn_losses(files: list[Path], device: str) -> list[Check]:
+    """Check recorded losses of IRN: pairs, their labels and affinities, the loss's parts and gradients."""
+    checks = []
+    for file in files:
+        recorded = _read_case(file, _IRN_ARRAYS)
+        with _fitting_together(file):
+            checks += _check_irn_loss(file.stem, recorded, device)  # first: it looks at the shapes
+            checks += _check_pairs(file.stem, recorded, device)
+    return checks
+
+
+def _check_pairs(case: str, recorded: Arrays, device: str) -> list[Check]:
+    labels = torch.from_numpy(recorded["segmentation"]).to(device)[None]
+    boundary = torch.from_numpy(recorded["edge_logits"]).to(device)[:, 0].sigmoid()
+    pairs = Pairs(int(recorded["radius"]), *labels.shape[1:])
+    ours, theirs = pairs.displacements.tolist(), recorded["search_dst"].tolist()
+    same = _exact(case, "search_dst", sorted(ours), sorted(theirs))
+    if not same.ok:
+        return [same]
+    order = [ours.index(displacement) for displacement in theirs]  # ribray's order is another one
+    kinds = torch.stack([pair_labels(labels, pairs, i).flatten(1) for i in order], dim=1).cpu().numpy()
+    affinity = torch.stack([(1 - pairs.strongest(boundary, i)).flatten() for i in order]).cpu().numpy()
+    return [
+        same,
+        *(_labels(case, name, kinds[i], recorded[name], 0.0) for i, name in enumerate(("bg_pos", "fg_pos", "neg"))),
+        _close(case, "affinity", affinity, recorded["affinity"], _IRN_TOLERANCE),
+    ]
+
+
+def _check_irn_loss(case: str, recorded: Arrays, device: str) -> list[Check]:
+    boundary = torch.from_numpy(recorded["edge_logits"]).to(device).requires_grad_()
+    displacement = torch.from_numpy(recorded["displacement"]).to(device).requires_grad_()
+    labels = torch.from_numpy(recorded["segmentation"]).to(device)[None]
+    losses = irn_loss(boundary, displacement, labels, int(recorded["radius"]))
+    gradients = torch.autograd.grad(losses.loss, (boundary, displacement))
+    computed = {
+        "loss_positive_affinity": losses.positive,
+        "loss_negative_affinity": losses.negative,
+        "loss_displacement_fg": losses.displacement_fg,
+        "loss_displacement_bg": losses.displacement_bg,
+        "loss_total": losses.loss,
+        "grad_edge": gradients[0],
+        "grad_displacement": gradients[1],
+    }
+    return [
+        _close(case, name, value.detach().cpu().numpy(), recorded[name], _IRN_TOLERANCE)
+        for name, value in computed.items()
+    ]
+
+
+# --- dense_crf_*: confident labels --------------------------------------------------------------------------
+
+_CRF_TOLERANCE = 1e-3  # share of the pixels
+_CRF_ARRAYS = (
+    "image",
+    "cam",
+    "keys",
+    "conf_fg_threshold",
+    "conf_bg_threshold",
+    "crf_fg_labels",
+    "crf_bg_labels",
+    "ir_label",
+)
+
+
+def check_confident_labels(files: list[Path], device: str) -> list[Check]:
+    """Check recorded confident labels, which the dense CRF made; it computes on the CPU whatever the device."""
+    checks = []
+    for file in files:
+        recorded = _read_case(file, _CRF_ARRAYS)
+        try:
+            require_crf()
+        except UsageError as error:  # the other kinds can be checked without it
+            checks.append(Check(file.stem, "ir_label", float("nan"), _CRF_TOLERANCE, str(error)))
+            continue
+        with _fitting_together(file):
+            checks += _check_confident_labels(file.stem, recorded)
+    return checks
+
+
+def _check_confident_labels(case: str, recorded: Arrays) -> list[Check]:
+    keys = recorded["keys"]  # mask values: 0, then the present classes
+    high, low = float(recorded["conf_fg_threshold"]), float(recorded["conf_bg_threshold"])
+
+    def cut_at(fg_threshold: float, bg_threshold: float) -> np.ndarray:
+        return cut(recorded["image"], recorded["cam"], keys[1:] - 1, fg_threshold, bg_threshold, LABEL_CRF)
+
+    mask = cut_at(high, low)
+    return [
+        _labels(case, "crf_fg_labels", foreground_reading(mask), keys[recorded["crf_fg_labels"]], _CRF_TOLERANCE),
+        _labels(case, "crf_bg_labels", cut_at(low, low), keys[recorded["crf_bg_labels"]], _CRF_TOLERANCE),
+        _labels(case, "ir_label", mask, recorded["ir_label"], _CRF_TOLERANCE),
+    ]
+
+
+CHECKERS: dict[str, Callable[[list[Path], str], list[Check]]] = {
+    "rib_": check_refinements,
+    "dense_crf_": check_confident_labels,
+    "irn_": check_irn_losses,
+    "random_walk_": check_random_walks,
+}
 """From the beginning of a case's name to what checks such cases: (files, device) → checks."""
 
 
@@ -254,20 +407,49 @@ def _read_case(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     return arrays
 
 
+@contextlib.contextmanager
+def _fitting_together(file: Path) -> Iterator[None]:
+    """Say in a sentence which case has arrays that do not go with each other."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
+
+
 def _array(arrays: Arrays, name: str, case: str) -> np.ndarray:
     if name not in arrays:
         raise UsageError(f"The recorded case {case} is incomplete: it has no '{name}'.")
     return arrays[name]
 
 
-def _close(case: str, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
-    """Compare arrays by the largest difference over the largest recorded value."""
+def _close(
+    case: str,
+    quantity: str,
+    computed: np.ndarray,
+    recorded: np.ndarray,
+    tolerance: float,
+    absolute: bool = False,
+) -> Check:
+    """Compare arrays by the largest difference, over the largest recorded value unless `absolute`."""
     if computed.shape != recorded.shape:
-        note = f"shape {computed.shape}, recorded {recorded.shape}"
-        return Check(case, quantity, float("inf"), tolerance, note)
+        return _other_shape(case, quantity, computed, recorded, tolerance)
     difference = np.abs(computed.astype(np.float64) - recorded).max(initial=0.0)
     largest = np.abs(recorded).max(initial=0.0)
-    return Check(case, quantity, float(difference / largest if largest else difference), tolerance)
+    relative = largest and not absolute
+    return Check(case, quantity, float(difference / largest if relative else difference), tolerance)
+
+
+def _labels(case: str, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
+    """Compare arrays of labels by the share that differs."""
+    if computed.shape != recorded.shape:
+        return _other_shape(case, quantity, computed, recorded, tolerance)
+    return Check(case, quantity, float((computed != recorded).mean()), tolerance)
+
+
+def _other_shape(case: str, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
+    note = f"shape {computed.shape}, recorded {recorded.shape}"
+    return Check(case, quantity, float("inf"), tolerance, note)
 
 
 def _exact(case: str, quantity: str, computed: object, recorded: object) -> Check:

@@ -60,12 +60,12 @@ def test_a_missing_data_root_and_a_missing_list_are_named(ribray, tmp_path):
     assert_one_sentence(code, error, "train_aug")
 
 
-def test_unknown_recipes_and_stages_are_refused(ribray):
+def test_unknown_recipes_and_stages_are_refused(ribray, tmp_path):
     code, _, error = ribray("run", "voc21")
     assert_one_sentence(code, error, "no recipe 'voc21'", "did you mean voc12")
     code, _, error = ribray(*VOC, "--stages", "refine,seeds")
     assert_one_sentence(code, error, "no stage 'seeds'", "classifier, refine, seed")
-    code, _, error = ribray("run", "quickstart", "--redo", "everything", "--out", "unused")
+    code, _, error = ribray("run", "quickstart", "--redo", "everything", "--out", str(tmp_path / "run"))
     assert_one_sentence(code, error, "--redo everything")
 
 

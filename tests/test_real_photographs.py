@@ -5,9 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
 
+from ribray import storage
 from ribray.config import load_experiment
 from ribray.data import open_dataset
+from ribray.data.mask_files import read_mask_file
 from ribray.rib.maps import MapRecord, localization_maps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -26,29 +29,84 @@ SCALED_DOWN = [
     "refine.resize_long=[96,128]",
     "refine.scales=[1.0,0.5]",
     "refine.loss_scales=[1.0]",
+    "irn.epochs=1",
+    "irn.batch_size=4",
+    "irn.crop_size=128",
+    "segmentation.backbone=resnet18",
+    "segmentation.iterations=3",
+    "segmentation.batch_size=4",
+    "segmentation.crop_size=129",
 ]
+OWN = {"voc12": [], "coco14": ["segmentation.scales=[1.0]", "evaluate.crf=none"]}  # 81 classes take their time
 
 
-@pytest.mark.parametrize(("recipe", "folder", "images"), [("voc12", "voc-mini", 19), ("coco14", "coco-mini", 26)])
-def test_every_photograph_ends_as_a_map(recipe, folder, images, shared_dir, tmp_path):
-    settings = [f"data.root={shared_dir / 'data' / folder}", *SCALED_DOWN]
+@pytest.fixture(
+    scope="module", params=[("voc12", "voc-mini", 19), ("coco14", "coco-mini", 26)], ids=["voc12", "coco14"]
+)
+def finished(request, shared_dir, tmp_path_factory):
+    """A whole run by the command line: recipe, data and run directory."""
+    recipe, folder, images = request.param
+    settings = [f"data.root={shared_dir / 'data' / folder}", *SCALED_DOWN, *OWN[recipe]]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    command = ["run", recipe, "--out", str(tmp_path / "run"), "--stages", "classifier,refine,seed", *overrides]
-    done = subprocess.run([sys.executable, "-m", "ribray.cli", *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "mean IoU" in done.stdout
-
+    out = tmp_path_factory.mktemp(recipe) / "run"
+    done = ribray("run", recipe, "--out", out, *overrides)
+    assert "from maps to masks" in done.stdout
+    assert "published" in done.stdout
     dataset = open_dataset(load_experiment(recipe, settings).data, "train")
     assert len(dataset) == images
+    return recipe, dataset, out
+
+
+def ribray(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ribray.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_every_photograph_ends_as_a_map_and_as_masks(finished):
+    recipe, dataset, out = finished
     without_objects = 0
     for id in dataset.ids:
-        record = MapRecord.read(next((tmp_path / "run" / "maps").glob(f"*/{id}.npz")))
-        assert record.classes.tolist() == np.flatnonzero(dataset.labels[dataset.index(id)]).tolist()
+        present = np.flatnonzero(dataset.labels[dataset.index(id)]).tolist()
+        record = MapRecord.read(next((out / "maps").glob(f"*/{id}.npz")))
+        assert record.classes.tolist() == present
         maps = localization_maps(record)
         assert maps.shape == (len(record.classes), *dataset.image(id).shape[:2])
         assert np.isfinite(maps).all()
-        without_objects += len(record.classes) == 0
+        for folder in ("confident", "pseudo", "predictions"):
+            mask, counts = read_mask_file(out / folder / f"{id}.png")
+            assert mask.shape == maps.shape[1:]
+            assert counts["mask"]["images"] == [1]
+            if folder != "predictions":
+                assert set(np.unique(mask)) <= {0, 255, *(place + 1 for place in present)}
+        if not present:
+            without_objects += 1
+            assert not read_mask_file(out / "pseudo" / f"{id}.png")[0].any()
     assert without_objects == (~dataset.labels.any(1)).sum()
     if recipe == "coco14":
         assert without_objects > 0
         assert np.flatnonzero(dataset.labels.any(0)).max() >= 20
+    metrics = storage.read_json(out / "metrics.json")
+    for stage in ("pseudo", "evaluate"):
+        assert metrics[stage]["images"] == len(dataset)
+        assert metrics[stage]["failed"] == 0
+    for weights in ("classifier", "irn", "segmentation"):
+        assert (out / weights / "weights.safetensors").stat().st_size > 0
+
+
+def test_the_masks_go_out_as_coco_annotations(finished, tmp_path):
+    _, dataset, out = finished
+    ribray("export", out, "--format", "coco", "--out", tmp_path / "pseudo.json")
+    exported = COCO(tmp_path / "pseudo.json")
+    names = {category["id"]: category["name"] for category in exported.dataset["categories"]}
+    pixels = 0
+    for image in exported.dataset["images"]:
+        id = image["file_name"].rsplit("/")[-1].rsplit(".")[0]
+        mask, _ = read_mask_file(out / "pseudo" / f"{id}.png")
+        for annotation in exported.loadAnns(exported.getAnnIds(image["id"])):
+            value = dataset.classes.index(names[annotation["category_id"]]) + 1
+            np.testing.assert_array_equal(exported.annToMask(annotation), mask == value)
+            pixels += annotation["area"]
+    assert len(exported.dataset["images"]) == len(dataset)
+    assert pixels > 0

@@ -9,6 +9,7 @@ import torch
 
 from ribray import verify as verification
 from ribray.errors import RibrayError, UsageError
+from ribray.irn import loss
 from ribray.models import Classifier
 from ribray.rib import refine
 from ribray.verify import verify
@@ -32,9 +33,59 @@ def test_recorded_refinements_are_reproduced(shared_dir: Path) -> None:
     assert {"cam_step0_scale0", "cam_step4_scale3", "cam_stride4", "cam_full"} <= quantities
 
 
+def test_recorded_pairs_losses_and_gradients_of_irn_are_reproduced(shared_dir: Path) -> None:
+    checks = verify(shared_dir / "golden", only="irn")
+    assert [check for check in checks if not check.ok] == []
+    assert {check.quantity for check in checks} == {
+        "search_dst",
+        "bg_pos",
+        "fg_pos",
+        "neg",
+        "affinity",
+        "loss_positive_affinity",
+        "loss_negative_affinity",
+        "loss_displacement_fg",
+        "loss_displacement_bg",
+        "loss_total",
+        "grad_edge",
+        "grad_displacement",
+    }
+
+
+def test_recorded_random_walks_are_reproduced(shared_dir: Path) -> None:
+    checks = verify(shared_dir / "golden", only="random_walk")
+    assert [check for check in checks if not check.ok] == []
+    assert len(checks) == len(list((shared_dir / "golden").glob("random_walk_*.npz")))
+
+
+def test_recorded_confident_labels_are_reproduced(shared_dir: Path) -> None:
+    pytest.importorskip("pydensecrf")
+    checks = verify(shared_dir / "golden", only="dense_crf")
+    assert [check for check in checks if not check.ok] == []
+    assert len(checks) == 3 * len(list((shared_dir / "golden").glob("dense_crf_*.npz")))
+
+
 @pytest.fixture
 def one_case(shared_dir: Path, tmp_path: Path) -> Path:
     shutil.copy(shared_dir / "golden" / "rib_explode_ratio.npz", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def irn_case(shared_dir: Path, tmp_path: Path) -> Path:
+    shutil.copy(shared_dir / "golden" / "irn_affinity_loss.npz", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def walk_case(shared_dir: Path, tmp_path: Path) -> Path:
+    shutil.copy(shared_dir / "golden" / "random_walk_odd.npz", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def crf_case(shared_dir: Path, tmp_path: Path) -> Path:
+    shutil.copy(shared_dir / "golden" / "dense_crf_ir_label.npz", tmp_path)
     return tmp_path
 
 
@@ -109,3 +160,66 @@ def test_a_case_that_does_not_fit_together_is_refused(one_case: Path) -> None:
 
 def test_a_number_that_is_none_is_never_ok() -> None:
     assert not verification.Check("case", "quantity", float("nan"), 1.0).ok
+
+
+def test_it_is_the_products_pairs_and_loss_that_are_checked(irn_case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_EPSILON", 1e-3)
+    off = {check.quantity for check in verify(irn_case) if not check.ok}
+    assert {"loss_positive_affinity", "loss_negative_affinity", "loss_total", "grad_edge"} <= off
+    assert "affinity" not in off
+
+
+def test_a_pair_label_that_differs_is_off(irn_case: Path) -> None:
+    with np.load(irn_case / "irn_affinity_loss.npz") as archive:
+        labels = archive["neg"].copy()
+    labels[100, 7] ^= 1
+    change(irn_case, neg=labels)
+    (off,) = (check for check in verify(irn_case) if not check.ok)
+    assert (off.quantity, off.error) == ("neg", 1 / labels.size)
+
+
+def test_other_displacements_are_said_before_anything_is_matched_by_them(irn_case: Path) -> None:
+    change(irn_case, search_dst=np.array([[0, 1], [1, 0]]))
+    off = {check.quantity for check in verify(irn_case) if not check.ok}
+    assert off == {"search_dst"}
+
+
+def test_an_irn_case_that_does_not_fit_together_is_refused(irn_case: Path) -> None:
+    change(irn_case, segmentation=np.zeros((32, 31), np.uint8))
+    with pytest.raises(UsageError, match=r"irn_affinity_loss\.npz does not fit together.*do not go with"):
+        verify(irn_case)
+
+
+def test_the_walks_parameters_come_from_the_case(walk_case: Path) -> None:
+    assert all(check.ok for check in verify(walk_case))
+    for changed in ({"exp_times": 5}, {"beta": 7}, {"radius": 4}):
+        with np.load(walk_case / "random_walk_odd.npz") as archive:
+            recorded = {name: archive[name] for name in changed}
+        change(walk_case, **{name: np.array(value) for name, value in changed.items()})
+        assert not any(check.ok for check in verify(walk_case))
+        change(walk_case, **recorded)
+
+
+def test_a_walk_off_by_more_than_the_absolute_tolerance_is_off(walk_case: Path) -> None:
+    with np.load(walk_case / "random_walk_odd.npz") as archive:
+        propagated = archive["propagated"]
+    propagated[0, 0, 20, 20] += 2e-4
+    change(walk_case, propagated=propagated)
+    (check,) = verify(walk_case)
+    assert check.error == pytest.approx(2e-4, rel=0.1) and not check.ok
+
+
+def test_confident_labels_depend_on_the_recorded_thresholds(crf_case: Path) -> None:
+    pytest.importorskip("pydensecrf")
+    change(crf_case, conf_fg_threshold=np.array(0.6))
+    off = {check.quantity for check in verify(crf_case) if not check.ok}
+    assert off == {"crf_fg_labels", "ir_label"}
+
+
+def test_without_the_crf_only_its_cases_are_off(crf_case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise UsageError("The dense CRF is not installed.")
+
+    monkeypatch.setattr(verification, "require_crf", missing)
+    (check,) = verify(crf_case)
+    assert not check.ok and check.note == "The dense CRF is not installed."

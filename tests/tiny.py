@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ribray.config import load_experiment
+from ribray.config import Experiment, load_experiment
+from ribray.stages import STAGES
 from ribray.stages.chain import Request, Result, parse_stages, run_chain
 
 TINY = [
@@ -23,14 +24,32 @@ TINY = [
     "refine.crop_size=64",
     "refine.resize_long=[48, 80]",
     "refine.limit=10",
+    "irn.epochs=1",
+    "irn.batch_size=4",
+    "irn.crop_size=64",
+    "irn.workers=1",
+    "pseudo.exp_times=3",
+    "segmentation.iterations=4",
+    "segmentation.batch_size=4",
+    "segmentation.crop_size=64",
+    "segmentation.hidden=8",
+    "segmentation.workers=1",
+    "masks.source=rib",
     "tracking.wandb=disabled",
 ]
+MAPS = "classifier,refine,seed"
+"""The stages up to localization maps and their seed."""
+EVERYTHING = ",".join(STAGES)
 
 
-def chain(out: Path, settings: list[str] | None = None, stages: str | None = None, **options) -> tuple[Result, str]:
-    """Run stages in this process; return the result and what was printed."""
-    experiment = load_experiment("quickstart", [*TINY, *(settings or [])])
-    request = Request(experiment, "quickstart", out, parse_stages(stages), **options)
+def experiment(settings: list[str] | None = None) -> Experiment:
+    """The quickstart's configuration, made tiny."""
+    return load_experiment("quickstart", [*TINY, *(settings or [])])
+
+
+def chain(out: Path, settings: list[str] | None = None, stages: str = MAPS, **options) -> tuple[Result, str]:
+    """Run stages in this process, by default up to the seed; return the result and what was printed."""
+    request = Request(experiment(settings), "quickstart", out, parse_stages(stages), **options)
     text = io.StringIO()
     result = run_chain(request, Console(file=text, width=300), threading.Event())
     return result, text.getvalue()

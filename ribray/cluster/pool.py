@@ -6,6 +6,7 @@ The caller gives a *worker class*, written without Ray:
         def __init__(self, **arguments): ...           # load weights, once per process
         def process(self, item: str) -> dict: ...      # do it, write the result to storage, return a small record
         def prefetch(self, item: str) -> None: ...     # optional: begin to load an item that comes later
+        def process_batch(self, items) -> dict: ...    # optional: records by item; what is left out goes to `process`
 
 and gets every item done once, whatever happens to the processes:
 
@@ -143,7 +144,19 @@ class _Actor:
         if prefetch is not None:
             for item in (chunk[0], *upcoming):  # what is needed now is loaded first
                 prefetch(item)
-        return [self._process_item(item) for item in chunk]
+        records = self._process_batch(chunk)
+        return [Outcome(item, record=records[item]) if item in records else self._process_item(item) for item in chunk]
+
+    def _process_batch(self, chunk: list[Item]) -> Mapping[Item, Record]:
+        """Do what the worker can do of a chunk at once; what fails that way is tried alone, and judged alone."""
+        batch = getattr(self._worker, "process_batch", None)
+        if batch is None or len(chunk) == 1:
+            return {}
+        try:
+            return batch(chunk)
+        except Exception:
+            logger.exception("a batch of %d items failed; each is done alone", len(chunk))
+            return {}
 
     def _process_item(self, item: Item) -> Outcome:
         try:

@@ -1,4 +1,4 @@
-"""Distributed training on Ray Train: data parallel, checkpointed each epoch, resumable.
+"""Distributed training on Ray Train: data parallel, checkpointed every so many steps, resumable.
 
 A stage describes its training as a `TrainingTask`, written without Ray. The loop here gives every rank its share of
 each global batch, so that the sequence of steps does not depend on the number of workers, and lets rank 0 write the
@@ -6,7 +6,9 @@ log and the final weights.
 """
 
 import contextlib
+import functools
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -32,10 +34,17 @@ RESTARTS = 2
 """How often a training whose worker died starts again from its last checkpoint."""
 
 
-class TrainingTask(Protocol):
-    """What a stage hands over. Everything is deterministic in (task, epoch, step), whatever the number of workers."""
+Total = Callable[[Tensor], Tensor]
+"""Sums a small tensor of counts over all ranks; what it returns takes part in no gradient."""
 
-    epochs: int
+
+class TrainingTask(Protocol):
+    """What a stage hands over. Everything is deterministic in (task, step), whatever the number of workers."""
+
+    steps: int
+    """Length of the training."""
+    period: int
+    """Steps from one validation to the next; there is another at the end."""
     precision: str
     """float32, bfloat16, or auto: bfloat16 on a GPU."""
 
@@ -45,23 +54,23 @@ class TrainingTask(Protocol):
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Return the optimiser; its groups carry the starting learning rates."""
 
-    def steps_per_epoch(self) -> int:
-        """Return the number of steps of one epoch."""
-
     def decay(self, step: int) -> float:
-        """Return the factor on every group's starting learning rate at global step ``step``."""
+        """Return the factor on every group's starting learning rate at ``step``."""
 
-    def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterable[Any]:
-        """Yield this rank's share of the epoch's batches, from step ``first_step`` of the epoch on."""
+    def batches(self, first_step: int, rank: int, world: int) -> Iterable[Any]:
+        """Yield this rank's share of each step's batch, from ``first_step`` on."""
 
-    def loss(self, model: nn.Module, batch: Any, device: torch.device) -> Tensor:
-        """Return the mean loss over this rank's share; the shares are equal, so ranks' gradients are averaged."""
+    def loss(self, model: nn.Module, batch: Any, device: torch.device, total: Total) -> Tensor:
+        """Return this rank's part of the loss of the global batch: the parts of all ranks add up to it.
 
-    def validate(self, model: Any, rank: int, world: int, device: torch.device) -> Any:
-        """Return this rank's part of the validation."""
+        A mean over pixels therefore has this rank's sum above, and the count of all ranks, from ``total``, below.
+        """
 
-    def validation_metrics(self, parts: list[Any]) -> dict[str, float]:
-        """Turn all ranks' parts into numbers."""
+    def validate(self, model: Any, step: int, rank: int, world: int, device: torch.device) -> Any:
+        """Return this rank's part of the validation after ``step`` steps."""
+
+    def conclude(self, model: Any, parts: list[Any]) -> dict[str, Any]:
+        """Turn all ranks' parts into numbers; on every rank, so that the network may take something from them too."""
 
     def save(self, model: Any, destination: Path) -> None:
         """Write the final weights."""
@@ -79,6 +88,8 @@ class TrainingPlan:
     cpus_per_worker: float
     gpus_per_worker: float
     threads_per_worker: int
+    checkpoint_steps: int = 500
+    """Steps from one checkpoint to the next; every validation has one too."""
 
 
 def run_training(
@@ -87,13 +98,14 @@ def run_training(
     """Train, or go on from the last checkpoint in the folder.
 
     Returns:
-        the log's lines; None where a stop request ended the training, which then goes on from its last epoch.
+        the log's lines; None where a stop request ended the training, which then goes on from its last checkpoint.
 
     Raises:
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
     import ray.train.torch  # takes a second, which the workers of a pool need not spend
 
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # workers that are done leave their place sooner
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
@@ -110,10 +122,10 @@ def run_training(
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
     )
-    refusal = plan.folder / REFUSAL_FILE
+    weights, refusal = plan.folder / plan.weights, plan.folder / REFUSAL_FILE
     refusal.unlink(missing_ok=True)
     try:
-        if not (plan.folder / plan.weights).exists() and not _fit(trainer, stop_requested):
+        if not weights.exists() and not _fit(trainer, weights, stop_requested):
             return None
     except ray.train.WorkerGroupError as error:
         rank, failure = min(error.worker_failures.items())
@@ -122,17 +134,18 @@ def run_training(
         raise RibrayError(f"Training failed: {_last_line(error)}") from error
     if refusal.exists():
         raise RibrayError(refusal.read_text(encoding="utf-8"))
-    if not (plan.folder / plan.weights).exists():
-        raise RibrayError(f"Training ended without writing {plan.folder / plan.weights}; start it again to go on.")
+    if not weights.exists():
+        raise RibrayError(f"Training ended without writing {weights}; start it again to go on.")
     shutil.rmtree(plan.folder / WORK_FOLDER, ignore_errors=True)
     return read_log(plan.folder)
 
 
-def _fit(trainer: Any, stop_requested: Callable[[], bool]) -> bool:
-    """Run a trainer to its end; return False where a stop request came first.
+def _fit(trainer: Any, weights: Path, stop_requested: Callable[[], bool]) -> bool:
+    """Run a trainer until the final weights are there; return False where a stop request came first.
 
     In the main thread Ray Train would take Ctrl-C for itself and end the process. What still runs after a stop
-    request ends with this process's connection to Ray.
+    request ends with this process's connection to Ray. Nor is Ray Train waited for once the weights are written: on
+    a cluster without a dashboard it takes ten seconds to find out that one of its helpers is done.
     """
     outcome: Future[None] = Future()
 
@@ -146,6 +159,8 @@ def _fit(trainer: Any, stop_requested: Callable[[], bool]) -> bool:
     while not stop_requested():
         if wait([outcome], timeout=POLL_SECONDS).done:
             outcome.result()
+            return True
+        if weights.exists():
             return True
     return False
 
@@ -188,34 +203,39 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
     module = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
     optimizer = task.optimizer(model)
     starting_rates = [group["lr"] for group in optimizer.param_groups]
-    first_epoch = _restore(model, optimizer, device)
-    steps = task.steps_per_epoch()
-    for epoch in range(first_epoch, task.epochs):
-        with _log(plan.folder, rank, epoch * steps) as log:
-            module.train()
-            for step, batch in enumerate(task.batches(epoch, 0, rank, world), start=epoch * steps):
-                for group, rate in zip(optimizer.param_groups, starting_rates, strict=True):
-                    group["lr"] = rate * task.decay(step)
-                with _autocast(task.precision, device):
-                    loss = task.loss(module, batch, device)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                value = _mean_over_ranks(loss.detach(), world)
-                log({"epoch": epoch, "step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"]})
-                _require_finite(value, step)
-            module.eval()
-            with torch.no_grad(), _autocast(task.precision, device):
-                part = task.validate(model, rank, world, device)
-            metrics = task.validation_metrics(_gather(part, world))
-            log({"epoch": epoch, "step": (epoch + 1) * steps - 1, "validation": metrics})
-        if rank == 0 and epoch + 1 == task.epochs:
-            task.save(model, plan.folder / plan.weights)
-        _report(metrics, model, optimizer, epoch + 1, rank)
+    first_step = _restore(model, optimizer, device)
+    module.train()
+    with _log(plan.folder, rank, first_step) as log:
+        for step, batch in enumerate(task.batches(first_step, rank, world), start=first_step):
+            for group, rate in zip(optimizer.param_groups, starting_rates, strict=True):
+                group["lr"] = rate * task.decay(step)
+            with _autocast(task.precision, device):
+                part = task.loss(module, batch, device, functools.partial(_sum_over_ranks, world=world))
+            optimizer.zero_grad(set_to_none=True)
+            (part * world).backward()  # the ranks' gradients are averaged
+            optimizer.step()
+            loss = float(_sum_over_ranks(part.detach(), world))
+            epoch, done = step // task.period, step + 1
+            log({"epoch": epoch, "step": step, "loss": loss, "lr": optimizer.param_groups[0]["lr"]})
+            _require_finite(loss, step)
+            metrics, is_last = {}, done == task.steps
+            validates = is_last or done % task.period == 0
+            if validates:
+                module.eval()
+                with torch.no_grad(), _autocast(task.precision, device):
+                    seen = task.validate(model, done, rank, world, device)
+                    metrics = task.conclude(model, _gather(seen, world))
+                module.train()
+                log({"epoch": epoch, "step": step, "validation": metrics})
+            if is_last:
+                if rank == 0:
+                    task.save(model, plan.folder / plan.weights)
+            elif validates or done % plan.checkpoint_steps == 0:
+                _report(metrics, model, optimizer, done, rank)
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Load the last checkpoint, if there is one, and return the epoch to go on with."""
+    """Load the last checkpoint, if there is one, and return the step to go on with."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
@@ -223,20 +243,18 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.d
         state = torch.load(Path(folder) / CHECKPOINT_FILE, map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["epoch"]
+    return state["step"]
 
 
-def _report(
-    metrics: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, rank: int
-) -> None:
+def _report(metrics: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank: int) -> None:
     """Register a checkpoint of rank 0; every rank has to report."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if rank == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
             torch.save(state, Path(folder) / CHECKPOINT_FILE)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"epoch": epoch, **metrics}, checkpoint=checkpoint)
+        ray.train.report({"step": step, **metrics}, checkpoint=checkpoint)
 
 
 @contextlib.contextmanager
@@ -256,10 +274,11 @@ def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContex
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
 
 
-def _mean_over_ranks(value: Tensor, world: int) -> float:
+def _sum_over_ranks(value: Tensor, world: int) -> Tensor:
     if world > 1:
+        value = value.detach().clone()
         torch.distributed.all_reduce(value)
-    return float(value) / world
+    return value
 
 
 def _gather(part: Any, world: int) -> list[Any]:

@@ -10,28 +10,28 @@ from ribray.errors import UsageError
 
 __all__ = ["Dataset", "Problem", "fingerprint_of", "open_dataset"]
 
-Opener = Callable[[DataConfig, str, Path], Dataset]
+Opener = Callable[[DataConfig, str, Path, bool], Dataset]
 
 
-def _open_voc(data: DataConfig, split: str, root: Path) -> Dataset:
+def _open_voc(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
     from ribray.data.voc import open_voc
 
-    return open_voc(root, split)
+    return open_voc(root, split, labelled)
 
 
-def _open_coco(data: DataConfig, split: str, root: Path) -> Dataset:
+def _open_coco(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
     from ribray.data.coco import open_coco
 
     return open_coco(root, split)
 
 
-def _open_folder(data: DataConfig, split: str, root: Path) -> Dataset:
+def _open_folder(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
     from ribray.data.folder import open_folder
 
     return open_folder(root, split)
 
 
-def _open_synthetic(data: DataConfig, split: str, root: Path) -> Dataset:
+def _open_synthetic(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
     from ribray.data.synthetic import open_synthetic
 
     return open_synthetic(data, split, root)
@@ -48,13 +48,14 @@ KINDS: dict[str, Opener] = {
 _MADE_HERE = ("synthetic",)  # draws its root itself
 
 
-def open_dataset(data: DataConfig, split: str, root: str | Path | None = None) -> Dataset:
+def open_dataset(data: DataConfig, split: str, root: str | Path | None = None, *, labelled: bool = True) -> Dataset:
     """Open one split of the configured data.
 
     Args:
         data: kind, root and what belongs to the kind.
         split: ``data.train_split``, ``data.eval_split`` or another one that the data has.
         root: folder or URL to use instead of ``data.root``.
+        labelled: whether images whose labels cannot be known are left out; to predict them they need none.
 
     Raises:
         UsageError: the root, the list or the annotations are missing or broken, or no image has a label.
@@ -67,17 +68,17 @@ def open_dataset(data: DataConfig, split: str, root: str | Path | None = None) -
         state = "is a file" if location.exists() else "does not exist"
         raise UsageError(f"data.root {location} {state}: set it to the folder that holds the {data.kind} data.")
     try:
-        dataset = KINDS[data.kind](data, split, location)
+        dataset = KINDS[data.kind](data, split, location, labelled)
     except OSError as error:
         raise UsageError(f"The data in {location} cannot be read: {error}.") from None
-    _require_labels(dataset)
+    _require_content(dataset, labelled)
     return dataset
 
 
-def _require_labels(dataset: Dataset) -> None:
+def _require_content(dataset: Dataset, labelled: bool) -> None:
     """Refuse a split that nothing can be learnt from or refined in, with the first reason that was found."""
     reason = f", for example: {dataset.problems[0].sentence}" if dataset.problems else "."
     if not dataset.ids:
         raise UsageError(f"{dataset.name} has no image that can be used{reason}")
-    if not dataset.labels.any():
+    if labelled and not dataset.labels.any():
         raise UsageError(f"No image of {dataset.name} has a label{reason}")

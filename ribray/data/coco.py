@@ -65,6 +65,14 @@ class CocoDataset(Dataset):
     def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
         return self.folder / self._instances.file_names[self.index(id)]
 
+    @property
+    def category_ids(self) -> tuple[int, ...]:  # noqa: D102 - see Dataset
+        return self._instances.category_ids
+
+    def coco_image(self, id: str) -> tuple[int, str]:  # noqa: D102 - see Dataset
+        row = self.index(id)
+        return self._instances.image_ids[row], self._instances.file_names[row]
+
     def _read_mask(self, id: str) -> np.ndarray | None:
         if not self.has_masks:
             return None
@@ -119,8 +127,11 @@ class Instances:
 
     classes: tuple[str, ...]
     """Category names in the order of the category ids."""
+    category_ids: tuple[int, ...]
     ids: tuple[str, ...]
     file_names: tuple[str, ...]
+    image_ids: tuple[int, ...]
+    """As the file has them; where these are not all numbers, 1, 2, …"""
     labels: np.ndarray
     """(I, classes) bool; crowds do not count."""
     sizes: np.ndarray
@@ -288,8 +299,10 @@ def _build_index(found: _Found, source: str) -> Instances:
     labels[rows[~crowds], columns[~crowds]] = True
     return Instances(
         classes=classes,
+        category_ids=tuple(id for id, _ in sorted(found.categories)),
         ids=tuple(_id_of(file_name) for _, file_name, _, _ in images),
         file_names=tuple(file_name for _, file_name, _, _ in images),
+        image_ids=_numbers([id for id, _, _, _ in images]),
         labels=labels,
         sizes=np.array([image[2:] for image in images], dtype=np.int32).reshape(-1, 2),
         first=np.searchsorted(rows, np.arange(len(images) + 1)),
@@ -304,6 +317,11 @@ def _build_index(found: _Found, source: str) -> Instances:
 
 def _id_of(file_name: str) -> str:
     return PurePosixPath(file_name).stem
+
+
+def _numbers(ids: list[Hashable]) -> tuple[int, ...]:
+    numbers = tuple(id for id in ids if isinstance(id, int))
+    return numbers if len(numbers) == len(ids) else tuple(range(1, len(ids) + 1))
 
 
 def _order_categories(categories: list[tuple[int, str]], source: str) -> tuple[dict[Hashable, int], tuple[str, ...]]:

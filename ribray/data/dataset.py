@@ -131,6 +131,15 @@ class Dataset(ABC):
         return fingerprint_of(self.ids, self.labels, self.classes)
 
     @property
+    def category_ids(self) -> tuple[int, ...]:
+        """COCO category ids of the classes, in their order: the data's own, or 1, 2, …"""
+        return tuple(range(1, len(self.classes) + 1))
+
+    def coco_image(self, id: str) -> tuple[int, str]:
+        """Return an image's COCO image id and file name: the data's own, or its place from 1 and its path."""
+        return self.index(id) + 1, f"{id}{self.image_path(id).suffix}"
+
+    @property
     @abstractmethod
     def has_masks(self) -> bool:
         """Whether there is truth for (some of) the images."""

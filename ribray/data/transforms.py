@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ribray.data.dataset import IGNORE
+
 MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean per channel (red, green, blue), of values in 0…1."""
 STD = (0.229, 0.224, 0.225)
@@ -35,6 +37,12 @@ def keyed_rng(*parts: str | int) -> np.random.Generator:
         content = text.encode("utf-8", "surrogatepass")
         digest.update(len(content).to_bytes(8, "big") + content)  # ("ab", "c") and ("a", "bc") must differ
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "big")))
+
+
+@functools.lru_cache(maxsize=4)
+def shuffled(name: str, seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return the order of ``count`` images in one epoch: a permutation that depends on the arguments alone."""
+    return keyed_rng(name, seed, epoch).permutation(count)
 
 
 # --- the target image --------------------------------------------------------------------------------------
@@ -85,16 +93,33 @@ def augment(
     is_flipped = bool(rng.random() < 0.5)
     places = rng.random(2)
     sides = [max(round(side * long_side / max(image.shape[:2])), 1) for side in image.shape[:2]]
-    (rows, top), (columns, left) = (_place(side, crop_size, at) for side, at in zip(sides, places, strict=True))
-    resized = Image.fromarray(image).resize((sides[1], sides[0]), Image.Resampling.BICUBIC)
-    window = resized.crop((columns.start, rows.start, columns.stop, rows.stop))
-    if is_flipped:
-        window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        left = crop_size - window.width - left
-    box = (top, left, top + window.height, left + window.width)
-    crop = np.zeros((crop_size, crop_size, 3), np.uint8)
-    crop[box[0] : box[2], box[1] : box[3]] = np.asarray(window)
-    return crop, box
+    return _crop(image, sides, is_flipped, places, crop_size, Image.Resampling.BICUBIC)
+
+
+def augment_pair(
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, scale: float, crop_size: int
+) -> tuple[np.ndarray, np.ndarray, Box]:
+    """Resize a training image and its mask by ``scale``; flip and crop them at random, both in the same way.
+
+    The crop is placed as by `augment`. The image is resized with the bicubic filter, the mask by nearest neighbour.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (H, W) uint8.
+        rng: three numbers are drawn from it, whatever the image.
+        scale: factor for both sides.
+        crop_size: side S of the crop in pixels.
+
+    Returns:
+        the image's crop (S, S, 3) uint8, zero where there is no image; the mask's crop (S, S) uint8, `IGNORE` there;
+        and the box of their real pixels.
+    """
+    is_flipped = bool(rng.random() < 0.5)
+    places = rng.random(2)
+    sides = [max(round(side * scale), 1) for side in image.shape[:2]]
+    crop, box = _crop(image, sides, is_flipped, places, crop_size, Image.Resampling.BICUBIC)
+    mask_crop, _ = _crop(mask, sides, is_flipped, places, crop_size, Image.Resampling.NEAREST, outside=IGNORE)
+    return crop, mask_crop, box
 
 
 def normalise_crops(crops: np.ndarray | torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
@@ -120,6 +145,31 @@ def training_crop(
     """Return an augmented, normalised, zero-padded crop of a uint8 image (H, W, 3) as float32 (3, S, S)."""
     crop, box = augment(image, rng, resize_long, crop_size)
     return normalise_crops(crop[None], [box])[0]
+
+
+def _crop(
+    image: np.ndarray,
+    sides: Sequence[int],
+    is_flipped: bool,
+    places: np.ndarray,
+    crop_size: int,
+    resample: Image.Resampling,
+    outside: int = 0,
+) -> tuple[np.ndarray, Box]:
+    """Resize a uint8 image (H, W) or (H, W, 3) to ``sides``, flip it, and cut or pad it to (S, S) or (S, S, 3).
+
+    ``places`` are random numbers in 0…1, one per axis; ``outside`` is the value where there is no image.
+    """
+    (rows, top), (columns, left) = (_place(side, crop_size, at) for side, at in zip(sides, places, strict=True))
+    resized = Image.fromarray(image).resize((sides[1], sides[0]), resample)
+    window = resized.crop((columns.start, rows.start, columns.stop, rows.stop))
+    if is_flipped:
+        window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        left = crop_size - window.width - left
+    box = (top, left, top + window.height, left + window.width)
+    crop = np.full((crop_size, crop_size, *image.shape[2:]), outside, np.uint8)
+    crop[box[0] : box[2], box[1] : box[3]] = np.asarray(window)
+    return crop, box
 
 
 def _place(side: int, crop_size: int, at: float) -> tuple[slice, int]:

@@ -44,7 +44,12 @@ class VocDataset(Dataset):
     """One split of a data root in VOC layout; images are read from disk when asked for."""
 
     def __init__(
-        self, root: Path, split: str, classes: Sequence[str] = VOC_CLASSES, palette: np.ndarray | None = None
+        self,
+        root: Path,
+        split: str,
+        classes: Sequence[str] = VOC_CLASSES,
+        palette: np.ndarray | None = None,
+        labelled: bool = True,
     ) -> None:
         """Read the split's list and the image-level labels of every image.
 
@@ -53,6 +58,8 @@ class VocDataset(Dataset):
             split: name of a list in ImageSets.
             classes: names of the mask values 1, 2, …
             palette: (256, 3) uint8, a colour per mask value; default: VOC's own.
+            labelled: whether to read labels, and leave out images without; false for images that are only predicted,
+                such as those of the test split.
 
         Raises:
             UsageError: the folder or the list is missing, or the list is broken.
@@ -65,8 +72,12 @@ class VocDataset(Dataset):
         folders = (_AUGMENTED_MASKS, _MASKS) if split == AUGMENTED_SPLIT else (_MASKS,)
         self._mask_folders = tuple(folder for folder in folders if (root / folder).is_dir())
 
-        with ThreadPoolExecutor(_READERS) as readers:
-            found = list(readers.map(lambda id: self._labels_or_problem(id, classes), listed))
+        found: list[np.ndarray | Problem]
+        if labelled:
+            with ThreadPoolExecutor(_READERS) as readers:
+                found = list(readers.map(lambda id: self._labels_or_problem(id, classes), listed))
+        else:
+            found = [np.zeros(len(classes), bool)] * len(listed)
         known = [(id, row) for id, row in zip(listed, found, strict=True) if not isinstance(row, Problem)]
         problems += [row for row in found if isinstance(row, Problem)]
         labels = np.array([row for _, row in known], dtype=bool).reshape(len(known), len(classes))
@@ -107,13 +118,13 @@ class VocDataset(Dataset):
         return labels_of_mask(mask, len(classes))
 
 
-def open_voc(root: Path, split: str) -> VocDataset:
+def open_voc(root: Path, split: str, labelled: bool = True) -> VocDataset:
     """Open a split of PASCAL VOC 2012.
 
     Raises:
         UsageError: see `VocDataset`.
     """
-    return VocDataset(root, split)
+    return VocDataset(root, split, labelled=labelled)
 
 
 def parse_annotation(content: bytes, classes: Sequence[str], source: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reading and writing weights: torchvision state dicts, the shipped synthetic ones, and classifiers.
+"""Reading and writing weights: torchvision state dicts, the shipped synthetic ones, classifiers, whole networks.
 
 Nothing that is read can run code: ``.safetensors`` files hold tensors only, and ``.pth`` files are unpickled
 by torch's restricted reader.
@@ -20,7 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from ribray import storage
 from ribray.data.dataset import nearest
@@ -116,8 +116,38 @@ def reorder_head(classifier: Classifier, given: Sequence[str], wanted: Sequence[
 
 def save_classifier(classifier: Classifier, location: str | Path) -> None:
     """Write ``classifier`` as safetensors, float32, in the layout that `load_classifier` reads."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    save_network(classifier, location)
+
+
+def save_network(network: nn.Module, location: str | Path) -> None:
+    """Write every tensor of ``network``, buffers included, as safetensors under its own name."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     storage.write_bytes(storage.path(location), safetensors.torch.save(state))
+
+
+def load_network(network: nn.Module, location: str | Path) -> None:
+    """Give ``network``, which has a ``backbone`` and a head, what `save_network` wrote of one built like it.
+
+    Raises:
+        UsageError: the file cannot be read, or belongs to another network; ``network`` is unchanged then.
+    """
+    location = storage.path(location)
+    state = read_state(location)
+    wanted = network.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise UsageError(f"The weights {location} have no tensor '{name}'{_other_network(state, name)}.")
+        if state[name].shape != tensor.shape:
+            raise UsageError(
+                f"The weights {location} do not fit: '{name}' is {_shape(state[name])} there and "
+                f"{_shape(tensor)} in this network{_other_network(state, name)}."
+            )
+    if left := sorted(name for name in state if name not in wanted):
+        raise UsageError(
+            f"The weights {location} do not fit: this network has no tensor '{left[0]}'"
+            f"{_other_network(state, left[0])}."
+        )
+    network.load_state_dict(state)
 
 
 def read_state(location: Path) -> dict[str, Tensor]:
@@ -218,10 +248,25 @@ def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, locati
 
 def _likely(given: Mapping[str, Tensor]) -> str:
     """Say which architecture the tensors are likely of, as the end of a sentence."""
+    name = _architecture(given)
+    return f"; it looks like a {name}: set classifier.backbone={name}" if name else ""
+
+
+def _other_network(state: Mapping[str, Tensor], name: str) -> str:
+    """Say why the tensor ``name`` of a whole network may not fit, as the end of a sentence."""
+    root = "backbone."
+    if not name.startswith(root):
+        return "; they are of another kind of network, of another number of classes, or of other settings"
+    backbone = {key.removeprefix(root): tensor for key, tensor in state.items() if key.startswith(root)}
+    likely = _architecture(backbone)
+    return f"; its backbone looks like a {likely}" if likely else ""
+
+
+def _architecture(given: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the backbone that the tensors are likely of."""
     block = "bottleneck" if "layer1.0.conv3.weight" in given else "basic"
     count = len({name.split(".")[1] for name in given if name.startswith("layer3.")})
-    name = "small" if "block1.conv1.weight" in given else _BLOCKS.get((block, count))
-    return f"; it looks like a {name}: set classifier.backbone={name}" if name else ""
+    return "small" if "block1.conv1.weight" in given else _BLOCKS.get((block, count))
 
 
 def _shape(tensor: Tensor) -> str:

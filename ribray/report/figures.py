@@ -1,8 +1,8 @@
-"""Figures of a run: how maps grow over the steps of the refinement, and mIoU over the seed's thresholds."""
+"""Figures of a run: maps growing over the steps, masks side by side, and mIoU over the seed's thresholds."""
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from ribray import storage
@@ -18,7 +19,7 @@ from ribray.evaluation.confusion import BACKGROUND, IGNORED
 
 DOTS_PER_INCH = 150
 FIGURE_INCHES = 8.0
-"""Width of the growth figure: 1200 pixels."""
+"""Width of a figure of images: 1200 pixels."""
 CURVE_INCHES = (6.4, 3.7)
 LABEL_INCHES = 0.21
 LINE_INCHES = 0.15
@@ -26,6 +27,13 @@ HEADING_INCHES = 0.25
 GAP_INCHES = 0.045
 EDGE_INCHES = 0.02
 LABEL_LINES = 3
+LETTER_SHARE = 0.62
+"""Width of a letter over the size of the type, roughly."""
+PICTURES_ACROSS = 8
+"""Images of few pictures stand beside each other, up to so many pictures in all."""
+LEGEND_LINE_INCHES = 0.22
+SWATCH_INCHES = 0.36
+"""Of a legend, what an entry needs beside its name."""
 
 HEAT = "inferno"
 HEAT_OPACITY = 0.88
@@ -69,6 +77,7 @@ class ImageRow:
             columns. What is drawn is the largest score over the classes, as a share of the largest of all.
         palette: (256, 3) uint8 colour of every mask value.
         truth: (height, width) uint8 mask, or None where there is none.
+        masks: column heading -> (height, width) uint8 mask, drawn after the maps.
     """
 
     image: NDArray[np.uint8]
@@ -76,6 +85,7 @@ class ImageRow:
     maps: Mapping[str, NDArray[np.floating]]
     palette: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None = None
+    masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,42 +98,167 @@ class _Box:
     height: float
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Images with the same columns: where their pictures go."""
+
+    title: str
+    rows: Sequence[ImageRow]
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("A figure of images needs at least one image.")
+        for row in self.rows:
+            if (list(row.maps), list(row.masks)) != (list(self.rows[0].maps), list(self.rows[0].masks)):
+                names = ", ".join([*self.rows[0].maps, *self.rows[0].masks])
+                raise ValueError(f"Every row of a figure needs the same maps: {names}.")
+
+    @property
+    def with_truth(self) -> bool:
+        return any(row.truth is not None for row in self.rows)
+
+    @property
+    def headings(self) -> list[str]:
+        return ["image", *(["truth"] if self.with_truth else []), *self.rows[0].maps, *self.rows[0].masks]
+
+    @property
+    def across(self) -> int:
+        """Images beside each other."""
+        return min(len(self.rows), max(1, PICTURES_ACROSS // len(self.headings)))
+
+    @property
+    def margin(self) -> float:
+        """Inches left of an image's pictures, for its label."""
+        return LABEL_INCHES + LINE_INCHES * (max(len(_label_lines(row.class_names)) for row in self.rows) - 1)
+
+    @property
+    def picture_width(self) -> float:
+        """Inches."""
+        columns = len(self.headings)
+        share = (FIGURE_INCHES - EDGE_INCHES - GAP_INCHES * (self.across - 1)) / self.across
+        return (share - self.margin - GAP_INCHES * (columns - 1)) / columns
+
+    @property
+    def lines(self) -> list[Sequence[ImageRow]]:
+        """The images that stand beside each other."""
+        return [self.rows[start : start + self.across] for start in range(0, len(self.rows), self.across)]
+
+    def picture_height(self, row: ImageRow) -> float:
+        """Inches."""
+        return self.picture_width * row.image.shape[0] / row.image.shape[1]
+
+    def line_height(self, line: Sequence[ImageRow]) -> float:
+        """Inches, of the highest image."""
+        return max(map(self.picture_height, line))
+
+    @property
+    def heading_height(self) -> float:
+        """Inches above the first pictures."""
+        return HEADING_INCHES * (2.3 if self.title else 1)
+
+    @property
+    def height(self) -> float:
+        """Inches."""
+        return self.heading_height + sum(map(self.line_height, self.lines)) + GAP_INCHES * (len(self.lines) - 1)
+
+
 def growth_figure(rows: Sequence[ImageRow], path: Path) -> None:
     """Draw a row per image: the image, its true mask, its maps from plain CAM to the last step; write a PNG.
 
     The column of true masks is left out if no image has one.
 
     Args:
-        rows: the images, all with the same headings of maps.
+        rows: the images, all with the same headings of maps and masks.
         path: the PNG file to write.
 
     Raises:
         ValueError: no rows, differing headings, or a map or mask that does not fit its image.
     """
-    if not rows:
-        raise ValueError("A growth figure needs at least one image.")
-    if any(list(row.maps) != list(rows[0].maps) for row in rows):
-        raise ValueError(f"Every row of a growth figure needs the same maps: {', '.join(rows[0].maps)}.")
-    with_truth = any(row.truth is not None for row in rows)
-    headings = ["image", *(["truth"] if with_truth else []), *rows[0].maps]
+    masks_figure({"": rows}, path)
 
-    labels = [_label_lines(row.class_names) for row in rows]
-    margin = LABEL_INCHES + LINE_INCHES * (max(map(len, labels)) - 1)
-    width = (FIGURE_INCHES - margin - EDGE_INCHES - GAP_INCHES * (len(headings) - 1)) / len(headings)
-    heights = [width * row.image.shape[0] / row.image.shape[1] for row in rows]
-    total = HEADING_INCHES + sum(heights) + GAP_INCHES * (len(rows) - 1) + EDGE_INCHES
+
+def masks_figure(
+    blocks: Mapping[str, Sequence[ImageRow]],
+    path: Path,
+    legend: Mapping[str, NDArray[np.uint8]] | None = None,
+) -> None:
+    """Draw images with their truth, maps and masks, block below block, and a legend of colours; write a PNG.
+
+    Args:
+        blocks: title -> images, all of a block with the same headings of maps and masks. Where these are few,
+            several images stand beside each other.
+        path: the PNG file to write.
+        legend: name -> (3,) uint8 colour, as `mask_colour` returns it.
+
+    Raises:
+        ValueError: as for `growth_figure`.
+    """
+    drawn = [_Block(title, rows) for title, rows in blocks.items()]
+    legend_lines, legend_columns = _legend_shape(list(legend or {}))
+    # Column headings take the place of a gap between blocks.
+    total = sum(block.height for block in drawn) + EDGE_INCHES + legend_lines * LEGEND_LINE_INCHES
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(FIGURE_INCHES, total), dpi=DOTS_PER_INCH, facecolor="white")
-        top = HEADING_INCHES
-        for row, label, height in zip(rows, labels, heights, strict=True):
-            _write_label(figure, label, _Box(0, top, margin - GAP_INCHES, height))
-            for column, picture in enumerate(_pictures(row, with_truth)):
-                left = margin + column * (width + GAP_INCHES)
-                axes = _add_picture(figure, picture, _Box(left, top, width, height))
-                if top == HEADING_INCHES:
-                    axes.set_title(headings[column], pad=4)
-            top += height + GAP_INCHES
+        top = 0.0
+        for block in drawn:
+            _draw_block(figure, block, top)
+            top += block.height
+        if legend:
+            _draw_legend(figure, legend, legend_columns)
         _write(figure, path)
+
+
+def _draw_block(figure: Figure, block: _Block, top: float) -> None:
+    width, height = block.picture_width, figure.get_figheight()
+    if block.title:
+        figure.text(0.006, 1 - (top + 0.8 * HEADING_INCHES) / height, block.title, fontweight="bold", va="center")
+    needed = max(map(len, block.headings)) * mpl.rcParams["font.size"] * LETTER_SHARE / 72
+    size = mpl.rcParams["font.size"] * min(1.0, max(0.6, width / needed))
+    top += block.heading_height
+    for number, line in enumerate(block.lines):
+        for place, row in enumerate(line):
+            left = place * (block.margin + len(block.headings) * (width + GAP_INCHES))
+            label = _Box(left, top, block.margin - GAP_INCHES, block.picture_height(row))
+            _write_label(figure, _label_lines(row.class_names), label)
+            for column, picture in enumerate(_pictures(row, block.with_truth)):
+                box = _Box(left + block.margin + column * (width + GAP_INCHES), top, width, label.height)
+                axes = _add_picture(figure, picture, box)
+                if number == 0:
+                    axes.set_title(block.headings[column], pad=4, fontsize=size)
+        top += block.line_height(line) + GAP_INCHES
+
+
+def mask_colour(value: int, palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the colour (3,) that a mask value has over a middling grey of an image."""
+    grey = np.full((1, 1, 3), 128, np.uint8)
+    return mask_overlay(grey, np.full((1, 1), value, np.uint8), palette)[0, 0]
+
+
+def _legend_shape(names: Sequence[str]) -> tuple[int, int]:
+    """Return a legend's lines and columns."""
+    if not names:
+        return 0, 0
+    letter = STYLE["font.size"] * LETTER_SHARE / 72  # inches
+    columns = max(1, int(FIGURE_INCHES / (max(map(len, names)) * letter + SWATCH_INCHES)))
+    return -(-len(names) // columns), min(columns, len(names))
+
+
+def _draw_legend(figure: Figure, legend: Mapping[str, NDArray[np.uint8]], columns: int) -> None:
+    swatches = [Patch(facecolor=colour / 255, edgecolor=FAINT_INK, linewidth=0.5) for colour in legend.values()]
+    figure.legend(
+        swatches,
+        list(legend),
+        ncols=columns,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0),
+        borderaxespad=0.1,
+        borderpad=0.2,
+        frameon=False,
+        handlelength=1.2,
+        handleheight=0.9,
+        handletextpad=0.5,
+        columnspacing=1.4,
+    )
 
 
 def image_panel(row: ImageRow, path: Path) -> None:
@@ -201,13 +336,16 @@ def _draw_curve(
 def _pictures(row: ImageRow, with_truth: bool) -> list[NDArray[np.uint8] | None]:
     """Return the row's pictures, each (height, width, 3) uint8; None stands for a missing truth."""
     size = row.image.shape[:2]
-    if row.truth is not None and row.truth.shape != size:
-        raise ValueError(f"The mask of shape {row.truth.shape} does not fit its image of {size}.")
-    for heading, maps in row.maps.items():
-        if maps.ndim != 3 or maps.shape[1:] != size:
-            raise ValueError(f"The maps '{heading}' of shape {maps.shape} do not fit their image of {size}.")
+    for mask in [row.truth, *row.masks.values()]:
+        if mask is not None and mask.shape != size:
+            raise ValueError(f"The mask of shape {mask.shape} does not fit its image of {size}.")
+    for heading, scores in row.maps.items():
+        if scores.ndim != 3 or scores.shape[1:] != size:
+            raise ValueError(f"The maps '{heading}' of shape {scores.shape} do not fit their image of {size}.")
     truth = [None if row.truth is None else mask_overlay(row.image, row.truth, row.palette)] if with_truth else []
-    return [row.image, *truth, *(heat_overlay(row.image, maps) for maps in row.maps.values())]
+    maps = [heat_overlay(row.image, scores) for scores in row.maps.values()]
+    masks = [mask_overlay(row.image, mask, row.palette) for mask in row.masks.values()]
+    return [row.image, *truth, *maps, *masks]
 
 
 def heat_overlay(image: NDArray[np.uint8], maps: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -277,7 +415,7 @@ def _write_label(figure: Figure, lines: Sequence[str], box: _Box) -> None:
     """Write the lines upwards beside a row, against its pictures, smaller where the row is short."""
     width, height = figure.get_size_inches()
     points = mpl.rcParams["font.size"]
-    needed = max(map(len, lines)) * points * 0.62 / 72  # inches: a letter is about 0.62 of the size wide
+    needed = max(map(len, lines)) * points * LETTER_SHARE / 72  # inches
     figure.text(
         (box.left + box.width) / width,
         1.0 - (box.top + box.height / 2) / height,

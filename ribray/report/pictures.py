@@ -1,19 +1,23 @@
-"""The pictures of a run: maps growing over the steps for a few images, and the seed's curve."""
+"""The pictures of a run: maps growing over the steps and masks for a few images, and the seed's curve."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ribray.data.dataset import Dataset
-from ribray.errors import ImageError
-from ribray.report.figures import ImageRow, curve_figure, growth_figure
+from ribray import storage
+from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, foreign_values
+from ribray.data.mask_files import read_mask_file
+from ribray.errors import ImageError, RibrayError
+from ribray.report.figures import ImageRow, curve_figure, growth_figure, mask_colour, masks_figure
 from ribray.report.tables import METHOD_NAMES
-from ribray.rib.maps import MapRecord, localization_maps
+from ribray.rib.maps import MapRecord, Which, localization_maps
 
 STEPS_SHOWN = (1, 3, 10)
 IMAGES_SHOWN = 6
+MASK_SUFFIX = ".png"
 
 
 def draw_growth(dataset: Dataset, map_files: Mapping[str, Path], destination: Path) -> Path | None:
@@ -34,6 +38,42 @@ def draw_growth(dataset: Dataset, map_files: Mapping[str, Path], destination: Pa
     return destination
 
 
+@dataclass(frozen=True)
+class MaskBlock:
+    """Images of one split, and the masks and maps that a run has of them.
+
+    Attributes:
+        title: stands above the images, such as "training images".
+        dataset: where the images and their truth are.
+        ids: images that may be shown; those with every mask and the most various classes are chosen.
+        folders: column heading -> folder of masks ID.png; a folder without any is left out.
+        maps: column heading -> (map file by image id, which of its maps).
+    """
+
+    title: str
+    dataset: Dataset
+    ids: Sequence[str]
+    folders: Mapping[str, Path]
+    maps: Mapping[str, tuple[Mapping[str, Path], Which]] = field(default_factory=dict)
+
+
+def draw_masks(blocks: Sequence[MaskBlock], destination: Path) -> Path | None:
+    """Draw a few images of every split: image, truth, maps and masks side by side, with a legend of the classes.
+
+    Args:
+        blocks: what is shown of splits with the same classes, block below block; one without any mask is left out.
+        destination: the PNG to write.
+
+    Returns:
+        `destination`, or None where no image has a mask.
+    """
+    drawn = {block.title: rows for block in blocks if (rows := _mask_rows(block))}
+    if not drawn:
+        return None
+    masks_figure(drawn, destination, _legend(blocks[0].dataset, [row for rows in drawn.values() for row in rows]))
+    return destination
+
+
 def draw_curve(seed_metrics: Mapping[str, Any], destination: Path) -> Path:
     """Draw the seed's mIoU over the threshold for every method of a run's ``seed`` metrics."""
     curves = {
@@ -45,17 +85,72 @@ def draw_curve(seed_metrics: Mapping[str, Any], destination: Path) -> Path:
 
 
 def _choose(dataset: Dataset, ids: Sequence[str]) -> list[str]:
-    """Return a few images, each time one whose classes were shown least so far."""
-    shown = np.zeros(len(dataset.classes))
-    labels = {id: dataset.labels[dataset.index(id)] for id in ids}
-    left = [id for id in ids if labels[id].any()]
+    """Return a few images with an object, each time one whose classes were shown least so far."""
+    labels = np.stack([dataset.labels[dataset.index(id)] for id in ids]) if ids else np.zeros((0, 1), bool)
+    objects = labels.sum(axis=1)
+    left = objects > 0
+    shown = np.zeros(labels.shape[1])
     chosen: list[str] = []
-    while left and len(chosen) < IMAGES_SHOWN:
-        id = min(left, key=lambda id: shown[labels[id]].mean())
-        left.remove(id)
-        chosen.append(id)
-        shown += labels[id]
+    while left.any() and len(chosen) < IMAGES_SHOWN:
+        means = np.where(left, labels @ shown / np.maximum(objects, 1), np.inf)
+        place = int(means.argmin())
+        left[place] = False
+        chosen.append(ids[place])
+        shown += labels[place]
     return chosen
+
+
+def _mask_rows(block: MaskBlock) -> list[ImageRow]:
+    present = {heading: _masks_in(folder) for heading, folder in block.folders.items()}
+    folders = {heading: block.folders[heading] for heading, ids in present.items() if ids.intersection(block.ids)}
+    if not folders:
+        return []
+    whole = set.intersection(
+        *(present[heading] for heading in folders), *(set(files) for files, _ in block.maps.values())
+    )
+    ids = [id for id in block.ids if id in whole]
+    # Images that are only predicted may have no known labels.
+    chosen = _choose(block.dataset, ids) or ids[:: max(1, len(ids) // IMAGES_SHOWN)][:IMAGES_SHOWN]
+    return [row for id in chosen if (row := _mask_row(block, id, folders)) is not None]
+
+
+def _masks_in(folder: Path) -> set[str]:
+    files = storage.list_files(folder, MASK_SUFFIX)
+    return {file.relative_to(folder).as_posix().removesuffix(MASK_SUFFIX) for file in files}
+
+
+def _mask_row(block: MaskBlock, id: str, folders: Mapping[str, Path]) -> ImageRow | None:
+    """Return what is shown of an image, None where one of its files cannot be read or does not fit."""
+    try:
+        image, truth = block.dataset.image(id), block.dataset.mask(id)
+        masks = {heading: read_mask_file(folder / f"{id}{MASK_SUFFIX}")[0] for heading, folder in folders.items()}
+        maps = {
+            heading: localization_maps(MapRecord.read(files[id]), which)
+            for heading, (files, which) in block.maps.items()
+        }
+    except RibrayError:
+        return None
+    if any(array.shape[-2:] != image.shape[:2] for array in [*masks.values(), *maps.values()]):
+        return None
+    if any(foreign_values(mask, len(block.dataset.classes)).size for mask in masks.values()):
+        return None
+    names = [block.dataset.classes[value - 1] for value in _objects([truth] if truth is not None else masks.values())]
+    return ImageRow(image, names, maps, block.dataset.palette, truth, masks)
+
+
+def _objects(masks: Iterable[np.ndarray]) -> list[int]:
+    """Return the values of classes in masks."""
+    values = set().union(*(np.unique(mask).tolist() for mask in masks))
+    return sorted(values - {BACKGROUND, IGNORE})
+
+
+def _legend(dataset: Dataset, rows: Sequence[ImageRow]) -> dict[str, np.ndarray]:
+    """Return the colour of every class in the masks, and of unknown pixels where there are such."""
+    masks = [mask for row in rows for mask in [row.truth, *row.masks.values()] if mask is not None]
+    legend = {dataset.classes[value - 1]: mask_colour(value, dataset.palette) for value in _objects(masks)}
+    if any((mask == IGNORE).any() for mask in masks):
+        legend["unknown"] = mask_colour(IGNORE, dataset.palette)
+    return legend
 
 
 def _row(dataset: Dataset, id: str, map_file: Path) -> ImageRow | None:

@@ -2,36 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ribray.report import cells
+from ribray.report.cells import EXTREMES, NOTHING, ROWS_IN_FULL, plain_table
+
 CAM, RIB = "cam", "rib"
 METHOD_NAMES = {CAM: "plain CAM", RIB: "RIB"}
+SEED_CRF, BEFORE_RETRAINING = "seed_crf", "before_retraining"
+"""Parts of the metrics of stages ``confident`` and ``evaluate``."""
 
-ROWS_IN_FULL = 30
-"""Up to so many classes a table shows all of them."""
-EXTREMES = 5
-"""Of more classes it shows so many from the top and as many from the bottom."""
 FAILURES_SHOWN = 5
 FINDINGS_SHOWN = 5
 """Of one kind; all of them stand in the check's file."""
 NAMES_SHOWN = 12
-NOTHING = "–"
-
-
-class _ClassRow(NamedTuple):
-    name: str
-    values: tuple[float | None, ...]
-    gain: float | None
-
-    def rank(self, compared: bool) -> float | None:
-        return self.gain if compared else self.values[0]
 
 
 def seed_table(
@@ -56,40 +46,34 @@ def seed_table(
     """
     methods = sorted(seed, key=lambda method: (method != CAM, method != RIB))
     compared = CAM in seed and RIB in seed
-    rows = _class_rows(seed, methods, compared)
-    groups = [rows] if all_classes or len(rows) <= ROWS_IN_FULL else _extremes(rows, compared)
+    names = dict.fromkeys(name for method in methods for name in seed[method]["per_class"])
+    rows = {name: [seed[method]["per_class"].get(name) for method in methods] for name in names}
+    # In the order of the methods, plain CAM stands before RIB.
+    gains = {name: cells.difference(*values[:2]) if compared else None for name, values in rows.items()}
+    ranks = gains if compared else {name: values[0] for name, values in rows.items()}
+    groups = cells.class_groups(ranks, all_classes)
 
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
+    table = cells.titled_table(title)
     table.add_column("class", no_wrap=True, min_width=22)
     for method in methods:
         table.add_column(METHOD_NAMES.get(method, method), justify="right", min_width=10)
     if compared:
         table.add_column("gain", justify="right", min_width=8)
     for group in groups:
-        for row in group:
-            table.add_row(escape(row.name), *map(_number, row.values), *([_gain(row.gain)] if compared else []))
+        for name in group:
+            gain = [cells.gain(gains[name])] if compared else []
+            table.add_row(escape(name), *map(cells.number, rows[name]), *gain)
         table.add_section()
     means = [seed[method]["miou"] for method in methods]
-    gain = [_gain(_difference(seed[CAM]["miou"], seed[RIB]["miou"]))] if compared else []
-    table.add_row("mean IoU", *map(_number, means), *gain, style="bold")
-    table.add_row("best threshold", *(_threshold(seed[method].get("threshold")) for method in methods))
-    table.add_row("images", *(_plain(seed[method].get("images")) for method in methods))
-    table.add_row("failed", *(_failed(seed[method].get("failed")) for method in methods))
+    gain = [cells.gain(cells.difference(*means[:2]))] if compared else []
+    table.add_row("mean IoU", *map(cells.number, means), *gain, style="bold")
+    table.add_row("best threshold", *(cells.threshold(seed[method].get("threshold")) for method in methods))
+    table.add_row("images", *(cells.count(seed[method].get("images")) for method in methods))
+    table.add_row("failed", *(cells.failed(seed[method].get("failed")) for method in methods))
 
-    lines = [note] if note else []
-    shown = sum(map(len, groups))
-    if shown < len(rows):
-        order = "RIB gains most and least" if compared else "the IoU is highest and lowest"
-        lines.insert(0, f"{shown} of {len(rows)} classes, those where {order}")
-    table.caption = Text("\n".join(lines), style="dim") if lines else None
+    order = "RIB gains most and least" if compared else "the IoU is highest and lowest"
+    lines = [*cells.shown_of(groups, len(rows), order), *([note] if note else [])]
+    table.caption = cells.notes(lines)
     return table
 
 
@@ -99,67 +83,69 @@ def run_summary(
     *,
     failures: Sequence[Mapping[str, Any]] = (),
     paths: Mapping[str, str | Path] | None = None,
+    order: Sequence[str] = (),
 ) -> RenderableType:
     """Return what a run did: a row per stage, the images that failed, and where the results lie.
 
     Args:
-        metrics: a run's merged metrics; its "timing" part names the stages in their order.
+        metrics: a run's merged metrics; its "timing" part, and that of its variants, names the stages.
         out: the run directory.
         failures: lines of ``failures.jsonl`` ("stage", "id", "error"); the last few are shown.
         paths: what lies where, besides the run directory itself (such as "pictures" -> path).
+        order: stages in the order of the chain; others come last.
     """
     places = Table.grid(padding=(0, 2))
     places.add_column(style="dim", no_wrap=True)
     places.add_column(overflow="fold")
     for label, place in {"run": out, **(paths or {})}.items():
         places.add_row(escape(label), escape(str(place)))
-    parts: list[RenderableType] = [_stage_table(metrics), ""]
+    parts: list[RenderableType] = [_stage_table(metrics, order), ""]
     if failures:
         parts.append(_failure_lines(failures))
     return Group(*parts, places)
 
 
-def _class_rows(seed: Mapping[str, Mapping[str, Any]], methods: Sequence[str], compared: bool) -> list[_ClassRow]:
-    rows = []
-    for name in dict.fromkeys(name for method in methods for name in seed[method]["per_class"]):
-        values = {method: seed[method]["per_class"].get(name) for method in methods}
-        gain = _difference(values[CAM], values[RIB]) if compared else None
-        rows.append(_ClassRow(name, tuple(values.values()), gain))
-    return rows
-
-
-def _extremes(rows: Sequence[_ClassRow], compared: bool) -> list[list[_ClassRow]]:
-    """Return the rows of the highest and of the lowest rank, both from high to low."""
-    ranked = [(rank, row) for row in rows if (rank := row.rank(compared)) is not None]
-    ordered = [row for _, row in sorted(ranked, key=lambda pair: -pair[0])]
-    if len(ordered) <= 2 * EXTREMES:
-        return [ordered]
-    return [ordered[:EXTREMES], ordered[-EXTREMES:]]
-
-
-def _stage_table(metrics: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+def _stage_table(metrics: Mapping[str, Any], order: Sequence[str]) -> Table:
+    table = plain_table()
+    table.collapse_padding = True
     table.add_column("stage", no_wrap=True)
     table.add_column("result")
     for heading in ("images", "failed", "time", "images/s"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for stage, timing in metrics.get("timing", {}).items():
-        result = metrics.get(stage, {})
-        counts = result.get(RIB, result)
-        images, failed = (counts.get(key, timing.get(key)) for key in ("images", "failed"))
-        speed = timing.get("images_per_second")
-        cost = (_duration(timing.get("seconds")), _number(speed))
-        table.add_row(escape(stage), _headline(result), _plain(images), _failed(failed), *cost)
+    for variant, numbers in {None: metrics, **metrics.get("variants", {})}.items():
+        timings = numbers.get("timing", {})
+        for stage in [*(name for name in order if name in timings), *(name for name in timings if name not in order)]:
+            timing, result = timings[stage], numbers.get(stage, {})
+            counts = result.get(RIB, result)
+            images, failed = (counts.get(key, timing.get(key)) for key in ("images", "failed"))
+            cost = (cells.duration(timing.get("seconds")), cells.number(timing.get("images_per_second")))
+            name = escape(stage_title(stage, variant))
+            table.add_row(name, headline(result), cells.count(images), cells.failed(failed), *cost)
     return table
 
 
-def _headline(result: Mapping[str, Any]) -> str:
-    """Return a stage's result in a few words; an arrow leads from plain CAM to RIB."""
+def stage_title(stage: str, variant: str | None) -> str:
+    """Return how a stage of a run, or of one of its variants, is called."""
+    return f"{variant}: {stage}" if variant else stage
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """Return a stage's result in a few words.
+
+    An arrow leads from plain CAM to RIB, or from the first network to the one trained again.
+    """
     if CAM in result and RIB in result:
-        return f"mIoU {_number(result[CAM]['miou'])} → {_number(result[RIB]['miou'])}"
-    for key, name in (("miou", "mIoU"), ("map", "mAP")):
-        if key in result:
-            return f"{name} {_number(result[key])}"
+        return f"mIoU {cells.number(result[CAM]['miou'])} → {cells.number(result[RIB]['miou'])}"
+    if SEED_CRF in result:
+        return headline(result[SEED_CRF])
+    if "miou" in result:
+        first = result.get(BEFORE_RETRAINING, {}).get("miou")
+        return f"mIoU {'' if first is None else f'{first:.1f} → '}{cells.number(result['miou'])}"
+    if "map" in result:
+        return f"mAP {cells.number(result['map'])}"
+    if "loss" in result:
+        steps = f", {result['iterations']:,} steps" if "iterations" in result else ""
+        return f"loss {result['loss']:.2f}{steps}"
     return NOTHING
 
 
@@ -173,63 +159,25 @@ def _failure_lines(failures: Sequence[Mapping[str, Any]]) -> Text:
     return text.append("\n")
 
 
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1f}"
-
-
-def _threshold(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
-
-
-def _plain(value: int | None) -> str:
-    return NOTHING if value is None else f"{value:,}"
-
-
-def _failed(value: int | None) -> Text:
-    return Text(_plain(value), style="bold red" if value else "")
-
-
-def _gain(value: float | None) -> Text:
-    if value is None:
-        return Text(NOTHING)
-    rounded = round(value, 1) + 0.0  # + 0.0 turns -0.0 into 0.0
-    return Text(f"{rounded:+.1f}", style="green" if rounded > 0 else "red" if rounded < 0 else "")
-
-
-def _duration(seconds: float | None) -> str:
-    """Return a time span as people say it: 8.4 s, 3 min 05 s, 2 h 07 min."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def plan_table(plan: Sequence[Any]) -> Table:
     """Return what each stage would do and roughly at what cost (stage, total, done, unit, source, estimate)."""
-    table = _plain_table("stage", "to do", "done already", "from", "rough time", "rough disk")
+    table = plain_table("stage", "to do", "done already", "from", "rough time", "rough disk")
     for item in plan:
         left, estimate = item.total - item.done, item.estimate
-        cost = (_duration(estimate.seconds), decimal(estimate.bytes)) if estimate else (NOTHING, NOTHING)
+        cost = (cells.duration(estimate.seconds), decimal(estimate.bytes)) if estimate else (NOTHING, NOTHING)
         what = f"{left:,} of {item.total:,} {item.unit}" if left else "nothing"
         table.add_row(item.stage, what, f"{item.done:,}", escape(item.source), *cost)
     return table
 
 
 def status_table(statuses: Sequence[Any]) -> Table:
-    """Return how far each stage of a run is (stage, total, done, unit, failed, metrics)."""
-    table = _plain_table("stage", "done", "", "failed", "result")
+    """Return how far each stage of a run is (stage, total, done, unit, failed, metrics, variant)."""
+    table = plain_table("stage", "done", "", "failed", "result")
     for status in statuses:
         share = f"{100 * status.done / status.total:.0f} %" if status.total else NOTHING
         done = f"{status.done:,} of {status.total:,} {status.unit}"
-        table.add_row(status.stage, done, share, _failed(status.failed), _headline(status.metrics))
+        stage = stage_title(status.stage, status.variant)
+        table.add_row(stage, done, share, cells.failed(status.failed), headline(status.metrics))
     return table
 
 
@@ -240,7 +188,7 @@ def data_report(report: Any) -> RenderableType:
         report: "splits" (images, empty, classes, unused, with_mask, sizes, by name), "findings" (kind, split, id,
             sentence).
     """
-    splits = _plain_table("split", "images", "empty", "masks", "classes", "smallest", "median", "largest")
+    splits = plain_table("split", "images", "empty", "masks", "classes", "smallest", "median", "largest")
     for name, split in report.splits.items():
         used = f"{len(split.classes) - len(split.unused)}/{len(split.classes)}"
         sizes = [_size(split.sizes.get(key)) for key in ("smallest", "median", "largest")]
@@ -257,7 +205,7 @@ def data_report(report: Any) -> RenderableType:
 
 def _frequencies(splits: Mapping[str, Any]) -> Table:
     """Return the number of images per class; of many classes the most and the least frequent."""
-    table = _plain_table("class", *(f"images of {name}" for name in splits))
+    table = plain_table("class", *(f"images of {name}" for name in splits))
     totals: dict[str, int] = {}
     for split in splits.values():
         for name, images in split.classes.items():
@@ -297,7 +245,7 @@ def _some(names: Sequence[str]) -> str:
 
 def check_table(checks: Sequence[Any]) -> Table:
     """Return a line per compared quantity (case, quantity, error, tolerance, ok, note)."""
-    table = _plain_table("case", "quantity", "largest error", "tolerance", "", "")
+    table = plain_table("case", "quantity", "largest error", "tolerance", "", "")
     for check in checks:
         verdict = Text("ok", style="green") if check.ok else Text("OFF", style="bold red")
         table.add_row(
@@ -308,11 +256,4 @@ def check_table(checks: Sequence[Any]) -> Table:
             verdict,
             escape(check.note),
         )
-    return table
-
-
-def _plain_table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading)
     return table

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from ribray import storage
 from ribray.config import Experiment
 from ribray.data.synthetic import make_world
 from ribray.errors import UsageError
-from ribray.report.pictures import draw_curve, draw_growth
+from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
+from ribray.rib.maps import Which
 from ribray.run import Failure, Run
-from ribray.stages import STAGES, refine
+from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, pseudo, refine
 from ribray.stages.import_maps import TITLE, import_maps
 from ribray.stages.stage import Context, Estimate, Stage, Work
 from ribray.tracking import Tracker
@@ -47,8 +48,8 @@ class Result:
     metrics: dict[str, Any]
     failures: list[Failure]
     figures: list[Path]
-    sync_command: str | None
-    """Uploads the W&B files of an offline run."""
+    sync_commands: list[str]
+    """Upload the W&B files of an offline run."""
     stopped: bool
     """Whether the user stopped it."""
 
@@ -77,6 +78,21 @@ class StageStatus:
     unit: str
     failed: int
     metrics: dict[str, Any]
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run directory and the stages that it holds: the run itself, or a variant of it on other maps."""
+
+    context: Context
+    stages: tuple[str, ...]
+    variant: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What stands before the names of its stages."""
+        return f"{self.variant}: " if self.variant else ""
 
 
 def parse_stages(text: str | None) -> tuple[str, ...]:
@@ -102,21 +118,29 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
         UsageError: something is wrong; nothing was started.
         RibrayError: a stage failed as a whole.
     """
-    with _opened(request, console, stop) as context:
-        _check(context, request)
-        run = context.run
-        run.write_experiment(request.experiment, request.recipe)
-        for name in request.stages:
-            if (reason := _import_spares(context, name)) is not None:
-                console.print(f"[bold]{name}[/bold]: {reason}", highlight=False)
-            else:
-                _run_stage(context, STAGES[name])
-            if stop.is_set():
-                break
-        metrics = run.metrics()
-        context.tracker.log_summary(metrics)
-        figures = [] if stop.is_set() else _draw(context, metrics)
-        return Result(metrics, run.failures(), figures, context.tracker.sync_command, stop.is_set())
+    with _opened(request, console, stop) as parts:
+        _check(parts, request)
+        main, *others = (part.context for part in parts)
+        main.run.write_experiment(request.experiment, request.recipe)
+        for context in others:
+            context.run.write_experiment(context.experiment, request.recipe)
+        for part in parts:
+            for name in request.stages:
+                if name in part.stages and not stop.is_set():
+                    _run_stage(part, STAGES[name])
+            part.context.tracker.log_summary(part.context.run.metrics())
+        metrics = _in_order(main.run.metrics())
+        main.run.rewrite_metrics()
+        figures = [] if stop.is_set() else _draw(parts, metrics)
+        failures = [failure for part in parts for failure in part.context.run.failures()]
+        commands = [part.context.tracker.sync_command for part in parts]
+        return Result(metrics, failures, figures, [command for command in commands if command], stop.is_set())
+
+
+def _in_order(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Bring the timing of stages, read from files, into the order of the chain."""
+    timing = metrics["timing"]
+    return {**metrics, "timing": {name: timing[name] for name in [*STAGES, *timing] if name in timing}}
 
 
 def run_import(request: Request, source: Path, console: Console, stop: threading.Event) -> Result:
@@ -125,12 +149,13 @@ def run_import(request: Request, source: Path, console: Console, stop: threading
     Raises:
         UsageError: something is wrong; nothing was started.
     """
-    with _opened(request, console, stop) as context:
+    with _opened(request, console, stop) as parts:
+        context = parts[0].context
         run = context.run
         with run.timed(TITLE):
             import_maps(context, storage.absolute(source))
         run.write_experiment(request.experiment, request.recipe)
-        return Result(run.metrics(), run.failures(), [], context.tracker.sync_command, stop.is_set())
+        return Result(run.metrics(), run.failures(), [], [], stop.is_set())
 
 
 def _import_spares(context: Context, name: str) -> str | None:
@@ -144,28 +169,62 @@ def _import_spares(context: Context, name: str) -> str | None:
     return None
 
 
-def _run_stage(context: Context, stage: Stage) -> None:
+def _run_stage(part: Part, stage: Stage) -> None:
+    context, title = part.context, f"[bold]{part.title}{stage.name}[/bold]"
+    if (reason := _import_spares(context, stage.name)) is not None:
+        context.console.print(f"{title}: {reason}", highlight=False)
+        return
     work, folder = stage.work(context), context.artifact(stage.name)
     # A process that was killed between the last item and the end of its stage has left no metrics.
-    if context.has(stage.name) and not work.left and (folder.parent / "metrics" / f"{stage.name}.json").exists():
+    has_metrics = (folder.parent / "metrics" / f"{stage.name}.json").exists()
+    if context.has(stage.name) and not work.left and not work.is_stale and has_metrics:
         where = "" if folder.parent == context.run.directory else f" in {escape(str(folder.parent))}"
-        text = f"[bold]{stage.name}[/bold]: {work.done} of {work.total} {work.unit}, done already{where}"
+        text = f"{title}: {work.done} of {work.total} {work.unit}, done already{where}"
         context.console.print(text, highlight=False, soft_wrap=True)
         return
+    if part.variant:
+        context.console.print(f"{title}:", highlight=False)
     with context.run.timed(stage.name):
         stage.execute(context)
 
 
-def _draw(context: Context, metrics: dict[str, Any]) -> list[Path]:
+def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
     """Draw the run's pictures anew."""
+    context = parts[0].context
     figures, folder = [], context.run.directory / "figures"
     if context.has(refine.NAME):
         maps = context.artifact(refine.NAME)
         files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)}
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
+        figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
     if "seed" in metrics:
         figures.append(draw_curve(metrics["seed"], folder / "seed_curve.png"))
     return [figure for figure in figures if figure is not None]
+
+
+def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[MaskBlock]:
+    """Return what the picture of masks shows: of images that were refined, and of held-out ones."""
+    context, titles = parts[0].context, {"rib": "RIB", "cam": "plain CAM"}
+    training: dict[str, Path] = {}
+    predictions: dict[str, Path] = {}
+    for part in parts:
+        source = titles[part.context.experiment.masks.source]
+        for name, folders, title in (
+            (confident.NAME, training, "confident labels"),
+            (pseudo.NAME, training, "pseudo mask"),
+            (evaluate.NAME, predictions, "prediction"),
+        ):
+            if name in part.stages and part.context.has(name):
+                folders[f"{title}, {source}"] = part.context.artifact(name)
+    blocks = []
+    if training:
+        maps: dict[str, tuple[Mapping[str, Path], Which]] = {"RIB map": (map_files, "refined")}
+        blocks.append(MaskBlock("training images", context.training_set, list(map_files), training, maps))
+    if predictions:
+        blocks += [
+            MaskBlock("held-out images", dataset, dataset.ids, predictions) for dataset in evaluate.splits(context)
+        ]
+    return blocks
 
 
 def plan_chain(request: Request, console: Console) -> list[Planned]:
@@ -174,23 +233,25 @@ def plan_chain(request: Request, console: Console) -> list[Planned]:
     Raises:
         UsageError: as `run_chain` would.
     """
-    with _opened(request, console, threading.Event()) as context:
-        _check(context, request, redo=False)
-        plan = []
+    with _opened(request, console, threading.Event()) as parts:
+        _check(parts, request, redo=False)
         remade = _from(request.redo) if request.redo is not None else ()
-        for name in request.stages:
-            if not remade and _import_spares(context, name) is not None:
-                continue
-            stage, folder = STAGES[name], context.artifact(name)
-            work, source = (
-                stage.work(context),
-                "here" if folder.parent == context.run.directory else str(folder.parent),
-            )
-            if name in remade or not context.has(name):
-                work, source = replace(work, done=0), "new"
-            estimate = stage.estimate(context, work) if stage.estimate and work.left else None
-            plan.append(Planned(name, work.total, work.done, work.unit, source, estimate))
-        return plan
+        return [
+            _planned(part, name, name in remade)
+            for part in parts
+            for name in request.stages
+            if name in part.stages and (remade or _import_spares(part.context, name) is None)
+        ]
+
+
+def _planned(part: Part, name: str, is_remade: bool) -> Planned:
+    context, stage = part.context, STAGES[name]
+    folder, work = context.artifact(name), stage.work(context)
+    source = "here" if folder.parent == context.run.directory else str(folder.parent)
+    if is_remade or not context.has(name):
+        work, source = replace(work, done=0), "new"
+    estimate = stage.estimate(context, work) if stage.estimate and work.left else None
+    return Planned(f"{part.title}{name}", work.total, work.done, work.unit, source, estimate)
 
 
 def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
@@ -200,19 +261,24 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
         UsageError: it is no run directory, or its data cannot be opened.
     """
     run = Run.read(directory)
-    experiment = run.read_experiment()
-    context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
-    metrics, failures = run.metrics(), Counter(failure.stage for failure in run.failures())
+    is_held = run.is_held
     statuses = []
-    for name, stage in STAGES.items():
-        if context.has(name):
-            work = stage.work(context)
-            statuses.append(StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {})))
-    return run.is_held, statuses
+    runs: list[tuple[str | None, Run]] = [(None, run), *run.variants().items()]
+    for variant, run in runs:
+        experiment = _resolved(run.read_experiment())
+        context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
+        metrics, failures = run.metrics(), Counter(failure.stage for failure in run.failures())
+        for name, stage in STAGES.items():
+            if (variant is None or name in MASK_STAGES) and context.has(name):
+                work = stage.work(context)
+                statuses.append(
+                    StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {}), variant)
+                )
+    return is_held, statuses
 
 
 @contextlib.contextmanager
-def _opened(request: Request, console: Console, stop: threading.Event) -> Iterator[Context]:
+def _opened(request: Request, console: Console, stop: threading.Event) -> Iterator[list[Part]]:
     """Hold the run directory, with its data at hand, for the length of a ``with`` block."""
     parent = None
     directory = request.out
@@ -220,15 +286,51 @@ def _opened(request: Request, console: Console, stop: threading.Event) -> Iterat
         parent, directory = Run.read(request.out), request.fork
         if parent.directory == directory.expanduser().absolute():
             raise UsageError(f"--fork {directory} must be another directory than the run it starts from.")
-    with Run.open(directory, parent) as run:
-        context = Context(request.experiment, run, STAGES, console, Tracker(request.experiment, run), stop)
+    with contextlib.ExitStack() as held:
+        run = held.enter_context(Run.open(directory, parent))
+        parts = _parts(request, run, held, console, stop)
+        context = parts[0].context
         with context.resources:
             if request.experiment.data.kind == "synthetic":
                 _draw_world(context)
             try:
-                yield context
+                yield parts
             finally:
-                context.tracker.close()
+                for part in parts:
+                    part.context.tracker.close()
+
+
+CAM = "cam"
+"""The variant whose masks are made from plain CAMs."""
+
+
+def _parts(
+    request: Request, run: Run, held: contextlib.ExitStack, console: Console, stop: threading.Event
+) -> list[Part]:
+    """Return the run, and after it the variant on plain CAMs where one is asked for.
+
+    A run directory that is a variant itself goes on as one.
+    """
+    experiment = request.experiment
+    source = experiment.masks.source
+    main = Context(_resolved(experiment), run, STAGES, console, Tracker(experiment, run), stop)
+    if source == "rib" or run.variant is not None:
+        return [Part(main, tuple(STAGES))]
+    part = Part(main, tuple(STAGES) if source == "both" else tuple(name for name in STAGES if name not in MASK_STAGES))
+    if not set(request.stages).intersection(MASK_STAGES):
+        return [part]
+    sub_run = held.enter_context(Run.open(run.variant_directory(CAM), run))
+    on_cams = experiment.on_cams()
+    variant = Context(on_cams, sub_run, STAGES, console, Tracker(on_cams, sub_run), stop, main.resources)
+    variant.share_session(main)
+    return [part, Part(variant, MASK_STAGES, CAM)]
+
+
+def _resolved(experiment: Experiment) -> Experiment:
+    """Return the experiment that a run's own directory holds: of ``both`` sources the first."""
+    if experiment.masks.source != "both":
+        return experiment
+    return experiment.model_copy(update={"masks": experiment.masks.model_copy(update={"source": "rib"})})
 
 
 def _draw_world(context: Context) -> None:
@@ -237,30 +339,41 @@ def _draw_world(context: Context) -> None:
         make_world(context.data_root, data.synthetic, data.seed)
 
 
-def _check(context: Context, request: Request, redo: bool = True) -> None:
+def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
     """Refuse whatever can be refused before anything starts, and forget what is to be made again."""
     remade = _from(request.redo) if request.redo is not None else ()
-    imported = {name for name in STAGES if name not in remade and context.imported(name) is not None}
+    main = parts[0].context
+    imported = {name for name in STAGES if name not in remade and main.imported(name) is not None}
     needed = [name for name in STAGES if name in request.stages or _feeds(name, request.stages, imported)]
-    for name in needed:
+    here = [(part.context, name) for part in parts for name in needed if name in part.stages]
+    for context, name in here:
         if name not in remade:
             context.run.refuse_other_settings(STAGES[name].folder, context.key(name))
-    works = {name: STAGES[name].work(context) for name in needed}  # whatever is wrong with lists or files is said here
-    for name in needed:
-        if name not in request.stages and (
-            name in remade or not context.has(name) or not _serves(STAGES[name], works[name])
-        ):
-            raise UsageError(
-                f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
-                f"add it: --stages {','.join([*needed])}."
-            )
+    for context, name in here:
+        work = STAGES[name].work(context)  # whatever is wrong with lists or files is said here
+        is_there = name not in remade and context.has(name)
+        if name not in request.stages:
+            if not is_there or not _serves(STAGES[name], work):
+                raise UsageError(
+                    f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
+                    f"add it: --stages {','.join([*needed])}."
+                )
+        elif (check := STAGES[name].check) is not None and not (is_there and not work.left):
+            check(context)
     if redo:
-        for name in remade:
-            context.run.remove_stage(name, STAGES[name].folder)
-        context.forget_keys()
-        for name in remade:  # an artifact of this run's own from here on, also where it was forked from another
-            if context.run.parent is not None:
-                context.run.begin(STAGES[name].folder, context.key(name))
+        for part in parts:
+            _forget(part, remade)
+
+
+def _forget(part: Part, names: Sequence[str]) -> None:
+    """Remove stages, so that they are made again."""
+    run, own = part.context.run, [name for name in names if name in part.stages]
+    for name in own:
+        run.remove_stage(name, STAGES[name].folder)
+    part.context.forget_keys()
+    for name in own:  # an artifact of this run's own from here on, also where it was forked from another
+        if run.parent is not None:
+            run.begin(STAGES[name].folder, part.context.key(name))
 
 
 def _serves(stage: Stage, work: Work) -> bool:

@@ -1,8 +1,6 @@
 """Stage ``classifier``: a multi-label classifier, trained by Ray Train or taken from a checkpoint."""
 
 import hashlib
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +13,19 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ribray.cluster.training import TrainingPlan, TrainingTask, read_log, run_training
+from ribray.cluster.training import Total, TrainingTask, read_log
 from ribray.config import ClassifierConfig
 from ribray.data.dataset import Dataset
-from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops
+from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, shuffled
 from ribray.errors import ImageError, UsageError
 from ribray.models import Classifier, build_classifier
 from ribray.models.weights import load_backbone_weights, load_classifier, reorder_head, save_classifier
-from ribray.progress import show_progress
-from ribray.stages.stage import Context, Stage, Work, per_second
+from ribray.stages.stage import Context, Stage, Work
+from ribray.stages.train import START_FILE, WEIGHTS_FILE, Trained, loader_workers, polynomial_decay, track, train
 
 NAME = "classifier"
 FOLDER = "classifier"
 FORMAT = 1
-WEIGHTS_FILE = "weights.safetensors"
-START_FILE = "start.safetensors"
-POLL_SECONDS = 0.5
-POLYNOMIAL_POWER = 0.9
 
 
 # --- the training, without Ray -----------------------------------------------------------------------------------
@@ -98,11 +92,13 @@ class ClassifierTask(TrainingTask):
     """docs/method.md, section 1: SGD with polynomial decay on randomly resized, flipped and cropped images.
 
     The order of images is a permutation keyed by (seed, epoch); each rank takes every ``world``-th image of a batch.
+    An epoch has whole batches only; the images left over sit it out.
     """
 
     def __init__(self, config: ClassifierConfig, train: Dataset, held_out: Dataset, start: Path, loader_workers: int):
         require_enough(train, config)
-        self.epochs, self.precision = config.epochs, config.precision
+        self.period, self.precision = len(train) // config.batch_size, config.precision
+        self.steps = self.period * config.epochs
         self._config, self._train, self._held_out, self._start = config, train, held_out, start
         self._loader_workers = loader_workers
         self._errors: dict[str, str] = {}
@@ -125,35 +121,32 @@ class ClassifierTask(TrainingTask):
         ]
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
-    def steps_per_epoch(self) -> int:
-        """Return the number of whole batches; the images left over sit an epoch out."""
-        return len(self._train) // self._config.batch_size
-
     def decay(self, step: int) -> float:
         """Return the polynomial decay."""
-        return (1 - step / (self.steps_per_epoch() * self.epochs)) ** POLYNOMIAL_POWER
+        return polynomial_decay(step, self.steps)
 
-    def batches(self, epoch: int, first_step: int, rank: int, world: int) -> Iterator[Batch]:
+    def batches(self, first_step: int, rank: int, world: int) -> Iterator[Batch]:
         """Yield this rank's share of each batch."""
-        size = self._config.batch_size
-        order = keyed_rng("order", self._config.seed, epoch).permutation(len(self._train))
-        shares = [
-            [(epoch, int(place)) for place in order[step * size : (step + 1) * size][rank::world]]
-            for step in range(first_step, self.steps_per_epoch())
-        ]
+        shares = (self._share(step, rank, world) for step in range(first_step, self.steps))
         yield from self._load(self._train, shares)
 
-    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Return the mean loss over the share; an unreadable image adds nothing."""
+    def _share(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
+        epoch, place = divmod(step, self.period)
+        order = shuffled("order", self._config.seed, epoch, len(self._train))
+        size = self._config.batch_size
+        return [(epoch, int(place)) for place in order[place * size : (place + 1) * size][rank::world]]
+
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
+        """Return the share's part of the mean loss over the batch; an unreadable image adds nothing."""
         logits = model(batch.images(device)).float()
         labels, weights = batch.labels.to(device), batch.weights.to(device)
         if self._config.loss == "rib":
             per_image = -(logits * labels).sum(1)
         else:
             per_image = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
-        return (per_image * weights).mean()
+        return (per_image * weights).sum() / self._config.batch_size
 
-    def validate(self, model: Classifier, rank: int, world: int, device: torch.device) -> dict[str, Any]:
+    def validate(self, model: Classifier, step: int, rank: int, world: int, device: torch.device) -> dict[str, Any]:
         """Return logits (n, C) and labels (n, C) of this rank's share of the held-out images, and unreadable images."""
         size = max(1, self._config.batch_size // world)
         places = [(-1, place) for place in range(rank, len(self._held_out), world)]
@@ -170,7 +163,7 @@ class ClassifierTask(TrainingTask):
             "errors": dict(self._errors),
         }
 
-    def validation_metrics(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    def conclude(self, model: Classifier, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Return loss and mAP (percent; over classes that occur) of the held-out images."""
         from sklearn.metrics import average_precision_score  # a second that refinement's workers need not spend
 
@@ -195,7 +188,7 @@ class ClassifierTask(TrainingTask):
         """Write the weights as safetensors."""
         save_classifier(model, destination)
 
-    def _load(self, dataset: Dataset, shares: list[list[tuple[int, int]]]) -> Iterator[Batch]:
+    def _load(self, dataset: Dataset, shares: Iterable[list[tuple[int, int]]]) -> Iterator[Batch]:
         loader: Iterable[Batch] = DataLoader(
             _Samples(dataset, self._config),
             batch_sampler=shares,
@@ -258,56 +251,39 @@ def _epochs_done(folder: Path) -> int:
 
 def _execute(context: Context) -> None:
     config, run, folder = context.experiment.classifier, context.run, context.own_folder(NAME)
-    train = context.training_set
-    model = build_classifier(config.backbone, len(train.classes), config.output_stride)
+    training_set = context.training_set
+    model = build_classifier(config.backbone, len(training_set.classes), config.output_stride)
     if config.checkpoint is not None:
         load_classifier(model, Path(config.checkpoint).expanduser())
         if config.checkpoint_classes is not None:
-            reorder_head(model, config.checkpoint_classes, train.classes, "classifier.checkpoint_classes")
+            reorder_head(model, config.checkpoint_classes, training_set.classes, "classifier.checkpoint_classes")
         run.begin(FOLDER, context.key(NAME))
         save_classifier(model, folder / WEIGHTS_FILE)
         run.write_metrics(NAME, {"checkpoint": config.checkpoint})
         return
-    require_enough(train, config)  # said before a cluster starts
+    require_enough(training_set, config)  # said before a cluster starts
     torch.manual_seed(config.seed)
     torch.nn.init.kaiming_uniform_(model.head.weight, a=5**0.5)
     load_backbone_weights(model.backbone, config.weights)
     task = ClassifierTask(
         config,
-        train,
+        training_set,
         context.dataset(context.experiment.data.eval_split),
         folder / START_FILE,
-        _loader_workers(context),
+        loader_workers(context),
     )
     run.begin(FOLDER, context.key(NAME))
     save_classifier(model, folder / START_FILE)
-    cluster = context.experiment.cluster
-    plan = TrainingPlan(
-        folder,
-        WEIGHTS_FILE,
-        config.workers,
-        cluster.cpus_per_worker,
-        context.session.gpus_per_training_worker(cluster, config.workers),
-        cluster.threads_per_worker,
-    )
-    began = time.monotonic()
-    steps = task.steps_per_epoch() * config.epochs
-    with (
-        show_progress(context.console, NAME, steps, len(_steps(folder)), unit="steps") as bar,
-        _following(folder, bar),
-    ):
-        log = run_training(task, plan, context.stop.is_set)
-    if log is None:
-        context.console.print(f"  stopped after {_epochs_done(folder)} of {config.epochs} epochs", highlight=False)
+    trained = train(context, NAME, task, folder, config.workers)
+    if trained is None:
         return
-    seconds = time.monotonic() - began
     (folder / START_FILE).unlink(missing_ok=True)
-    _finish(context, log, seconds, steps - bar.earlier)
+    _finish(context, trained)
 
 
-def _finish(context: Context, log: list[dict[str, Any]], seconds: float, steps: int) -> None:
+def _finish(context: Context, trained: Trained) -> None:
     """Turn the training log into metrics, events and tracked series."""
-    config = context.experiment.classifier
+    config, log = context.experiment.classifier, trained.log
     epochs = [line for line in log if "validation" in line]
     last = epochs[-1]["validation"]
     # One line in failures.jsonl per bad image is enough, and refinement writes it.
@@ -324,51 +300,10 @@ def _finish(context: Context, log: list[dict[str, Any]], seconds: float, steps: 
         "failed": len(unreadable),
         "classes": list(context.training_set.classes),
     }
-    timing = per_second(steps * config.batch_size, seconds) | {"workers": config.workers}
-    context.run.write_metrics(NAME, {**metrics, "timing": timing})
-    for line in log:
-        series = (
-            {"loss": line["loss"], "lr": line["lr"]}
-            if "loss" in line
-            else {"validation_loss": line["validation"]["loss"], "validation_map": line["validation"]["map"]}
-        )
-        context.tracker.log_step(NAME, line["step"], series)
+    context.run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
+    track(context, NAME, log)
     text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} held-out images"
     context.console.print(f"  final loss {metrics['loss']:.4f}{text}", highlight=False)
-
-
-def _steps(folder: Path) -> list[dict[str, Any]]:
-    return [line for line in read_log(folder) if "loss" in line]
-
-
-class _following:
-    """Moves a bar on as the training log grows; Ray Train itself says nothing while it runs."""
-
-    def __init__(self, folder: Path, bar: Any):
-        self._folder, self._bar, self._end = folder, bar, threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-        self._look()
-
-    def _follow(self) -> None:
-        while not self._end.wait(POLL_SECONDS):
-            self._look()
-
-    def _look(self) -> None:
-        lines = _steps(self._folder)
-        self._bar.note = f"loss {lines[-1]['loss']:.3f}" if lines else "starting Ray Train"
-        self._bar.advance(len(lines) - self._bar.done, 0)
-
-
-def _loader_workers(context: Context) -> int:
-    """Processes that load data for one training worker: on a CPU the training itself needs the cores."""
-    return context.experiment.cluster.loader_threads if context.session.gpus else 0
 
 
 STAGE = Stage(

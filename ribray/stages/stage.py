@@ -26,6 +26,8 @@ class Work:
     total: int
     done: int
     unit: str = "images"
+    is_stale: bool = False
+    """Whether the stage's numbers are about other images than those that are there now."""
 
     @property
     def left(self) -> int:
@@ -62,6 +64,8 @@ class Stage:
     """What there is to do; asked without a cluster."""
     execute: "Callable[[Context], None]"
     """Do what is left, write the artifact and the stage's metrics."""
+    check: "Callable[[Context], None] | None" = None
+    """Refuse, before a cluster starts, what the stage's work would meet only after hours."""
     estimate: "Callable[[Context, Work], Estimate] | None" = None
     """A rough guess at time and disk, for a plan."""
     serves_in_part: bool = False
@@ -80,15 +84,18 @@ class Context:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the user asked to stop: finish what is in flight and start no more."""
     resources: ExitStack = field(default_factory=ExitStack)
-    _datasets: dict[str, Dataset] = field(default_factory=dict)
+    _datasets: dict[tuple[str, bool], Dataset] = field(default_factory=dict)
+    _session_of: "Context | None" = None
 
     @cached_property
     def session(self) -> Session:
         """The Ray cluster; connected to when first asked for."""
+        if self._session_of is not None:
+            return self._session_of.session
         with self.console.status("starting Ray"):
-            session = self.resources.enter_context(
-                connect(self.experiment.cluster, training_workers=self.experiment.classifier.workers)
-            )
+            config = self.experiment
+            workers = max(config.classifier.workers, config.irn.workers, config.segmentation.workers)
+            session = self.resources.enter_context(connect(config.cluster, training_workers=workers))
         require_shared(self.run.directory)
         return session
 
@@ -104,17 +111,28 @@ class Context:
         name = f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
         return run.directory / "data" / name
 
+    def share_session(self, other: "Context") -> None:
+        """Use the same data and cluster as another context."""
+        self._datasets, self._session_of = other._datasets, other
+
     def dataset(self, split: str) -> Dataset:
-        """Return a split of the experiment's data, opened once."""
-        if split not in self._datasets:
-            dataset = open_dataset(self.experiment.data, split, self.data_root)
+        """Return a split of the experiment's data with its labels, opened once."""
+        return self._open(split, True)
+
+    def images(self, split: str) -> Dataset:
+        """Return a split whose images are only to be predicted: labels need not be known."""
+        return self._open(split, (split, True) in self._datasets)
+
+    def _open(self, split: str, labelled: bool) -> Dataset:
+        if (split, labelled) not in self._datasets:
+            dataset = open_dataset(self.experiment.data, split, self.data_root, labelled=labelled)
             for other in self._datasets.values():
                 if other.classes != dataset.classes:
                     raise UsageError(
                         f"{dataset.name} has other classes than {other.name}; all splits need the same, in one order."
                     )
-            self._datasets[split] = dataset
-        return self._datasets[split]
+            self._datasets[split, labelled] = dataset
+        return self._datasets[split, labelled]
 
     @property
     def training_set(self) -> Dataset:
@@ -139,12 +157,10 @@ class Context:
 
     def imported(self, stage: str) -> str | None:
         """Return the hash of what was imported in place of a stage, here or in the run it is reused from; else None."""
-        run: Run | None = self.run
-        while run is not None:
+        for run in self.run.lineage:
             record = run.record(self.stages[stage].folder)
             if record is not None:
                 return record.get("imported")
-            run = run.parent
         return None
 
     def key_of_import(self, stage: str, content: str) -> StageKey:

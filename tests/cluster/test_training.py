@@ -54,10 +54,10 @@ def task(world: Path, settings: list[str] | None = None, of: type[ClassifierTask
     return of(experiment.classifier, train, held_out, world / "start.safetensors", 0)
 
 
-def train(task, folder: Path, workers: int):
+def train(task, folder: Path, workers: int, checkpoint_steps: int = 500):
     folder.mkdir()
     with connect(ClusterConfig()):
-        run_training(task, TrainingPlan(folder, "weights.safetensors", workers, 1, 0, 1))
+        run_training(task, TrainingPlan(folder, "weights.safetensors", workers, 1, 0, 1, checkpoint_steps))
     return load_file(folder / "weights.safetensors"), read_log(folder)
 
 
@@ -94,23 +94,27 @@ def test_training_moves_what_learns_and_only_that(world, undisturbed):
 
 
 class KilledOnce(ClassifierTask):
-    """Its worker is killed in the second epoch, the first time."""
+    """Its worker is killed at step 8, in the second epoch, the first time."""
 
     marker: Path
 
-    def batches(self, epoch, first_step, rank, world):
-        for number, batch in enumerate(super().batches(epoch, first_step, rank, world)):
-            if epoch == 1 and number == 2 and not self.marker.exists():
+    def batches(self, first_step, rank, world):
+        for step, batch in enumerate(super().batches(first_step, rank, world), start=first_step):
+            if step == 8 and not self.marker.exists():
                 self.marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
 
 @pytest.mark.slow
-def test_a_killed_worker_goes_on_from_the_last_epoch_with_the_same_weights(world, undisturbed, tmp_path):
+@pytest.mark.parametrize("checkpoint_steps", [500, 3])
+def test_a_killed_worker_goes_on_from_the_last_checkpoint_with_the_same_weights(
+    checkpoint_steps, world, undisturbed, tmp_path
+):
+    """Every 500 steps means: after the first epoch of 5. Every 3: in the middle of one."""
     disturbed = task(world, of=KilledOnce)
     disturbed.marker = tmp_path / "killed"
-    weights, log = train(disturbed, tmp_path / "run", 1)
+    weights, log = train(disturbed, tmp_path / "run", 1, checkpoint_steps)
     assert disturbed.marker.exists()
     for name, tensor in undisturbed[0].items():
         assert torch.equal(weights[name], tensor), name
@@ -118,7 +122,7 @@ def test_a_killed_worker_goes_on_from_the_last_epoch_with_the_same_weights(world
 
 
 class Unreadable(ClassifierTask):
-    def batches(self, epoch, first_step, rank, world):
+    def batches(self, first_step, rank, world):
         raise RibrayError("The data is gone.")
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ribray.data.transforms import (
     augment,
+    augment_pair,
     keyed_rng,
     normalise,
     normalise_crops,
@@ -138,6 +139,61 @@ def test_images_that_cannot_be_written_to_are_read_all_the_same() -> None:
     np.testing.assert_array_equal(
         augment(image, keyed_rng(1), (16, 32), 24)[0], augment(image.copy(), keyed_rng(1), (16, 32), 24)[0]
     )
+
+
+def coded(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image of dark and bright blocks, 8 pixels wide, and the mask that is 3 on the bright ones."""
+    mask = 3 * np.random.default_rng(0).integers(0, 2, (-(-height // 8), -(-width // 8)), dtype=np.uint8)
+    mask = mask.repeat(8, 0).repeat(8, 1)[:height, :width]
+    return np.stack([20 + 60 * mask] * 3, -1), mask
+
+
+@pytest.mark.parametrize("sides", [(50, 80), (64, 64), (120, 90), (1, 300)])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.75])
+def test_a_mask_is_cropped_as_its_image_and_ignored_outside(sides: tuple[int, int], scale: float) -> None:
+    image, mask = coded(*sides)
+    scaled = [max(round(side * scale), 1) for side in sides]
+    for seed in range(20):
+        crop, mask_crop, box = augment_pair(image, mask, keyed_rng(seed), scale, 64)
+        top, left, bottom, right = box
+        assert crop.shape == (64, 64, 3)
+        assert crop.dtype == mask_crop.dtype == np.uint8
+        assert mask_crop.shape == (64, 64)
+        assert [bottom - top, right - left] == [min(side, 64) for side in scaled]
+        outside = np.ones((64, 64), bool)
+        outside[top:bottom, left:right] = False
+        assert (mask_crop[outside] == 255).all()
+        assert not crop[outside].any()
+        assert np.isin(mask_crop[~outside], mask).all(), "a mask has no values between those of its classes"
+        agreement = ((crop[..., 0] > 110) == (mask_crop == 3))[~outside].mean()
+        assert agreement == 1 if scale == 1 else agreement > 0.97  # filters part on a few pixels of the edges
+
+
+def test_a_pair_is_flipped_half_of_the_time_and_reaches_every_place() -> None:
+    image = photograph(4, 6)
+    mask = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    flips, windows, places = [], set(), set()
+    for seed in range(300):
+        _, mask_crop, box = augment_pair(image, mask, keyed_rng(seed), 1.0, 5)
+        window = mask_crop[box[0] : box[2]]
+        flips.append(bool(window[0, 0] > window[0, 1]))
+        windows.add(int(window[0].min()))
+        places.add(box[0])
+    assert 0.4 < np.mean(flips) < 0.6
+    assert windows == {0, 1}
+    assert places == {0, 1}
+
+
+def test_a_pair_is_cropped_as_augment_crops() -> None:
+    image, mask = photograph(40, 60), np.zeros((40, 60), np.uint8)
+    for seed in range(10):
+        rng = keyed_rng(seed)
+        rng.integers(90, 91)  # augment draws a length first
+        crop, mask_crop, box = augment_pair(image, mask, rng, 1.5, 48)
+        expected, expected_box = augment(image, keyed_rng(seed), (90, 90), 48)
+        np.testing.assert_array_equal(crop, expected)
+        assert box == expected_box
+        assert not mask_crop[box[0] : box[2], box[1] : box[3]].any()
 
 
 def test_a_keyed_generator_depends_on_its_key_alone() -> None:

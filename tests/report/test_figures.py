@@ -10,7 +10,9 @@ from ribray.report.figures import (
     growth_figure,
     heat_overlay,
     image_panel,
+    mask_colour,
     mask_overlay,
+    masks_figure,
 )
 
 PALETTE = np.zeros((256, 3), np.uint8)
@@ -124,6 +126,55 @@ def test_curves_are_drawn_in_two_colours(tmp_path):
     assert pixels.shape[1] == 960
     for colour in ((0, 114, 178), (213, 94, 0)):
         assert (np.abs(pixels - colour).max(axis=2) < 8).sum() > 300
+
+
+def masks_row(size=(60, 80), headings=("prediction",), classes=("cat",)):
+    mask = np.zeros(size, np.uint8)
+    mask[20:50, 20:60] = 1
+    image = np.full((*size, 3), 120, np.uint8)
+    return ImageRow(image, list(classes), {}, PALETTE, mask, dict.fromkeys(headings, mask))
+
+
+def painted(pixels):
+    """Return which pixels have the class's colour."""
+    return (np.abs(pixels.astype(int) - mask_colour(1, PALETTE)).max(axis=2) < 12).T
+
+
+def test_images_of_few_pictures_stand_beside_each_other(tmp_path):
+    masks_figure({"held-out images": [masks_row()] * 4}, tmp_path / "figure.png")
+    pixels = opened(tmp_path / "figure.png")
+    columns = painted(pixels).any(axis=1)
+    # image, truth, prediction twice: four coloured pictures across, the image itself has none
+    assert np.count_nonzero(columns[1:] & ~columns[:-1]) == 4
+    rows = painted(pixels).any(axis=0)
+    assert np.count_nonzero(rows[1:] & ~rows[:-1]) == 2
+
+
+def test_every_mask_has_a_column_after_the_truth_and_blocks_follow_each_other(tmp_path):
+    wide = [masks_row(headings=("confident labels", "pseudo mask", "on plain CAM"))] * 2
+    masks_figure({"training images": wide, "held-out images": [masks_row()]}, tmp_path / "figure.png")
+    rows = painted(opened(tmp_path / "figure.png")).any(axis=0)
+    assert np.count_nonzero(rows[1:] & ~rows[:-1]) == 3
+    masks_figure({"": wide}, tmp_path / "one.png")
+    columns = painted(opened(tmp_path / "one.png")).any(axis=1)
+    assert np.count_nonzero(columns[1:] & ~columns[:-1]) == 4
+
+
+def test_a_legend_shows_every_colour_below_the_pictures(tmp_path):
+    names = {f"class {number}": np.array([255, 4 * number, 0], np.uint8) for number in range(30)}
+    masks_figure({"": [masks_row()]}, tmp_path / "without.png")
+    masks_figure({"": [masks_row()]}, tmp_path / "with.png", names)
+    without, pixels = opened(tmp_path / "without.png"), opened(tmp_path / "with.png")
+    legend = pixels[len(without) :]
+    assert 80 < len(legend) < 200  # several lines
+    for colour in names.values():
+        assert (legend == colour).all(axis=2).sum() > 20
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    row = ImageRow(np.zeros((4, 4, 3), np.uint8), ["cat"], {}, PALETTE, None, {"mask": np.zeros((2, 2), np.uint8)})
+    with pytest.raises(ValueError, match="does not fit its image"):
+        masks_figure({"": [row]}, tmp_path / "figure.png")
 
 
 def test_a_curve_of_one_threshold_is_a_point(tmp_path):

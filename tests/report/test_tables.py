@@ -1,9 +1,11 @@
 """Tables as they appear on a terminal of 80 columns."""
 
+from types import SimpleNamespace
+
 import pytest
 from rich.console import Console
 
-from ribray.report.tables import run_summary, seed_table
+from ribray.report.tables import run_summary, seed_table, status_table
 
 
 def shown(renderable, width=80):
@@ -133,3 +135,44 @@ def test_the_summary_ends_with_the_last_failures():
 @pytest.mark.parametrize(("seconds", "said"), [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (3599.6, "1 h 00 min")])
 def test_times_are_said_as_people_say_them(seconds, said):
     assert said in shown(run_summary({"timing": {"seed": {"seconds": seconds}}}, "runs/first"))
+
+
+CHAIN = ("classifier", "refine", "seed", "confident", "irn", "pseudo", "segmentation", "evaluate")
+MASKS = {
+    "confident": {"images": 400, "failed": 0, "seed_crf": {"miou": 59.13}},
+    "irn": {"loss": 0.523, "iterations": 250, "images": 400, "failed": 0},
+    "pseudo": {"miou": 68.0, "images": 398, "failed": 2, "walk": {"miou": 66.0}},
+    "segmentation": {"loss": 1.2345, "iterations": 30_000, "images": 398, "failed": 0},
+    "evaluate": {"miou": 71.04, "images": 200, "failed": 0, "before_retraining": {"miou": 70.0}},
+    "timing": {stage: {"seconds": 9.0, "images": 1, "images_per_second": 5.0} for stage in sorted(CHAIN[3:])},
+}
+
+
+def test_every_stage_of_the_masks_has_its_own_result():
+    text = shown(run_summary(MASKS, "runs/first", order=CHAIN))
+    assert line_of(text, "confident") == ["mIoU", "59.1", "400", "0", "9.0", "s", "5.0"]
+    assert line_of(text, "irn") == ["loss", "0.52,", "250", "steps", "400", "0", "9.0", "s", "5.0"]
+    assert line_of(text, "pseudo") == ["mIoU", "68.0", "398", "2", "9.0", "s", "5.0"]
+    assert line_of(text, "segmentation")[:4] == ["loss", "1.23,", "30,000", "steps"]
+    assert line_of(text, "evaluate") == ["mIoU", "70.0", "→", "71.0", "200", "0", "9.0", "s", "5.0"]
+
+
+def test_stages_stand_in_the_order_of_the_chain_and_variants_below():
+    unordered = {**METRICS, "timing": dict(sorted(METRICS["timing"].items())), "variants": {"cam": MASKS}}
+    text = shown(run_summary(unordered, "runs/first", order=CHAIN))
+    first_words = [line.split("  ")[0] for line in text.splitlines()]
+    stages = [*CHAIN[:3], *(f"cam: {stage}" for stage in CHAIN[3:])]
+    assert [words for words in first_words if words.removeprefix("cam: ") in CHAIN] == stages
+
+
+def test_a_stage_outside_the_chain_comes_last():
+    text = shown(run_summary({"timing": {"extra": {}, "seed": {}}}, "runs/first", order=CHAIN))
+    assert text.index("seed") < text.index("extra")
+
+
+def test_the_status_names_the_unit_and_the_variant_of_a_stage():
+    status = {"stage": "irn", "total": 250, "done": 100, "unit": "steps", "failed": 0, "metrics": {}}
+    done = {**status, "done": 250, "metrics": MASKS["irn"]}
+    text = shown(status_table([SimpleNamespace(**done, variant=None), SimpleNamespace(**status, variant="cam")]))
+    assert line_of(text, "irn")[:6] == ["250", "of", "250", "steps", "100", "%"]
+    assert line_of(text, "cam: irn") == ["100", "of", "250", "steps", "40", "%", "0", "–"]

@@ -97,12 +97,12 @@ def test_imported_maps_are_judged_without_a_classifier(recipe, foreign_maps, rib
     capsys.readouterr()
     assert ribray("status", out) == 0
     assert "15 of 15 images" in capsys.readouterr().out
-    other = ("--set", "refine.lr=0.5", "--set", "classifier.lr=0.5")
+    other = ("--set", "refine.lr=0.5", "--set", "classifier.lr=0.5", "--stages", "classifier,refine,seed")
     assert ribray("run", recipe, "--out", out, *other) == 0
     shown = capsys.readouterr().out
     assert "classifier: not needed" in shown
     assert "refine: 15 of 15 images, imported" in shown
-    assert ribray("run", recipe, "--out", out, "--plan") == 0
+    assert ribray("run", recipe, "--out", out, "--plan", "--stages", "classifier,refine,seed") == 0
     assert ribray("run", recipe, "--out", out, "--stages", "seed", "--fork", tmp_path / "fork") == 0
     assert not (tmp_path / "fork" / "maps").exists()
     assert ribray(*import_them) == 0

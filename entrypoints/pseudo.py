@@ -1,0 +1,12 @@
+r"""Job: make the pseudo masks; the run at --out has the maps and IRN.
+
+ray job submit --working-dir . -- \
+    python entrypoints/pseudo.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
+"""
+
+import sys
+
+from ribray.cli import main
+
+if __name__ == "__main__":
+    main(["run", *sys.argv[1:], "--stages", "pseudo"])

@@ -1,0 +1,12 @@
+r"""Job: train the segmentation network; the run at --out has the pseudo masks.
+
+ray job submit --working-dir . -- \
+    python entrypoints/segmentation.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
+"""
+
+import sys
+
+from ribray.cli import main
+
+if __name__ == "__main__":
+    main(["run", *sys.argv[1:], "--stages", "segmentation"])

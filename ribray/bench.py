@@ -1,0 +1,198 @@
+"""Benchmarks of a checkout: finds one in ``benchmarks/``, runs it on one thread, and records on what it ran.
+
+A benchmark is a file of that folder with a function ``run() -> dict``. It returns
+
+    settings  name -> what was measured, as JSON values
+    figures   name -> `figure`
+    notes     sentences on how the figures came about
+
+and may take ``full: bool``, which asks for the part that takes minutes.
+"""
+
+import datetime
+import importlib.util
+import inspect
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from ribray import __version__
+from ribray.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = "benchmarks"
+RECORDED_PACKAGES = ("torch", "numpy")
+CPU_FILE = Path("/proc/cpuinfo")
+
+
+def figure(
+    values: float | Sequence[float],
+    unit: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> dict[str, Any]:
+    """Return one figure of a benchmark: the median of what was measured, its range, and what is required of it.
+
+    Args:
+        values: one value, or one per run.
+        unit: such as "s" or "MB"; "" for a plain number.
+        at_least: the lowest value that will do.
+        at_most: the highest value that will do.
+    """
+    runs = [float(values)] if isinstance(values, int | float) else [float(value) for value in values]
+    value = statistics.median(runs)
+    met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    required = {"at_least": at_least, "at_most": at_most, "met": met} if (at_least, at_most) != (None, None) else None
+    return {"value": value, "unit": unit, "min": min(runs), "max": max(runs), "runs": len(runs), "required": required}
+
+
+def run_benchmark(name: str, full: bool = False) -> dict[str, Any]:
+    """Run a benchmark on one thread and return its result with versions, machine, git commit and date.
+
+    Args:
+        name: file name in ``benchmarks/`` without its ending; hyphens for underscores.
+        full: ask for the part that takes minutes.
+
+    Raises:
+        UsageError: this is no checkout, there is no such benchmark, or it cannot be run in full.
+    """
+    module = load(name)
+    options = {"full": True} if full else {}
+    if full and "full" not in inspect.signature(module.run).parameters:
+        raise UsageError(f"The benchmark {name} has no part that --full would add; leave it out.")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        machine = _machine()
+        result = module.run(**options)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "benchmark": name.replace("_", "-"),
+        **result,
+        "versions": {"ribray": __version__, **{package: metadata.version(package) for package in RECORDED_PACKAGES}},
+        "machine": machine,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def load(name: str) -> ModuleType:
+    """Return a benchmark's module.
+
+    Raises:
+        UsageError: this is no checkout, or there is no such benchmark.
+    """
+    known = known_benchmarks()
+    file = known.get(name.replace("_", "-"))
+    if file is None:
+        raise UsageError(f"There is no benchmark {name}; there are: {', '.join(known)}.")
+    spec = importlib.util.spec_from_file_location(f"_benchmark_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent))  # as for a script, so that benchmarks can share modules
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
+
+
+def known_benchmarks() -> dict[str, Path]:
+    """Return the benchmarks of the checkout that ribray runs from: name -> file.
+
+    Raises:
+        UsageError: ribray does not run from a checkout.
+    """
+    folder = ROOT / FOLDER
+    if not (ROOT / "pyproject.toml").is_file() or not folder.is_dir():
+        raise UsageError(
+            f"Benchmarks are part of a checkout, and {ROOT} is none; clone the repository and install it "
+            "with `pip install --editable`."
+        )
+    files = [file for file in sorted(folder.glob("*.py")) if "\ndef run(" in file.read_text(encoding="utf-8")]
+    return {file.stem.replace("_", "-"): file for file in files}
+
+
+def table(result: Mapping[str, Any]) -> RenderableType:
+    """Return the figures of `run_benchmark` for the terminal, with the notes and the machine below."""
+    rows = Table(box=None, pad_edge=False)
+    rows.add_column(result["benchmark"])
+    rows.add_column("median", justify="right")
+    rows.add_column("min … max", justify="right")
+    rows.add_column("runs", justify="right")
+    rows.add_column("required")
+    for name, found in result["figures"].items():
+        several = found["runs"] > 1
+        rows.add_row(
+            escape(name),
+            f"{_number(found['value'])} {found['unit']}".rstrip(),
+            f"{_number(found['min'])} … {_number(found['max'])}" if several else "",
+            str(found["runs"]) if several else "",
+            _requirement(found["required"]),
+        )
+    machine = result["machine"]
+    packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    on = (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread used, "
+        f"load {machine['load']} before, {machine['memory_gb']} GB; {packages}; "
+        f"commit {result['commit'] or 'unknown'}; {result['date']}"
+    )
+    return Group(rows, "", *(escape(note) for note in result["notes"]), f"[dim]{escape(on)}[/dim]")
+
+
+def _requirement(required: Mapping[str, Any] | None) -> str:
+    if required is None:
+        return ""
+    bounds = [(sign, required[key]) for sign, key in (("≥", "at_least"), ("≤", "at_most")) if required[key] is not None]
+    text = ", ".join(f"{sign} {_number(bound)}" for sign, bound in bounds)
+    return f"{text} [green]met[/green]" if required["met"] else f"{text} [bold red]missed[/bold red]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(psutil.getloadavg()[0], 1),  # of the minute before: what else kept the cores busy
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _cpu() -> str:
+    """Return the CPU's model, as far as the system tells it."""
+    lines = CPU_FILE.read_text(encoding="utf-8").splitlines() if CPU_FILE.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, marked "-dirty" where its files differ from it; None without git."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None

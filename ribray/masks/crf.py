@@ -1,0 +1,160 @@
+"""The fully connected CRF of Krähenbühl & Koltun (NeurIPS 2011), which draws labels to the edges of the image.
+
+A Gaussian kernel over positions smooths; a bilateral kernel over positions and colours makes pixels that look
+alike agree. Inference is the mean-field approximation of the library pydensecrf2, an optional part of ribray.
+
+Shapes: K keys (background and the present classes), H W the image's pixels.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ribray.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CrfParameters:
+    """Kernels and length of the inference.
+
+    Attributes:
+        gaussian_sxy: width of the Gaussian kernel in pixels.
+        gaussian_weight: its weight.
+        bilateral_sxy: width of the bilateral kernel in pixels.
+        bilateral_srgb: its width in colour, in steps of 8-bit channels.
+        bilateral_weight: its weight.
+        iterations: mean-field steps.
+    """
+
+    gaussian_sxy: float
+    gaussian_weight: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_weight: float
+    iterations: int
+
+
+LABEL_CRF = CrfParameters(
+    gaussian_sxy=3, gaussian_weight=3, bilateral_sxy=50, bilateral_srgb=5, bilateral_weight=10, iterations=10
+)
+"""For labels cut from localization maps (IRN's reference implementation)."""
+
+PREDICTION_CRF = CrfParameters(
+    gaussian_sxy=1, gaussian_weight=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_weight=4, iterations=10
+)
+"""For probabilities of a segmentation network (DeepLab-v2)."""
+
+LABEL_CERTAINTY = 0.7
+"""Probability that a label is right before the image is looked at (IRN's reference implementation)."""
+
+_SMALLEST_PROBABILITY = 1e-5  # below it, probabilities are taken for this, so that their logarithm is finite
+
+
+def require_crf() -> None:
+    """Make sure that the dense CRF can be used.
+
+    Raises:
+        UsageError: pydensecrf2 is not installed.
+    """
+    _library()
+
+
+def crf_from_labels(
+    image: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    keys: int,
+    parameters: CrfParameters,
+    gt_prob: float = LABEL_CERTAINTY,
+) -> NDArray[np.uint8]:
+    """Return labels that follow the edges of the image.
+
+    Every pixel's label has the probability `gt_prob`, the other keys share the rest. Label 0 is a key like any
+    other, not "unknown".
+
+    Args:
+        image: (H, W, 3) uint8.
+        labels: (H, W) integers in 0 … keys − 1.
+        keys: number of labels to choose from, also those that no pixel has. With one key nothing can change.
+        parameters: the kernels.
+        gt_prob: probability of a pixel's label, between 0 and 1.
+
+    Returns:
+        (H, W) uint8, of equally probable keys the lowest.
+
+    Raises:
+        UsageError: pydensecrf2 is not installed.
+        ValueError: image and labels differ in size, a label is no key, or `gt_prob` no probability of a choice.
+    """
+    _check_image(image, labels.shape)
+    if not 1 <= keys <= 256 or labels.min() < 0 or labels.max() >= keys:
+        raise ValueError(f"Labels {labels.min()} to {labels.max()} do not go with {keys} keys (1 to 256).")
+    if not 0 < gt_prob < 1:
+        raise ValueError(f"gt_prob must lie between 0 and 1, not be {gt_prob}.")
+    if keys == 1:
+        return labels.astype(np.uint8)
+    certain = labels.reshape(-1) == np.arange(keys)[:, None]  # (K, H·W)
+    energy = np.where(certain, -np.log(gt_prob), -np.log((1 - gt_prob) / (keys - 1)))
+    return _inference(image, energy, parameters).argmax(axis=0).astype(np.uint8)
+
+
+def crf_from_probabilities(
+    image: NDArray[np.uint8], probabilities: NDArray[np.float32], parameters: CrfParameters
+) -> NDArray[np.float32]:
+    """Return probabilities that follow the edges of the image.
+
+    Args:
+        image: (H, W, 3) uint8.
+        probabilities: (K, H, W) float32, of each key at each pixel; those below 1e-5 count as 1e-5.
+        parameters: the kernels.
+
+    Returns:
+        (K, H, W) float32 marginals, which add up to 1 over the keys.
+
+    Raises:
+        UsageError: pydensecrf2 is not installed.
+        ValueError: image and probabilities differ in size, or one of them is none.
+    """
+    if probabilities.ndim != 3 or not len(probabilities):
+        raise ValueError(f"Probabilities of shape {probabilities.shape}, where (keys, height, width) is needed.")
+    _check_image(image, probabilities.shape[1:])
+    if not np.isfinite(probabilities).all():
+        raise ValueError("The probabilities are not all finite numbers.")
+    energy = -np.log(np.clip(probabilities, _SMALLEST_PROBABILITY, 1.0))
+    return _inference(image, energy.reshape(len(probabilities), -1), parameters)
+
+
+def _inference(
+    image: NDArray[np.uint8], energy: NDArray[np.floating], parameters: CrfParameters
+) -> NDArray[np.float32]:
+    """Return the marginals (K, H, W) of unary energies (K, H·W)."""
+    keys, (height, width) = len(energy), image.shape[:2]
+    crf = _library().DenseCRF2D(width, height, keys)
+    crf.setUnaryEnergy(np.ascontiguousarray(energy, dtype=np.float32))
+    crf.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_weight)
+    crf.addPairwiseBilateral(
+        sxy=parameters.bilateral_sxy,
+        srgb=parameters.bilateral_srgb,
+        rgbim=np.array(image, order="C"),  # a copy: the library takes no read-only array
+        compat=parameters.bilateral_weight,
+    )
+    return np.array(crf.inference(parameters.iterations), dtype=np.float32).reshape(keys, height, width)
+
+
+def _check_image(image: NDArray[np.uint8], size: tuple[int, ...]) -> None:
+    if image.dtype != np.uint8 or image.shape != (*size, 3) or len(size) != 2 or 0 in size:
+        raise ValueError(
+            f"An image of shape {image.shape} ({image.dtype}) does not go with labels of shape {size}; "
+            "(height, width, 3) uint8 goes with (height, width)."
+        )
+
+
+def _library() -> ModuleType:
+    try:
+        return import_module("pydensecrf.densecrf")
+    except ImportError:
+        raise UsageError(
+            'The dense CRF is not installed: `pip install "ribray[crf]"`, or do without it by `masks.crf: none`.'
+        ) from None

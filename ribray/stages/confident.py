@@ -1,0 +1,114 @@
+"""Stage ``confident``: confident labels for IRN, cut from the maps at two thresholds and passed through a dense CRF."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribray.config import Experiment
+from ribray.data.dataset import IGNORE, Dataset
+from ribray.errors import ImageError, RibrayError
+from ribray.evaluation.mask_counts import MaskCounts
+from ribray.masks.confident import cut
+from ribray.masks.crf import LABEL_CRF, CrfParameters, require_crf
+from ribray.rib.maps import MapRecord, Size, localization_maps
+from ribray.stages import refine
+from ribray.stages.mask_pool import MASK, Made, MaskWorker, finished_masks, mask_work, run_masks, write_covers
+from ribray.stages.stage import Context, Stage
+
+NAME = "confident"
+FOLDER = "confident"
+FORMAT = 1
+
+
+def crf_on_labels(kind: str, experiment: Experiment) -> CrfParameters | None:
+    """Return the CRF's parameters on labels, None for ``none``."""
+    return replace(LABEL_CRF, bilateral_srgb=experiment.masks.crf_srgb) if kind == "dense" else None
+
+
+def read_maps(folder: Path, id: str, source: str, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Return the localization maps (P, h, w) that masks are made from, and their classes (P,).
+
+    Raises:
+        ImageError: the map file is missing or damaged.
+    """
+    try:
+        record = MapRecord.read(refine.map_path(folder, id))
+    except RibrayError as error:
+        raise ImageError(str(error)) from None
+    return localization_maps(record, "refined" if source == "rib" else "initial", size), record.classes
+
+
+class ConfidentWorker(MaskWorker):
+    """Cuts the maps of an image."""
+
+    def __init__(self, dataset: Dataset, folder: Path, maps: Path, experiment: Experiment):
+        super().__init__(dataset, folder)
+        self._maps, self._config = maps, experiment.masks
+        self._crf = crf_on_labels(experiment.masks.crf, experiment)
+
+    def make(self, id: str) -> Made:
+        """Return 0, a class, or 255 where neither is sure."""
+        maps, present = read_maps(self._maps, id, self._config.source, "full")
+        image = self.dataset.image(id)
+        return Made(cut(image, maps, present, self._config.fg_threshold, self._config.bg_threshold, self._crf))
+
+    def finish(self, id: str, made: Made) -> dict[str, Any]:
+        """Also note where nothing is sure: IRN learns nothing from such an image."""
+        is_unsure = bool((made.mask == IGNORE).all())
+        return super().finish(id, made) | {"note": "no confident pixel" if is_unsure else None}
+
+
+def labelled_ids(context: Context) -> list[str]:
+    """Return the wanted images that have confident labels, in the order of the split."""
+    done = finished_masks(context.artifact(NAME))
+    return [id for id in refine.wanted_ids(context) if id in done]
+
+
+def _ids(context: Context) -> list[str]:
+    return refine.refined_ids(context) or refine.wanted_ids(context)
+
+
+def _check(context: Context) -> None:
+    if context.experiment.masks.crf == "dense":
+        require_crf()
+
+
+def _execute(context: Context) -> None:
+    run, dataset = context.run, context.training_set
+    maps = context.require(refine.NAME, NAME)
+    ids = refine.refined_ids(context)
+    run.begin(FOLDER, context.key(NAME))
+    counts = MaskCounts(len(dataset.classes) + 1)
+    arguments = {
+        "dataset": dataset,
+        "folder": context.own_folder(NAME),
+        "maps": maps,
+        "experiment": context.experiment,
+    }
+    result = run_masks(context, NAME, ConfidentWorker, arguments, ids, {MASK: counts}, gpu=False)
+    if result.stopped:
+        return
+    context.replace_failures(NAME, result.failures)
+    failed = len(result.failures)
+    metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
+    if counts.images:
+        metrics["seed_crf"] = {**counts.summary(["background", *dataset.classes]), "failed": failed}
+    run.write_metrics(NAME, {**metrics, "timing": result.timing})
+    write_covers(context, NAME, [id for id in ids if id not in result.without])
+
+
+STAGE = Stage(
+    name=NAME,
+    folder=FOLDER,
+    upstream=(refine.NAME,),
+    reads=("masks.source", "masks.crf", "masks.crf_srgb", "masks.fg_threshold", "masks.bg_threshold"),
+    leaves_out=(),
+    format=FORMAT,
+    fingerprints=lambda context: {},
+    work=lambda context: mask_work(context, NAME, _ids(context)),
+    execute=_execute,
+    check=_check,
+    serves_in_part=True,
+)

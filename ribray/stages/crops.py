@@ -1,0 +1,111 @@
+"""Random crops of images and their masks, for the networks that learn from masks: IRN and DeepLab.
+
+The images of step s are those at places s·B … (s+1)·B − 1 of an endless sequence of epochs, each a permutation keyed
+by (seed, epoch); each rank takes every ``world``-th of them. Any number of images makes whole batches that way.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ribray.data.dataset import IGNORE, Dataset, foreign_values
+from ribray.data.mask_files import read_mask_file
+from ribray.data.transforms import Box, augment_pair, keyed_rng, normalise_crops, shuffled
+from ribray.errors import ImageError
+
+DrawScale = Callable[[np.random.Generator], float]
+"""Draws the random scale of an image."""
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """What is cut, and in which order."""
+
+    name: str
+    """Enters the keys of the randomness."""
+    seed: int
+    batch_size: int
+    crop_size: int
+    draw_scale: DrawScale
+
+
+@dataclass
+class CropBatch:
+    """Shapes: pixels (n, S, S, 3) uint8, boxes per image, labels (n, S, S) uint8 with 255 outside the image."""
+
+    pixels: Tensor
+    boxes: list[Box]
+    labels: Tensor
+    errors: dict[str, str]
+
+    def images(self, device: torch.device) -> Tensor:
+        """Return the normalised crops, (n, 3, S, S) float32 on ``device``."""
+        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes)
+
+
+class MaskedImages(TorchDataset[tuple[np.ndarray, np.ndarray, Box, tuple[str, str] | None]]):
+    """Crops by (epoch, place in the list of ids); of an unreadable image every label is unknown."""
+
+    def __init__(self, dataset: Dataset, masks: Callable[[str], Path], ids: Sequence[str], plan: CropPlan):
+        self.ids = list(ids)
+        self._dataset, self._masks, self._plan = dataset, masks, plan
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, Box, tuple[str, str] | None]:
+        epoch, place = key
+        plan, id = self._plan, self.ids[place]
+        rng = keyed_rng(plan.name, plan.seed, epoch, id)
+        try:
+            image, mask = self._dataset.image(id), read_training_mask(self._masks(id), self._dataset)
+            if mask.shape != image.shape[:2]:
+                raise ImageError(
+                    f"The mask {self._masks(id)} is {mask.shape[1]} × {mask.shape[0]} pixels, "
+                    f"but its image is {image.shape[1]} × {image.shape[0]}; remove it so that it is made again."
+                )
+        except ImageError as error:
+            size = plan.crop_size
+            nothing = np.full((size, size), IGNORE, np.uint8)
+            return np.zeros((size, size, 3), np.uint8), nothing, (0, 0, 0, 0), (id, str(error))
+        return *augment_pair(image, mask, rng, plan.draw_scale(rng), plan.crop_size), None
+
+
+def read_training_mask(location: Path, dataset: Dataset) -> np.ndarray:
+    """Read a mask that a stage has written, (H, W) uint8.
+
+    Raises:
+        ImageError: it is missing or damaged, or holds values of no class.
+    """
+    mask, _ = read_mask_file(location)
+    if (strays := foreign_values(mask, len(dataset.classes))).size:
+        raise ImageError(
+            f"The mask {location} of {id} holds the value {strays[0]}; remove it so that it is made again."
+        )
+    return mask
+
+
+def crop_batches(
+    images: MaskedImages, plan: CropPlan, steps: range, rank: int, world: int, loader_workers: int
+) -> Iterator[CropBatch]:
+    """Yield a rank's share of the batch of each step."""
+
+    def place(position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, len(images.ids))
+        return epoch, int(shuffled(plan.name, plan.seed, epoch, len(images.ids))[place])
+
+    size = plan.batch_size
+    shares = ([place(step * size + index) for index in range(rank, size, world)] for step in steps)
+    return iter(DataLoader(images, batch_sampler=shares, num_workers=loader_workers, collate_fn=_stacked))
+
+
+def _stacked(samples: list[tuple[np.ndarray, np.ndarray, Box, tuple[str, str] | None]]) -> CropBatch:
+    return CropBatch(
+        torch.from_numpy(np.stack([crop for crop, _, _, _ in samples])),
+        [box for _, _, box, _ in samples],
+        torch.from_numpy(np.stack([mask for _, mask, _, _ in samples])),
+        dict(error for _, _, _, error in samples if error is not None),
+    )

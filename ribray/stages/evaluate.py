@@ -1,0 +1,113 @@
+"""Stage ``evaluate``: the segmentation network's masks of held-out images, and their mIoU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribray.config import Experiment
+from ribray.data.dataset import Dataset
+from ribray.evaluation.mask_counts import MaskCounts
+from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
+from ribray.run import Failure
+from ribray.stages import segmentation
+from ribray.stages.mask_pool import MASK, Made, MaskWorker, mask_work, run_masks, write_covers
+from ribray.stages.stage import Context, Stage, Work
+from ribray.stages.train import WEIGHTS_FILE
+
+NAME = "evaluate"
+FOLDER = "predictions"
+FORMAT = 1
+BEFORE_FOLDER = "before_retraining"
+"""Below the stage's folder: the first network's masks."""
+
+
+class EvaluateWorker(MaskWorker):
+    """Predicts an image."""
+
+    def __init__(self, dataset: Dataset, folder: Path, weights: Path, experiment: Experiment):
+        super().__init__(dataset, folder)
+        self._predict = segmentation.Predictor(experiment.segmentation, len(dataset.classes), weights)
+        self._uses_crf = experiment.evaluate.crf == "dense"
+
+    def make(self, id: str) -> Made:
+        """Return the mask of the most probable classes."""
+        image = self.dataset.image(id)
+        probabilities = self._predict(image)
+        if self._uses_crf:
+            probabilities = crf_from_probabilities(image, probabilities, PREDICTION_CRF)
+        return Made(probabilities.argmax(0).astype(np.uint8))
+
+
+def splits(context: Context) -> list[Dataset]:
+    """Return the data that is predicted."""
+    experiment = context.experiment
+    return [context.images(split) for split in experiment.evaluate.splits or (experiment.data.eval_split,)]
+
+
+def _ids(context: Context) -> list[str]:
+    return [id for dataset in splits(context) for id in dataset.ids]
+
+
+def _check(context: Context) -> None:
+    if context.experiment.evaluate.crf == "dense":
+        require_crf()
+
+
+def _execute(context: Context) -> None:
+    run, experiment, datasets = context.run, context.experiment, splits(context)
+    trained = context.require(segmentation.NAME, NAME)
+    run.begin(FOLDER, context.key(NAME))
+    folder = context.own_folder(NAME)
+    networks = {MASK: (folder, trained / WEIGHTS_FILE, NAME)}
+    if experiment.segmentation.retrain:
+        first = trained / segmentation.FIRST_FOLDER / WEIGHTS_FILE
+        networks[BEFORE_FOLDER] = (folder / BEFORE_FOLDER, first, f"{NAME}, before re-training")
+    names = ["background", *context.training_set.classes]
+    failures: dict[str, Failure] = {}
+    metrics: dict[str, Any] = {}
+    timing: dict[str, Any] = {}
+    without: set[str] = set()
+    for network, (where, weights, title) in networks.items():
+        counts = MaskCounts(len(names))
+        failed: dict[str, Failure] = {}
+        for dataset in datasets:
+            arguments = {"dataset": dataset, "folder": where, "weights": weights, "experiment": experiment}
+            result = run_masks(
+                context, NAME, EvaluateWorker, arguments, dataset.ids, {MASK: counts}, gpu=True, title=title
+            )
+            if result.stopped:
+                return
+            failed |= result.failures
+            timing = timing or result.timing
+            without |= result.without
+        summary: dict[str, Any] = {"images": sum(map(len, datasets)), "failed": len(failed)}
+        if counts.images:
+            summary = {**counts.summary(names), "failed": len(failed)}
+        failures |= failed
+        if network == MASK:
+            metrics |= summary
+        else:
+            metrics[network] = summary
+    context.replace_failures(NAME, failures)
+    run.write_metrics(NAME, {**metrics, "crf": experiment.evaluate.crf, "timing": timing})
+    write_covers(context, NAME, [id for id in _ids(context) if id not in without])
+
+
+def _work(context: Context) -> Work:
+    return mask_work(context, NAME, _ids(context))
+
+
+STAGE = Stage(
+    name=NAME,
+    folder=FOLDER,
+    upstream=(segmentation.NAME,),
+    reads=("evaluate",),
+    leaves_out=("evaluate.splits",),
+    format=FORMAT,
+    fingerprints=lambda context: {},
+    work=_work,
+    execute=_execute,
+    check=_check,
+    serves_in_part=True,
+)

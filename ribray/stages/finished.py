@@ -1,0 +1,88 @@
+"""What a run has made, for commands that only read it: found without the data, without holding the run."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ribray.config import Experiment, flatten, to_values
+from ribray.run import EXPERIMENT_FILE, Run, select_configuration
+from ribray.stages import STAGES
+from ribray.stages.chain import CAM
+from ribray.stages.stage import Context
+from ribray.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stage's folder in the run, or in a run it was forked from, and its record."""
+
+    run: Run
+    folder: Path
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run directory to read from."""
+
+    run: Run
+    experiment: Experiment
+
+    @classmethod
+    def read(cls, directory: Path) -> "FinishedRun":
+        """Look at a run; of one whose masks are made from plain CAMs only, at the variant that holds them.
+
+        Raises:
+            UsageError: it is no run directory.
+        """
+        run = Run.read(directory)
+        experiment = run.read_experiment()
+        if experiment.masks.source == "cam" and run.variant is None and CAM in run.variants():
+            run = run.variants()[CAM]
+            experiment = run.read_experiment()
+        return cls(run, experiment)
+
+    def artifact(self, stage: str) -> Artifact | None:
+        """Return what a stage made; None where neither this run nor one that it may reuse has it."""
+        for run in self.run.lineage:
+            record = run.record(STAGES[stage].folder)
+            if record is not None and (run is self.run or self._fits(record)):
+                return Artifact(run, run.directory / STAGES[stage].folder, record)
+        return None
+
+    def context(self) -> Context:
+        """Return what opens the run's data."""
+        return Context(self.experiment, self.run, STAGES, Console(quiet=True), Tracker(self.experiment, self.run))
+
+    def command(self, *arguments: str) -> str:
+        """Return the command that makes more of the run."""
+        recipe, directory = (
+            shlex.quote(str(path)) for path in (self.run.directory / EXPERIMENT_FILE, self.run.directory)
+        )
+        return " ".join(["ribray run", recipe, "--out", directory, *arguments])
+
+    def _fits(self, record: Mapping[str, Any]) -> bool:
+        """Whether an older run's stage, and all that it builds on, was made with this run's settings."""
+        if record.get("imported") is not None:
+            return True
+        inputs = record["inputs"]
+        stage = STAGES[inputs["stage"]]
+        if inputs["configuration"] != select_configuration(self._settings, stage.reads, stage.leaves_out):
+            return False
+        for name, digest in inputs["upstream"].items():
+            earlier = (run.record(STAGES[name].folder) for run in self.run.lineage)
+            if not any(each is not None and each["key"] == digest and self._fits(each) for each in earlier):
+                return False
+        return True
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        settings = flatten(to_values(self.experiment))
+        if settings["masks.source"] == "both":  # the run's own directory holds the first of the two
+            settings["masks.source"] = "rib"
+        return settings

@@ -1,0 +1,255 @@
+"""Stage ``irn``: class boundaries and displacements, learnt from the confident labels on Ray Train."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ribray.cluster.training import Total, TrainingTask
+from ribray.config import IrnConfig
+from ribray.data.dataset import Dataset
+from ribray.data.transforms import normalise
+from ribray.errors import ImageError, UsageError
+from ribray.irn.loss import irn_loss
+from ribray.models import build_backbone, build_classifier
+from ribray.models.irnet import IRNet, load_irnet, save_irnet
+from ribray.models.weights import load_backbone_weights, load_classifier
+from ribray.stages import confident, refine
+from ribray.stages.crops import CropBatch, CropPlan, MaskedImages, crop_batches
+from ribray.stages.mask_pool import fixed_ids, known_ids, mask_path
+from ribray.stages.stage import Context, Stage, Work
+from ribray.stages.train import (
+    START_FILE,
+    WEIGHTS_FILE,
+    finished_steps,
+    loader_workers,
+    polynomial_decay,
+    report_unreadable,
+    track,
+    train,
+)
+
+NAME = "irn"
+FOLDER = "irn"
+FORMAT = 1
+STRIDE = 4
+"""Pixels per cell of boundaries and displacements."""
+
+
+# --- the training, without Ray -----------------------------------------------------------------------------------
+
+
+def build_irnet(backbone: str, output_stride: int, config: IrnConfig) -> IRNet:
+    """Build IRNet as configured, with random weights."""
+    return IRNet(build_backbone(backbone, output_stride), config.displacement_width)
+
+
+class DrawScale:
+    """Draws a scale from a range."""
+
+    def __init__(self, low: float, high: float):
+        self._low, self._high = low, high
+
+    def __call__(self, rng: np.random.Generator) -> float:
+        """Return a scale."""
+        return float(rng.uniform(self._low, self._high))
+
+
+class IrnTask(TrainingTask):
+    """docs/method.md, section 4. Validation is the mean displacement over the training images, at the end."""
+
+    def __init__(
+        self,
+        config: IrnConfig,
+        backbone: tuple[str, int],
+        dataset: Dataset,
+        labels: Path,
+        ids: Sequence[str],
+        start: Path,
+        loader_workers: int,
+    ):
+        self.steps = _steps(config, ids)
+        self.period = max(1, len(ids) // config.batch_size)
+        self.precision = config.precision
+        self._config, self._backbone, self._dataset, self._labels = config, backbone, dataset, labels
+        self._start, self._loader_workers = start, loader_workers
+        self._plan = CropPlan("irn", config.seed, config.batch_size, config.crop_size, DrawScale(*config.scale_range))
+        self._images = MaskedImages(dataset, functools.partial(mask_path, labels), ids, self._plan)
+        self._errors: dict[str, str] = {}
+        cells = -(-config.crop_size // STRIDE)
+        has_room = cells > 2 * (config.radius - 1)
+        self._all_pairs = not has_room if config.all_pairs is None else config.all_pairs
+
+    def model(self) -> IRNet:
+        """Return the network: the frozen backbone, and heads drawn with the seed."""
+        model = build_irnet(*self._backbone, self._config)
+        load_irnet(model, self._start)
+        return model
+
+    def optimizer(self, model: IRNet) -> torch.optim.Optimizer:
+        """Return the optimiser, the displacement head at a multiple of the boundary head's rate."""
+        config = self._config
+        groups = [
+            {"params": model.boundary_parameters(), "lr": config.lr},
+            {"params": model.displacement_parameters(), "lr": config.lr * config.displacement_lr_factor},
+        ]
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, weight_decay=config.weight_decay)
+
+    def decay(self, step: int) -> float:
+        """Return the polynomial decay."""
+        return polynomial_decay(step, self.steps)
+
+    def batches(self, first_step: int, rank: int, world: int) -> Iterator[CropBatch]:
+        """Yield this rank's share of each batch."""
+        for batch in crop_batches(
+            self._images, self._plan, range(first_step, self.steps), rank, world, self._loader_workers
+        ):
+            self._errors |= batch.errors
+            yield batch
+
+    def loss(self, model: nn.Module, batch: CropBatch, device: torch.device, total: Total) -> Tensor:
+        """Return the share's part of the loss over all pairs of the batch."""
+        boundary, displacement = model(batch.images(device))
+        size = boundary.shape[2:]
+        labels = functional.interpolate(batch.labels[:, None].to(device), size, mode="nearest-exact")[:, 0]
+        return irn_loss(boundary, displacement, labels, self._config.radius, self._all_pairs, total).loss
+
+    def validate(self, model: IRNet, step: int, rank: int, world: int, device: torch.device) -> dict[str, Any]:
+        """Return, at the end, the sum of this rank's images' mean displacements (2,), and unreadable images."""
+        displacements = np.zeros(2)
+        images = 0
+        if step == self.steps:
+            model.displacement_mean.zero_()
+            for id in self._images.ids[rank::world]:
+                try:
+                    image = self._dataset.image(id)
+                except ImageError:
+                    continue
+                _, displacement = model(normalise(image)[None].to(device))
+                displacements += displacement[0].double().mean((1, 2)).cpu().numpy()
+                images += 1
+        return {"displacements": displacements, "images": images, "errors": dict(self._errors)}
+
+    def conclude(self, model: IRNet, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Give the network the mean displacement that evaluation takes off, and return it."""
+        errors = {id: error for part in parts for id, error in part["errors"].items()}
+        images = sum(part["images"] for part in parts)
+        metrics: dict[str, Any] = {"unreadable": errors}
+        if images:
+            mean = sum(part["displacements"] for part in parts) / images
+            model.displacement_mean.copy_(torch.from_numpy(mean))
+            metrics["displacement_mean"] = mean.tolist()
+        return metrics
+
+    def save(self, model: IRNet, destination: Path) -> None:
+        """Write the weights as safetensors."""
+        save_irnet(model, destination)
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
+def backbone_of(context: Context) -> tuple[str, int]:
+    """Return the backbone's name and output stride."""
+    classifier = context.experiment.classifier
+    name = context.experiment.irn.backbone or classifier.backbone
+    return name, 8 if name == "small" else classifier.output_stride
+
+
+def _weights_of(context: Context) -> str:
+    return context.experiment.irn.weights or context.experiment.classifier.weights
+
+
+def _start(context: Context) -> IRNet:
+    """Return the network before training.
+
+    Raises:
+        UsageError: the backbone's weights cannot be had.
+    """
+    config, classifier = context.experiment.irn, context.experiment.classifier
+    torch.manual_seed(config.seed)
+    model = build_irnet(*backbone_of(context), config)
+    weights = _weights_of(context)
+    if weights != "classifier":
+        load_backbone_weights(model.backbone, weights)
+        return model
+    trained = build_classifier(classifier.backbone, len(context.training_set.classes), classifier.output_stride)
+    load_classifier(trained, context.require("classifier", NAME) / WEIGHTS_FILE)
+    model.backbone.load_state_dict(trained.backbone.state_dict())
+    return model
+
+
+def _check(context: Context) -> None:
+    config, classifier = context.experiment.irn, context.experiment.classifier
+    if _weights_of(context) != "classifier":
+        _start(context)
+    elif backbone_of(context)[0] != classifier.backbone:
+        raise UsageError(f"irn.weights=classifier needs irn.backbone={classifier.backbone}, not {config.backbone}.")
+
+
+def _work(context: Context) -> Work:
+    folder = context.artifact(NAME)
+    steps = _steps(context.experiment.irn, known_ids(folder) or refine.wanted_ids(context))
+    return Work(steps, steps if (folder / WEIGHTS_FILE).exists() else len(finished_steps(folder)), "steps")
+
+
+def _steps(config: IrnConfig, ids: Sequence[str]) -> int:
+    return max(1, config.epochs * len(ids) // config.batch_size)
+
+
+def _execute(context: Context) -> None:
+    run, config = context.run, context.experiment.irn
+    labels = context.require(confident.NAME, NAME)
+    ids = confident.labelled_ids(context)
+    if not ids:
+        raise UsageError(f"No image has confident labels in {labels}; there is nothing for stage '{NAME}' to learn.")
+    run.begin(FOLDER, context.key(NAME))
+    folder = context.own_folder(NAME)
+    ids = fixed_ids(context, NAME, ids)
+    if not (folder / START_FILE).exists() and not finished_steps(folder):
+        save_irnet(_start(context), folder / START_FILE)
+    task = IrnTask(
+        config,
+        backbone_of(context),
+        context.training_set,
+        labels,
+        ids,
+        folder / START_FILE,
+        loader_workers(context),
+    )
+    trained = train(context, NAME, task, folder, config.workers)
+    if trained is None:
+        return
+    (folder / START_FILE).unlink(missing_ok=True)
+    failures = report_unreadable(context, NAME, trained)
+    metrics = {
+        "loss": trained.loss,
+        "displacement_mean": trained.validation["displacement_mean"],
+        "iterations": task.steps,
+        "images": len(ids) - len(failures),
+        "failed": len(failures),
+    }
+    run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
+    track(context, NAME, trained.log)
+    context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
+
+
+STAGE = Stage(
+    name=NAME,
+    folder=FOLDER,
+    upstream=(confident.NAME,),
+    reads=("irn", "classifier.backbone", "classifier.output_stride", "classifier.weights"),
+    leaves_out=(),
+    format=FORMAT,
+    fingerprints=lambda context: {},
+    work=_work,
+    execute=_execute,
+    check=_check,
+)

@@ -1,0 +1,212 @@
+"""What the stages that write one mask per image share: workers, resuming, counting against the truth.
+
+A mask and its pixel counts are one file, so a stage that goes on where another process stopped knows the counts of
+what is there already.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ribray import storage
+from ribray.cluster.pool import Pool, PoolPlan
+from ribray.data.dataset import Dataset
+from ribray.data.mask_files import read_mask_file, write_mask
+from ribray.errors import ImageError
+from ribray.evaluation.mask_counts import MaskCounts
+from ribray.progress import show_progress
+from ribray.run import RECORD_FILE, Failure
+from ribray.stages.stage import Context, Work, per_second
+
+SUFFIX = ".png"
+MASK = "mask"
+"""Name of the counts of the mask itself."""
+
+
+class Counts(Protocol):
+    """Pixel counts that can be taken apart and added."""
+
+    images: int
+
+    def merge_sparse(self, record: Mapping[str, Any]) -> None:
+        """Add what `to_sparse` of other counts returned."""
+
+
+def mask_path(folder: Path, id: str) -> Path:
+    """Return the file of an image's mask."""
+    return folder / f"{id}{SUFFIX}"
+
+
+def finished_masks(folder: Path) -> set[str]:
+    """Return the ids of all images with a mask, by one listing; none without the stage's record."""
+    if not (folder / RECORD_FILE).exists():
+        return set()
+    return {
+        location.relative_to(folder).as_posix().removesuffix(SUFFIX) for location in storage.list_files(folder, SUFFIX)
+    }
+
+
+def coverage(ids: Iterable[str]) -> str:
+    """Return a hash of image ids, to see whether numbers are about them."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
+def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:
+    """Return how many of ``ids`` have their mask."""
+    folder = context.artifact(name)
+    done = finished_masks(folder).intersection(ids)
+    record = storage.read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else {}
+    return Work(len(ids), len(done), is_stale=record.get("covers") != coverage(id for id in ids if id in done))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A new mask (height, width) uint8, and counts that need more than the mask, by name, given the truth."""
+
+    mask: np.ndarray
+    count: Callable[[np.ndarray], Mapping[str, Mapping[str, Any]]] = field(default=lambda truth: {})
+
+
+class MaskWorker(ABC):
+    """Makes masks in a pool; a mask that is there already is only read for its counts."""
+
+    def __init__(self, dataset: Dataset, folder: Path):
+        self.dataset, self.folder = dataset, folder
+
+    @abstractmethod
+    def make(self, id: str) -> Made:
+        """Make an image's mask.
+
+        Raises:
+            ImageError: this image has none.
+        """
+
+    def process(self, item: str) -> dict[str, Any]:
+        """Return an image's counts by name, whether its mask was made now, and why it cannot be judged."""
+        location = mask_path(self.folder, item)
+        if location.exists():
+            counts = _counts_of(location)
+            if counts is not None or not self.dataset.has_masks:
+                return {"made": False, "counts": counts or {}, "unjudged": None}
+        return self.finish(item, self.make(item))
+
+    def finish(self, id: str, made: Made) -> dict[str, Any]:
+        """Judge and write a new mask; a truth that cannot be read is no reason not to have the mask."""
+        counts: dict[str, Any] | None = {}
+        unjudged = None
+        try:
+            truth = self.dataset.mask(id)
+            if truth is not None:
+                own = MaskCounts(len(self.dataset.classes) + 1)
+                own.add(made.mask, truth)
+                counts = {MASK: own.to_sparse(), **_plain(made.count(truth))}
+        except ImageError as error:
+            counts, unjudged = None, str(error)
+        write_mask(mask_path(self.folder, id), made.mask, self.dataset.palette, counts)
+        return {"made": True, "counts": counts or {}, "unjudged": unjudged}
+
+
+def _counts_of(location: Path) -> Mapping[str, Any] | None:
+    try:
+        return read_mask_file(location)[1]
+    except ImageError:  # damaged since: it is made again
+        return None
+
+
+def _plain(counts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Turn arrays into what JSON can hold."""
+    return {name: {key: np.asarray(value).tolist() for key, value in part.items()} for name, part in counts.items()}
+
+
+@dataclass
+class MasksResult:
+    """What came out of a pool of mask workers."""
+
+    failures: dict[str, Failure]
+    """Images without a mask, or whose mask cannot be judged."""
+    without: set[str]
+    """Images without a mask."""
+    stopped: bool
+    timing: dict[str, Any]
+
+
+def run_masks(
+    context: Context,
+    name: str,
+    worker_class: type[MaskWorker],
+    arguments: Mapping[str, Any],
+    ids: Sequence[str],
+    counts: Mapping[str, Counts],
+    *,
+    gpu: bool,
+    title: str | None = None,
+    chunk_size: int = 1,
+) -> MasksResult:
+    """Make the masks of ``ids`` and add up the counts, each under its name."""
+    plan = PoolPlan.of(name, context.experiment.cluster, context.session, chunk_size=chunk_size, gpu=gpu)
+    failures: dict[str, Failure] = {}
+    without: set[str] = set()
+    made = 0
+
+    def on_done(id: str, record: Mapping[str, Any]) -> None:
+        nonlocal made
+        made += record["made"]
+        if record.get("note"):
+            context.run.event(name, record["note"], id=id)
+        if record["unjudged"] is not None:
+            failures[id] = Failure(id, name, f"not judged: {record['unjudged']}")
+        for kind, values in record["counts"].items():
+            if kind in counts:
+                counts[kind].merge_sparse(values)
+
+    def on_failed(id: str, error: str, tries: int) -> None:
+        without.add(id)
+        failures[id] = Failure(id, name, error, tries)
+        context.run.event(name, "failed", id=id, error=error)
+
+    folder = arguments["folder"]
+    for leftover in folder.rglob(f"{storage.TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+    with show_progress(context.console, title or name, len(ids)) as bar:
+        result = Pool(plan, worker_class, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
+    return MasksResult(failures, without, result.stopped, per_second(made, result.seconds) | {"workers": plan.workers})
+
+
+def write_covers(context: Context, name: str, ids: Iterable[str]) -> None:
+    """Record which images the stage's numbers are about."""
+    context.run.update_record(context.stages[name].folder, covers=coverage(ids))
+
+
+# --- networks learn from a list of masks -------------------------------------------------------------------------
+
+IDS_FILE = "ids.json"
+
+
+def known_ids(folder: Path) -> list[str]:
+    """Return the images that the training in ``folder`` is about; none where it never began."""
+    location = folder / IDS_FILE
+    return storage.read_json(location) if location.exists() else []
+
+
+def fixed_ids(context: Context, name: str, ids: Sequence[str]) -> list[str]:
+    """Return the images that a training is about: those it began with, whatever has been added since."""
+    folder = context.own_folder(name)
+    if not known_ids(folder):
+        storage.write_json(folder / IDS_FILE, list(ids))
+    return known_ids(folder)
+
+
+def tell_outgrown(context: Context, name: str, ids: Sequence[str]) -> None:
+    """Say so where a training knows other images than there are now."""
+    known = known_ids(context.artifact(name))
+    if known and set(known) != set(ids):
+        context.console.print(
+            f"Note: {name} was trained on {len(known)} images, and {len(ids)} have masks now; "
+            f"--redo {name} trains it again.",
+            highlight=False,
+        )

@@ -1,0 +1,272 @@
+"""``ribray predict``: masks of any photographs by a run's segmentation network.
+
+It needs the run directory alone, not the data that the run was made of. It writes
+
+    OUT/masks/ID.png       palette PNG
+    OUT/overlays/ID.png    the mask over the image, with a legend
+    OUT/predict.json       which network and which images these are
+    OUT/failures.jsonl     images without a mask, if any
+
+where an id is an image's path below the given folder without its ending. The same command goes on where it was
+stopped, and tries failed images again.
+"""
+
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from ribray import storage
+from ribray.cluster.pool import Pool, PoolPlan
+from ribray.cluster.session import Session, connect, require_shared
+from ribray.config import ClusterConfig, Experiment, SegmentationConfig, to_values, validate_experiment
+from ribray.data import synthetic
+from ribray.data.dataset import colour_map
+from ribray.data.images import IMAGE_SUFFIXES, read_image
+from ribray.data.lists import check_id
+from ribray.data.mask_files import write_mask
+from ribray.errors import UsageError
+from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
+from ribray.progress import show_progress
+from ribray.report.overlays import legend_overlay
+from ribray.run import FAILURES_FILE, Failure
+from ribray.run import RECORD_FILE as STAGE_RECORD
+from ribray.stages import classifier, segmentation
+from ribray.stages.finished import Artifact, FinishedRun
+from ribray.stages.mask_pool import SUFFIX, mask_path
+from ribray.stages.train import WEIGHTS_FILE
+
+NAME = "predict"
+MASKS, OVERLAYS = "masks", "overlays"
+RECORD_FILE = "predict.json"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of it."""
+
+    folder: Path
+    images: int
+    done: int
+    """Images that have a mask now."""
+    failed: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Network:
+    """All that a worker needs to know of a run."""
+
+    config: SegmentationConfig
+    weights: Path
+    uses_crf: bool
+    classes: tuple[str, ...]
+    palette: np.ndarray
+    """(256, 3) uint8."""
+
+
+# --- in a worker -------------------------------------------------------------------------------------------------
+
+
+class PredictWorker:
+    """Writes the mask and the overlay of an image."""
+
+    def __init__(self, network: Network, source: Path, out: Path):
+        self._network, self._source, self._out = network, source, out
+        self._predict = segmentation.Predictor(network.config, len(network.classes), network.weights)
+
+    def process(self, item: str) -> dict[str, Any]:
+        """Do the image with this file name below the source."""
+        network, id = self._network, id_of(item)
+        image = read_image(self._source / item)
+        probabilities = self._predict(image)
+        if network.uses_crf:
+            probabilities = crf_from_probabilities(image, probabilities, PREDICTION_CRF)
+        mask = probabilities.argmax(0).astype(np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(legend_overlay(image, mask, network.classes, network.palette)).save(stream, "PNG")
+        storage.write_bytes(mask_path(self._out / OVERLAYS, id), stream.getvalue())
+        write_mask(mask_path(self._out / MASKS, id), mask, network.palette)
+        return {}
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
+def predict_images(directory: Path, source: Path, out: Path, console: Console, stop: threading.Event) -> Predicted:
+    """Predict one image, or every image of a folder.
+
+    Args:
+        directory: of the run.
+        source: an image, or a folder, which is searched with all folders below.
+        out: where to write; images that it has a mask and an overlay of are passed over.
+        console: for the progress bar.
+        stop: set once the user asked to stop.
+
+    Raises:
+        UsageError: the run has no segmentation network, there is no image, or ``out`` holds something else.
+    """
+    finished, source, out = FinishedRun.read(directory), storage.absolute(source), storage.absolute(out)
+    network = _network(finished)
+    if network.uses_crf:
+        require_crf()
+    root, names = find_images(source, out)
+    _claim(out, network, root)
+    failures = {name: Failure(name, NAME, fault) for name in names if (fault := _fault(name)) is not None}
+    done = _finished_ids(out)
+    left = [name for name in names if name not in failures and id_of(name) not in done]
+    earlier = len(names) - len(failures) - len(left)
+    made, stopped = 0, False
+    if left:
+
+        def on_failed(name: str, error: str, tries: int) -> None:
+            failures[name] = Failure(name, NAME, error, tries)
+
+        with ExitStack() as resources:
+            with console.status("starting Ray"):
+                session = resources.enter_context(connect(finished.experiment.cluster))
+            require_shared(out)
+            plan = _plan(finished.experiment.cluster, session, len(left))
+            pool = Pool(plan, PredictWorker, {"network": network, "source": root, "out": out})
+            with show_progress(console, NAME, len(names), earlier) as bar:
+                result = pool.run(left, lambda name, record: None, on_failed, bar, stop.is_set)
+        made, stopped = result.done, result.stopped
+    _write_failures(out, failures.values())
+    return Predicted(out, len(names), earlier + made, len(failures), stopped)
+
+
+def find_images(source: Path, out: Path) -> tuple[Path, list[str]]:
+    """Return a folder and the file names below it of the images to predict, sorted; what lies in ``out`` is none.
+
+    Raises:
+        UsageError: there is no image, or two have the same id.
+    """
+    if not source.is_dir():
+        if not source.exists():
+            raise UsageError(f"{source} does not exist; give an image, or a folder of images.")
+        return source.parent, [source.name]
+    files = (file for file in source.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    names = sorted(
+        file.relative_to(source).as_posix()
+        for file in files
+        if not file.name.startswith(".") and not (out != source and file.is_relative_to(out))
+    )
+    if not names:
+        raise UsageError(f"{source} holds no image (with ending {', '.join(IMAGE_SUFFIXES)}).")
+    owners: dict[str, str] = {}
+    for name in names:
+        if (other := owners.setdefault(id_of(name), name)) != name:
+            raise UsageError(f"{source / other} and {source / name} would have the same mask: rename one of the two.")
+    return source, names
+
+
+def id_of(name: str) -> str:
+    """Return the id of an image file."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _fault(name: str) -> str | None:
+    """Say what is wrong with a file name that can be no mask's."""
+    try:
+        check_id(id_of(name), "the name of the image")
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _network(finished: FinishedRun) -> Network:
+    """Return a run's segmentation network, with the settings that it was trained with.
+
+    Raises:
+        UsageError: it has none that is trained to the end.
+    """
+    artifact = finished.artifact(segmentation.NAME)
+    if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
+        raise UsageError(
+            f"{finished.run.directory} has no trained segmentation network: train it, stage '{segmentation.NAME}', by "
+            f"`{finished.command('--stages', segmentation.NAME)}`."
+        )
+    experiment = _trained_with(finished, artifact)
+    classes = _class_names(finished, artifact)
+    is_drawn = experiment.data.kind == "synthetic"  # the only data with colours of its own
+    return Network(
+        experiment.segmentation,
+        artifact.folder / WEIGHTS_FILE,
+        experiment.evaluate.crf == "dense",
+        classes,
+        synthetic.palette(len(classes)) if is_drawn else colour_map(),
+    )
+
+
+def _trained_with(finished: FinishedRun, artifact: Artifact) -> Experiment:
+    """Return the experiment with the network of the stage's record; experiment.yaml may have changed since."""
+    prefix = f"{segmentation.NAME}."
+    recorded = artifact.record["inputs"]["configuration"]
+    own = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
+    values = {**to_values(finished.experiment), segmentation.NAME: own}
+    return validate_experiment(values, str(artifact.folder / STAGE_RECORD))
+
+
+def _class_names(finished: FinishedRun, artifact: Artifact) -> tuple[str, ...]:
+    """Return the names of the classes: those that training has written down, or else the data's."""
+    written = [artifact.run.metrics().get(segmentation.NAME, {})]
+    written += [run.metrics().get(classifier.NAME, {}) for run in finished.run.lineage]
+    for metrics in written:
+        if names := metrics.get("classes"):
+            return tuple(names)
+    return finished.context().training_set.classes
+
+
+def _claim(out: Path, network: Network, root: Path) -> None:
+    """Make ``out`` the place of these predictions.
+
+    Raises:
+        UsageError: it holds others, or other files, or cannot be written.
+    """
+    with open(network.weights, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    record = {"weights": digest, "crf": network.uses_crf, "source": str(root), "classes": list(network.classes)}
+    if (out / RECORD_FILE).exists():
+        if storage.read_json(out / RECORD_FILE) != record:
+            raise UsageError(f"{out} holds predictions by another network or of other images; choose another --out.")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} holds other files; choose another --out.")
+    storage.require_writable(out)
+    storage.write_json(out / RECORD_FILE, record)
+    for leftover in out.rglob(f"{storage.TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+
+
+def _finished_ids(out: Path) -> set[str]:
+    """Return the ids of all images with a mask and an overlay."""
+    masks, overlays = (
+        {
+            file.relative_to(out / folder).as_posix().removesuffix(SUFFIX)
+            for file in storage.list_files(out / folder, SUFFIX)
+        }
+        for folder in (MASKS, OVERLAYS)
+    )
+    return masks & overlays
+
+
+def _plan(config: ClusterConfig, session: Session, images: int) -> PoolPlan:
+    """Return a pool for this cluster, which may be smaller than the run's; no worker without an image."""
+    gpus = config.gpus_per_worker if session.gpus else 0.0
+    plan = PoolPlan.of(NAME, config.model_copy(update={"workers": None, "gpus_per_worker": gpus}), session)
+    return replace(plan, workers=min(plan.workers, images, config.workers or plan.workers))
+
+
+def _write_failures(out: Path, failures: Iterable[Failure]) -> None:
+    rows = [json.dumps(vars(failure), ensure_ascii=False) for failure in sorted(failures, key=lambda one: one.id)]
+    if rows or (out / FAILURES_FILE).exists():
+        text = "".join(f"{row}\n" for row in rows)
+        storage.write_bytes(out / FAILURES_FILE, text.encode("utf-8", "backslashreplace"))  # names may be no Unicode

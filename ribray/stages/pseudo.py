@@ -1,0 +1,201 @@
+"""Stage ``pseudo``: a random walk spreads the maps up to IRN's boundaries; what comes out is cut into pseudo masks."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ribray.config import Experiment
+from ribray.data.dataset import Dataset
+from ribray.data.transforms import target_views
+from ribray.errors import ImageError, UsageError
+from ribray.evaluation.mask_counts import MaskCounts
+from ribray.evaluation.threshold_curve import ThresholdCurve
+from ribray.irn.random_walk import random_walk
+from ribray.masks.confident import cut
+from ribray.masks.crf import require_crf
+from ribray.masks.pseudo import walk_scores
+from ribray.masks.saliency import mark_conflicts, read_saliency
+from ribray.masks.seed import winner
+from ribray.models.irnet import load_irnet
+from ribray.stages import confident, irn, refine
+from ribray.stages.mask_pool import (
+    MASK,
+    Made,
+    MaskWorker,
+    finished_masks,
+    mask_path,
+    mask_work,
+    run_masks,
+    tell_outgrown,
+    write_covers,
+)
+from ribray.stages.stage import Context, Stage, Work
+from ribray.stages.train import WEIGHTS_FILE
+
+NAME = "pseudo"
+FOLDER = "pseudo"
+FORMAT = 1
+WALK = "walk"
+"""Name of the counts of the walk's scores, before the CRF, over thresholds."""
+WALK_THRESHOLDS = [round(0.01 * step, 2) for step in range(1, 100)]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image on its way: maps (P, h, w) that the walk starts from, and boundary probabilities (h, w)."""
+
+    image: np.ndarray
+    present: np.ndarray
+    maps: Tensor
+    boundary: Tensor
+
+
+class PseudoWorker(MaskWorker):
+    """Walks and cuts; several images walk together."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        folder: Path,
+        maps: Path,
+        weights: Path,
+        backbone: tuple[str, int],
+        experiment: Experiment,
+    ):
+        super().__init__(dataset, folder)
+        self._maps, self._experiment = maps, experiment
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = irn.build_irnet(*backbone, experiment.irn)
+        load_irnet(self._network, weights)
+        self._network.to(self._device).eval()
+        self._crf = confident.crf_on_labels(experiment.pseudo.crf, experiment)
+
+    def make(self, id: str) -> Made:
+        """Return an image's pseudo mask."""
+        prepared = self._prepare(id)
+        return self._cut(id, prepared, self._walk([prepared])[0])
+
+    def process_batch(self, items: list[str]) -> dict[str, Any]:
+        """Return the records of those images that can be done together."""
+        prepared: dict[str, _Prepared] = {}
+        for id in items:
+            if not mask_path(self.folder, id).exists():
+                with suppress(ImageError):  # met again, and told, when the image is done alone
+                    prepared[id] = self._prepare(id)
+        records = {}
+        for (id, ready), walked in zip(prepared.items(), self._walk(prepared.values()), strict=True):
+            with suppress(ImageError):
+                records[id] = self.finish(id, self._cut(id, ready, walked))
+        return records
+
+    def _prepare(self, id: str) -> _Prepared:
+        config = self._experiment.pseudo
+        maps, present = confident.read_maps(self._maps, id, self._experiment.masks.source, "stride4")
+        image = self.dataset.image(id)
+        boundary = self._network.boundary_probability(target_views(image, (1.0,))[0].to(self._device))
+        return _Prepared(image, present, torch.from_numpy(maps).to(self._device) ** config.power, boundary)
+
+    def _walk(self, prepared: Iterable[_Prepared]) -> list[Tensor]:
+        config, ready = self._experiment.pseudo, list(prepared)
+        return random_walk(
+            [each.maps for each in ready],
+            [each.boundary for each in ready],
+            radius=config.radius,
+            beta=config.beta,
+            exp_times=config.exp_times,
+        )
+
+    def _cut(self, id: str, prepared: _Prepared, walked: Tensor) -> Made:
+        config, masks = self._experiment.pseudo, self._experiment.masks
+        size = (prepared.image.shape[0], prepared.image.shape[1])
+        scores = walk_scores(walked.cpu(), size)
+        low, high = config.ignore_band or (config.threshold, config.threshold)
+        mask = cut(prepared.image, scores, prepared.present, high, low, self._crf)
+        if masks.saliency is not None:
+            mask = mark_conflicts(
+                mask, read_saliency(Path(masks.saliency).expanduser(), id, size, masks.saliency_threshold)
+            )
+
+        def count(truth: np.ndarray) -> dict[str, Any]:
+            curve = ThresholdCurve(len(self.dataset.classes) + 1, WALK_THRESHOLDS)
+            curve.add(*winner(scores, prepared.present), truth)
+            return {WALK: curve.to_sparse()}
+
+        return Made(mask, count)
+
+
+def pseudo_ids(context: Context) -> list[str]:
+    """Return the wanted images that have a pseudo mask, in the order of the split."""
+    done = finished_masks(context.artifact(NAME))
+    return [id for id in refine.wanted_ids(context) if id in done]
+
+
+def _check(context: Context) -> None:
+    if context.experiment.pseudo.crf == "dense":
+        require_crf()
+    saliency = context.experiment.masks.saliency
+    if saliency is not None and not Path(saliency).expanduser().is_dir():
+        raise UsageError(f"masks.saliency={saliency} is no folder; it must hold a saliency map ID.png per image.")
+
+
+def _execute(context: Context) -> None:
+    run, dataset, experiment = context.run, context.training_set, context.experiment
+    maps = context.require(refine.NAME, NAME)
+    weights = context.require(irn.NAME, NAME) / WEIGHTS_FILE
+    tell_outgrown(context, irn.NAME, confident.labelled_ids(context))
+    ids = refine.refined_ids(context)
+    run.begin(FOLDER, context.key(NAME))
+    counts = MaskCounts(len(dataset.classes) + 1)
+    curve = ThresholdCurve(len(dataset.classes) + 1, WALK_THRESHOLDS)
+    arguments = {
+        "dataset": dataset,
+        "folder": context.own_folder(NAME),
+        "maps": maps,
+        "weights": weights,
+        "backbone": irn.backbone_of(context),
+        "experiment": experiment,
+    }
+    result = run_masks(
+        context,
+        NAME,
+        PseudoWorker,
+        arguments,
+        ids,
+        {MASK: counts, WALK: curve},
+        gpu=True,
+        chunk_size=experiment.pseudo.batch_images,
+    )
+    if result.stopped:
+        return
+    context.replace_failures(NAME, result.failures)
+    failed, names = len(result.failures), ["background", *dataset.classes]
+    metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
+    if counts.images:
+        metrics |= counts.summary(names) | {"walk": {**curve.summary(names), "failed": failed}}
+    run.write_metrics(NAME, {**metrics, "timing": result.timing})
+    write_covers(context, NAME, [id for id in ids if id not in result.without])
+
+
+def _work(context: Context) -> Work:
+    return mask_work(context, NAME, refine.refined_ids(context) or refine.wanted_ids(context))
+
+
+STAGE = Stage(
+    name=NAME,
+    folder=FOLDER,
+    upstream=(refine.NAME, irn.NAME),
+    reads=("pseudo", "masks.source", "masks.crf_srgb", "masks.saliency", "masks.saliency_threshold"),
+    leaves_out=("pseudo.batch_images",),
+    format=FORMAT,
+    fingerprints=lambda context: {},
+    work=_work,
+    execute=_execute,
+    check=_check,
+    serves_in_part=True,
+)

@@ -1,0 +1,268 @@
+"""Stage ``segmentation``: DeepLab-v2 learns from the pseudo masks on Ray Train, and again from filled ones."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ribray.cluster.training import Total, TrainingTask
+from ribray.config import SegmentationConfig
+from ribray.data.dataset import IGNORE, Dataset
+from ribray.errors import UsageError
+from ribray.models import build_backbone
+from ribray.models.deeplab import DeepLab, load_deeplab, predict, save_deeplab, segmentation_loss
+from ribray.models.weights import load_backbone_weights
+from ribray.run import Failure
+from ribray.stages import pseudo
+from ribray.stages.crops import CropBatch, CropPlan, MaskedImages, crop_batches, read_training_mask
+from ribray.stages.mask_pool import Made, MasksResult, MaskWorker, fixed_ids, mask_path, run_masks
+from ribray.stages.stage import Context, Stage, Work
+from ribray.stages.train import (
+    START_FILE,
+    WEIGHTS_FILE,
+    Trained,
+    finished_steps,
+    loader_workers,
+    polynomial_decay,
+    report_unreadable,
+    track,
+    train,
+)
+
+NAME = "segmentation"
+FOLDER = "segmentation"
+FORMAT = 1
+FIRST_FOLDER = "first"
+"""With re-training: the network that fills the unknown pixels."""
+FILLED_FOLDER = "filled"
+"""With re-training: pseudo masks whose unknown pixels are filled."""
+
+
+# --- the training, without Ray -----------------------------------------------------------------------------------
+
+
+def build_deeplab(config: SegmentationConfig, classes: int) -> DeepLab:
+    """Build DeepLab-v2 as configured, for ``classes`` foreground classes, with random weights."""
+    backbone = build_backbone(config.backbone, config.output_stride)
+    return DeepLab(backbone, classes + 1, config.rates, config.hidden, config.scales)
+
+
+class DrawScale:
+    """Draws one of a few scales."""
+
+    def __init__(self, scales: Sequence[float]):
+        self._scales = tuple(scales)
+
+    def __call__(self, rng: np.random.Generator) -> float:
+        """Return a scale."""
+        return self._scales[int(rng.integers(len(self._scales)))]
+
+
+class SegmentationTask(TrainingTask):
+    """docs/method.md, section 5."""
+
+    def __init__(
+        self,
+        config: SegmentationConfig,
+        dataset: Dataset,
+        masks: Callable[[str], Path],
+        ids: Sequence[str],
+        start: Path,
+        loader_workers: int,
+    ):
+        self.steps = self.period = config.iterations
+        self.precision = config.precision
+        self._config, self._dataset, self._start, self._loader_workers = config, dataset, start, loader_workers
+        self._plan = CropPlan(
+            "segmentation", config.seed, config.batch_size, config.crop_size, DrawScale(config.random_scales)
+        )
+        self._images = MaskedImages(dataset, masks, ids, self._plan)
+        self._errors: dict[str, str] = {}
+
+    def model(self) -> DeepLab:
+        """Return the network: the given backbone weights and a head drawn with the seed."""
+        model = build_deeplab(self._config, len(self._dataset.classes))
+        load_deeplab(model, self._start)
+        return model
+
+    def optimizer(self, model: DeepLab) -> torch.optim.Optimizer:
+        """Return the optimiser, with a learning rate for each of four groups."""
+        config = self._config
+        groups = model.parameter_groups(config.lr, config.weight_decay, config.head_lr_factor)
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(groups)
+        return torch.optim.SGD(groups, momentum=config.momentum)
+
+    def decay(self, step: int) -> float:
+        """Return the polynomial decay."""
+        return polynomial_decay(step, self.steps)
+
+    def batches(self, first_step: int, rank: int, world: int) -> Iterator[CropBatch]:
+        """Yield this rank's share of each batch."""
+        steps = range(first_step, self.steps)
+        for batch in crop_batches(self._images, self._plan, steps, rank, world, self._loader_workers):
+            self._errors |= batch.errors
+            yield batch
+
+    def loss(self, model: nn.Module, batch: CropBatch, device: torch.device, total: Total) -> Tensor:
+        """Return the share's part of the loss over the batch's pixels."""
+        return segmentation_loss(model(batch.images(device)), batch.labels.to(device), total)
+
+    def validate(self, model: DeepLab, step: int, rank: int, world: int, device: torch.device) -> dict[str, str]:
+        """Return unreadable images; held-out images are the next stage's."""
+        return self._errors
+
+    def conclude(self, model: DeepLab, parts: list[dict[str, str]]) -> dict[str, Any]:
+        """Return unreadable images."""
+        return {"unreadable": {id: error for part in parts for id, error in part.items()}}
+
+    def save(self, model: DeepLab, destination: Path) -> None:
+        """Write the weights as safetensors."""
+        save_deeplab(model, destination)
+
+
+# --- in a worker -------------------------------------------------------------------------------------------------
+
+
+class Predictor:
+    """A trained network in a worker."""
+
+    def __init__(self, config: SegmentationConfig, classes: int, weights: Path):
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = build_deeplab(config, classes)
+        load_deeplab(self._network, weights)
+        self._network.to(self._device).eval()
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return class probabilities (K, H, W) of an image (H, W, 3) uint8."""
+        return predict(self._network, image, self._device).cpu().numpy()
+
+
+class FillWorker(MaskWorker):
+    """Fills the unknown pixels of pseudo masks with a network's predictions."""
+
+    def __init__(self, dataset: Dataset, folder: Path, masks: Path, weights: Path, config: SegmentationConfig):
+        super().__init__(dataset, folder)
+        self._masks, self._predict = masks, Predictor(config, len(dataset.classes), weights)
+
+    def make(self, id: str) -> Made:
+        """Return the filled mask."""
+        mask = read_training_mask(mask_path(self._masks, id), self.dataset)
+        unknown = mask == IGNORE
+        if unknown.any():
+            mask[unknown] = self._predict(self.dataset.image(id)).argmax(0).astype(np.uint8)[unknown]
+        return Made(mask)
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
+def weights_of(context: Context) -> str:
+    """Return what the backbone starts from: as configured, or as the classifier's."""
+    config, classifier = context.experiment.segmentation, context.experiment.classifier
+    if config.weights is not None:
+        return config.weights
+    if classifier.weights in ("imagenet", "none") or config.backbone == classifier.backbone:
+        return classifier.weights
+    return "imagenet"
+
+
+def _start(context: Context) -> DeepLab:
+    """Return the network before training.
+
+    Raises:
+        UsageError: the backbone's weights cannot be had.
+    """
+    config = context.experiment.segmentation
+    torch.manual_seed(config.seed)
+    model = build_deeplab(config, len(context.training_set.classes))
+    load_backbone_weights(model.backbone, weights_of(context))
+    return model
+
+
+def _check(context: Context) -> None:
+    _start(context)
+
+
+def _work(context: Context) -> Work:
+    config, folder = context.experiment.segmentation, context.artifact(NAME)
+    folders = [folder / FIRST_FOLDER, folder] if config.retrain else [folder]
+    done = [config.iterations if (each / WEIGHTS_FILE).exists() else len(finished_steps(each)) for each in folders]
+    return Work(config.iterations * len(folders), sum(done), "steps")
+
+
+def _execute(context: Context) -> None:
+    run, config, dataset = context.run, context.experiment.segmentation, context.training_set
+    masks = context.require(pseudo.NAME, NAME)
+    ids = pseudo.pseudo_ids(context)
+    if not ids:
+        raise UsageError(f"There is no pseudo mask in {masks}; there is nothing for stage '{NAME}' to learn.")
+    run.begin(FOLDER, context.key(NAME))
+    folder = context.own_folder(NAME)
+    ids = fixed_ids(context, NAME, ids)
+    if not (folder / START_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
+        save_deeplab(_start(context), folder / START_FILE)
+
+    def learn(masks: Callable[[str], Path], where: Path, title: str) -> Trained | None:
+        task = SegmentationTask(config, dataset, masks, ids, folder / START_FILE, loader_workers(context))
+        return train(context, title, task, where, config.workers)
+
+    metrics: dict[str, Any] = {}
+    lost: dict[str, Failure] = {}
+    read: Callable[[str], Path] = functools.partial(mask_path, masks)
+    if config.retrain:
+        first = learn(read, folder / FIRST_FOLDER, f"{NAME}, first network")
+        filled = _fill(context, masks, ids) if first is not None else None
+        if first is None or filled is None or filled.stopped:
+            return
+        metrics["first_loss"] = first.loss
+        read = functools.partial(mask_path, folder / FILLED_FOLDER)
+        ids = [id for id in ids if id not in filled.without]
+        lost = {id: filled.failures[id] for id in filled.without}
+    trained = learn(read, folder, f"{NAME}, re-training" if config.retrain else NAME)
+    if trained is None:
+        return
+    (folder / START_FILE).unlink(missing_ok=True)
+    failures = report_unreadable(context, NAME, trained, lost)
+    metrics |= {
+        "loss": trained.loss,
+        "iterations": config.iterations,
+        "retrain": config.retrain,
+        "images": len(ids) - len(failures),
+        "failed": len(failures),
+        "classes": list(dataset.classes),
+    }
+    run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
+    track(context, NAME, trained.log)
+    context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
+
+
+def _fill(context: Context, masks: Path, ids: Sequence[str]) -> MasksResult:
+    """Fill the unknown pixels of the pseudo masks."""
+    folder = context.own_folder(NAME)
+    arguments = {
+        "dataset": context.training_set,
+        "folder": folder / FILLED_FOLDER,
+        "masks": masks,
+        "weights": folder / FIRST_FOLDER / WEIGHTS_FILE,
+        "config": context.experiment.segmentation,
+    }
+    return run_masks(context, NAME, FillWorker, arguments, ids, {}, gpu=True, title=f"{NAME}, filling")
+
+
+STAGE = Stage(
+    name=NAME,
+    folder=FOLDER,
+    upstream=(pseudo.NAME,),
+    reads=("segmentation",),
+    leaves_out=(),
+    format=FORMAT,
+    fingerprints=lambda context: {"starting weights (segmentation.weights)": weights_of(context)},
+    work=_work,
+    execute=_execute,
+    check=_check,
+)

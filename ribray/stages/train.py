@@ -1,0 +1,144 @@
+"""What the stages that train a network share: a bar that follows the log, decay, timing, tracked series."""
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ribray.cluster.training import LOG_FILE, TrainingPlan, TrainingTask, read_log, run_training
+from ribray.progress import show_progress
+from ribray.run import Failure
+from ribray.stages.stage import Context, per_second
+
+WEIGHTS_FILE = "weights.safetensors"
+START_FILE = "start.safetensors"
+POLL_SECONDS = 0.5
+POLYNOMIAL_POWER = 0.9
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    log: list[dict[str, Any]]
+    """Lines of steps (with ``loss``) and of validations (with ``validation``)."""
+    seconds: float
+    """Of this process's part of it."""
+    steps: int
+    """Done in these seconds."""
+
+    @property
+    def loss(self) -> float:
+        """The last step's loss."""
+        return [line["loss"] for line in self.log if "loss" in line][-1]
+
+    @property
+    def validation(self) -> dict[str, Any]:
+        """The last validation."""
+        return [line["validation"] for line in self.log if "validation" in line][-1]
+
+    def timing(self, batch_size: int, workers: int) -> dict[str, Any]:
+        """Return the timing part of the stage's metrics."""
+        return per_second(self.steps * batch_size, self.seconds) | {"workers": workers}
+
+
+def train(context: Context, title: str, task: TrainingTask, folder: Path, workers: int) -> Trained | None:
+    """Train with a progress bar, or go on where an earlier process stopped; None where the user stopped it."""
+    cluster = context.experiment.cluster
+    plan = TrainingPlan(
+        folder,
+        WEIGHTS_FILE,
+        workers,
+        cluster.cpus_per_worker,
+        context.session.gpus_per_training_worker(cluster, workers),
+        cluster.threads_per_worker,
+        cluster.checkpoint_steps,
+    )
+    began = time.monotonic()
+    with (
+        show_progress(context.console, title, task.steps, len(finished_steps(folder)), unit="steps") as bar,
+        _following(folder, bar),
+    ):
+        log = run_training(task, plan, context.stop.is_set)
+    if log is None:
+        done = len(finished_steps(folder))
+        context.console.print(f"  stopped after {done} of {task.steps} steps", highlight=False)
+        return None
+    return Trained(log, time.monotonic() - began, task.steps - bar.earlier)
+
+
+def finished_steps(folder: Path) -> list[dict[str, Any]]:
+    """Return the log's lines of steps."""
+    return [line for line in read_log(folder) if "loss" in line]
+
+
+def polynomial_decay(step: int, steps: int) -> float:
+    """Return the factor on the learning rate at ``step`` of ``steps``."""
+    return (1 - step / steps) ** POLYNOMIAL_POWER
+
+
+def loader_workers(context: Context) -> int:
+    """Processes that load data for one training worker: on a CPU the training itself needs the cores."""
+    return context.experiment.cluster.loader_threads if context.session.gpus else 0
+
+
+def track(context: Context, title: str, log: list[dict[str, Any]]) -> None:
+    """Log the series of a training: loss and rate per step, and every number of a validation."""
+    for line in log:
+        if "loss" in line:
+            series = {"loss": line["loss"], "lr": line["lr"]}
+        else:
+            numbers = {name: value for name, value in line["validation"].items() if isinstance(value, int | float)}
+            series = {f"validation_{name}": value for name, value in numbers.items()}
+        context.tracker.log_step(title, line["step"], series)
+
+
+def report_unreadable(
+    context: Context, stage: str, trained: Trained, others: Mapping[str, Failure] | None = None
+) -> dict[str, Failure]:
+    """Write images that a training could not read, and others lost before, into ``failures.jsonl``; return them."""
+    lines = [line["validation"] for line in trained.log if "validation" in line]
+    errors = {id: error for line in lines for id, error in line["unreadable"].items()}
+    failures = {**(others or {}), **{id: Failure(id, stage, error) for id, error in errors.items()}}
+    context.replace_failures(stage, failures)
+    return failures
+
+
+class _following:
+    """Moves a bar on as the training log grows; Ray Train itself says nothing while it runs."""
+
+    def __init__(self, folder: Path, bar: Any):
+        self._location, self._bar, self._end = folder / LOG_FILE, bar, threading.Event()
+        self._bar.note = "starting Ray Train"
+        self._read = self._location.stat().st_size if self._location.exists() else 0
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._look()
+
+    def _follow(self) -> None:
+        while not self._end.wait(POLL_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        """Take up what was written since; steps that are done again after a crash are not counted twice."""
+        if not self._location.exists():
+            return
+        size = self._location.stat().st_size
+        with open(self._location, "rb") as stream:
+            stream.seek(self._read if size >= self._read else 0)
+            new = stream.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read = (self._read if size >= self._read else 0) + len(whole)
+        steps = [line for line in map(json.loads, whole.splitlines()) if "loss" in line]
+        if steps:
+            self._bar.note = f"loss {steps[-1]['loss']:.3f}"
+            self._bar.advance(max(0, steps[-1]["step"] + 1 - self._bar.done), 0)
