@@ -250,6 +250,12 @@ class CamConfig(_Section):
     ignore_band: tuple[Share, Share] | None = None
     """In place of pseudo.ignore_band."""
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "CamConfig":
+        if self.ignore_band is not None:
+            _require_range(self.ignore_band, "ignore_band")
+        return self
+
 
 class MasksConfig(_Section):
     """Which maps become masks, and the confident labels that IRN learns from (docs/method.md, section 4)."""
@@ -324,6 +330,11 @@ class IrnConfig(_Section):
     def _fits_together(self) -> "IrnConfig":
         _require_range(self.scale_range, "scale_range")
         _require_shares("irn", self.batch_size, self.workers)
+        if self.all_pairs is False and -(-self.crop_size // 4) <= 2 * (self.radius - 1):
+            raise ValueError(
+                f"a crop_size of {self.crop_size} leaves no source that keeps the margin of radius {self.radius}: "
+                "set irn.all_pairs to true or leave it out, or make the crop larger"
+            )
         return self
 
 
@@ -349,8 +360,8 @@ class PseudoConfig(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "PseudoConfig":
-        if self.ignore_band is not None and self.ignore_band[0] > self.ignore_band[1]:
-            raise ValueError(f"ignore_band must be [low, high], not {list(self.ignore_band)}")
+        if self.ignore_band is not None:
+            _require_range(self.ignore_band, "ignore_band")
         return self
 
 

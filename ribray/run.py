@@ -198,7 +198,9 @@ class Run:
     @property
     def variant(self) -> str | None:
         """The name of a variant, which lies in ``variants/NAME`` of its run; None for a run itself."""
-        return self.directory.name if self.directory.parent.name == VARIANTS_FOLDER else None
+        folder, owner = self.directory.parent, self.directory.parent.parent
+        is_variant = folder.name == VARIANTS_FOLDER and (owner / LOCK_FILE).exists()
+        return self.directory.name if is_variant else None
 
     def variant_directory(self, name: str) -> Path:
         """Return where a variant of this run lies."""

@@ -91,7 +91,7 @@ class PoolPlan:
             UsageError: the cluster that this process started is too small for it.
         """
         gpus = session.gpus_per_worker(config) if gpu else 0.0
-        workers = session.pool_size(config)
+        workers = session.pool_size(config, gpu)
         for what, needed, there in (
             ("CPU", config.cpus_per_worker, session.cpus),
             ("GPU", gpus, session.gpus),

@@ -37,11 +37,11 @@ class Session:
             return config.gpus_per_worker
         return 1.0 if self.gpus >= 1 else 0.0
 
-    def pool_size(self, config: ClusterConfig) -> int:
-        """Actors in a pool (see `ClusterConfig.workers`); at least one."""
+    def pool_size(self, config: ClusterConfig, gpu: bool = True) -> int:
+        """Actors in a pool (see `ClusterConfig.workers`), whose work wants a GPU or not; at least one."""
         if config.workers is not None:
             return config.workers
-        if gpus := self.gpus_per_worker(config):
+        if gpu and (gpus := self.gpus_per_worker(config)):
             return max(1, int(self.gpus / gpus + 1e-9))
         by_cores = int(self.cpus / config.cpus_per_worker + 1e-9)
         return max(1, min(by_cores, int(self.memory_gb / config.memory_gb_per_worker)))

@@ -44,8 +44,8 @@ _BLOCKS = {  # blocks of the third stage, by kind of block → architecture
 }
 
 
-def load_backbone_weights(backbone: Backbone, weights: str) -> None:
-    """Give ``backbone`` the weights that ``classifier.weights`` names.
+def load_backbone_weights(backbone: Backbone, weights: str, key: str = "classifier.weights") -> None:
+    """Give ``backbone`` the weights that a configuration key, such as ``classifier.weights``, names.
 
     Args:
         backbone: changed in place.
@@ -61,7 +61,7 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> None:
         backbone.start_at_identity()
         return
     if weights == IMAGENET:
-        location = imagenet_file(backbone)
+        location = imagenet_file(backbone, key)
     elif weights == SYNTHETIC:
         location = storage.path(str(resources.files("ribray") / "models" / _SYNTHETIC_FILE))
     else:
@@ -276,22 +276,22 @@ def _shape(tensor: Tensor) -> str:
 # --- ImageNet weights ---------------------------------------------------------------------------------------
 
 
-def imagenet_file(backbone: Backbone) -> Path:
+def imagenet_file(backbone: Backbone, key: str = "classifier.weights") -> Path:
     """Return the file with torchvision's ImageNet weights of ``backbone``, fetched if torch has it not.
 
     Raises:
         UsageError: there are none for this backbone, or they cannot be fetched.
     """
     if not isinstance(backbone, ResNet):
-        raise UsageError("This backbone has no ImageNet weights: set classifier.weights to synthetic, none or a path.")
+        raise UsageError(f"This backbone has no ImageNet weights: set {key} to synthetic, none or a path.")
     url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
     location = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not location.exists():
-        _fetch(url, location)
+        _fetch(url, location, key)
     return location
 
 
-def _fetch(url: str, location: Path) -> None:
+def _fetch(url: str, location: Path, key: str) -> None:
     """Download ``url``, whose name ends with the start of its content's SHA-256, whole or not at all."""
     temporary = location.parent / f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     digest = hashlib.sha256()
@@ -310,7 +310,7 @@ def _fetch(url: str, location: Path) -> None:
         reason = getattr(error, "reason", None) or error
         raise UsageError(
             f"The ImageNet weights cannot be fetched from {url} ({reason}); without a network, fetch that "
-            f"file elsewhere and set classifier.weights to its path, or put it at {location}."
+            f"file elsewhere and set {key} to its path, or put it at {location}."
         ) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -128,9 +128,10 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
             for name in request.stages:
                 if name in part.stages and not stop.is_set():
                     _run_stage(part, STAGES[name])
-            part.context.tracker.log_summary(part.context.run.metrics())
-        metrics = _in_order(main.run.metrics())
         main.run.rewrite_metrics()
+        metrics = _in_order(main.run.metrics())
+        for part in parts:
+            part.context.tracker.log_summary(part.context.run.metrics())
         figures = [] if stop.is_set() else _draw(parts, metrics)
         failures = [failure for part in parts for failure in part.context.run.failures()]
         commands = [part.context.tracker.sync_command for part in parts]
@@ -181,6 +182,8 @@ def _run_stage(part: Part, stage: Stage) -> None:
         where = "" if folder.parent == context.run.directory else f" in {escape(str(folder.parent))}"
         text = f"{title}: {work.done} of {work.total} {work.unit}, done already{where}"
         context.console.print(text, highlight=False, soft_wrap=True)
+        if stage.remark is not None and (remark := stage.remark(context)) is not None:
+            context.console.print(f"  {remark}", highlight=False)
         return
     if part.variant:
         context.console.print(f"{title}:", highlight=False)
@@ -340,7 +343,7 @@ def _draw_world(context: Context) -> None:
 
 
 def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
-    """Refuse whatever can be refused before anything starts, and forget what is to be made again."""
+    """Refuse whatever can be refused before anything starts, and forget what is to be made again (not for a plan)."""
     remade = _from(request.redo) if request.redo is not None else ()
     main = parts[0].context
     imported = {name for name in STAGES if name not in remade and main.imported(name) is not None}
@@ -358,11 +361,15 @@ def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
                     f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
                     f"add it: --stages {','.join([*needed])}."
                 )
-        elif (check := STAGES[name].check) is not None and not (is_there and not work.left):
+        elif redo and (check := STAGES[name].check) is not None and not (is_there and not work.left):
             check(context)
     if redo:
         for part in parts:
             _forget(part, remade)
+        for variant in main.run.variants().values():  # also one that is not worked on now: its maps are gone
+            if variant.directory not in [part.context.run.directory for part in parts]:
+                for name in set(remade).intersection(MASK_STAGES):
+                    variant.remove_stage(name, STAGES[name].folder)
 
 
 def _forget(part: Part, names: Sequence[str]) -> None:

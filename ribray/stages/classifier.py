@@ -1,6 +1,5 @@
 """Stage ``classifier``: a multi-label classifier, trained by Ray Train or taken from a checkpoint."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,17 @@ from ribray.errors import ImageError, UsageError
 from ribray.models import Classifier, build_classifier
 from ribray.models.weights import load_backbone_weights, load_classifier, reorder_head, save_classifier
 from ribray.stages.stage import Context, Stage, Work
-from ribray.stages.train import START_FILE, WEIGHTS_FILE, Trained, loader_workers, polynomial_decay, track, train
+from ribray.stages.train import (
+    START_FILE,
+    WEIGHTS_FILE,
+    Trained,
+    hash_file,
+    loader_workers,
+    polynomial_decay,
+    track,
+    train,
+    weights_fingerprint,
+)
 
 NAME = "classifier"
 FOLDER = "classifier"
@@ -222,19 +231,9 @@ def _fingerprints(context: Context) -> dict[str, str]:
     config = context.experiment.classifier
     prints = {"ids or labels of data.train_split": context.training_set.fingerprint()}
     if config.checkpoint is not None:
-        return prints | {"contents of classifier.checkpoint": _hash_file(config.checkpoint, "classifier.checkpoint")}
+        return prints | {"contents of classifier.checkpoint": hash_file(config.checkpoint, "classifier.checkpoint")}
     prints["ids or labels of data.eval_split"] = context.dataset(context.experiment.data.eval_split).fingerprint()
-    if config.weights not in ("imagenet", "none", "synthetic"):
-        prints["contents of classifier.weights"] = _hash_file(config.weights, "classifier.weights")
-    return prints
-
-
-def _hash_file(location: str, key: str) -> str:
-    try:
-        with open(Path(location).expanduser(), "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{key}={location} cannot be read: {error.strerror}.") from None
+    return prints | weights_fingerprint(config.weights, "classifier.weights")
 
 
 def _work(context: Context) -> Work:

@@ -13,7 +13,7 @@ from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.confident import cut
 from ribray.masks.crf import LABEL_CRF, CrfParameters, require_crf
 from ribray.rib.maps import MapRecord, Size, localization_maps
-from ribray.stages import refine
+from ribray.stages import refine, seed
 from ribray.stages.mask_pool import MASK, Made, MaskWorker, finished_masks, mask_work, run_masks, write_covers
 from ribray.stages.stage import Context, Stage
 
@@ -43,8 +43,8 @@ def read_maps(folder: Path, id: str, source: str, size: Size) -> tuple[np.ndarra
 class ConfidentWorker(MaskWorker):
     """Cuts the maps of an image."""
 
-    def __init__(self, dataset: Dataset, folder: Path, maps: Path, experiment: Experiment):
-        super().__init__(dataset, folder)
+    def __init__(self, dataset: Dataset, folder: Path, judge: Dataset, maps: Path, experiment: Experiment):
+        super().__init__(dataset, folder, judge)
         self._maps, self._config = maps, experiment.masks
         self._crf = crf_on_labels(experiment.masks.crf, experiment)
 
@@ -84,6 +84,7 @@ def _execute(context: Context) -> None:
     arguments = {
         "dataset": dataset,
         "folder": context.own_folder(NAME),
+        "judge": seed.evaluated_split(context),
         "maps": maps,
         "experiment": context.experiment,
     }
@@ -96,7 +97,7 @@ def _execute(context: Context) -> None:
     if counts.images:
         metrics["seed_crf"] = {**counts.summary(["background", *dataset.classes]), "failed": failed}
     run.write_metrics(NAME, {**metrics, "timing": result.timing})
-    write_covers(context, NAME, [id for id in ids if id not in result.without])
+    write_covers(context, NAME, [id for id in ids if id not in result.failures])
 
 
 STAGE = Stage(

@@ -1,5 +1,6 @@
 """Stage ``evaluate``: the segmentation network's masks of held-out images, and their mIoU."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ import numpy as np
 
 from ribray.config import Experiment
 from ribray.data.dataset import Dataset
+from ribray.errors import UsageError
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.run import Failure
 from ribray.stages import segmentation
 from ribray.stages.mask_pool import MASK, Made, MaskWorker, mask_work, run_masks, write_covers
-from ribray.stages.stage import Context, Stage, Work
+from ribray.stages.stage import Context, Stage, Work, per_second
 from ribray.stages.train import WEIGHTS_FILE
 
 NAME = "evaluate"
@@ -46,7 +48,19 @@ def splits(context: Context) -> list[Dataset]:
 
 
 def _ids(context: Context) -> list[str]:
-    return [id for dataset in splits(context) for id in dataset.ids]
+    """Return the images to predict.
+
+    Raises:
+        UsageError: an id occurs twice, so that masks would overwrite each other.
+    """
+    ids = [id for dataset in splits(context) for id in dataset.ids]
+    if len(set(ids)) < len(ids):
+        twice = next(id for id, count in Counter(ids).items() if count > 1)
+        names = ", ".join(dataset.name for dataset in splits(context))
+        raise UsageError(
+            f"evaluate.splits: '{twice}' is in more than one of {names}; choose splits that share no image."
+        )
+    return ids
 
 
 def _check(context: Context) -> None:
@@ -66,8 +80,7 @@ def _execute(context: Context) -> None:
     names = ["background", *context.training_set.classes]
     failures: dict[str, Failure] = {}
     metrics: dict[str, Any] = {}
-    timing: dict[str, Any] = {}
-    without: set[str] = set()
+    made, seconds = 0, 0.0
     for network, (where, weights, title) in networks.items():
         counts = MaskCounts(len(names))
         failed: dict[str, Failure] = {}
@@ -79,9 +92,9 @@ def _execute(context: Context) -> None:
             if result.stopped:
                 return
             failed |= result.failures
-            timing = timing or result.timing
-            without |= result.without
-        summary: dict[str, Any] = {"images": sum(map(len, datasets)), "failed": len(failed)}
+            made += result.timing["images"]
+            seconds += result.timing["seconds"]
+        summary: dict[str, Any] = {"images": sum(map(len, datasets)) - len(failed), "failed": len(failed)}
         if counts.images:
             summary = {**counts.summary(names), "failed": len(failed)}
         failures |= failed
@@ -90,8 +103,8 @@ def _execute(context: Context) -> None:
         else:
             metrics[network] = summary
     context.replace_failures(NAME, failures)
-    run.write_metrics(NAME, {**metrics, "crf": experiment.evaluate.crf, "timing": timing})
-    write_covers(context, NAME, [id for id in _ids(context) if id not in without])
+    run.write_metrics(NAME, {**metrics, "crf": experiment.evaluate.crf, "timing": per_second(made, seconds)})
+    write_covers(context, NAME, [id for id in _ids(context) if id not in failures])
 
 
 def _work(context: Context) -> Work:

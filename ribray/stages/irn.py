@@ -21,7 +21,7 @@ from ribray.models.irnet import IRNet, load_irnet, save_irnet
 from ribray.models.weights import load_backbone_weights, load_classifier
 from ribray.stages import confident, refine
 from ribray.stages.crops import CropBatch, CropPlan, MaskedImages, crop_batches
-from ribray.stages.mask_pool import fixed_ids, known_ids, mask_path
+from ribray.stages.mask_pool import fixed_ids, known_ids, mask_path, outgrown
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
     START_FILE,
@@ -30,8 +30,10 @@ from ribray.stages.train import (
     loader_workers,
     polynomial_decay,
     report_unreadable,
+    require_any,
     track,
     train,
+    weights_fingerprint,
 )
 
 NAME = "irn"
@@ -123,10 +125,10 @@ class IrnTask(TrainingTask):
 
     def validate(self, model: IRNet, step: int, rank: int, world: int, device: torch.device) -> dict[str, Any]:
         """Return, at the end, the sum of this rank's images' mean displacements (2,), and unreadable images."""
-        displacements = np.zeros(2)
-        images = 0
+        displacements, images, wanted = np.zeros(2), 0, 0
         if step == self.steps:
             model.displacement_mean.zero_()
+            wanted = len(self._images.ids[rank::world])
             for id in self._images.ids[rank::world]:
                 try:
                     image = self._dataset.image(id)
@@ -135,14 +137,15 @@ class IrnTask(TrainingTask):
                 _, displacement = model(normalise(image)[None].to(device))
                 displacements += displacement[0].double().mean((1, 2)).cpu().numpy()
                 images += 1
-        return {"displacements": displacements, "images": images, "errors": dict(self._errors)}
+        return {"displacements": displacements, "images": images, "wanted": wanted, "errors": dict(self._errors)}
 
     def conclude(self, model: IRNet, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Give the network the mean displacement that evaluation takes off, and return it."""
         errors = {id: error for part in parts for id, error in part["errors"].items()}
         images = sum(part["images"] for part in parts)
         metrics: dict[str, Any] = {"unreadable": errors}
-        if images:
+        if sum(part["wanted"] for part in parts):
+            require_any(images, errors)
             mean = sum(part["displacements"] for part in parts) / images
             model.displacement_mean.copy_(torch.from_numpy(mean))
             metrics["displacement_mean"] = mean.tolist()
@@ -178,7 +181,7 @@ def _start(context: Context) -> IRNet:
     model = build_irnet(*backbone_of(context), config)
     weights = _weights_of(context)
     if weights != "classifier":
-        load_backbone_weights(model.backbone, weights)
+        load_backbone_weights(model.backbone, weights, "irn.weights")
         return model
     trained = build_classifier(classifier.backbone, len(context.training_set.classes), classifier.output_stride)
     load_classifier(trained, context.require("classifier", NAME) / WEIGHTS_FILE)
@@ -192,6 +195,14 @@ def _check(context: Context) -> None:
         _start(context)
     elif backbone_of(context)[0] != classifier.backbone:
         raise UsageError(f"irn.weights=classifier needs irn.backbone={classifier.backbone}, not {config.backbone}.")
+    elif context.imported(refine.NAME) is not None and not context.has("classifier"):
+        raise UsageError("irn.weights=classifier needs a classifier, and maps that were imported have none.")
+
+
+def _fingerprints(context: Context) -> dict[str, str]:
+    if _weights_of(context) == "classifier":
+        return {"classifier": context.key("classifier").digest}
+    return weights_fingerprint(_weights_of(context), "irn.weights")
 
 
 def _work(context: Context) -> Work:
@@ -228,7 +239,7 @@ def _execute(context: Context) -> None:
     if trained is None:
         return
     (folder / START_FILE).unlink(missing_ok=True)
-    failures = report_unreadable(context, NAME, trained)
+    failures = report_unreadable(context, NAME, [trained])
     metrics = {
         "loss": trained.loss,
         "displacement_mean": trained.validation["displacement_mean"],
@@ -248,8 +259,9 @@ STAGE = Stage(
     reads=("irn", "classifier.backbone", "classifier.output_stride", "classifier.weights"),
     leaves_out=(),
     format=FORMAT,
-    fingerprints=lambda context: {},
+    fingerprints=_fingerprints,
     work=_work,
     execute=_execute,
     check=_check,
+    remark=lambda context: outgrown(context, NAME, confident.labelled_ids(context)),
 )

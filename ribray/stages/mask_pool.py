@@ -26,6 +26,8 @@ from ribray.stages.stage import Context, Work, per_second
 SUFFIX = ".png"
 MASK = "mask"
 """Name of the counts of the mask itself."""
+ORIGIN = "origin"
+"""Beside the counts: what they are of."""
 
 
 class Counts(Protocol):
@@ -75,8 +77,16 @@ class Made:
 class MaskWorker(ABC):
     """Makes masks in a pool; a mask that is there already is only read for its counts."""
 
-    def __init__(self, dataset: Dataset, folder: Path):
+    def __init__(self, dataset: Dataset, folder: Path, judge: Dataset | None = None):
+        """Keep what every such worker needs.
+
+        Args:
+            dataset: the images.
+            folder: where the masks go.
+            judge: whose truth masks are judged by, of its images only; default: ``dataset``.
+        """
         self.dataset, self.folder = dataset, folder
+        self._judge = judge or dataset
 
     @abstractmethod
     def make(self, id: str) -> Made:
@@ -91,24 +101,29 @@ class MaskWorker(ABC):
         location = mask_path(self.folder, item)
         if location.exists():
             counts = _counts_of(location)
-            if counts is not None or not self.dataset.has_masks:
-                return {"made": False, "counts": counts or {}, "unjudged": None}
+            if counts is not None and counts.get(ORIGIN) == self._origin(item):
+                return {"made": False, "counts": counts, "unjudged": None}
         return self.finish(item, self.make(item))
 
     def finish(self, id: str, made: Made) -> dict[str, Any]:
         """Judge and write a new mask; a truth that cannot be read is no reason not to have the mask."""
-        counts: dict[str, Any] | None = {}
+        counts: dict[str, Any] = {}
         unjudged = None
         try:
-            truth = self.dataset.mask(id)
+            truth = self._judge.mask(id) if id in self._judge else None
+            counts[ORIGIN] = self._origin(id)
             if truth is not None:
                 own = MaskCounts(len(self.dataset.classes) + 1)
                 own.add(made.mask, truth)
-                counts = {MASK: own.to_sparse(), **_plain(made.count(truth))}
+                counts |= {MASK: own.to_sparse(), **_plain(made.count(truth))}
         except ImageError as error:
-            counts, unjudged = None, str(error)
-        write_mask(mask_path(self.folder, id), made.mask, self.dataset.palette, counts)
-        return {"made": True, "counts": counts or {}, "unjudged": unjudged}
+            counts, unjudged = {}, str(error)
+        write_mask(mask_path(self.folder, id), made.mask, self.dataset.palette, counts or None)
+        return {"made": True, "counts": counts, "unjudged": unjudged}
+
+    def _origin(self, id: str) -> dict[str, str]:
+        """Say which image a mask is of and whose truth it was judged by: ids alone may repeat between splits."""
+        return {"image": "/".join(self.dataset.image_path(id).parts[-2:]), "judge": self._judge.name.split(" of ")[0]}
 
 
 def _counts_of(location: Path) -> Mapping[str, Any] | None:
@@ -201,12 +216,12 @@ def fixed_ids(context: Context, name: str, ids: Sequence[str]) -> list[str]:
     return known_ids(folder)
 
 
-def tell_outgrown(context: Context, name: str, ids: Sequence[str]) -> None:
+def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
     """Say so where a training knows other images than there are now."""
     known = known_ids(context.artifact(name))
-    if known and set(known) != set(ids):
-        context.console.print(
-            f"Note: {name} was trained on {len(known)} images, and {len(ids)} have masks now; "
-            f"--redo {name} trains it again.",
-            highlight=False,
-        )
+    if not known or set(known) == set(ids):
+        return None
+    return (
+        f"Note: {name} was trained on {len(known)} images, and {len(ids)} have masks now; "
+        f"--redo {name} trains it again."
+    )

@@ -23,7 +23,7 @@ from ribray.masks.pseudo import walk_scores
 from ribray.masks.saliency import mark_conflicts, read_saliency
 from ribray.masks.seed import winner
 from ribray.models.irnet import load_irnet
-from ribray.stages import confident, irn, refine
+from ribray.stages import confident, irn, refine, seed
 from ribray.stages.mask_pool import (
     MASK,
     Made,
@@ -32,7 +32,6 @@ from ribray.stages.mask_pool import (
     mask_path,
     mask_work,
     run_masks,
-    tell_outgrown,
     write_covers,
 )
 from ribray.stages.stage import Context, Stage, Work
@@ -63,12 +62,15 @@ class PseudoWorker(MaskWorker):
         self,
         dataset: Dataset,
         folder: Path,
+        judge: Dataset,
         maps: Path,
         weights: Path,
         backbone: tuple[str, int],
         experiment: Experiment,
+        saliency: Path | None,
     ):
-        super().__init__(dataset, folder)
+        super().__init__(dataset, folder, judge)
+        self._saliency = saliency
         self._maps, self._experiment = maps, experiment
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = irn.build_irnet(*backbone, experiment.irn)
@@ -112,15 +114,14 @@ class PseudoWorker(MaskWorker):
         )
 
     def _cut(self, id: str, prepared: _Prepared, walked: Tensor) -> Made:
-        config, masks = self._experiment.pseudo, self._experiment.masks
+        config = self._experiment.pseudo
         size = (prepared.image.shape[0], prepared.image.shape[1])
         scores = walk_scores(walked.cpu(), size)
         low, high = config.ignore_band or (config.threshold, config.threshold)
         mask = cut(prepared.image, scores, prepared.present, high, low, self._crf)
-        if masks.saliency is not None:
-            mask = mark_conflicts(
-                mask, read_saliency(Path(masks.saliency).expanduser(), id, size, masks.saliency_threshold)
-            )
+        if self._saliency is not None:
+            salient = read_saliency(self._saliency, id, size, self._experiment.masks.saliency_threshold)
+            mask = mark_conflicts(mask, salient)
 
         def count(truth: np.ndarray) -> dict[str, Any]:
             curve = ThresholdCurve(len(self.dataset.classes) + 1, WALK_THRESHOLDS)
@@ -139,16 +140,23 @@ def pseudo_ids(context: Context) -> list[str]:
 def _check(context: Context) -> None:
     if context.experiment.pseudo.crf == "dense":
         require_crf()
+    if (folder := _saliency(context)) is not None and not folder.is_dir():
+        raise UsageError(
+            f"masks.saliency={context.experiment.masks.saliency} is no folder; it must hold a saliency map ID.png "
+            "per image."
+        )
+
+
+def _saliency(context: Context) -> Path | None:
+    """Return the folder of saliency maps; a worker may have another working directory."""
     saliency = context.experiment.masks.saliency
-    if saliency is not None and not Path(saliency).expanduser().is_dir():
-        raise UsageError(f"masks.saliency={saliency} is no folder; it must hold a saliency map ID.png per image.")
+    return None if saliency is None else Path(saliency).expanduser().absolute()
 
 
 def _execute(context: Context) -> None:
     run, dataset, experiment = context.run, context.training_set, context.experiment
     maps = context.require(refine.NAME, NAME)
     weights = context.require(irn.NAME, NAME) / WEIGHTS_FILE
-    tell_outgrown(context, irn.NAME, confident.labelled_ids(context))
     ids = refine.refined_ids(context)
     run.begin(FOLDER, context.key(NAME))
     counts = MaskCounts(len(dataset.classes) + 1)
@@ -156,10 +164,12 @@ def _execute(context: Context) -> None:
     arguments = {
         "dataset": dataset,
         "folder": context.own_folder(NAME),
+        "judge": seed.evaluated_split(context),
         "maps": maps,
         "weights": weights,
         "backbone": irn.backbone_of(context),
         "experiment": experiment,
+        "saliency": _saliency(context),
     }
     result = run_masks(
         context,
@@ -179,7 +189,7 @@ def _execute(context: Context) -> None:
     if counts.images:
         metrics |= counts.summary(names) | {"walk": {**curve.summary(names), "failed": failed}}
     run.write_metrics(NAME, {**metrics, "timing": result.timing})
-    write_covers(context, NAME, [id for id in ids if id not in result.without])
+    write_covers(context, NAME, [id for id in ids if id not in result.failures])
 
 
 def _work(context: Context) -> Work:

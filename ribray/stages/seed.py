@@ -58,7 +58,8 @@ class SeedWorker:
         return {"curves": curves, "stop_reason": record.stop_reason, "classes": len(record.classes)}
 
 
-def _split(context: Context) -> Dataset:
+def evaluated_split(context: Context) -> Dataset:
+    """Return the data whose truth maps and masks of training images are judged by."""
     config = context.experiment
     return context.dataset(config.seed_eval.split or config.data.train_split)
 
@@ -66,7 +67,7 @@ def _split(context: Context) -> Dataset:
 def _ids(context: Context) -> list[str]:
     """The images that count: those of the evaluated split that have a map."""
     finished = refine.finished_ids(context.artifact(refine.NAME))
-    return [id for id in _split(context).ids if id in finished]
+    return [id for id in evaluated_split(context).ids if id in finished]
 
 
 def _coverage(ids: Sequence[str]) -> str:
@@ -76,13 +77,13 @@ def _coverage(ids: Sequence[str]) -> str:
 def _work(context: Context) -> Work:
     ids = _ids(context)
     if not ids:  # nothing is refined yet: as many as refinement will make
-        return Work(len(set(refine.wanted_ids(context)).intersection(_split(context).ids)), 0)
+        return Work(len(set(refine.wanted_ids(context)).intersection(evaluated_split(context).ids)), 0)
     record = context.run.record(FOLDER) or {}
     return Work(len(ids), len(ids) if record.get("covers") == _coverage(ids) else 0)
 
 
 def _execute(context: Context) -> None:
-    experiment, run, dataset = context.experiment, context.run, _split(context)
+    experiment, run, dataset = context.experiment, context.run, evaluated_split(context)
     context.require(refine.NAME, NAME)
     ids = _ids(context)
     run.begin(FOLDER, context.key(NAME))
@@ -149,7 +150,7 @@ STAGE = Stage(
     reads=("seed_eval",),
     leaves_out=(),
     format=FORMAT,
-    fingerprints=lambda context: {"ids or labels of the evaluated split": _split(context).fingerprint()},
+    fingerprints=lambda context: {"ids or labels of the evaluated split": evaluated_split(context).fingerprint()},
     work=_work,
     execute=_execute,
 )

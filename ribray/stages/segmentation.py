@@ -19,7 +19,7 @@ from ribray.models.weights import load_backbone_weights
 from ribray.run import Failure
 from ribray.stages import pseudo
 from ribray.stages.crops import CropBatch, CropPlan, MaskedImages, crop_batches, read_training_mask
-from ribray.stages.mask_pool import Made, MasksResult, MaskWorker, fixed_ids, mask_path, run_masks
+from ribray.stages.mask_pool import Made, MasksResult, MaskWorker, fixed_ids, mask_path, outgrown, run_masks
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
     START_FILE,
@@ -29,8 +29,10 @@ from ribray.stages.train import (
     loader_workers,
     polynomial_decay,
     report_unreadable,
+    require_any,
     track,
     train,
+    weights_fingerprint,
 )
 
 NAME = "segmentation"
@@ -38,6 +40,8 @@ FOLDER = "segmentation"
 FORMAT = 1
 FIRST_FOLDER = "first"
 """With re-training: the network that fills the unknown pixels."""
+LEAST_PERIOD = 500
+"""Steps between two looks at what could not be read, where an epoch is shorter."""
 FILLED_FOLDER = "filled"
 """With re-training: pseudo masks whose unknown pixels are filled."""
 
@@ -74,7 +78,7 @@ class SegmentationTask(TrainingTask):
         start: Path,
         loader_workers: int,
     ):
-        self.steps = self.period = config.iterations
+        self.steps, self.period = config.iterations, max(LEAST_PERIOD, len(ids) // config.batch_size)
         self.precision = config.precision
         self._config, self._dataset, self._start, self._loader_workers = config, dataset, start, loader_workers
         self._plan = CropPlan(
@@ -118,7 +122,9 @@ class SegmentationTask(TrainingTask):
 
     def conclude(self, model: DeepLab, parts: list[dict[str, str]]) -> dict[str, Any]:
         """Return unreadable images."""
-        return {"unreadable": {id: error for part in parts for id, error in part.items()}}
+        errors = {id: error for part in parts for id, error in part.items()}
+        require_any(len(self._images.ids) - len(errors), errors)
+        return {"unreadable": errors}
 
     def save(self, model: DeepLab, destination: Path) -> None:
         """Write the weights as safetensors."""
@@ -180,8 +186,13 @@ def _start(context: Context) -> DeepLab:
     config = context.experiment.segmentation
     torch.manual_seed(config.seed)
     model = build_deeplab(config, len(context.training_set.classes))
-    load_backbone_weights(model.backbone, weights_of(context))
+    load_backbone_weights(model.backbone, weights_of(context), "segmentation.weights")
     return model
+
+
+def _fingerprints(context: Context) -> dict[str, str]:
+    weights, key = weights_of(context), "segmentation.weights"
+    return {"backbone's starting weights": weights} | weights_fingerprint(weights, key)
 
 
 def _check(context: Context) -> None:
@@ -213,6 +224,7 @@ def _execute(context: Context) -> None:
 
     metrics: dict[str, Any] = {}
     lost: dict[str, Failure] = {}
+    trainings: list[Trained] = []
     read: Callable[[str], Path] = functools.partial(mask_path, masks)
     if config.retrain:
         first = learn(read, folder / FIRST_FOLDER, f"{NAME}, first network")
@@ -220,23 +232,26 @@ def _execute(context: Context) -> None:
         if first is None or filled is None or filled.stopped:
             return
         metrics["first_loss"] = first.loss
+        trainings.append(first)
         read = functools.partial(mask_path, folder / FILLED_FOLDER)
         ids = [id for id in ids if id not in filled.without]
         lost = {id: filled.failures[id] for id in filled.without}
     trained = learn(read, folder, f"{NAME}, re-training" if config.retrain else NAME)
     if trained is None:
         return
+    trainings.append(trained)
     (folder / START_FILE).unlink(missing_ok=True)
-    failures = report_unreadable(context, NAME, trained, lost)
+    failures = report_unreadable(context, NAME, trainings, lost)
     metrics |= {
         "loss": trained.loss,
         "iterations": config.iterations,
         "retrain": config.retrain,
-        "images": len(ids) - len(failures),
+        "images": len(ids) - len(failures.keys() - lost.keys()),
         "failed": len(failures),
         "classes": list(dataset.classes),
     }
-    run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
+    both = Trained(trained.log, sum(each.seconds for each in trainings), sum(each.steps for each in trainings))
+    run.write_metrics(NAME, {**metrics, "timing": both.timing(config.batch_size, config.workers)})
     track(context, NAME, trained.log)
     context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
 
@@ -261,8 +276,9 @@ STAGE = Stage(
     reads=("segmentation",),
     leaves_out=(),
     format=FORMAT,
-    fingerprints=lambda context: {"starting weights (segmentation.weights)": weights_of(context)},
+    fingerprints=_fingerprints,
     work=_work,
     execute=_execute,
     check=_check,
+    remark=lambda context: outgrown(context, NAME, pseudo.pseudo_ids(context)),
 )

@@ -66,6 +66,8 @@ class Stage:
     """Do what is left, write the artifact and the stage's metrics."""
     check: "Callable[[Context], None] | None" = None
     """Refuse, before a cluster starts, what the stage's work would meet only after hours."""
+    remark: "Callable[[Context], str | None] | None" = None
+    """What a person should know of the finished stage, if anything."""
     estimate: "Callable[[Context, Work], Estimate] | None" = None
     """A rough guess at time and disk, for a plan."""
     serves_in_part: bool = False
@@ -121,7 +123,7 @@ class Context:
 
     def images(self, split: str) -> Dataset:
         """Return a split whose images are only to be predicted: labels need not be known."""
-        return self._open(split, (split, True) in self._datasets)
+        return self._open(split, False)
 
     def _open(self, split: str, labelled: bool) -> Dataset:
         if (split, labelled) not in self._datasets:

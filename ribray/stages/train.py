@@ -1,20 +1,24 @@
 """What the stages that train a network share: a bar that follows the log, decay, timing, tracked series."""
 
+import hashlib
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ribray.cluster.training import LOG_FILE, TrainingPlan, TrainingTask, read_log, run_training
+from ribray.errors import RibrayError, UsageError
 from ribray.progress import show_progress
 from ribray.run import Failure
 from ribray.stages.stage import Context, per_second
 
 WEIGHTS_FILE = "weights.safetensors"
 START_FILE = "start.safetensors"
+NAMED_WEIGHTS = ("imagenet", "none", "synthetic", "classifier")
+"""Weights that are named; any others are the path of a file."""
 POLL_SECONDS = 0.5
 POLYNOMIAL_POWER = 0.9
 
@@ -96,13 +100,47 @@ def track(context: Context, title: str, log: list[dict[str, Any]]) -> None:
         context.tracker.log_step(title, line["step"], series)
 
 
+def weights_fingerprint(weights: str, key: str) -> dict[str, str]:
+    """Return the fingerprint of a file of weights given under a configuration key; of a name there is none.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    return {} if weights in NAMED_WEIGHTS else {f"contents of {key}": hash_file(weights, key)}
+
+
+def hash_file(location: str, key: str) -> str:
+    """Return the sha256 of a file named under a configuration key.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with open(Path(location).expanduser(), "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{key}={location} cannot be read: {error.strerror}.") from None
+
+
+def require_any(readable: int, errors: Mapping[str, str]) -> None:
+    """Check, before a network is saved, that it has seen anything.
+
+    Raises:
+        RibrayError: no image was readable.
+    """
+    if not readable:
+        raise RibrayError(f"None of the training images can be read, for example: {next(iter(errors.values()), '-')}")
+
+
 def report_unreadable(
-    context: Context, stage: str, trained: Trained, others: Mapping[str, Failure] | None = None
+    context: Context, stage: str, trained: Sequence[Trained], others: Mapping[str, Failure] | None = None
 ) -> dict[str, Failure]:
-    """Write images that a training could not read, and others lost before, into ``failures.jsonl``; return them."""
-    lines = [line["validation"] for line in trained.log if "validation" in line]
+    """Write images that trainings could not read, and others lost before, into ``failures.jsonl``; return them."""
+    lines = [line["validation"] for each in trained for line in each.log if "validation" in line]
     errors = {id: error for line in lines for id, error in line["unreadable"].items()}
-    failures = {**(others or {}), **{id: Failure(id, stage, error) for id, error in errors.items()}}
+    again = f"so {stage} has not learnt from it; once it is mended, --redo {stage} trains again"
+    failures = {id: Failure(id, stage, f"{error.removesuffix('.')}, {again}.") for id, error in errors.items()}
+    failures = {**(others or {}), **failures}
     context.replace_failures(stage, failures)
     return failures
 

@@ -64,7 +64,7 @@ def test_maps_are_drawn_between_the_truth_and_the_masks(photographs, truths, tmp
         arrays = to_arrays(refinement, size, (1.0,)) if len(present) else empty_arrays(size, (1.0,))
         files[id] = tmp_path / "maps" / f"{id}.npz"
         storage.write_npz(files[id], **arrays)
-    masks = {"confident labels": truths, "pseudo mask": truths}
+    masks = {"confident labels": truths, "pseudo mask": truths, "pseudo mask, plain CAM": truths}
     for name, maps in (("without", {}), ("with", {"RIB map": (files, "refined")})):
         block = MaskBlock("training images", photographs, photographs.ids, masks, maps)
         draw_masks([block], tmp_path / f"{name}.png")

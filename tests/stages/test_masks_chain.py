@@ -16,7 +16,7 @@ from ribray.run import Run
 from ribray.stages.chain import read_status
 from tests.tiny import EVERYTHING, chain, experiment
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
 BAND = "pseudo.ignore_band=[0.2,0.5]"
 RETRAINED = ["segmentation.retrain=true", BAND]
@@ -41,6 +41,7 @@ def training_set(run: Path):
     return open_dataset(config, config.train_split, next((run / "data").iterdir()))
 
 
+@pytest.mark.slow
 def test_every_artifact_is_there_and_readable(whole):
     dataset = training_set(whole)
     made = {"confident": 10, "pseudo": 10, "segmentation/filled": 10, "predictions": 6}
@@ -69,6 +70,7 @@ def test_every_artifact_is_there_and_readable(whole):
     assert not (whole / "variants/cam/maps").exists()  # the parent's are used
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_files(whole):
     """mIoU anew, from the written masks alone and by another way of counting."""
     dataset = training_set(whole)
@@ -83,6 +85,7 @@ def test_the_numbers_are_those_of_the_files(whole):
     assert storage.read_json(whole / "metrics.json")["pseudo"]["miou"] == pytest.approx(np.mean(per_class))
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_nothing(whole):
     before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.suffix in (".png", ".safetensors")}
     _, text = chain(whole, RETRAINED, stages=EVERYTHING)
@@ -93,6 +96,7 @@ def test_the_same_command_again_does_nothing(whole):
     assert all(status.done == status.total and not status.failed for status in statuses)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_made_again_with_the_same_bytes_and_numbers(whole, tmp_path):
     """One worker, other batches of images on their walk; damaged and lost files."""
     out = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -123,6 +127,7 @@ def test_cam_alone_goes_into_the_variant_and_other_thresholds_are_refused(undist
     assert masks(out / "confident") != made
 
 
+@pytest.mark.slow
 def test_more_images_continue_and_a_training_says_what_it_knows(whole, tmp_path):
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     more = [*RETRAINED, "refine.limit=12"]
@@ -133,6 +138,7 @@ def test_more_images_continue_and_a_training_says_what_it_knows(whole, tmp_path)
     assert storage.read_json(out / "metrics.json")["pseudo"]["images"] == 12
 
 
+@pytest.mark.slow
 def test_a_fork_uses_what_still_fits(whole, tmp_path):
     fork = tmp_path / "fork"
     _, text = chain(whole, [*RETRAINED, "evaluate.crf=dense"], stages="segmentation,evaluate", fork=fork)
@@ -146,6 +152,7 @@ def test_a_fork_uses_what_still_fits(whole, tmp_path):
     assert len(masks(fork / "variants/cam/pseudo")) == 10
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_left_out_and_told(whole, tmp_path):
     """A saliency map that is missing, one of another size; a pseudo mask of another size, one with foreign values."""
     out = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -190,3 +197,30 @@ def test_what_a_stage_needs_is_said_before_anything_starts(undisturbed, copy_of,
         chain(out, ["segmentation.backbone=resnet18", "segmentation.weights=imagenet"], stages=EVERYTHING)
     assert not (out / "confident").exists()
     assert Run.read(out).variants() == {}
+
+
+@pytest.mark.slow
+def test_a_truth_that_was_mended_is_judged_and_a_redo_forgets_variants_too(whole, tmp_path):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    for folder in ("confident", "variants/cam/confident"):
+        assert len(masks(out / folder)) == 10
+    truth = next((out / "data").iterdir()) / "SegmentationClass" / "train_0005.png"
+    content = truth.read_bytes()
+    Image.open(truth).resize((32, 32), Image.Resampling.NEAREST).save(truth)  # the same classes, another size
+    result, _ = chain(out, RETRAINED, stages="confident", redo="confident")
+    assert [(failure.id, failure.stage) for failure in result.failures] == [("train_0005", "confident")]
+    assert "not judged" in result.failures[0].error
+    assert masks(out / "confident").keys() == masks(whole / "confident").keys()
+    assert masks(out / "variants/cam/confident") == {}
+    truth.write_bytes(content)
+    result, _ = chain(out, RETRAINED, stages="confident")
+    assert not result.failures
+    assert masks(out / "confident") == masks(whole / "confident")
+    ours, theirs = (storage.read_json(run / "metrics.json") for run in (out, whole))
+    assert ours["confident"] == theirs["confident"]
+
+
+@pytest.mark.slow
+def test_splits_that_share_images_are_refused(whole):
+    with pytest.raises(UsageError, match="'val_0000' is in more than one of"):
+        chain(whole, [*RETRAINED, "evaluate.splits=[val,val]"], stages="evaluate")
