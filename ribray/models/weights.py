@@ -291,7 +291,7 @@ def imagenet_file(backbone: Backbone, key: str = "classifier.weights") -> Path:
     return location
 
 
-def _fetch(url: str, location: Path, key: str) -> None:
+def _fetch(url: str, location: Path, key: str = "classifier.weights") -> None:
     """Download ``url``, whose name ends with the start of its content's SHA-256, whole or not at all."""
     temporary = location.parent / f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     digest = hashlib.sha256()
