@@ -37,7 +37,10 @@ SCALED_DOWN = [
     "segmentation.batch_size=4",
     "segmentation.crop_size=129",
 ]
-OWN = {"voc12": [], "coco14": ["segmentation.scales=[1.0]", "evaluate.crf=none"]}  # 81 classes take their time
+OWN = {  # 81 classes take their time
+    "voc12": [],
+    "coco14": ["classifier.backbone=resnet18", "segmentation.scales=[1.0]", "evaluate.crf=none"],
+}
 
 
 @pytest.fixture(
