@@ -181,7 +181,7 @@ def _start(context: Context) -> IRNet:
     model = build_irnet(*backbone_of(context), config)
     weights = _weights_of(context)
     if weights != "classifier":
-        load_backbone_weights(model.backbone, weights, "irn.weights")
+        load_backbone_weights(model.backbone, weights, "irn.weights" if config.weights else "classifier.weights")
         return model
     trained = build_classifier(classifier.backbone, len(context.training_set.classes), classifier.output_stride)
     load_classifier(trained, context.require("classifier", NAME) / WEIGHTS_FILE)

@@ -183,10 +183,13 @@ def _start(context: Context) -> DeepLab:
     Raises:
         UsageError: the backbone's weights cannot be had.
     """
-    config = context.experiment.segmentation
+    config, classifier = context.experiment.segmentation, context.experiment.classifier.weights
     torch.manual_seed(config.seed)
     model = build_deeplab(config, len(context.training_set.classes))
-    load_backbone_weights(model.backbone, weights_of(context), "segmentation.weights")
+    key = (
+        "classifier.weights" if config.weights is None and weights_of(context) == classifier else "segmentation.weights"
+    )
+    load_backbone_weights(model.backbone, weights_of(context), key)
     return model
 
 
