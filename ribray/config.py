@@ -151,6 +151,8 @@ class ClassifierConfig(_Section):
     """Range of the image's long side after the random resize, in pixels."""
     loss: Literal["bce", "rib"] = "bce"
     """bce: multi-label soft margin; rib: the unbounded L_RIB (it diverges from scratch, figure S1a)."""
+    divergence_bound: Positive = 1e6
+    """Training ends as diverged once the absolute loss passes it."""
     precision: Precision = "auto"
     """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
     workers: Annotated[int, Field(ge=1)] = 1

@@ -11,3 +11,7 @@ class UsageError(RibrayError):
 
 class ImageError(RibrayError):
     """One image cannot be used. It becomes one line of ``failures.jsonl`` and the run goes on."""
+
+
+class DivergedError(RibrayError):
+    """A training's loss left every bound; the steps up to there are in its log."""

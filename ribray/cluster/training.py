@@ -8,11 +8,13 @@ log and the final weights.
 import contextlib
 import functools
 import json
+import logging
+import math
 import os
+import pickle
 import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from ribray import storage
-from ribray.errors import RibrayError
+from ribray.errors import DivergedError, RibrayError
+
+logger = logging.getLogger(__name__)
 
 LOG_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
-REFUSAL_FILE = "refusal.txt"
+REFUSAL_FILE = "refusal.json"
 WORK_FOLDER = "train"
 POLL_SECONDS = 0.5
 RESTARTS = 2
@@ -47,6 +51,8 @@ class TrainingTask(Protocol):
     """Steps from one validation to the next; there is another at the end."""
     precision: str
     """float32, bfloat16, or auto: bfloat16 on a GPU."""
+    divergence_bound: float = math.inf
+    """Training ends as diverged once the loss passes it, up or down, or is not finite."""
 
     def model(self) -> nn.Module:
         """Return the network with its starting weights."""
@@ -101,6 +107,7 @@ def run_training(
         the log's lines; None where a stop request ended the training, which then goes on from its last checkpoint.
 
     Raises:
+        DivergedError: the loss left its bound; the log holds the steps up to there.
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
     import ray.train.torch  # takes a second, which the workers of a pool need not spend
@@ -118,14 +125,13 @@ def run_training(
         run_config=ray.train.RunConfig(
             name=WORK_FOLDER,
             storage_path=str(plan.folder),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
     )
     weights, refusal = plan.folder / plan.weights, plan.folder / REFUSAL_FILE
     refusal.unlink(missing_ok=True)
     try:
-        if not weights.exists() and not _fit(trainer, weights, stop_requested):
+        if not weights.exists() and not _fit(trainer, (weights, refusal), stop_requested):
             return None
     except ray.train.WorkerGroupError as error:
         rank, failure = min(error.worker_failures.items())
@@ -133,18 +139,19 @@ def run_training(
     except ray.train.TrainingFailedError as error:
         raise RibrayError(f"Training failed: {_last_line(error)}") from error
     if refusal.exists():
-        raise RibrayError(refusal.read_text(encoding="utf-8"))
+        said = storage.read_json(refusal)
+        raise (DivergedError if said["diverged"] else RibrayError)(said["sentence"])
     if not weights.exists():
         raise RibrayError(f"Training ended without writing {weights}; start it again to go on.")
     shutil.rmtree(plan.folder / WORK_FOLDER, ignore_errors=True)
     return read_log(plan.folder)
 
 
-def _fit(trainer: Any, weights: Path, stop_requested: Callable[[], bool]) -> bool:
-    """Run a trainer until the final weights are there; return False where a stop request came first.
+def _fit(trainer: Any, ends: Sequence[Path], stop_requested: Callable[[], bool]) -> bool:
+    """Run a trainer until one of the files that end it is there; return False where a stop request came first.
 
     In the main thread Ray Train would take Ctrl-C for itself and end the process. What still runs after a stop
-    request ends with this process's connection to Ray. Nor is Ray Train waited for once the weights are written: on
+    request ends with this process's connection to Ray. Nor is Ray Train waited for once such a file is written: on
     a cluster without a dashboard it takes ten seconds to find out that one of its helpers is done.
     """
     outcome: Future[None] = Future()
@@ -160,7 +167,7 @@ def _fit(trainer: Any, weights: Path, stop_requested: Callable[[], bool]) -> boo
         if wait([outcome], timeout=POLL_SECONDS).done:
             outcome.result()
             return True
-        if weights.exists():
+        if any(end.exists() for end in ends):
             return True
     return False
 
@@ -193,7 +200,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     try:
         _train(task, plan, rank, world)
     except RibrayError as error:
-        storage.write_text(plan.folder / REFUSAL_FILE, str(error))
+        storage.write_json(
+            plan.folder / REFUSAL_FILE, {"diverged": isinstance(error, DivergedError), "sentence": str(error)}
+        )
 
 
 def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> None:
@@ -203,7 +212,8 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
     module = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
     optimizer = task.optimizer(model)
     starting_rates = [group["lr"] for group in optimizer.param_groups]
-    first_step = _restore(model, optimizer, device)
+    checkpoint = plan.folder / WORK_FOLDER / CHECKPOINT_FILE
+    first_step = _restore(checkpoint, model, optimizer, device)
     module.train()
     with _log(plan.folder, rank, first_step) as log:
         for step, batch in enumerate(task.batches(first_step, rank, world), start=first_step):
@@ -216,8 +226,9 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
             optimizer.step()
             loss = float(_sum_over_ranks(part.detach(), world))
             epoch, done = step // task.period, step + 1
-            log({"epoch": epoch, "step": step, "loss": loss, "lr": optimizer.param_groups[0]["lr"]})
-            _require_finite(loss, step)
+            finite = loss if math.isfinite(loss) else None
+            log({"epoch": epoch, "step": step, "loss": finite, "lr": optimizer.param_groups[0]["lr"]})
+            _require_bounded(loss, step, task.divergence_bound)
             metrics, is_last = {}, done == task.steps
             validates = is_last or done % task.period == 0
             if validates:
@@ -231,30 +242,33 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
                 if rank == 0:
                     task.save(model, plan.folder / plan.weights)
             elif validates or done % plan.checkpoint_steps == 0:
-                _report(metrics, model, optimizer, done, rank)
+                if rank == 0:
+                    _save(checkpoint, model, optimizer, done)
+                ray.train.report({"step": done, **metrics})
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Load the last checkpoint, if there is one, and return the step to go on with."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+def _restore(location: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    """Load the last checkpoint, if there is one, and return the step to go on with; a damaged one counts as none."""
+    try:
+        state = torch.load(location, map_location=device, weights_only=True)
+    except FileNotFoundError:
         return 0
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / CHECKPOINT_FILE, map_location=device, weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        logger.warning("%s is damaged: the training starts from its beginning", location)
+        return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 
 
-def _report(metrics: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank: int) -> None:
-    """Register a checkpoint of rank 0; every rank has to report."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            torch.save(state, Path(folder) / CHECKPOINT_FILE)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step, **metrics}, checkpoint=checkpoint)
+def _save(location: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write a checkpoint in place of the one before, whole or not at all.
+
+    Ray Train's own register of checkpoints is a file that a kill can leave half-written, and then nothing resumes.
+    """
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    with storage.replacing(location) as stream:
+        torch.save(state, stream)
 
 
 @contextlib.contextmanager
@@ -289,9 +303,11 @@ def _gather(part: Any, world: int) -> list[Any]:
     return parts
 
 
-def _require_finite(loss: float, step: int) -> None:
-    if not torch.isfinite(torch.tensor(loss)):
-        raise RibrayError(
+def _require_bounded(loss: float, step: int, bound: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
             f"The training loss is {loss} at step {step}: the learning rate is too high for these weights, "
             "or the data holds something unexpected."
         )
+    if abs(loss) > bound:
+        raise DivergedError(f"The training loss is {loss:.6g} at step {step}, beyond {bound:g}: the training diverged.")

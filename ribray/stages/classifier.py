@@ -108,6 +108,7 @@ class ClassifierTask(TrainingTask):
         require_enough(train, config)
         self.period, self.precision = len(train) // config.batch_size, config.precision
         self.steps = self.period * config.epochs
+        self.divergence_bound = config.divergence_bound
         self._config, self._train, self._held_out, self._start = config, train, held_out, start
         self._loader_workers = loader_workers
         self._errors: dict[str, str] = {}

@@ -178,5 +178,6 @@ class _following:
         self._read = (self._read if size >= self._read else 0) + len(whole)
         steps = [line for line in map(json.loads, whole.splitlines()) if "loss" in line]
         if steps:
-            self._bar.note = f"loss {steps[-1]['loss']:.3f}"
+            loss = steps[-1]["loss"]
+            self._bar.note = "diverged" if loss is None else f"loss {loss:.3f}"
             self._bar.advance(max(0, steps[-1]["step"] + 1 - self._bar.done), 0)

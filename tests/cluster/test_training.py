@@ -1,5 +1,6 @@
 """Ray Train, distributed for real: the number of workers and an interruption leave no trace in the weights."""
 
+import json
 import os
 import signal
 import sys
@@ -12,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from ribray.cluster.session import connect
-from ribray.cluster.training import TrainingPlan, read_log, run_training
+from ribray.cluster.training import CHECKPOINT_FILE, LOG_FILE, WORK_FOLDER, TrainingPlan, read_log, run_training
 from ribray.config import ClusterConfig, load_experiment
 from ribray.data import open_dataset
 from ribray.data.synthetic import make_world
-from ribray.errors import RibrayError, UsageError
+from ribray.errors import DivergedError, RibrayError, UsageError
 from ribray.models import build_classifier
 from ribray.models.weights import load_backbone_weights, save_classifier
 from ribray.stages.classifier import ClassifierTask
@@ -55,7 +56,7 @@ def task(world: Path, settings: list[str] | None = None, of: type[ClassifierTask
 
 
 def train(task, folder: Path, workers: int, checkpoint_steps: int = 500):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with connect(ClusterConfig()):
         run_training(task, TrainingPlan(folder, "weights.safetensors", workers, 1, 0, 1, checkpoint_steps))
     return load_file(folder / "weights.safetensors"), read_log(folder)
@@ -134,6 +135,32 @@ def test_an_error_for_the_user_comes_out_as_it_is(world, tmp_path):
 def test_a_loss_that_leaves_the_numbers_is_said(world, tmp_path):
     with pytest.raises(RibrayError, match=r"loss is (nan|inf|-inf) at step"):
         train(task(world, ["classifier.lr=1e30"]), tmp_path / "run", 1)
+
+
+def test_a_loss_beyond_its_bound_ends_as_diverged_with_its_log(world, tmp_path):
+    with pytest.raises(DivergedError, match=r"loss is -\S+ at step \d, beyond 40"):
+        train(
+            task(world, ["classifier.loss=rib", "classifier.lr=0.5", "classifier.divergence_bound=40"]),
+            tmp_path / "run",
+            1,
+        )
+    losses = [line["loss"] for line in read_log(tmp_path / "run")]
+    assert losses[-1] < -40
+    assert all(abs(loss) <= 40 for loss in losses[:-1])
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [b"", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_counts_as_none(left, world, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    (folder / WORK_FOLDER).mkdir(parents=True)
+    (folder / WORK_FOLDER / CHECKPOINT_FILE).write_bytes(left)
+    (folder / LOG_FILE).write_text(json.dumps({"epoch": 0, "step": 0, "loss": 7.0, "lr": 0.01}) + "\n")
+    weights, log = train(task(world), folder, 1)
+    for name, tensor in undisturbed[0].items():
+        assert torch.equal(weights[name], tensor), name
+    assert log == undisturbed[1]
 
 
 def test_a_batch_larger_than_the_data_is_refused(world):
