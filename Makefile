@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "ribray needs Python 3.11 or newer; set PYTHON=python3.11 or the like"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,crf]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,crf,optuna]"
 	touch $(STAMP)
 
 clean:

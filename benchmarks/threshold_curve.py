@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from ribray.bench import figure
-from ribray.evaluation.confusion import IGNORED, confusion, miou
+from ribray.data.dataset import BACKGROUND, IGNORE
+from ribray.evaluation.confusion import confusion, miou
 from ribray.evaluation.threshold_curve import ThresholdCurve
-from ribray.masks.seed import BACKGROUND, seed, winner
+from ribray.masks.seed import seed, winner
 
 THRESHOLDS = [round(0.20 + 0.01 * step, 2) for step in range(30)]
 CLASSES = 21
@@ -104,7 +105,7 @@ def draw(index: int, size: tuple[int, int]) -> Image:
     maps = _smooth(rng, len(present), size).clip(min=0)
     maps /= maps.max(axis=(1, 2), keepdims=True) + 1e-5
     truth = seed(maps + 0.2 * _smooth(rng, len(present), size), present, 0.35)
-    truth[_smooth(rng, 1, size)[0] > 1] = IGNORED
+    truth[_smooth(rng, 1, size)[0] > 1] = IGNORE
     return Image(maps, present, truth)
 
 

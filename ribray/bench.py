@@ -15,7 +15,6 @@ import inspect
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -31,8 +30,8 @@ from rich.table import Table
 
 from ribray import __version__
 from ribray.errors import UsageError
+from ribray.run import ROOT, git_commit
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "benchmarks"
 RECORDED_PACKAGES = ("torch", "numpy")
 CPU_FILE = Path("/proc/cpuinfo")
@@ -86,7 +85,7 @@ def run_benchmark(name: str, full: bool = False) -> dict[str, Any]:
         **result,
         "versions": {"ribray": __version__, **{package: metadata.version(package) for package in RECORDED_PACKAGES}},
         "machine": machine,
-        "commit": _commit(),
+        "commit": git_commit(ROOT),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -184,15 +183,3 @@ def _cpu() -> str:
     lines = CPU_FILE.read_text(encoding="utf-8").splitlines() if CPU_FILE.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """Return the checkout's commit, marked "-dirty" where its files differ from it; None without git."""
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return answer.stdout.strip() or None

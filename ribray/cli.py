@@ -24,7 +24,7 @@ EXIT_DONE, EXIT_FAILURES, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 130
 DEFAULT_OUT = "runs"
 
 app = typer.Typer(
-    help="Weakly supervised segmentation with RIB, on Ray: from image-level labels to localization maps.",
+    help="Weakly supervised segmentation with RIB, on Ray: from image-level labels to pixel masks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,7 +34,7 @@ console = Console()
 errors = Console(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Run directory. [default: runs/RECIPE]", metavar="DIR")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run directory (default: runs/RECIPE).", metavar="DIR")]
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run.", metavar="RUN")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change one configuration key.", metavar="KEY=VALUE")
@@ -79,7 +79,13 @@ def quickstart(
     settings: SetOption = None,
 ) -> None:
     """Show RIB on a drawn world: minutes on a laptop, no download."""
-    _run(_request("quickstart", out, settings))
+    from ribray.stages.report import write_report
+
+    request = _request("quickstart", out, settings)
+    finished = _run(request)
+    if not finished.stopped:
+        _say_place("report", write_report(request.directory))
+    _exit(finished.stopped, bool(finished.failures))
 
 
 @app.command()
@@ -88,7 +94,7 @@ def run(
     out: OutOption = None,
     settings: SetOption = None,
     stages: Annotated[
-        str | None, typer.Option(help="Stages to run, comma-separated. [default: all]", metavar="A,B")
+        str | None, typer.Option(help="Stages to run, comma-separated (default: all).", metavar="A,B")
     ] = None,
     redo: Annotated[str | None, typer.Option(help="Make this stage, and what follows, again.", metavar="STAGE")] = None,
     fork: Annotated[
@@ -99,18 +105,74 @@ def run(
 ) -> None:
     """Run the stages of a recipe; the same command continues what was stopped."""
     request = _request(recipe, out, settings, stages, redo, fork)
-    (_plan if plan else _run)(request)
+    if plan:
+        _plan(request)
+        return
+    finished = _run(request)
+    _exit(finished.stopped, bool(finished.failures))
 
 
 @app.command()
 def status(directory: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
-    """Say how far a run is."""
+    """Say how far a run, or a sweep, is."""
+    from ribray.report.sweep_results import results_table
     from ribray.report.tables import status_table
+    from ribray.run import LEDGER_FILE
     from ribray.stages.chain import read_status
+    from ribray.storage import read_json
 
+    if (directory / LEDGER_FILE).is_file():
+        console.print(results_table(read_json(directory / LEDGER_FILE)))
+        return
     is_held, statuses = read_status(directory)
     console.print(status_table(statuses))
     console.print("A process is working on it." if is_held else "No process is working on it.")
+
+
+@app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="A shipped sweep or the path of a YAML file.", metavar="SWEEP")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe (or directory of a finished run) in place of the sweep's own base.", metavar="RECIPE"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the sweep (default: runs/SWEEP).", metavar="DIR")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Run a study on Ray Tune: trials, repeats, a table with mean and deviation; the same command continues."""
+    from ribray.report.sweep_results import results_table
+    from ribray.stages.report import write_report
+    from ribray.stages.sweep import SweepRequest
+    from ribray.stages.sweep import sweep as run_sweep
+    from ribray.sweep_file import find_sweep, read_sweep, title_of, with_base
+
+    source = find_sweep(file)
+    definition = read_sweep(source) if base is None else with_base(read_sweep(source), base)
+    location = _output(out, source.stem)
+    request = SweepRequest(definition, source, title_of(source), location, tuple(settings or ()))
+    result = run_sweep(request, console, _stop_on_signals())
+    console.print("", results_table(result.ledger), "", sep="\n")
+    for place in result.files:
+        _say_place("table" if place.suffix in (".md", ".csv") else "picture", place)
+    if result.sync_command is not None:
+        _say_place("W&B", result.sync_command)
+    if not result.stopped:
+        _say_place("report", write_report(location))
+    _exit(result.stopped, result.failed)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="Directory of a run or of a sweep.", metavar="RUN_OR_SWEEP")],
+) -> None:
+    """Write one HTML file that shows a run, or a sweep: numbers, curves, pictures."""
+    from ribray.stages.report import write_report
+
+    _say_place("report", write_report(directory))
 
 
 @app.command("config")
@@ -122,8 +184,20 @@ def print_config(recipe: RecipeArgument, settings: SetOption = None) -> None:
 @app.command()
 def recipes() -> None:
     """List the shipped recipes."""
+    _list_shipped(shipped_recipes())
+
+
+@app.command()
+def sweeps() -> None:
+    """List the shipped sweeps."""
+    from ribray.sweep_file import shipped_sweeps
+
+    _list_shipped(shipped_sweeps())
+
+
+def _list_shipped(files: dict[str, Path]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, file in shipped_recipes().items():
+    for name, file in files.items():
         first_line = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         table.add_row(f"[bold]{name}[/bold]", escape(first_line))
     console.print(table)
@@ -152,7 +226,7 @@ def check(
     settings: SetOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for check.json (not a run directory). [default: here]", metavar="DIR"),
+        typer.Option("--out", help="Folder for check.json (not a run directory; default: here).", metavar="DIR"),
     ] = None,
 ) -> None:
     """Look at every image and mask of a recipe's data; exit code 1 where something is wrong with one."""
@@ -263,20 +337,30 @@ def _request(
     redo: str | None = None,
     fork: Path | None = None,
 ) -> Any:
-    from ribray.cluster.session import inside_job
     from ribray.stages.chain import Request, parse_stages
 
-    name = find_recipe(recipe).stem
+    location = _output(out, find_recipe(recipe).stem)
+    return Request(load_experiment(recipe, settings or []), recipe, location, parse_stages(stages), redo, fork)
+
+
+def _output(out: Path | None, name: str) -> Path:
+    """Return the directory to work in.
+
+    Raises:
+        UsageError: it is relative, in a job.
+    """
+    from ribray.cluster.session import inside_job
+
     location = out or Path(DEFAULT_OUT) / name
     if inside_job() and not location.is_absolute():
         raise UsageError(
             f"--out {location} is relative, and a job runs in a temporary copy of the working directory; "
             "give an absolute path on storage that every node shares."
         )
-    return Request(load_experiment(recipe, settings or []), recipe, location, parse_stages(stages), redo, fork)
+    return location
 
 
-def _run(request: Any) -> None:
+def _run(request: Any) -> Any:
     from ribray.report.tables import run_summary
     from ribray.stages import STAGES
     from ribray.stages.chain import run_chain
@@ -288,10 +372,14 @@ def _run(request: Any) -> None:
     if result.metrics["timing"]:
         console.print(run_summary(result.metrics, request.directory, failures=failures, order=tuple(STAGES)))
     for figure in result.figures:
-        console.print(f"picture  {figure}", highlight=False, markup=False, soft_wrap=True)
+        _say_place("picture", figure)
     for command in result.sync_commands:  # on one line, to be copied
-        console.print(f"W&B      {command}", highlight=False, markup=False, soft_wrap=True)
-    _exit(result.stopped, bool(failures))
+        _say_place("W&B", command)
+    return result
+
+
+def _say_place(label: str, place: Path | str) -> None:
+    console.print(f"{label:<8} {place}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_results(request: Any, metrics: dict[str, Any]) -> None:

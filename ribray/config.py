@@ -248,7 +248,7 @@ class CamConfig(_Section):
     bg_threshold: Share | None = None
     """In place of masks.bg_threshold."""
     pseudo_threshold: Share | None = None
-    """In place of pseudo.threshold."""
+    """In place of pseudo.threshold, and of pseudo.ignore_band unless the next key gives another band."""
     ignore_band: tuple[Share, Share] | None = None
     """In place of pseudo.ignore_band."""
 
@@ -505,11 +505,19 @@ class Experiment(_Section):
             raise ValueError("refine.resize_long must reach at least 16 pixels")
         return self
 
+    def on_first_source(self) -> "Experiment":
+        """Return this experiment as a run's own directory holds it: of ``both`` sources of masks with the first."""
+        if self.masks.source != "both":
+            return self
+        return self.model_copy(update={"masks": self.masks.model_copy(update={"source": "rib"})})
+
     def on_cams(self) -> "Experiment":
         """Return this experiment with masks made from plain CAMs, at thresholds of their own."""
         cam = self.masks.cam
         masks = {"source": "cam", **_given(fg_threshold=cam.fg_threshold, bg_threshold=cam.bg_threshold)}
         pseudo = _given(threshold=cam.pseudo_threshold, ignore_band=cam.ignore_band)
+        if "threshold" in pseudo:  # which a band would hide
+            pseudo.setdefault("ignore_band", None)
         return self.model_copy(
             update={"masks": self.masks.model_copy(update=masks), "pseudo": self.pseudo.model_copy(update=pseudo)}
         )
@@ -558,7 +566,7 @@ def find_recipe(recipe: str) -> Path:
     location = Path(recipe).expanduser()
     if location.is_file():
         return location
-    hint = _nearest(recipe, shipped)
+    hint = nearest(recipe, shipped)
     raise UsageError(
         f"There is no recipe '{recipe}'{hint}; shipped are {', '.join(shipped)}, or give the path of a YAML file."
     )
@@ -590,7 +598,7 @@ def validate_experiment(values: Mapping[str, Any], source: str) -> Experiment:
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{source}: {_explain(error)}") from None
+        raise UsageError(f"{source}: {explain_invalid(error, Experiment)}") from None
     except RecursionError:
         raise UsageError(f"{source}: the values are nested too deeply.") from None
 
@@ -623,13 +631,14 @@ def _number_if_one(text: str) -> str | float:
         return text
 
 
-def _explain(error: ValidationError) -> str:
+def explain_invalid(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say in a phrase what is wrong with the first value that ``model`` refuses, and where it stands."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        valid = _valid_keys(location[:-1])
-        hint = _nearest(location[-1], valid)
+        valid = _valid_keys(location[:-1], model)
+        hint = nearest(location[-1], valid)
         return f"unknown key '{key}'{hint}; valid here: {', '.join(valid)}."
     if first["type"] == "missing":
         return f"the key '{key}' is missing."
@@ -644,17 +653,26 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _valid_keys(section: list[str]) -> list[str]:
-    model: type[BaseModel] = Experiment
+def _valid_keys(section: list[str], model: type[BaseModel]) -> list[str]:
     for name in section:
         field = model.model_fields.get(name)
-        if field is None or not _is_section(field.annotation):
+        if field is None:  # a key of a mapping, whose values are such a section
+            continue
+        models = [kind for kind in _kinds(field.annotation) if issubclass(kind, BaseModel)]
+        if not models:
             return []
-        model = field.annotation
+        model = models[0]
     return list(model.model_fields)
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
+def _kinds(annotation: Any) -> list[type]:
+    """Return the classes among an annotation and the parts of a union."""
+    parts = [annotation, *typing.get_args(annotation)]
+    return [part for part in parts if isinstance(part, type)]
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return a hint at the most similar candidates, empty where none is similar."""
     close = difflib.get_close_matches(name, list(candidates), n=2, cutoff=0.5)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 

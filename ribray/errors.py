@@ -9,6 +9,10 @@ class UsageError(RibrayError):
     """Wrong usage, configuration or data: nothing was started. Exit code 2."""
 
 
+class HeldError(UsageError):
+    """Another process works in the directory."""
+
+
 class ImageError(RibrayError):
     """One image cannot be used. It becomes one line of ``failures.jsonl`` and the run goes on."""
 

@@ -23,9 +23,14 @@ import yaml
 
 from ribray import __version__, storage
 from ribray.config import Experiment, read_yaml, to_yaml, validate_experiment
-from ribray.errors import RibrayError, UsageError
+from ribray.errors import HeldError, RibrayError, UsageError
 
+ROOT = Path(__file__).resolve().parent.parent
+"""Of the checkout, where ribray runs from one."""
 EXPERIMENT_FILE = "experiment.yaml"
+LEDGER_FILE = "sweep.json"
+MARKS = {"run": EXPERIMENT_FILE, "sweep": LEDGER_FILE}
+"""The file by which a directory of a run, or of a sweep, is known."""
 FAILURES_FILE = "failures.jsonl"
 METRICS_FILE = "metrics.json"
 RECORD_FILE = "stage.json"
@@ -92,6 +97,40 @@ def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     return phrases
 
 
+def hold(location: Path, kind: str) -> filelock.BaseFileLock:
+    """Take hold of a directory, making it if needed.
+
+    The lock is the operating system's: it ends with the process, and is not copied along with a directory.
+
+    Args:
+        location: absolute path.
+        kind: one of `MARKS`.
+
+    Raises:
+        HeldError: another process holds the directory.
+        UsageError: it cannot be written, or it holds something else.
+    """
+    if not storage.is_local(location):
+        raise UsageError(
+            f"{location} is not a local path; a {kind} directory must lie on a (shared) file system for now."
+        )
+    if location.exists() and not location.is_dir():
+        raise UsageError(f"{location} is a file; --out must name a directory.")
+    other = next((name for name, mark in MARKS.items() if name != kind and (location / mark).exists()), None)
+    if other is not None:
+        raise UsageError(f"{location} holds a {other}, not a {kind}; choose another --out.")
+    is_ours = (location / LOCK_FILE).exists() or (location / MARKS[kind]).exists()
+    if location.is_dir() and not is_ours and any(location.iterdir()):
+        raise UsageError(f"{location} holds other files and is no {kind} directory; choose another --out.")
+    storage.require_writable(location)
+    lock = filelock.FileLock(location / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise HeldError(f"Another {kind} is working in {location}; wait for it, or stop it first.") from None
+    return lock
+
+
 @dataclass
 class Failure:
     """One image that could not be done: a line of ``failures.jsonl``."""
@@ -123,21 +162,7 @@ class Run:
             UsageError: another run holds the directory, it cannot be written, or it holds something else.
         """
         location = storage.absolute(directory)
-        if not storage.is_local(location):
-            raise UsageError(
-                f"{location} is not a local path; a run directory must lie on a (shared) file system for now."
-            )
-        if location.exists() and not location.is_dir():
-            raise UsageError(f"{location} is a file; --out must name a directory.")
-        is_ours = (location / LOCK_FILE).exists() or (location / EXPERIMENT_FILE).exists()
-        if location.is_dir() and not is_ours and any(location.iterdir()):
-            raise UsageError(f"{location} holds other files and is no run directory; choose another --out.")
-        storage.require_writable(location)
-        lock = filelock.FileLock(location / LOCK_FILE, blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise UsageError(f"Another run is working in {location}; wait for it, or stop it first.") from None
+        lock = hold(location, "run")
         run = cls(location, parent or cls._recorded_parent(location), lock)
         run._remove_leftovers()
         return run
@@ -233,7 +258,7 @@ class Run:
             "recipe": recipe,
             "ribray": __version__,
             "versions": {name: metadata.version(name) for name in RECORDED_PACKAGES},
-            "commit": _git_commit(),
+            "commit": git_commit(),
             "parent": os.path.relpath(self.parent.directory, self.directory) if self.parent else None,
         }
         text = to_yaml(experiment) + yaml.safe_dump({"provenance": provenance}, sort_keys=False)
@@ -367,12 +392,13 @@ class Run:
         self.event(stage, "finished")
 
 
-def _git_commit() -> str | None:
-    """Return the commit of the checkout that ribray runs from, None outside one."""
-    folder = Path(__file__).resolve().parent.parent
+def git_commit(folder: Path = ROOT) -> str | None:
+    """Return a checkout's commit, marked "-dirty" where its files differ from it; None without git."""
     if not (folder / ".git").exists():
         return None
-    answer = subprocess.run(
-        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return answer.stdout.strip() or None

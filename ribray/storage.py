@@ -126,6 +126,17 @@ def list_files(folder: Path, suffix: str) -> Iterator[Path]:
             yield location
 
 
+def list_ids(folder: Path, suffix: str) -> set[str]:
+    """Return the ids of all finished files ID + ``suffix`` below ``folder``."""
+    return {file.relative_to(folder).as_posix().removesuffix(suffix) for file in list_files(folder, suffix)}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left below ``folder``."""
+    for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+
+
 def require_writable(folder: Path) -> None:
     """Make ``folder`` and prove that a file can be written there.
 

@@ -1,105 +1,308 @@
 """Experiment tracking: W&B beside the run's own plain files, behind one small interface.
 
-Nothing is logged to W&B that does not stand in a file of the run: a run without W&B loses nothing.
+Everything logged here stands in a file of the run as well: a run without W&B loses nothing. Notes beside those files
+say what W&B has of them, so that a run that goes on in another process logs no point twice.
 """
 
+import contextlib
+import hashlib
+import json
 import logging
+import os
+import shlex
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ribray import storage
-from ribray.config import Experiment, to_values
-from ribray.errors import RibrayError
-from ribray.run import Run
+from ribray.config import Experiment, read_yaml
+from ribray.errors import RibrayError, UsageError
+from ribray.run import EXPERIMENT_FILE, Run
 
-ID_FILE = "tracking.json"
+STATE_FILE = "tracking.json"
+"""In the run directory: the id of the W&B run, and what it has."""
+POINTS_FILE = "tracked.json"
+"""In a training's folder, and gone with it: how many points of that training W&B has."""
+WANDB_FOLDER = "wandb"
+TRIALS_FOLDER = "trials"
+"""Of a sweep; each folder in it is the run of a trial."""
+START_SECONDS, FINISH_SECONDS = 60.0, 120.0
+"""How long W&B is waited for, online: to answer, and to take in the last of a run."""
+FLUSH_SECONDS = 1.0
+"""What is younger may miss in the W&B file of a killed process."""
+DATA_VARIABLE, SERVICE_VARIABLE = "WANDB_DATA_DIR", "WANDB_SERVICE"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text and numbers, None where there is nothing."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over one x-axis that is not time, by their names."""
+
+    title: str
+    x_name: str
+    x: Sequence[float]
+    lines: Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run has come to; each start of a run replaces what an earlier one logged."""
+
+    metrics: Mapping[str, Any]
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    curves: Mapping[str, Curves] = field(default_factory=dict)
+    figures: Mapping[str, Path] = field(default_factory=dict)
+    """PNG files."""
 
 
 class Tracker:
-    """Logs to W&B from the driver, or nowhere. W&B starts when there is something to log."""
+    """Logs a run to W&B from the driver, or nowhere. W&B starts when there is something to log."""
 
     def __init__(self, experiment: Experiment, run: Run):
-        self._experiment, self._run = experiment, run
+        self._config, self._run = experiment.tracking, run
+        self._has_variant = experiment.masks.source != "rib"
         self._wandb: Any = None
-        self._defined: set[str] = set()
+        self.trouble: str | None = None
+        """What W&B could not do, as a sentence."""
 
     @property
-    def sync_command(self) -> str | None:
-        """What uploads an offline run; None where nothing was logged offline."""
-        if self._wandb is None or self._experiment.tracking.wandb != "offline":
-            return None
-        return f"wandb sync {self._wandb.dir.removesuffix('/files')}"
+    def is_live(self) -> bool:
+        """Whether somebody can watch a run while it works."""
+        return self._config.wandb == "online"
 
-    def log_step(self, stage: str, step: int, values: Mapping[str, float | None]) -> None:
-        """Log one point of a stage's series, with an x-axis of the stage's own."""
-        if (session := self._session()) is None:
+    def open(self) -> None:
+        """Start W&B, or go on with this run's W&B run; online this finds out whether the server can be had.
+
+        Raises:
+            UsageError: online, without a key.
+            RibrayError: W&B cannot start.
+        """
+        if self._is_off or self._wandb is not None:
             return
-        if stage not in self._defined:
-            session.define_metric(f"{stage}/step")
-            session.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            self._defined.add(stage)
-        numbers = {f"{stage}/{name}": value for name, value in values.items() if value is not None}
-        session.log({f"{stage}/step": step, **numbers})
+        import wandb  # takes its time, and pool workers have no use for it
 
-    def log_summary(self, metrics: Mapping[str, Any]) -> None:
-        """Set the run's final numbers: every scalar of `metrics`, nested keys joined by slashes."""
-        if (session := self._session()) is not None:
-            session.summary.update(_scalars(metrics))
+        logging.getLogger("wandb").setLevel(logging.ERROR)
+        # A process uses a W&B service of its own: one that is killed leaves its run open in the service.
+        os.environ.pop(SERVICE_VARIABLE, None)
+        try:
+            if self.is_live and not wandb.login(prompt=False):
+                raise UsageError(
+                    "tracking.wandb=online needs a W&B key: run wandb login, or set WANDB_API_KEY, "
+                    "or use --set tracking.wandb=offline."
+                )
+            self._wandb = wandb.init(
+                id=self._state["id"],
+                resume="allow",  # offline, this is written down for the upload
+                mode=self._config.wandb,
+                project=self._config.project,
+                entity=self._config.entity,
+                group=self._group,
+                job_type=self._job_type,
+                tags=self._config.tags,
+                name=self._name,
+                dir=self._run.directory,
+                config=read_yaml(self._run.directory / EXPERIMENT_FILE),
+                reinit="create_new",  # a variant of a run logs beside it, in the same process
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    x_disable_stats=True,
+                    disable_git=True,
+                    init_timeout=START_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    x_transaction_log_flush_interval=FLUSH_SECONDS,
+                ),
+            )
+        except RibrayError:
+            raise
+        except Exception as error:  # what W&B raises has no base class
+            raise RibrayError(
+                f"W&B cannot start ({_reason(error)}); use --set tracking.wandb=offline or disabled."
+            ) from error
+        finally:
+            os.environ.pop(SERVICE_VARIABLE, None)
+        self._write_state()
+        for training in self._state["trainings"]:
+            self._define(training)
 
-    def close(self) -> None:
+    def log_training(self, folder: Path, points: Sequence[Mapping[str, float]]) -> None:
+        """Log what W&B does not have yet of a training.
+
+        Args:
+            folder: the training's folder in the run.
+            points: the whole training up to now; each has a "step", which is the x-axis of the others.
+        """
+        if self._is_off or not (new := points[self._logged_points(folder) :]):
+            return
+        training = folder.relative_to(self._run.directory).as_posix()
+        with self._going_on():
+            self.open()
+            storage.write_json(folder / POINTS_FILE, {"id": self._state["id"], "points": len(points)})
+            if training not in self._state["trainings"]:
+                self._state["trainings"].append(training)
+                self._write_state()
+                self._define(training)
+            for point in new:
+                self._wandb.log({f"{_series(training)}/{name}": value for name, value in point.items()})
+
+    def log_results(self, results: Results) -> None:
+        """Log the run's numbers, every scalar of the metrics with nested keys joined by slashes, and its pictures."""
+        summary = _scalars(results.metrics)
+        if self._is_off or not summary:
+            return
+        content = json.dumps([results.metrics, sorted(results.figures)], sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        if self._wandb is None and self._state["results"] == digest:
+            return
+        with self._going_on():
+            self.open()
+            self._wandb.summary.update(summary)
+            with _data_in(self._run.directory / WANDB_FOLDER):
+                self._wandb.log(_media(results))
+            self._state["results"] = digest
+            self._write_state()
+
+    def close(self, failed: bool = False) -> None:
         """Finish the W&B run, if one was started."""
         if self._wandb is not None:
-            self._wandb.finish()
+            with self._going_on():
+                self._wandb.finish(exit_code=int(failed))
+            self._wandb = None
 
-    def _session(self) -> Any:
-        config = self._experiment.tracking
-        if config.wandb == "disabled":
-            return None
-        if self._wandb is None:
-            import wandb  # takes its time, and pool workers have no use for it
+    @property
+    def _is_off(self) -> bool:
+        return self._config.wandb == "disabled" or self.trouble is not None
 
-            logging.getLogger("wandb").setLevel(logging.ERROR)
-            try:
-                self._wandb = wandb.init(
-                    id=self._run_id(),
-                    resume="allow" if config.wandb == "online" else None,
-                    mode=config.wandb,
-                    project=config.project,
-                    entity=config.entity,
-                    group=config.group,
-                    tags=config.tags,
-                    name=self._name(),
-                    dir=self._run.directory,
-                    config=to_values(self._experiment),
-                    reinit="create_new",  # a variant of a run logs beside it, in the same process
-                    settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
-                )
-            except wandb.Error as error:
-                raise RibrayError(
-                    f"W&B cannot start ({error}); use --set tracking.wandb=offline or disabled."
-                ) from None
-        return self._wandb
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Keep trouble with W&B from ending a run whose own files are whole; nothing is logged after it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (what W&B raises has no base class)
+            self.trouble = f"W&B has not taken everything ({_reason(error)}); all of it stands in the run's files."
 
+    def _define(self, training: str) -> None:
+        series = _series(training)
+        self._wandb.define_metric(f"{series}/step")
+        self._wandb.define_metric(f"{series}/*", step_metric=f"{series}/step")
+
+    @property
+    def _group(self) -> str | None:
+        """The configured group; without one, a run and its variants are one."""
+        if self._config.group is None and (self._has_variant or self._run.variant):
+            return self._owner.name
+        return self._config.group
+
+    @property
+    def _job_type(self) -> str:
+        if self._run.variant:
+            return "variant"
+        return "trial" if self._run.directory.parent.name == TRIALS_FOLDER else "run"
+
+    @property
     def _name(self) -> str:
-        run = self._run
-        return run.directory.name if run.variant is None else f"{run.directory.parent.parent.name} {run.variant}"
+        return f"{self._owner.name} {self._run.variant}" if self._run.variant else self._owner.name
 
-    def _run_id(self) -> str:
-        """Return the id of this run directory's W&B run: a resumed run goes on with it."""
-        location = self._run.directory / ID_FILE
-        if location.exists():
-            return storage.read_json(location)["id"]
-        run_id = uuid.uuid4().hex[:8]
-        storage.write_json(location, {"id": run_id})
-        return run_id
+    @property
+    def _owner(self) -> Path:
+        """The directory of the run that this one is, or is a variant of."""
+        directory = self._run.directory
+        return directory.parent.parent if self._run.variant else directory
+
+    @cached_property
+    def _state(self) -> dict[str, Any]:
+        """What this run's W&B run has.
+
+        W&B's history can only be added to: where a training that it has was made again since, a new W&B run begins.
+        """
+        location = self._run.directory / STATE_FILE
+        new: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "trainings": [], "results": None}
+        state = {**new, **(storage.read_json(location) if location.exists() else {})}
+        trainings = (self._run.directory / training for training in state["trainings"])
+        return state if all(_note(folder).get("id") == state["id"] for folder in trainings) else new
+
+    def _write_state(self) -> None:
+        storage.write_json(self._run.directory / STATE_FILE, self._state)
+
+    def _logged_points(self, folder: Path) -> int:
+        note = _note(folder)
+        return note["points"] if note.get("id") == self._state["id"] else 0
 
 
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
+def sync_command(directories: Iterable[Path]) -> str | None:
+    """Return what uploads the W&B files of runs that are on no server yet; None where there are none."""
+    folders = (directory / WANDB_FOLDER for directory in directories)
+    left = [folder for folder in folders if any(map(_is_left, folder.glob("offline-run-*/*.wandb")))]
+    return shlex.join(["wandb", "sync", *map(str, left)]) if left else None
+
+
+def _is_left(file: Path) -> bool:
+    """Whether a W&B file was not uploaded yet."""
+    return not file.with_name(f"{file.name}.synced").exists()
+
+
+def _series(training: str) -> str:
+    return training.replace("/", "_")
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """Return what is known of a training's points in W&B."""
+    location = folder / POINTS_FILE
+    return storage.read_json(location) if location.exists() else {}
+
+
+def _media(results: Results) -> dict[str, Any]:
+    """Return W&B's objects for pictures, tables and curves."""
+    import wandb
+
+    media: dict[str, Any] = {f"figures/{name}": wandb.Image(str(file)) for name, file in results.figures.items()}
+    for name, table in results.tables.items():
+        media[f"tables/{name}"] = wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
+    for name, curves in results.curves.items():
+        media[f"curves/{name}"] = wandb.plot.line_series(
+            list(curves.x),
+            [list(line) for line in curves.lines.values()],
+            keys=list(curves.lines),
+            title=curves.title,
+            xname=curves.x_name,
+        )
+    return media
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+
+
+@contextlib.contextmanager
+def _data_in(folder: Path) -> Iterator[None]:
+    """Let W&B keep its copies of tables in ``folder``: a home directory may be read-only, or another machine's."""
+    if DATA_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[DATA_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[DATA_VARIABLE]
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the numbers, texts and pairs of numbers of nested mappings."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
+        is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
         if isinstance(value, Mapping):
             flat |= _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif isinstance(value, str | int | float) or is_pair:
             flat[f"{prefix}{key}"] = value
     return flat

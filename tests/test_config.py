@@ -48,6 +48,27 @@ def test_overrides_are_yaml_and_the_later_one_wins():
     assert experiment.refine.scales == (1.0, 2.0)
 
 
+def test_a_threshold_for_plain_cams_drops_the_band_that_would_hide_it():
+    band, threshold = "pseudo.ignore_band=[0.2, 0.5]", "masks.cam.pseudo_threshold=0.3"
+    for overrides, expected in (
+        ([band], (0.27, (0.2, 0.5))),
+        ([band, threshold], (0.3, None)),
+        ([band, threshold, "masks.cam.ignore_band=[0.1, 0.3]"], (0.3, (0.1, 0.3))),
+        ([threshold], (0.3, None)),
+    ):
+        experiment = load_experiment("voc12", overrides)
+        pseudo = experiment.on_cams().pseudo
+        assert (pseudo.threshold, pseudo.ignore_band) == expected
+        assert experiment.on_first_source().pseudo == experiment.pseudo
+
+
+@pytest.mark.parametrize(("source", "own"), [("rib", "rib"), ("cam", "cam"), ("both", "rib")])
+def test_a_runs_own_directory_holds_the_first_source(source, own):
+    experiment = load_experiment("voc12", [f"masks.source={source}"])
+    assert experiment.on_first_source().masks.source == own
+    assert experiment.on_cams().masks.source == "cam"
+
+
 def test_printed_configuration_is_a_recipe_with_the_same_meaning(tmp_path):
     experiment = load_experiment("voc12", ["seed=4"])
     assert load_experiment(write(tmp_path, to_yaml(experiment))) == experiment

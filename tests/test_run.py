@@ -10,7 +10,7 @@ import pytest
 from ribray import storage
 from ribray.config import load_experiment
 from ribray.errors import RibrayError, UsageError
-from ribray.run import Failure, Run, StageKey, select_configuration
+from ribray.run import Failure, Run, StageKey, git_commit, select_configuration
 
 
 def key(stage="refine", upstream=None, **configuration) -> StageKey:
@@ -27,6 +27,18 @@ def test_a_key_changes_with_everything_a_stage_reads():
         StageKey("refine", 1, {"lr": 1.0}, {}, {"ids": "other"}),
     ]
     assert len({base.digest, *(other.digest for other in others)}) == 5
+
+
+def test_a_changed_checkout_is_marked_in_the_commit(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    assert git_commit(tmp_path) is None
+    (tmp_path / "file").write_text("one")
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "First"], ["tag", "v1"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert git_commit(tmp_path) == head
+    (tmp_path / "file").write_text("two")
+    assert git_commit(tmp_path) == f"{head}-dirty"
 
 
 def test_only_named_sections_enter_a_key():

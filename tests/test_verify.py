@@ -1,6 +1,7 @@
 """Recorded cases: the real ones hold, and what is wrong is noticed."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,27 +67,34 @@ def test_recorded_confident_labels_are_reproduced(shared_dir: Path) -> None:
 
 
 @pytest.fixture
-def one_case(shared_dir: Path, tmp_path: Path) -> Path:
-    shutil.copy(shared_dir / "golden" / "rib_explode_ratio.npz", tmp_path)
-    return tmp_path
+def copied(shared_dir: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A folder with a copy of one recorded case."""
+
+    def copy(case: str) -> Path:
+        shutil.copy(shared_dir / "golden" / f"{case}.npz", tmp_path)
+        return tmp_path
+
+    return copy
 
 
 @pytest.fixture
-def irn_case(shared_dir: Path, tmp_path: Path) -> Path:
-    shutil.copy(shared_dir / "golden" / "irn_affinity_loss.npz", tmp_path)
-    return tmp_path
+def one_case(copied: Callable[[str], Path]) -> Path:
+    return copied("rib_explode_ratio")
 
 
 @pytest.fixture
-def walk_case(shared_dir: Path, tmp_path: Path) -> Path:
-    shutil.copy(shared_dir / "golden" / "random_walk_odd.npz", tmp_path)
-    return tmp_path
+def irn_case(copied: Callable[[str], Path]) -> Path:
+    return copied("irn_affinity_loss")
 
 
 @pytest.fixture
-def crf_case(shared_dir: Path, tmp_path: Path) -> Path:
-    shutil.copy(shared_dir / "golden" / "dense_crf_ir_label.npz", tmp_path)
-    return tmp_path
+def walk_case(copied: Callable[[str], Path]) -> Path:
+    return copied("random_walk_odd")
+
+
+@pytest.fixture
+def crf_case(copied: Callable[[str], Path]) -> Path:
+    return copied("dense_crf_ir_label")
 
 
 def change(folder: Path, **changes: np.ndarray | None) -> None:
@@ -207,6 +215,13 @@ def test_a_walk_off_by_more_than_the_absolute_tolerance_is_off(walk_case: Path) 
     change(walk_case, propagated=propagated)
     (check,) = verify(walk_case)
     assert check.error == pytest.approx(2e-4, rel=0.1) and not check.ok
+
+
+def test_another_shape_is_off_and_says_so(walk_case: Path) -> None:
+    change(walk_case, propagated=np.zeros((2, 1, 3, 4)))
+    (check,) = verify(walk_case)
+    assert not check.ok
+    assert "recorded (2, 1, 3, 4)" in check.note
 
 
 def test_confident_labels_depend_on_the_recorded_thresholds(crf_case: Path) -> None:

@@ -58,9 +58,9 @@ class Session:
         if self.is_local and not gpus:
             fast = _fast_bfloat16(on_gpu=False)
         else:
-            fast = ray.get(
-                ray.remote(_fast_bfloat16).options(num_cpus=0 if gpus else 1, num_gpus=gpus).remote(gpus > 0)
-            )
+            # Named, so that it does not wait for a place among what a sweep's trial has reserved, which is nothing.
+            options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": "DEFAULT"}
+            fast = ray.get(ray.remote(_fast_bfloat16).options(**options).remote(gpus > 0))
         return "bfloat16" if fast else "float32"
 
 

@@ -1,13 +1,27 @@
 """Confusion matrices and the intersection over union (IoU) that follows from them, always in percent."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
+from ribray.data.dataset import BACKGROUND as BACKGROUND
+from ribray.data.dataset import IGNORE as IGNORED
 from ribray.errors import ImageError
 
-BACKGROUND = 0
-IGNORED = 255
-"""Truth pixels of this value count nowhere."""
+
+class Overlaps(NamedTuple):
+    """The pixels of one image that its IoUs are made of, for the classes it holds, under T readings.
+
+    A mask has one reading, localization maps have one per threshold.
+    """
+
+    classes: NDArray[np.intp]
+    """(k,) every class that truth or prediction holds under some reading, and maybe others; rising."""
+    intersection: NDArray[np.int64]
+    """(k, T) pixels of a class in truth and prediction."""
+    union: NDArray[np.int64]
+    """(k, T) pixels of a class in truth or prediction."""
 
 
 def confusion(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
@@ -72,11 +86,7 @@ def iou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
     Raises:
         ValueError: the last two axes are not square.
     """
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
-        raise ValueError(f"A confusion matrix is (classes, classes), not {matrix.shape}.")
-    intersection = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
-    union = matrix.sum(axis=-1) + matrix.sum(axis=-2) - intersection
-    return 100.0 * np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+    return _iou(*overlap(matrix))
 
 
 def miou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -88,7 +98,42 @@ def miou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
     Returns:
         (…) float64; `nan` for a matrix without any pixel.
     """
-    per_class = iou(matrix)
+    return mean_iou(*overlap(matrix))
+
+
+def overlap(matrix: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pixels of every class in truth and prediction, and in truth or prediction.
+
+    Args:
+        matrix: (…, classes, classes) one or several confusion matrices.
+
+    Returns:
+        Two arrays (…, classes) int64.
+
+    Raises:
+        ValueError: the last two axes are not square.
+    """
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"A confusion matrix is (classes, classes), not {matrix.shape}.")
+    intersection = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return intersection, matrix.sum(axis=-1) + matrix.sum(axis=-2) - intersection
+
+
+def mean_iou(intersection: NDArray[np.int64], union: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the mean IoU in percent over the classes whose union holds a pixel.
+
+    Args:
+        intersection: (…, classes) pixels of a class in truth and prediction.
+        union: (…, classes) pixels of a class in truth or prediction.
+
+    Returns:
+        (…) float64; `nan` where there is no such class.
+    """
+    per_class = _iou(intersection, union)
     held = ~np.isnan(per_class)
     total, number = np.where(held, per_class, 0.0).sum(axis=-1), held.sum(axis=-1)
     return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+
+def _iou(intersection: NDArray[np.int64], union: NDArray[np.int64]) -> NDArray[np.float64]:
+    return 100.0 * np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)

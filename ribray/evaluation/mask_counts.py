@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ribray.evaluation.confusion import IGNORED, confusion, iou, miou
+from ribray.evaluation.confusion import BACKGROUND, IGNORED, Overlaps, confusion, iou, miou, overlap
 
 
 class MaskCounts:
@@ -16,9 +16,12 @@ class MaskCounts:
         matrix: (classes, classes + 1) int64, background included: truth by row, mask value by column, and in the
             last column the pixels that the mask leaves unknown.
         images: masks counted.
+        classes: number of classes, background included.
+        readings: 1; a mask has no threshold.
     """
 
     def __init__(self, classes: int) -> None:
+        self.classes, self.readings = classes, 1
         self.matrix: NDArray[np.int64] = np.zeros((classes, classes + 1), np.int64)
         self.images = 0
 
@@ -28,9 +31,8 @@ class MaskCounts:
         Raises:
             ImageError: the sizes differ, or there are values that are no class.
         """
-        classes = len(self.matrix)
-        values = np.where(mask == IGNORED, np.uint8(classes), mask)
-        self.matrix += confusion(truth, values, classes + 1)[:classes]
+        values = np.where(mask == IGNORED, np.uint8(self.classes), mask)
+        self.matrix += confusion(truth, values, self.classes + 1)[: self.classes]
         self.images += 1
 
     def to_sparse(self) -> dict[str, list[int]]:
@@ -43,6 +45,21 @@ class MaskCounts:
         np.add.at(self.matrix.reshape(-1), np.asarray(record["cells"], np.intp), np.asarray(record["counts"], np.int64))
         self.images += int(record["images"][0])
 
+    def overlaps(self, record: Mapping[str, Sequence[int]]) -> Overlaps:
+        """Return the overlaps of the mask that `to_sparse` recorded, unknown pixels read as background."""
+        true, value = np.divmod(np.asarray(record["cells"], np.intp), self.classes + 1)
+        value[value == self.classes] = BACKGROUND
+        classes = np.unique(np.concatenate([true, value]))
+        matrix = np.zeros((classes.size, classes.size), np.int64)
+        cells = np.searchsorted(classes, true), np.searchsorted(classes, value)
+        np.add.at(matrix, cells, np.asarray(record["counts"], np.int64))
+        intersection, union = overlap(matrix)
+        return Overlaps(classes, intersection[:, None], union[:, None])
+
+    def quoted(self) -> int:
+        """Return the index of the one reading there is."""
+        return 0
+
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the numbers of `metrics.json`.
 
@@ -53,10 +70,9 @@ class MaskCounts:
             ``miou`` and ``per_class`` IoU in percent, unknown pixels read as background; ``unknown``, their share in
             percent; ``miou_known``, the mean IoU where the mask is known; ``images``.
         """
-        classes = len(self.matrix)
-        known, unknown = self.matrix[:, :classes], self.matrix[:, classes]
+        known, unknown = self.matrix[:, : self.classes], self.matrix[:, self.classes]
         read = known.copy()
-        read[:, 0] += unknown
+        read[:, BACKGROUND] += unknown
         total = int(self.matrix.sum())
         return {
             "miou": _number(miou(read)),

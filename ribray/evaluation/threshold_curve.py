@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ribray.errors import ImageError
-from ribray.evaluation.confusion import BACKGROUND, IGNORED, check_sizes, check_values, iou, miou
+from ribray.evaluation.confusion import BACKGROUND, IGNORED, Overlaps, check_sizes, check_values, iou, miou, overlap
 
 BUCKETS = 1 << 16
 NEGATIVE_BUCKETS = 1 << 15
@@ -29,6 +29,8 @@ class BestThreshold(NamedTuple):
     miou: float
     per_class: NDArray[np.float64]
     """(classes,) IoU, background first, `nan` for a class that neither truth nor prediction holds."""
+    place: int
+    """Index of the threshold."""
 
 
 class ThresholdCurve:
@@ -37,6 +39,7 @@ class ThresholdCurve:
     Attributes:
         classes: number of classes, background included.
         thresholds: (T,) float64, rising; compared with scores in float32.
+        readings: T.
         images: number of images counted.
         counts: (classes, classes, T + 1) int64 pixels by true class, strongest class and level.
     """
@@ -56,6 +59,7 @@ class ThresholdCurve:
             raise ValueError("Thresholds must rise from one to the next (in float32).")
         if not 1 <= self.classes <= IGNORED:
             raise ValueError(f"A mask holds 1 to {IGNORED} classes, background included, not {classes}.")
+        self.readings = self.thresholds.size
         self.images = 0
         self.counts = np.zeros((self.classes, self.classes, edges.size + 1), np.int64)
         self._levels = _Levels(edges)
@@ -85,6 +89,11 @@ class ThresholdCurve:
             check_values("true", truth[truth != IGNORED], self.classes)
         self.counts.reshape(-1)[: found.size] += found
         self.images += 1
+
+    def clear(self) -> None:
+        """Go back to no pixel counted: cheaper than a new curve."""
+        self.counts[...] = 0
+        self.images = 0
 
     def merge(self, other: Self) -> None:
         """Add the counts of `other`, a curve of other images.
@@ -122,6 +131,18 @@ class ThresholdCurve:
         self.counts.reshape(-1)[record["cells"]] += record["pixels"]
         self.images += int(record["images"])
 
+    def overlaps(self, record: Mapping[str, ArrayLike]) -> Overlaps:
+        """Return the overlaps, at every threshold, of the image that a curve's `to_sparse` recorded."""
+        levels = self.readings + 1
+        pairs, level = np.divmod(np.asarray(record["cells"], np.intp), levels)
+        true, strongest = np.divmod(pairs, self.classes)
+        classes = np.unique(np.concatenate([[BACKGROUND], true, strongest]))
+        counts = np.zeros((classes.size, classes.size, levels), np.int64)
+        cells = np.searchsorted(classes, true), np.searchsorted(classes, strongest), level
+        counts[cells] = np.asarray(record["pixels"], np.int64)
+        intersection, union = overlap(_confusions(counts))
+        return Overlaps(classes, intersection.T, union.T)
+
     @classmethod
     def from_sparse(cls, record: Mapping[str, NDArray[Any]]) -> Self:
         """Return the curve that `to_sparse` recorded.
@@ -139,11 +160,11 @@ class ThresholdCurve:
 
     def confusion(self, index: int) -> NDArray[np.int64]:
         """Return the confusion matrix at `thresholds[index]`: (classes, classes), truth by row."""
-        return self._confusions()[index]
+        return _confusions(self.counts)[index]
 
     def miou(self) -> NDArray[np.float64]:
         """Return the mIoU in percent at every threshold: (T,), `nan` where no pixel was counted."""
-        return miou(self._confusions())
+        return miou(_confusions(self.counts))
 
     def best(self) -> BestThreshold:
         """Return the threshold with the highest mIoU, of several equally good ones the lowest.
@@ -156,7 +177,15 @@ class ThresholdCurve:
             raise ValueError("No pixel with a known class was counted, so there is no best threshold.")
         index = int(np.nanargmax(means))
         per_class = iou(self.confusion(index))
-        return BestThreshold(float(self.thresholds[index]), float(means[index]), per_class)
+        return BestThreshold(float(self.thresholds[index]), float(means[index]), per_class, index)
+
+    def quoted(self) -> int:
+        """Return the index of the threshold whose mIoU is quoted, the best one.
+
+        Raises:
+            ValueError: no pixel was counted.
+        """
+        return self.best().place
 
     def summary(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Return what a run's metrics keep of the curve, as JSON values; IoUs in percent.
@@ -192,12 +221,13 @@ class ThresholdCurve:
             np.add(self._first_code.take(pairs), self._levels(score[part]), out=codes[part])
         return codes
 
-    def _confusions(self) -> NDArray[np.int64]:
-        """Return the confusion matrices of all thresholds: (T, classes, classes)."""
-        above = self.counts[..., ::-1].cumsum(axis=-1)[..., -2::-1]  # pixels of a level above each threshold's index
-        matrices = np.ascontiguousarray(np.moveaxis(above, -1, 0))
-        matrices[..., BACKGROUND] += self.counts.sum(axis=(1, 2)) - matrices.sum(axis=-1)
-        return matrices
+
+def _confusions(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the confusion matrices (T, classes, classes) of counts (classes, classes, T + 1), background first."""
+    above = counts[..., ::-1].cumsum(axis=-1)[..., -2::-1]  # pixels of a level above each threshold's index
+    matrices = np.ascontiguousarray(np.moveaxis(above, -1, 0))
+    matrices[..., BACKGROUND] += counts.sum(axis=(1, 2)) - matrices.sum(axis=-1)
+    return matrices
 
 
 def _finite(scores: NDArray[np.float32]) -> bool:

@@ -6,9 +6,10 @@ Mask values are 0 for background and class index + 1 for a class.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-BACKGROUND = 0
-HIGHEST_CLASS = np.iinfo(np.uint8).max - 2
-"""The last class index a mask can hold: its value is the index + 1, and the last value means "ignored"."""
+from ribray.data.dataset import BACKGROUND, IGNORE
+
+HIGHEST_CLASS = IGNORE - 2
+"""The last class index a mask can hold: its value, the index + 1, is the last below that of ignored pixels."""
 
 
 def winner(maps: NDArray[np.float32], present: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

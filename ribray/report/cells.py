@@ -50,15 +50,26 @@ def class_groups(ranks: Mapping[str, float | None], all_classes: bool = False) -
     return [ordered[:EXTREMES], ordered[-EXTREMES:]]
 
 
-def shown_of(groups: Sequence[Sequence[str]], classes: int, order: str) -> list[str]:
-    """Return the line that says which classes are shown, none where all of them are."""
-    shown = sum(map(len, groups))
+def shown_of(groups: Sequence[Sequence[str]], classes: int, compared: bool) -> list[str]:
+    """Return the line that says which classes are shown, none where all of them are.
+
+    Args:
+        groups: what `class_groups` returned.
+        classes: how many there are.
+        compared: whether they were ranked by RIB's gain; otherwise by IoU.
+    """
+    shown, order = sum(map(len, groups)), "RIB gains most and least" if compared else "the IoU is highest and lowest"
     return [f"{shown} of {classes} classes, those where {order}"] if shown < classes else []
 
 
 def number(value: float | None) -> str:
     """Return a number, such as percent, with one decimal."""
     return NOTHING if value is None else f"{value:.1f}"
+
+
+def interval(value: Sequence[float] | None) -> str:
+    """Return low and high of an interval with one decimal: 56.0 to 57.1."""
+    return NOTHING if value is None else f"{value[0]:.1f} to {value[1]:.1f}"
 
 
 def threshold(value: float | None) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from ribray.evaluation import published
 from ribray.evaluation.published import IRN, MEAN, RIB_SALIENCY
 from ribray.report import cells
-from ribray.report.tables import BEFORE_RETRAINING, CAM, METHOD_NAMES, RIB, SEED_CRF
+from ribray.report.tables import BEFORE_RETRAINING, CAM, INTERVAL, METHOD_NAMES, RIB, SEED_CRF
 
 TRAINING, HELD_OUT = "training", "held out"
 SEGMENTATION, RETRAINED = "segmentation", "re-trained"
@@ -140,9 +140,10 @@ def evaluation_table(
         A table of classes by networks, after one of means where there is something to compare with; None where no
         segmentation was judged.
     """
+    chains = _chains(metrics, own)
     columns = [
         _Column(source, label == RETRAINED, numbers)
-        for source, chain in _chains(metrics, own).items()
+        for source, chain in chains.items()
         for label, numbers in _judged(_networks(chain)).items()
     ]
     if not columns:
@@ -151,7 +152,7 @@ def evaluation_table(
     per_class = _class_table(columns, peers, all_classes)
     if peers is None:
         return per_class
-    crf = "with" if _crf_lines(_chains(metrics, own)) else "without"
+    crf = "with" if _crf_lines(chains) else "without"
     return Group(_means_table(columns, peers, [_this_run(columns, peers, splits, crf)]), "", per_class)
 
 
@@ -209,7 +210,7 @@ def _peers_of(per_class: Mapping[str, Any]) -> _Peers | None:
 def _means_table(columns: Sequence[_Column], peers: _Peers, notes: Sequence[str]) -> Table:
     reference = published.table(peers.table)
     rows: list[tuple[str, float, _Column | None]] = [
-        *((_short(method), reference.value(method, split=peers.split), None) for method in _methods(peers)),
+        *((_short(name), reference.value(name, split=peers.split), None) for name in reference.methods(peers.split)),
         *((name, published.figure_in_text(quantity).miou, None) for name, quantity in peers.figures),
         *((column.name, column.numbers["miou"], column) for column in columns),
     ]
@@ -257,6 +258,7 @@ def _class_table(columns: Sequence[_Column], peers: _Peers | None, all_classes: 
     beside = {method: published.table(peers.table).row(method, peers.split) for method in peers.beside} if peers else {}
 
     table = cells.titled_table("Segmentation, IoU in percent")
+    table.collapse_padding = True
     table.add_column("class", no_wrap=True, min_width=14 if peers else 22)
     for column in columns:
         table.add_column(column.name.replace(", ", "\n"), justify="right", min_width=10)
@@ -269,16 +271,13 @@ def _class_table(columns: Sequence[_Column], peers: _Peers | None, all_classes: 
         table.add_section()
     means = [*(column.numbers["miou"] for column in columns), *(row[MEAN] for row in beside.values())]
     table.add_row("mean IoU", *map(cells.number, means), style="bold")
+    if any(INTERVAL in column.numbers for column in columns):
+        table.add_row("95 % interval", *(cells.interval(column.numbers.get(INTERVAL)) for column in columns))
     images = [*(column.numbers.get("images") for column in columns), *(peers.images for _ in beside if peers)]
     table.add_row("images", *map(cells.count, images))
     table.add_row("failed", *(cells.failed(column.numbers.get("failed")) for column in columns))
-    order = "RIB gains most and least" if compared else "the IoU is highest and lowest"
-    table.caption = cells.notes(cells.shown_of(groups, len(names), order))
+    table.caption = cells.notes(cells.shown_of(groups, len(names), compared))
     return table
-
-
-def _methods(peers: _Peers) -> tuple[str, ...]:
-    return published.table(peers.table).methods(peers.split)
 
 
 def _short(method: str) -> str:

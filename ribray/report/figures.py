@@ -1,4 +1,4 @@
-"""Figures of a run: maps growing over the steps, masks side by side, and mIoU over the seed's thresholds."""
+"""Figures of images: maps growing over the steps, and masks side by side."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ribray import storage
 from ribray.evaluation.confusion import BACKGROUND, IGNORED
@@ -264,73 +264,6 @@ def _draw_legend(figure: Figure, legend: Mapping[str, NDArray[np.uint8]], column
 def image_panel(row: ImageRow, path: Path) -> None:
     """Draw one image's row of `growth_figure` as a PNG of its own."""
     growth_figure([row], path)
-
-
-def curve_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path, *, title: str | None = None) -> None:
-    """Draw mIoU over the seed's threshold, a line per method with its best point marked; write a PNG.
-
-    Args:
-        curves: method -> ((T,) rising thresholds, (T,) mIoU in percent).
-        path: the PNG file to write.
-        title: stands above the curves.
-
-    Raises:
-        ValueError: no curves, or one whose thresholds and mIoU differ in length or hold no number.
-    """
-    if not curves:
-        raise ValueError("A curve figure needs at least one curve.")
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=CURVE_INCHES, dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
-        axes = figure.add_subplot()
-        for number, (name, (thresholds, means)) in enumerate(curves.items()):
-            _draw_curve(
-                axes,
-                name,
-                np.asarray(thresholds, float),
-                np.asarray(means, float),
-                LINES[number % len(LINES)],
-            )
-        axes.set_xlabel("threshold")
-        axes.set_ylabel("mIoU, %")
-        axes.margins(x=0.02, y=0.08)
-        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(length=3)
-        # Above the axes no curve can pass through it.
-        legend: dict[str, Any] = {
-            "loc": "lower left",
-            "bbox_to_anchor": (0, 1),
-            "borderaxespad": 0.2,
-            "borderpad": 0.2,
-        }
-        axes.legend(**legend, ncols=2, frameon=False, handlelength=3, columnspacing=2.5)
-        if title:
-            figure.suptitle(title, x=0.012, ha="left", fontweight="bold", fontsize=10.5)
-        _write(figure, path)
-
-
-def _draw_curve(
-    axes: Axes, name: str, thresholds: NDArray[np.float64], means: NDArray[np.float64], line: tuple
-) -> None:
-    if thresholds.shape != means.shape or thresholds.ndim != 1 or not np.isfinite(means).any():
-        raise ValueError(f"The curve {name} needs as many mIoUs as thresholds and at least one of them a number.")
-    colour, dashes, marker = line
-    best = int(np.nanargmax(means))
-    axes.plot(
-        thresholds,
-        means,
-        color=colour,
-        linestyle=dashes,
-        linewidth=1.9,
-        marker=marker,
-        markevery=[best],
-        markersize=8,
-        markeredgecolor="white",
-        markeredgewidth=1.3,
-        label=f"{name}, best {means[best]:.1f} at {thresholds[best]:.2f}",
-    )
 
 
 def _pictures(row: ImageRow, with_truth: bool) -> list[NDArray[np.uint8] | None]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ribray.evaluation.confusion import BACKGROUND, IGNORED
+from ribray.data.dataset import BACKGROUND, IGNORE
 from ribray.report.figures import INK, mask_overlay
 
 FONT = "fonts/ttf/DejaVuSans.ttf"
@@ -36,7 +36,7 @@ def legend_overlay(
     """
     height, width = mask.shape
     pixels = np.bincount(mask.ravel(), minlength=palette.shape[0])
-    pixels[[BACKGROUND, IGNORED]] = 0
+    pixels[[BACKGROUND, IGNORE]] = 0
     found = [int(value) for value in np.argsort(-pixels, kind="stable") if pixels[value]]
     letters = int(np.clip(round(min(height, width) * TEXT_SHARE), *TEXT_PIXELS))
     font = ImageFont.truetype(Path(mpl.get_data_path()) / FONT, letters)

@@ -1,23 +1,28 @@
 """The pictures of a run: maps growing over the steps and masks for a few images, and the seed's curve."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ribray import storage
 from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, foreign_values
 from ribray.data.mask_files import read_mask_file
-from ribray.errors import ImageError, RibrayError
-from ribray.report.figures import ImageRow, curve_figure, growth_figure, mask_colour, masks_figure
-from ribray.report.tables import METHOD_NAMES
+from ribray.errors import RibrayError
+from ribray.report.charts import curve_figure, curves_of
+from ribray.report.figures import ImageRow, growth_figure, mask_colour, masks_figure
 from ribray.rib.maps import MapRecord, Which, localization_maps
 
 STEPS_SHOWN = (1, 3, 10)
 IMAGES_SHOWN = 6
+MOST_TRIED = 5 * IMAGES_SHOWN
+"""Images that are looked at where some of them cannot be read."""
 MASK_SUFFIX = ".png"
+
+Row = TypeVar("Row")
 
 
 def draw_growth(dataset: Dataset, map_files: Mapping[str, Path], destination: Path) -> Path | None:
@@ -31,7 +36,7 @@ def draw_growth(dataset: Dataset, map_files: Mapping[str, Path], destination: Pa
     Returns:
         `destination`, or None where no image has an object.
     """
-    rows = [row for id in _choose(dataset, list(map_files)) if (row := _row(dataset, id, map_files[id])) is not None]
+    rows = read_some(choose(dataset, list(map_files)), lambda id: _row(dataset, id, map_files[id]))
     if not rows:
         return None
     growth_figure(rows, destination)
@@ -70,38 +75,48 @@ def draw_masks(blocks: Sequence[MaskBlock], destination: Path) -> Path | None:
     drawn = {block.title: rows for block in blocks if (rows := _mask_rows(block))}
     if not drawn:
         return None
-    masks_figure(drawn, destination, _legend(blocks[0].dataset, [row for rows in drawn.values() for row in rows]))
+    masks = [mask for rows in drawn.values() for row in rows for mask in [row.truth, *row.masks.values()]]
+    masks_figure(drawn, destination, legend_of(blocks[0].dataset, masks))
     return destination
 
 
 def draw_curve(seed_metrics: Mapping[str, Any], destination: Path) -> Path:
     """Draw the seed's mIoU over the threshold for every method of a run's ``seed`` metrics."""
-    curves = {
-        METHOD_NAMES.get(method, method): (numbers["curve"]["thresholds"], numbers["curve"]["miou"])
-        for method, numbers in seed_metrics.items()
-    }
-    curve_figure(curves, destination, title="Seed mIoU over the background threshold")
+    curve_figure(curves_of(seed_metrics), destination, title="Seed mIoU over the background threshold")
     return destination
 
 
-def _choose(dataset: Dataset, ids: Sequence[str]) -> list[str]:
-    """Return a few images with an object, each time one whose classes were shown least so far."""
+def choose(dataset: Dataset, ids: Sequence[str]) -> Iterator[str]:
+    """Yield images with an object, each time one whose classes came least so far."""
     labels = np.stack([dataset.labels[dataset.index(id)] for id in ids]) if ids else np.zeros((0, 1), bool)
     objects = labels.sum(axis=1)
     left = objects > 0
     shown = np.zeros(labels.shape[1])
-    chosen: list[str] = []
-    while left.any() and len(chosen) < IMAGES_SHOWN:
+    while left.any():
         means = np.where(left, labels @ shown / np.maximum(objects, 1), np.inf)
         place = int(means.argmin())
         left[place] = False
-        chosen.append(ids[place])
         shown += labels[place]
-    return chosen
+        yield ids[place]
+
+
+def choose_any(dataset: Dataset, ids: Sequence[str]) -> Iterator[str]:
+    """Yield images as `choose` does, or evenly spaced ones where no labels are known: they are only predicted."""
+    chosen = choose(dataset, ids)
+    first = next(chosen, None)
+    if first is None:
+        return iter(ids[:: max(1, len(ids) // IMAGES_SHOWN)])
+    return itertools.chain([first], chosen)
+
+
+def read_some(ids: Iterable[str], read: Callable[[str], Row | None]) -> list[Row]:
+    """Return what ``read`` makes of the first few images of which it makes anything."""
+    rows = (row for id in itertools.islice(ids, MOST_TRIED) if (row := read(id)) is not None)
+    return list(itertools.islice(rows, IMAGES_SHOWN))
 
 
 def _mask_rows(block: MaskBlock) -> list[ImageRow]:
-    present = {heading: _masks_in(folder) for heading, folder in block.folders.items()}
+    present = {heading: masks_in(folder) for heading, folder in block.folders.items()}
     folders = {heading: block.folders[heading] for heading, ids in present.items() if ids.intersection(block.ids)}
     if not folders:
         return []
@@ -109,12 +124,11 @@ def _mask_rows(block: MaskBlock) -> list[ImageRow]:
         *(present[heading] for heading in folders), *(set(files) for files, _ in block.maps.values())
     )
     ids = [id for id in block.ids if id in whole]
-    # Images that are only predicted may have no known labels.
-    chosen = _choose(block.dataset, ids) or ids[:: max(1, len(ids) // IMAGES_SHOWN)][:IMAGES_SHOWN]
-    return [row for id in chosen if (row := _mask_row(block, id, folders)) is not None]
+    return read_some(choose_any(block.dataset, ids), lambda id: _mask_row(block, id, folders))
 
 
-def _masks_in(folder: Path) -> set[str]:
+def masks_in(folder: Path) -> set[str]:
+    """Return the ids of all images with a mask in a folder."""
     files = storage.list_files(folder, MASK_SUFFIX)
     return {file.relative_to(folder).as_posix().removesuffix(MASK_SUFFIX) for file in files}
 
@@ -134,36 +148,38 @@ def _mask_row(block: MaskBlock, id: str, folders: Mapping[str, Path]) -> ImageRo
         return None
     if any(foreign_values(mask, len(block.dataset.classes)).size for mask in masks.values()):
         return None
-    names = [block.dataset.classes[value - 1] for value in _objects([truth] if truth is not None else masks.values())]
+    names = [block.dataset.classes[value - 1] for value in objects_in([truth] if truth is not None else masks.values())]
     return ImageRow(image, names, maps, block.dataset.palette, truth, masks)
 
 
-def _objects(masks: Iterable[np.ndarray]) -> list[int]:
+def objects_in(masks: Iterable[np.ndarray]) -> list[int]:
     """Return the values of classes in masks."""
     values = set().union(*(np.unique(mask).tolist() for mask in masks))
     return sorted(values - {BACKGROUND, IGNORE})
 
 
-def _legend(dataset: Dataset, rows: Sequence[ImageRow]) -> dict[str, np.ndarray]:
+def legend_of(dataset: Dataset, masks: Iterable[np.ndarray | None]) -> dict[str, np.ndarray]:
     """Return the colour of every class in the masks, and of unknown pixels where there are such."""
-    masks = [mask for row in rows for mask in [row.truth, *row.masks.values()] if mask is not None]
-    legend = {dataset.classes[value - 1]: mask_colour(value, dataset.palette) for value in _objects(masks)}
-    if any((mask == IGNORE).any() for mask in masks):
+    known = [mask for mask in masks if mask is not None]
+    legend = {dataset.classes[value - 1]: mask_colour(value, dataset.palette) for value in objects_in(known)}
+    if any((mask == IGNORE).any() for mask in known):
         legend["unknown"] = mask_colour(IGNORE, dataset.palette)
     return legend
 
 
 def _row(dataset: Dataset, id: str, map_file: Path) -> ImageRow | None:
-    record = MapRecord.read(map_file)
+    """Return what is shown of an image, None where one of its files cannot be read or does not fit."""
+    try:
+        record, image, truth = MapRecord.read(map_file), dataset.image(id), dataset.mask(id)
+    except RibrayError:
+        return None
+    if record.size != image.shape[:2] or record.classes.max(initial=0) >= len(dataset.classes):
+        return None
     maps = {"plain CAM": localization_maps(record, "initial")}
     for step in STEPS_SHOWN:
         if record.by_step:  # a refinement that stopped early keeps its last sum
             maps[f"step {step}"] = localization_maps(record, min(step, len(record.by_step)) - 1)
     if not record.by_step:
         maps["RIB"] = localization_maps(record, "refined")
-    try:
-        image, truth = dataset.image(id), dataset.mask(id)
-    except ImageError:
-        return None
     names = [dataset.classes[int(index)] for index in record.classes]
     return ImageRow(image, names, maps, dataset.palette, truth)

@@ -14,6 +14,7 @@ from ribray.report import cells
 from ribray.report.cells import EXTREMES, NOTHING, ROWS_IN_FULL, plain_table
 
 CAM, RIB = "cam", "rib"
+INTERVAL = "miou_interval"
 METHOD_NAMES = {CAM: "plain CAM", RIB: "RIB"}
 SEED_CRF, BEFORE_RETRAINING = "seed_crf", "before_retraining"
 """Parts of the metrics of stages ``confident`` and ``evaluate``."""
@@ -35,7 +36,8 @@ def seed_table(
 
     Args:
         seed: the ``seed`` part of a run's metrics: "cam" and "rib", or other methods, each with "miou",
-            "threshold", "per_class" (class name -> IoU in percent, or None), "images" and "failed".
+            "threshold", "per_class" (class name -> IoU in percent, or None), "images" and "failed"; where it is
+            known "miou_interval" (low, high).
         title: stands above the table.
         all_classes: show every class, however many; otherwise of more than `ROWS_IN_FULL` classes only those
             where RIB gains most and least (without that comparison: those of the highest and lowest IoU).
@@ -67,13 +69,13 @@ def seed_table(
     means = [seed[method]["miou"] for method in methods]
     gain = [cells.gain(cells.difference(*means[:2]))] if compared else []
     table.add_row("mean IoU", *map(cells.number, means), *gain, style="bold")
+    if any(INTERVAL in seed[method] for method in methods):
+        table.add_row("95 % interval", *(cells.interval(seed[method].get(INTERVAL)) for method in methods))
     table.add_row("best threshold", *(cells.threshold(seed[method].get("threshold")) for method in methods))
     table.add_row("images", *(cells.count(seed[method].get("images")) for method in methods))
     table.add_row("failed", *(cells.failed(seed[method].get("failed")) for method in methods))
 
-    order = "RIB gains most and least" if compared else "the IoU is highest and lowest"
-    lines = [*cells.shown_of(groups, len(rows), order), *([note] if note else [])]
-    table.caption = cells.notes(lines)
+    table.caption = cells.notes([*cells.shown_of(groups, len(rows), compared), *([note] if note else [])])
     return table
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from ribray.config import Experiment
 from ribray.data.synthetic import make_world
 from ribray.errors import UsageError
 from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
-from ribray.rib.maps import Which
+from ribray.report.tables import METHOD_NAMES
 from ribray.run import Failure, Run
-from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, pseudo, refine
+from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, pseudo, refine, seed
 from ribray.stages.import_maps import TITLE, import_maps
 from ribray.stages.stage import Context, Estimate, Stage, Work
-from ribray.tracking import Tracker
+from ribray.stages.tracked import log_run, tracked
+from ribray.tracking import Tracker, sync_command
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Result:
     failures: list[Failure]
     figures: list[Path]
     sync_commands: list[str]
-    """Upload the W&B files of an offline run."""
+    """Upload the offline W&B files of the run and its variants."""
     stopped: bool
     """Whether the user stopped it."""
 
@@ -124,18 +125,21 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
         main.run.write_experiment(request.experiment, request.recipe)
         for context in others:
             context.run.write_experiment(context.experiment, request.recipe)
-        for part in parts:
-            for name in request.stages:
-                if name in part.stages and not stop.is_set():
-                    _run_stage(part, STAGES[name])
-        main.run.rewrite_metrics()
-        metrics = _in_order(main.run.metrics())
-        for part in parts:
-            part.context.tracker.log_summary(part.context.run.metrics())
-        figures = [] if stop.is_set() else _draw(parts, metrics)
+        with tracked([main, *others]):
+            for part in parts:
+                for name in request.stages:
+                    if name in part.stages and not stop.is_set():
+                        _run_stage(part, STAGES[name])
+            main.run.rewrite_metrics()
+            metrics = _in_order(main.run.metrics())
+            figures = [] if stop.is_set() else _draw(parts, metrics)
+            log_run(main, figures)
+            for context in others:
+                log_run(context, [])
         failures = [failure for part in parts for failure in part.context.run.failures()]
-        commands = [part.context.tracker.sync_command for part in parts]
-        return Result(metrics, failures, figures, [command for command in commands if command], stop.is_set())
+        tracked_runs = [] if request.experiment.tracking.wandb == "disabled" else [part.context.run for part in parts]
+        command = sync_command(run.directory for run in tracked_runs)
+        return Result(metrics, failures, figures, [command] if command else [], stop.is_set())
 
 
 def _in_order(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -207,11 +211,11 @@ def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
 
 def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[MaskBlock]:
     """Return what the picture of masks shows: of images that were refined, and of held-out ones."""
-    context, titles = parts[0].context, {"rib": "RIB", "cam": "plain CAM"}
+    context = parts[0].context
     training: dict[str, Path] = {}
     predictions: dict[str, Path] = {}
     for part in parts:
-        source = titles[part.context.experiment.masks.source]
+        source = METHOD_NAMES[part.context.experiment.masks.source]
         for name, folders, title in (
             (confident.NAME, training, "confident labels"),
             (pseudo.NAME, training, "pseudo mask"),
@@ -221,7 +225,8 @@ def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[Mask
                 folders[f"{title}, {source}"] = part.context.artifact(name)
     blocks = []
     if training:
-        maps: dict[str, tuple[Mapping[str, Path], Which]] = {"RIB map": (map_files, "refined")}
+        source = context.experiment.masks.source
+        maps = {f"{METHOD_NAMES[source]} map": (map_files, seed.METHODS[source])}
         blocks.append(MaskBlock("training images", context.training_set, list(map_files), training, maps))
     if predictions:
         blocks += [
@@ -268,7 +273,7 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
     statuses = []
     runs: list[tuple[str | None, Run]] = [(None, run), *run.variants().items()]
     for variant, run in runs:
-        experiment = _resolved(run.read_experiment())
+        experiment = run.read_experiment().on_first_source()
         context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
         metrics, failures = run.metrics(), Counter(failure.stage for failure in run.failures())
         for name, stage in STAGES.items():
@@ -296,11 +301,7 @@ def _opened(request: Request, console: Console, stop: threading.Event) -> Iterat
         with context.resources:
             if request.experiment.data.kind == "synthetic":
                 _draw_world(context)
-            try:
-                yield parts
-            finally:
-                for part in parts:
-                    part.context.tracker.close()
+            yield parts
 
 
 CAM = "cam"
@@ -316,7 +317,7 @@ def _parts(
     """
     experiment = request.experiment
     source = experiment.masks.source
-    main = Context(_resolved(experiment), run, STAGES, console, Tracker(experiment, run), stop)
+    main = Context(experiment.on_first_source(), run, STAGES, console, Tracker(experiment, run), stop)
     if source == "rib" or run.variant is not None:
         return [Part(main, tuple(STAGES))]
     part = Part(main, tuple(STAGES) if source == "both" else tuple(name for name in STAGES if name not in MASK_STAGES))
@@ -327,13 +328,6 @@ def _parts(
     variant = Context(on_cams, sub_run, STAGES, console, Tracker(on_cams, sub_run), stop, main.resources)
     variant.share_session(main)
     return [part, Part(variant, MASK_STAGES, CAM)]
-
-
-def _resolved(experiment: Experiment) -> Experiment:
-    """Return the experiment that a run's own directory holds: of ``both`` sources the first."""
-    if experiment.masks.source != "both":
-        return experiment
-    return experiment.model_copy(update={"masks": experiment.masks.model_copy(update={"source": "rib"})})
 
 
 def _draw_world(context: Context) -> None:
@@ -347,7 +341,7 @@ def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
     remade = _from(request.redo) if request.redo is not None else ()
     main = parts[0].context
     imported = {name for name in STAGES if name not in remade and main.imported(name) is not None}
-    needed = [name for name in STAGES if name in request.stages or _feeds(name, request.stages, imported)]
+    needed = [name for name in STAGES if name in request.stages or feeds(name, request.stages, imported)]
     here = [(part.context, name) for part in parts for name in needed if name in part.stages]
     for context, name in here:
         if name not in remade:
@@ -356,7 +350,7 @@ def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
         work = STAGES[name].work(context)  # whatever is wrong with lists or files is said here
         is_there = name not in remade and context.has(name)
         if name not in request.stages:
-            if not is_there or not _serves(STAGES[name], work):
+            if not is_there or not serves(STAGES[name], work):
                 raise UsageError(
                     f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
                     f"add it: --stages {','.join([*needed])}."
@@ -383,15 +377,15 @@ def _forget(part: Part, names: Sequence[str]) -> None:
             run.begin(STAGES[name].folder, part.context.key(name))
 
 
-def _serves(stage: Stage, work: Work) -> bool:
+def serves(stage: Stage, work: Work) -> bool:
     """Whether later stages can go on with what a stage has done so far."""
     return work.done > 0 if stage.serves_in_part else work.left == 0
 
 
-def _feeds(name: str, stages: Sequence[str], imported: Collection[str] = ()) -> bool:
+def feeds(name: str, stages: Sequence[str], imported: Collection[str] = ()) -> bool:
     """Whether one of ``stages`` builds on stage ``name``, directly or not; imported ones build on none."""
     return any(
-        name in STAGES[stage].upstream or _feeds(name, STAGES[stage].upstream, imported)
+        name in STAGES[stage].upstream or feeds(name, STAGES[stage].upstream, imported)
         for stage in stages
         if stage not in imported
     )
@@ -405,4 +399,4 @@ def _from(stage: str) -> tuple[str, ...]:
     """
     if stage not in STAGES:
         raise UsageError(f"--redo {stage}: there is no such stage; the stages are {', '.join(STAGES)}.")
-    return tuple(name for name in STAGES if name == stage or _feeds(stage, (name,)))
+    return tuple(name for name in STAGES if name == stage or feeds(stage, (name,)))

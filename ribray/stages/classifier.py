@@ -27,7 +27,6 @@ from ribray.stages.train import (
     hash_file,
     loader_workers,
     polynomial_decay,
-    track,
     train,
     weights_fingerprint,
 )
@@ -282,7 +281,7 @@ def _execute(context: Context) -> None:
 
 
 def _finish(context: Context, trained: Trained) -> None:
-    """Turn the training log into metrics, events and tracked series."""
+    """Turn the training log into metrics and events."""
     config, log = context.experiment.classifier, trained.log
     epochs = [line for line in log if "validation" in line]
     last = epochs[-1]["validation"]
@@ -301,7 +300,6 @@ def _finish(context: Context, trained: Trained) -> None:
         "classes": list(context.training_set.classes),
     }
     context.run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
-    track(context, NAME, log)
     text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} held-out images"
     context.console.print(f"  final loss {metrics['loss']:.4f}{text}", highlight=False)
 
@@ -316,4 +314,5 @@ STAGE = Stage(
     fingerprints=_fingerprints,
     work=_work,
     execute=_execute,
+    writes=("loss", "validation_loss", "map"),
 )

@@ -9,6 +9,7 @@ import numpy as np
 from ribray.config import Experiment
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.errors import ImageError, RibrayError
+from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.confident import cut
 from ribray.masks.crf import LABEL_CRF, CrfParameters, require_crf
@@ -80,7 +81,7 @@ def _execute(context: Context) -> None:
     maps = context.require(refine.NAME, NAME)
     ids = refine.refined_ids(context)
     run.begin(FOLDER, context.key(NAME))
-    counts = MaskCounts(len(dataset.classes) + 1)
+    counts = Bootstrapped(MaskCounts(len(dataset.classes) + 1))
     arguments = {
         "dataset": dataset,
         "folder": context.own_folder(NAME),
@@ -110,6 +111,7 @@ STAGE = Stage(
     fingerprints=lambda context: {},
     work=lambda context: mask_work(context, NAME, _ids(context)),
     execute=_execute,
+    writes=("seed_crf.miou", "seed_crf.miou_known", "seed_crf.unknown"),
     check=_check,
     serves_in_part=True,
 )

@@ -14,10 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ribray.cluster.training import TrainingTask
+from ribray.config import IrnConfig, SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset, foreign_values
 from ribray.data.mask_files import read_mask_file
 from ribray.data.transforms import Box, augment_pair, keyed_rng, normalise_crops, shuffled
 from ribray.errors import ImageError
+from ribray.stages.train import polynomial_decay
 
 DrawScale = Callable[[np.random.Generator], float]
 """Draws the random scale of an image."""
@@ -82,9 +85,7 @@ def read_training_mask(location: Path, dataset: Dataset) -> np.ndarray:
     """
     mask, _ = read_mask_file(location)
     if (strays := foreign_values(mask, len(dataset.classes))).size:
-        raise ImageError(
-            f"The mask {location} of {id} holds the value {strays[0]}; remove it so that it is made again."
-        )
+        raise ImageError(f"The mask {location} holds the value {strays[0]}; remove it so that it is made again.")
     return mask
 
 
@@ -109,3 +110,34 @@ def _stacked(samples: list[tuple[np.ndarray, np.ndarray, Box, tuple[str, str] | 
         torch.from_numpy(np.stack([mask for _, mask, _, _ in samples])),
         dict(error for _, _, _, error in samples if error is not None),
     )
+
+
+class CropTask(TrainingTask):
+    """A training on crops of images and their masks, but for its network and loss."""
+
+    def __init__(
+        self,
+        name: str,
+        config: IrnConfig | SegmentationConfig,
+        dataset: Dataset,
+        masks: Callable[[str], Path],
+        ids: Sequence[str],
+        draw_scale: DrawScale,
+        loader_workers: int,
+    ):
+        self.precision = config.precision
+        self._dataset, self._loader_workers = dataset, loader_workers
+        self._plan = CropPlan(name, config.seed, config.batch_size, config.crop_size, draw_scale)
+        self._images = MaskedImages(dataset, masks, ids, self._plan)
+        self._errors: dict[str, str] = {}
+
+    def decay(self, step: int) -> float:
+        """Return the polynomial decay."""
+        return polynomial_decay(step, self.steps)
+
+    def batches(self, first_step: int, rank: int, world: int) -> Iterator[CropBatch]:
+        """Yield this rank's share of each batch, and note what cannot be read."""
+        steps = range(first_step, self.steps)
+        for batch in crop_batches(self._images, self._plan, steps, rank, world, self._loader_workers):
+            self._errors |= batch.errors
+            yield batch

@@ -9,6 +9,7 @@ import numpy as np
 from ribray.config import Experiment
 from ribray.data.dataset import Dataset
 from ribray.errors import UsageError
+from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.run import Failure
@@ -82,7 +83,7 @@ def _execute(context: Context) -> None:
     metrics: dict[str, Any] = {}
     made, seconds = 0, 0.0
     for network, (where, weights, title) in networks.items():
-        counts = MaskCounts(len(names))
+        counts = Bootstrapped(MaskCounts(len(names)))
         failed: dict[str, Failure] = {}
         for dataset in datasets:
             arguments = {"dataset": dataset, "folder": where, "weights": weights, "experiment": experiment}
@@ -121,6 +122,7 @@ STAGE = Stage(
     fingerprints=lambda context: {},
     work=_work,
     execute=_execute,
+    writes=("miou", "before_retraining.miou"),
     check=_check,
     serves_in_part=True,
 )

@@ -82,7 +82,4 @@ class FinishedRun:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        settings = flatten(to_values(self.experiment))
-        if settings["masks.source"] == "both":  # the run's own directory holds the first of the two
-            settings["masks.source"] = "rib"
-        return settings
+        return flatten(to_values(self.experiment.on_first_source()))

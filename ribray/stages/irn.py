@@ -1,7 +1,7 @@
 """Stage ``irn``: class boundaries and displacements, learnt from the confident labels on Ray Train."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ribray.cluster.training import Total, TrainingTask
+from ribray.cluster.training import Total
 from ribray.config import IrnConfig
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import normalise
@@ -20,18 +20,19 @@ from ribray.models import build_backbone, build_classifier
 from ribray.models.irnet import IRNet, load_irnet, save_irnet
 from ribray.models.weights import load_backbone_weights, load_classifier
 from ribray.stages import confident, refine
-from ribray.stages.crops import CropBatch, CropPlan, MaskedImages, crop_batches
-from ribray.stages.mask_pool import fixed_ids, known_ids, mask_path, outgrown
+from ribray.stages.crops import CropBatch, CropTask
+from ribray.stages.mask_pool import mask_path
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
     START_FILE,
     WEIGHTS_FILE,
     finished_steps,
+    fixed_ids,
+    known_ids,
     loader_workers,
-    polynomial_decay,
+    outgrown,
     report_unreadable,
     require_any,
-    track,
     train,
     weights_fingerprint,
 )
@@ -51,18 +52,11 @@ def build_irnet(backbone: str, output_stride: int, config: IrnConfig) -> IRNet:
     return IRNet(build_backbone(backbone, output_stride), config.displacement_width)
 
 
-class DrawScale:
-    """Draws a scale from a range."""
-
-    def __init__(self, low: float, high: float):
-        self._low, self._high = low, high
-
-    def __call__(self, rng: np.random.Generator) -> float:
-        """Return a scale."""
-        return float(rng.uniform(self._low, self._high))
+def _scale_between(low: float, high: float, rng: np.random.Generator) -> float:
+    return float(rng.uniform(low, high))
 
 
-class IrnTask(TrainingTask):
+class IrnTask(CropTask):
     """docs/method.md, section 4. Validation is the mean displacement over the training images, at the end."""
 
     def __init__(
@@ -75,14 +69,10 @@ class IrnTask(TrainingTask):
         start: Path,
         loader_workers: int,
     ):
-        self.steps = _steps(config, ids)
-        self.period = max(1, len(ids) // config.batch_size)
-        self.precision = config.precision
-        self._config, self._backbone, self._dataset, self._labels = config, backbone, dataset, labels
-        self._start, self._loader_workers = start, loader_workers
-        self._plan = CropPlan("irn", config.seed, config.batch_size, config.crop_size, DrawScale(*config.scale_range))
-        self._images = MaskedImages(dataset, functools.partial(mask_path, labels), ids, self._plan)
-        self._errors: dict[str, str] = {}
+        masks, draw_scale = functools.partial(mask_path, labels), functools.partial(_scale_between, *config.scale_range)
+        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers)
+        self.steps, self.period = _steps(config, ids), max(1, len(ids) // config.batch_size)
+        self._config, self._backbone, self._start = config, backbone, start
         cells = -(-config.crop_size // STRIDE)
         has_room = cells > 2 * (config.radius - 1)
         self._all_pairs = not has_room if config.all_pairs is None else config.all_pairs
@@ -103,18 +93,6 @@ class IrnTask(TrainingTask):
         if config.optimizer == "adamw":
             return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         return torch.optim.SGD(groups, weight_decay=config.weight_decay)
-
-    def decay(self, step: int) -> float:
-        """Return the polynomial decay."""
-        return polynomial_decay(step, self.steps)
-
-    def batches(self, first_step: int, rank: int, world: int) -> Iterator[CropBatch]:
-        """Yield this rank's share of each batch."""
-        for batch in crop_batches(
-            self._images, self._plan, range(first_step, self.steps), rank, world, self._loader_workers
-        ):
-            self._errors |= batch.errors
-            yield batch
 
     def loss(self, model: nn.Module, batch: CropBatch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the loss over all pairs of the batch."""
@@ -166,8 +144,10 @@ def backbone_of(context: Context) -> tuple[str, int]:
     return name, 8 if name == "small" else classifier.output_stride
 
 
-def _weights_of(context: Context) -> str:
-    return context.experiment.irn.weights or context.experiment.classifier.weights
+def _weights_of(context: Context) -> tuple[str, str]:
+    """Return what the backbone is, and the configuration key that says so."""
+    own = context.experiment.irn.weights
+    return (own, "irn.weights") if own else (context.experiment.classifier.weights, "classifier.weights")
 
 
 def _start(context: Context) -> IRNet:
@@ -179,9 +159,9 @@ def _start(context: Context) -> IRNet:
     config, classifier = context.experiment.irn, context.experiment.classifier
     torch.manual_seed(config.seed)
     model = build_irnet(*backbone_of(context), config)
-    weights = _weights_of(context)
+    weights, key = _weights_of(context)
     if weights != "classifier":
-        load_backbone_weights(model.backbone, weights, "irn.weights" if config.weights else "classifier.weights")
+        load_backbone_weights(model.backbone, weights, key)
         return model
     trained = build_classifier(classifier.backbone, len(context.training_set.classes), classifier.output_stride)
     load_classifier(trained, context.require("classifier", NAME) / WEIGHTS_FILE)
@@ -191,7 +171,7 @@ def _start(context: Context) -> IRNet:
 
 def _check(context: Context) -> None:
     config, classifier = context.experiment.irn, context.experiment.classifier
-    if _weights_of(context) != "classifier":
+    if _weights_of(context)[0] != "classifier":
         _start(context)
     elif backbone_of(context)[0] != classifier.backbone:
         raise UsageError(f"irn.weights=classifier needs irn.backbone={classifier.backbone}, not {config.backbone}.")
@@ -200,9 +180,10 @@ def _check(context: Context) -> None:
 
 
 def _fingerprints(context: Context) -> dict[str, str]:
-    if _weights_of(context) == "classifier":
+    weights, key = _weights_of(context)
+    if weights == "classifier":
         return {"classifier": context.key("classifier").digest}
-    return weights_fingerprint(_weights_of(context), "irn.weights")
+    return weights_fingerprint(weights, key)
 
 
 def _work(context: Context) -> Work:
@@ -248,7 +229,6 @@ def _execute(context: Context) -> None:
         "failed": len(failures),
     }
     run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
-    track(context, NAME, trained.log)
     context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
 
 
@@ -262,6 +242,7 @@ STAGE = Stage(
     fingerprints=_fingerprints,
     work=_work,
     execute=_execute,
+    writes=("loss",),
     check=_check,
     remark=lambda context: outgrown(context, NAME, confident.labelled_ids(context)),
 )

@@ -4,12 +4,11 @@ A mask and its pixel counts are one file, so a stage that goes on where another 
 what is there already.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,25 +17,17 @@ from ribray.cluster.pool import Pool, PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import read_mask_file, write_mask
 from ribray.errors import ImageError
+from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.progress import show_progress
 from ribray.run import RECORD_FILE, Failure
-from ribray.stages.stage import Context, Work, per_second
+from ribray.stages.stage import Context, Work, coverage, per_second
 
 SUFFIX = ".png"
 MASK = "mask"
 """Name of the counts of the mask itself."""
 ORIGIN = "origin"
 """Beside the counts: what they are of."""
-
-
-class Counts(Protocol):
-    """Pixel counts that can be taken apart and added."""
-
-    images: int
-
-    def merge_sparse(self, record: Mapping[str, Any]) -> None:
-        """Add what `to_sparse` of other counts returned."""
 
 
 def mask_path(folder: Path, id: str) -> Path:
@@ -48,14 +39,7 @@ def finished_masks(folder: Path) -> set[str]:
     """Return the ids of all images with a mask, by one listing; none without the stage's record."""
     if not (folder / RECORD_FILE).exists():
         return set()
-    return {
-        location.relative_to(folder).as_posix().removesuffix(SUFFIX) for location in storage.list_files(folder, SUFFIX)
-    }
-
-
-def coverage(ids: Iterable[str]) -> str:
-    """Return a hash of image ids, to see whether numbers are about them."""
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+    return storage.list_ids(folder, SUFFIX)
 
 
 def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:
@@ -156,7 +140,7 @@ def run_masks(
     worker_class: type[MaskWorker],
     arguments: Mapping[str, Any],
     ids: Sequence[str],
-    counts: Mapping[str, Counts],
+    counts: Mapping[str, Bootstrapped[Any]],
     *,
     gpu: bool,
     title: str | None = None,
@@ -177,16 +161,14 @@ def run_masks(
             failures[id] = Failure(id, name, f"not judged: {record['unjudged']}")
         for kind, values in record["counts"].items():
             if kind in counts:
-                counts[kind].merge_sparse(values)
+                counts[kind].merge(id, values)
 
     def on_failed(id: str, error: str, tries: int) -> None:
         without.add(id)
         failures[id] = Failure(id, name, error, tries)
         context.run.event(name, "failed", id=id, error=error)
 
-    folder = arguments["folder"]
-    for leftover in folder.rglob(f"{storage.TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+    storage.remove_leftovers(arguments["folder"])
     with show_progress(context.console, title or name, len(ids)) as bar:
         result = Pool(plan, worker_class, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
     return MasksResult(failures, without, result.stopped, per_second(made, result.seconds) | {"workers": plan.workers})
@@ -195,33 +177,3 @@ def run_masks(
 def write_covers(context: Context, name: str, ids: Iterable[str]) -> None:
     """Record which images the stage's numbers are about."""
     context.run.update_record(context.stages[name].folder, covers=coverage(ids))
-
-
-# --- networks learn from a list of masks -------------------------------------------------------------------------
-
-IDS_FILE = "ids.json"
-
-
-def known_ids(folder: Path) -> list[str]:
-    """Return the images that the training in ``folder`` is about; none where it never began."""
-    location = folder / IDS_FILE
-    return storage.read_json(location) if location.exists() else []
-
-
-def fixed_ids(context: Context, name: str, ids: Sequence[str]) -> list[str]:
-    """Return the images that a training is about: those it began with, whatever has been added since."""
-    folder = context.own_folder(name)
-    if not known_ids(folder):
-        storage.write_json(folder / IDS_FILE, list(ids))
-    return known_ids(folder)
-
-
-def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
-    """Say so where a training knows other images than there are now."""
-    known = known_ids(context.artifact(name))
-    if not known or set(known) == set(ids):
-        return None
-    return (
-        f"Note: {name} was trained on {len(known)} images, and {len(ids)} have masks now; "
-        f"--redo {name} trains it again."
-    )

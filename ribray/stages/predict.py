@@ -155,10 +155,11 @@ def find_images(source: Path, out: Path) -> tuple[Path, list[str]]:
             raise UsageError(f"{source} does not exist; give an image, or a folder of images.")
         return source.parent, [source.name]
     files = (file for file in source.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    is_inside = source in out.parents
     names = sorted(
         file.relative_to(source).as_posix()
         for file in files
-        if not file.name.startswith(".") and not (out != source and file.is_relative_to(out))
+        if not file.name.startswith(".") and not (is_inside and file.is_relative_to(out))
     )
     if not names:
         raise UsageError(f"{source} holds no image (with ending {', '.join(IMAGE_SUFFIXES)}).")
@@ -242,20 +243,12 @@ def _claim(out: Path, network: Network, root: Path) -> None:
         raise UsageError(f"{out} holds other files; choose another --out.")
     storage.require_writable(out)
     storage.write_json(out / RECORD_FILE, record)
-    for leftover in out.rglob(f"{storage.TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+    storage.remove_leftovers(out)
 
 
 def _finished_ids(out: Path) -> set[str]:
     """Return the ids of all images with a mask and an overlay."""
-    masks, overlays = (
-        {
-            file.relative_to(out / folder).as_posix().removesuffix(SUFFIX)
-            for file in storage.list_files(out / folder, SUFFIX)
-        }
-        for folder in (MASKS, OVERLAYS)
-    )
-    return masks & overlays
+    return storage.list_ids(out / MASKS, SUFFIX) & storage.list_ids(out / OVERLAYS, SUFFIX)
 
 
 def _plan(config: ClusterConfig, session: Session, images: int) -> PoolPlan:

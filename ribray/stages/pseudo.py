@@ -14,6 +14,7 @@ from ribray.config import Experiment
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import target_views
 from ribray.errors import ImageError, UsageError
+from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.irn.random_walk import random_walk
@@ -159,8 +160,8 @@ def _execute(context: Context) -> None:
     weights = context.require(irn.NAME, NAME) / WEIGHTS_FILE
     ids = refine.refined_ids(context)
     run.begin(FOLDER, context.key(NAME))
-    counts = MaskCounts(len(dataset.classes) + 1)
-    curve = ThresholdCurve(len(dataset.classes) + 1, WALK_THRESHOLDS)
+    counts = Bootstrapped(MaskCounts(len(dataset.classes) + 1))
+    walk = Bootstrapped(ThresholdCurve(len(dataset.classes) + 1, WALK_THRESHOLDS))
     arguments = {
         "dataset": dataset,
         "folder": context.own_folder(NAME),
@@ -177,7 +178,7 @@ def _execute(context: Context) -> None:
         PseudoWorker,
         arguments,
         ids,
-        {MASK: counts, WALK: curve},
+        {MASK: counts, WALK: walk},
         gpu=True,
         chunk_size=experiment.pseudo.batch_images,
     )
@@ -187,7 +188,7 @@ def _execute(context: Context) -> None:
     failed, names = len(result.failures), ["background", *dataset.classes]
     metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
     if counts.images:
-        metrics |= counts.summary(names) | {"walk": {**curve.summary(names), "failed": failed}}
+        metrics |= counts.summary(names) | {"walk": {**walk.summary(names), "failed": failed}}
     run.write_metrics(NAME, {**metrics, "timing": result.timing})
     write_covers(context, NAME, [id for id in ids if id not in result.failures])
 
@@ -206,6 +207,7 @@ STAGE = Stage(
     fingerprints=lambda context: {},
     work=_work,
     execute=_execute,
+    writes=("miou", "miou_known", "unknown", "walk.miou", "walk.threshold"),
     check=_check,
     serves_in_part=True,
 )

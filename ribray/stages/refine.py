@@ -265,8 +265,7 @@ def _execute(context: Context) -> None:
         experiment.refine.precision, experiment.cluster
     )
     run.update_record(FOLDER, precision=precision)
-    for leftover in folder.rglob(f"{storage.TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+    storage.remove_leftovers(folder)
     arguments = {
         "dataset": dataset,
         "classifier": {

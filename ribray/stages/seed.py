@@ -1,44 +1,51 @@
 """Stage ``seed``: the mIoU of the initial seed at every threshold, for plain CAM and for RIB, in one pass."""
 
 import csv
-import hashlib
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.errors import ImageError, RibrayError
+from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
 from ribray.progress import show_progress
 from ribray.rib.maps import MapRecord, Which, localization_maps
 from ribray.run import Failure
 from ribray.stages import refine
-from ribray.stages.stage import Context, Stage, Work, per_second
+from ribray.stages.stage import Context, Stage, Work, coverage, per_second
 
 NAME = "seed"
 FOLDER = "seed"
 FORMAT = 1
-CURVE_FILE = "curve.csv"
+CURVE_FILE, STEPS_FILE = "curve.csv", "steps.csv"
+BY_STEP = "by_step"
+"""Part of RIB's metrics where the maps of every step were kept."""
 CHUNK = 8
-"""Images of one call: an image takes some ten milliseconds."""
+"""Images of one call: a map takes some five milliseconds, and an image has two, or one for every step."""
 
 METHODS: dict[str, Which] = {"cam": "initial", "rib": "refined"}
 """What is compared, and which maps of a map file it is made of."""
 
 
 class SeedWorker:
-    """Counts the pixels of an image for both methods."""
+    """Counts the pixels of an image for both methods, and for every step where asked to."""
 
-    def __init__(self, dataset: Dataset, folder: Path, thresholds: Sequence[float]):
-        self._dataset, self._folder, self._thresholds = dataset, folder, thresholds
+    def __init__(self, dataset: Dataset, folder: Path, thresholds: Sequence[float], by_step: bool = False):
+        self._dataset, self._folder, self._by_step = dataset, folder, by_step
+        self._curve = ThresholdCurve(len(dataset.classes) + 1, thresholds)
 
     def process(self, item: str) -> dict[str, Any]:
-        """Return one sparse threshold curve per method, and how the refinement ended.
+        """Return one sparse threshold curve per method and per step, and how the refinement ended.
+
+        Steps are those that the image has; None where their maps were not asked for or not kept.
 
         Raises:
             ImageError: no truth, a truth of another size, or a damaged map file.
@@ -50,12 +57,39 @@ class SeedWorker:
             record = MapRecord.read(refine.map_path(self._folder, item))
         except RibrayError as error:
             raise ImageError(str(error)) from None
-        curves: dict[str, Any] = {}
-        for method, which in METHODS.items():
-            curve = ThresholdCurve(len(self._dataset.classes) + 1, self._thresholds)
-            curve.add(*winner(localization_maps(record, which), record.classes), truth)
-            curves[method] = curve.to_sparse()
-        return {"curves": curves, "stop_reason": record.stop_reason, "classes": len(record.classes)}
+        curves = {method: self._count(record, which, truth) for method, which in METHODS.items()}
+        steps = None
+        if self._by_step and (record.by_step or not len(record.classes)):
+            # The first step's map is the plain one and the last step's the refined one.
+            between = [self._count(record, step, truth) for step in range(1, len(record.by_step) - 1)]
+            steps = [curves["cam"], *between, curves["rib"]][: max(len(record.by_step), 1)]
+        return {"curves": curves, "steps": steps, "stop_reason": record.stop_reason, "classes": len(record.classes)}
+
+    def _count(self, record: MapRecord, which: Which, truth: np.ndarray) -> dict[str, Any]:
+        self._curve.clear()
+        self._curve.add(*winner(localization_maps(record, which), record.classes), truth)
+        return self._curve.to_sparse()
+
+
+class StepCurves:
+    """The mIoU of the map after every step; an image that stopped early keeps its last map for all later ones."""
+
+    def __init__(self, curves: Iterable[ThresholdCurve]):
+        """Start with the empty curves of step 1, 2, …; without any where steps are not asked for."""
+        self._curves = list(curves)
+
+    def merge(self, records: Sequence[Mapping[str, Any]] | None) -> None:
+        """Add an image's curve of each step; None, where its maps were not kept, leaves nothing to be told."""
+        if records is None:
+            self._curves = []
+            return
+        for step, curve in enumerate(self._curves):
+            curve.merge_sparse(records[min(step, len(records) - 1)])
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return each step's number from 1 (the plain map), its best threshold, and the mIoU there in percent."""
+        best = (curve.best() for curve in self._curves)
+        return [{"step": step, "miou": one.miou, "threshold": one.threshold} for step, one in enumerate(best, start=1)]
 
 
 def evaluated_split(context: Context) -> Dataset:
@@ -70,16 +104,12 @@ def _ids(context: Context) -> list[str]:
     return [id for id in evaluated_split(context).ids if id in finished]
 
 
-def _coverage(ids: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-
-
 def _work(context: Context) -> Work:
     ids = _ids(context)
     if not ids:  # nothing is refined yet: as many as refinement will make
         return Work(len(set(refine.wanted_ids(context)).intersection(evaluated_split(context).ids)), 0)
     record = context.run.record(FOLDER) or {}
-    return Work(len(ids), len(ids) if record.get("covers") == _coverage(ids) else 0)
+    return Work(len(ids), len(ids) if record.get("covers") == coverage(ids) else 0)
 
 
 def _execute(context: Context) -> None:
@@ -92,19 +122,24 @@ def _execute(context: Context) -> None:
             f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.", highlight=False, markup=False
         )
         return
-    curves = {method: ThresholdCurve(len(dataset.classes) + 1, experiment.seed_eval.thresholds) for method in METHODS}
+    thresholds, kept = experiment.seed_eval.thresholds, experiment.refine.keep_steps
+    curves = {method: Bootstrapped(ThresholdCurve(len(dataset.classes) + 1, thresholds)) for method in METHODS}
+    count = experiment.refine.iterations if kept else 0
+    steps = StepCurves(ThresholdCurve(len(dataset.classes) + 1, thresholds) for _ in range(count))
     ended: Counter[str] = Counter()
     failures: dict[str, Failure] = {}
     plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
     arguments = {
         "dataset": dataset,
         "folder": context.artifact(refine.NAME),
-        "thresholds": experiment.seed_eval.thresholds,
+        "thresholds": thresholds,
+        "by_step": kept,
     }
 
     def on_done(id: str, record: Mapping[str, Any]) -> None:
         for method, curve in curves.items():
-            curve.merge_sparse(record["curves"][method])
+            curve.merge(id, record["curves"][method])
+        steps.merge(record["steps"])
         if record["classes"]:
             ended[record["stop_reason"]] += 1
 
@@ -124,22 +159,21 @@ def _execute(context: Context) -> None:
     names = ["background", *dataset.classes]
     metrics = {method: {**curve.summary(names), "failed": failed} for method, curve in curves.items()}
     metrics["rib"]["refinement_ended"] = {reason: ended[reason] for reason in sorted(ended)}
-    _write_curve(run.directory / FOLDER / CURVE_FILE, curves)
+    means = {f"{method}_miou": curve.counts.miou().tolist() for method, curve in curves.items()}
+    points = zip(thresholds, *means.values(), strict=True)
+    rows = [(f"{threshold:g}", *(f"{value:.6f}" for value in values)) for threshold, *values in points]
+    _write_csv(run.directory / FOLDER / CURVE_FILE, ("threshold", *means), rows)
+    if by_step := steps.summary():
+        metrics["rib"][BY_STEP] = by_step
+        rows = [(str(one["step"]), f"{one['threshold']:g}", f"{one['miou']:.6f}") for one in by_step]
+        _write_csv(run.directory / FOLDER / STEPS_FILE, ("step", "threshold", "miou"), rows)
     run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds)})
-    run.update_record(FOLDER, covers=_coverage([id for id in ids if id not in failures]))
-    for index, threshold in enumerate(experiment.seed_eval.thresholds):
-        values = {f"{method}_miou": float(curve.miou()[index]) for method, curve in curves.items()}
-        context.tracker.log_step(NAME, index, {"threshold": threshold, **values})
+    run.update_record(FOLDER, covers=coverage([id for id in ids if id not in failures]))
 
 
-def _write_curve(location: Path, curves: Mapping[str, ThresholdCurve]) -> None:
+def _write_csv(location: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["threshold", *(f"{method}_miou" for method in curves)])
-    columns = [curve.miou() for curve in curves.values()]
-    thresholds = next(iter(curves.values())).thresholds
-    for threshold, *values in zip(thresholds, *columns, strict=True):
-        writer.writerow([f"{threshold:g}", *(f"{value:.6f}" for value in values)])
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     storage.write_text(location, text.getvalue())
 
 
@@ -153,4 +187,5 @@ STAGE = Stage(
     fingerprints=lambda context: {"ids or labels of the evaluated split": evaluated_split(context).fingerprint()},
     work=_work,
     execute=_execute,
+    writes=("cam.miou", "cam.threshold", "rib.miou", "rib.threshold"),
 )

@@ -1,7 +1,7 @@
 """Stage ``segmentation``: DeepLab-v2 learns from the pseudo masks on Ray Train, and again from filled ones."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ribray.cluster.training import Total, TrainingTask
+from ribray.cluster.training import Total
 from ribray.config import SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.errors import UsageError
@@ -18,19 +18,19 @@ from ribray.models.deeplab import DeepLab, load_deeplab, predict, save_deeplab, 
 from ribray.models.weights import load_backbone_weights
 from ribray.run import Failure
 from ribray.stages import pseudo
-from ribray.stages.crops import CropBatch, CropPlan, MaskedImages, crop_batches, read_training_mask
-from ribray.stages.mask_pool import Made, MasksResult, MaskWorker, fixed_ids, mask_path, outgrown, run_masks
+from ribray.stages.crops import CropBatch, CropTask, read_training_mask
+from ribray.stages.mask_pool import Made, MasksResult, MaskWorker, mask_path, run_masks
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
     START_FILE,
     WEIGHTS_FILE,
     Trained,
     finished_steps,
+    fixed_ids,
     loader_workers,
-    polynomial_decay,
+    outgrown,
     report_unreadable,
     require_any,
-    track,
     train,
     weights_fingerprint,
 )
@@ -55,18 +55,11 @@ def build_deeplab(config: SegmentationConfig, classes: int) -> DeepLab:
     return DeepLab(backbone, classes + 1, config.rates, config.hidden, config.scales)
 
 
-class DrawScale:
-    """Draws one of a few scales."""
-
-    def __init__(self, scales: Sequence[float]):
-        self._scales = tuple(scales)
-
-    def __call__(self, rng: np.random.Generator) -> float:
-        """Return a scale."""
-        return self._scales[int(rng.integers(len(self._scales)))]
+def _scale_among(scales: Sequence[float], rng: np.random.Generator) -> float:
+    return scales[int(rng.integers(len(scales)))]
 
 
-class SegmentationTask(TrainingTask):
+class SegmentationTask(CropTask):
     """docs/method.md, section 5."""
 
     def __init__(
@@ -78,14 +71,10 @@ class SegmentationTask(TrainingTask):
         start: Path,
         loader_workers: int,
     ):
+        draw_scale = functools.partial(_scale_among, config.random_scales)
+        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers)
         self.steps, self.period = config.iterations, max(LEAST_PERIOD, len(ids) // config.batch_size)
-        self.precision = config.precision
-        self._config, self._dataset, self._start, self._loader_workers = config, dataset, start, loader_workers
-        self._plan = CropPlan(
-            "segmentation", config.seed, config.batch_size, config.crop_size, DrawScale(config.random_scales)
-        )
-        self._images = MaskedImages(dataset, masks, ids, self._plan)
-        self._errors: dict[str, str] = {}
+        self._config, self._start = config, start
 
     def model(self) -> DeepLab:
         """Return the network: the given backbone weights and a head drawn with the seed."""
@@ -100,17 +89,6 @@ class SegmentationTask(TrainingTask):
         if config.optimizer == "adamw":
             return torch.optim.AdamW(groups)
         return torch.optim.SGD(groups, momentum=config.momentum)
-
-    def decay(self, step: int) -> float:
-        """Return the polynomial decay."""
-        return polynomial_decay(step, self.steps)
-
-    def batches(self, first_step: int, rank: int, world: int) -> Iterator[CropBatch]:
-        """Yield this rank's share of each batch."""
-        steps = range(first_step, self.steps)
-        for batch in crop_batches(self._images, self._plan, steps, rank, world, self._loader_workers):
-            self._errors |= batch.errors
-            yield batch
 
     def loss(self, model: nn.Module, batch: CropBatch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the loss over the batch's pixels."""
@@ -167,14 +145,14 @@ class FillWorker(MaskWorker):
 # --- in the driver -----------------------------------------------------------------------------------------------
 
 
-def weights_of(context: Context) -> str:
-    """Return what the backbone starts from: as configured, or as the classifier's."""
-    config, classifier = context.experiment.segmentation, context.experiment.classifier
+def weights_of(context: Context) -> tuple[str, str]:
+    """Return what the backbone starts from, as configured or as the classifier's, and the key that says so."""
+    config, classifier, key = context.experiment.segmentation, context.experiment.classifier, "segmentation.weights"
     if config.weights is not None:
-        return config.weights
+        return config.weights, key
     if classifier.weights in ("imagenet", "none") or config.backbone == classifier.backbone:
-        return classifier.weights
-    return "imagenet"
+        return classifier.weights, "classifier.weights"
+    return "imagenet", key
 
 
 def _start(context: Context) -> DeepLab:
@@ -183,18 +161,15 @@ def _start(context: Context) -> DeepLab:
     Raises:
         UsageError: the backbone's weights cannot be had.
     """
-    config, classifier = context.experiment.segmentation, context.experiment.classifier.weights
+    config = context.experiment.segmentation
     torch.manual_seed(config.seed)
     model = build_deeplab(config, len(context.training_set.classes))
-    key = (
-        "classifier.weights" if config.weights is None and weights_of(context) == classifier else "segmentation.weights"
-    )
-    load_backbone_weights(model.backbone, weights_of(context), key)
+    load_backbone_weights(model.backbone, *weights_of(context))
     return model
 
 
 def _fingerprints(context: Context) -> dict[str, str]:
-    weights, key = weights_of(context), "segmentation.weights"
+    weights, key = weights_of(context)
     return {"backbone's starting weights": weights} | weights_fingerprint(weights, key)
 
 
@@ -255,7 +230,6 @@ def _execute(context: Context) -> None:
     }
     both = Trained(trained.log, sum(each.seconds for each in trainings), sum(each.steps for each in trainings))
     run.write_metrics(NAME, {**metrics, "timing": both.timing(config.batch_size, config.workers)})
-    track(context, NAME, trained.log)
     context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
 
 
@@ -282,6 +256,7 @@ STAGE = Stage(
     fingerprints=_fingerprints,
     work=_work,
     execute=_execute,
+    writes=("loss", "first_loss"),
     check=_check,
     remark=lambda context: outgrown(context, NAME, pseudo.pseudo_ids(context)),
 )

@@ -1,7 +1,8 @@
 """What a stage is, and what it works with."""
 
+import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,6 +71,8 @@ class Stage:
     """What a person should know of the finished stage, if anything."""
     estimate: "Callable[[Context, Work], Estimate] | None" = None
     """A rough guess at time and disk, for a plan."""
+    writes: tuple[str, ...] = ()
+    """Numbers of its metrics that a sweep can compare, by dotted name."""
     serves_in_part: bool = False
     """Whether later stages can go on with a part of its items."""
 
@@ -209,6 +212,11 @@ class Context:
         """Write a stage's failures in place of those it had before."""
         others = [failure for failure in self.run.failures() if failure.stage != stage]
         self.run.write_failures([*others, *failures.values()])
+
+
+def coverage(ids: Iterable[str]) -> str:
+    """Return a hash of image ids, to see whether numbers are about them."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
 def per_second(count: int, seconds: float) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """What the stages that train a network share: a bar that follows the log, decay, timing, tracked series."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ribray import storage
 from ribray.cluster.training import LOG_FILE, TrainingPlan, TrainingTask, read_log, run_training
 from ribray.errors import RibrayError, UsageError
 from ribray.progress import show_progress
@@ -17,9 +20,12 @@ from ribray.stages.stage import Context, per_second
 
 WEIGHTS_FILE = "weights.safetensors"
 START_FILE = "start.safetensors"
+IDS_FILE = "ids.json"
+"""The images that a training began with."""
 NAMED_WEIGHTS = ("imagenet", "none", "synthetic", "classifier")
 """Weights that are named; any others are the path of a file."""
 POLL_SECONDS = 0.5
+TRACK_SECONDS = 10.0
 POLYNOMIAL_POWER = 0.9
 
 
@@ -62,11 +68,17 @@ def train(context: Context, title: str, task: TrainingTask, folder: Path, worker
         cluster.checkpoint_steps,
     )
     began = time.monotonic()
-    with (
-        show_progress(context.console, title, task.steps, len(finished_steps(folder)), unit="steps") as bar,
-        _following(folder, bar),
-    ):
-        log = run_training(task, plan, context.stop.is_set)
+    log_news = functools.partial(log_training, context, folder)
+    live = _repeating(log_news, TRACK_SECONDS) if context.tracker.is_live else contextlib.nullcontext()
+    try:
+        with (
+            show_progress(context.console, title, task.steps, len(finished_steps(folder)), unit="steps") as bar,
+            _following(folder, bar),
+            live,
+        ):
+            log = run_training(task, plan, context.stop.is_set)
+    finally:
+        log_news()
     if log is None:
         done = len(finished_steps(folder))
         context.console.print(f"  stopped after {done} of {task.steps} steps", highlight=False)
@@ -89,15 +101,14 @@ def loader_workers(context: Context) -> int:
     return context.experiment.cluster.loader_threads if context.session.gpus else 0
 
 
-def track(context: Context, title: str, log: list[dict[str, Any]]) -> None:
-    """Log the series of a training: loss and rate per step, and every number of a validation."""
-    for line in log:
-        if "loss" in line:
-            series = {"loss": line["loss"], "lr": line["lr"]}
-        else:
-            numbers = {name: value for name, value in line["validation"].items() if isinstance(value, int | float)}
-            series = {f"validation_{name}": value for name, value in numbers.items()}
-        context.tracker.log_step(title, line["step"], series)
+def log_training(context: Context, folder: Path) -> None:
+    """Track what is new in a training's log: every number of a step, such as loss and rate, and of a validation."""
+    context.tracker.log_training(folder, [_point(line) for line in read_log(folder)])
+
+
+def _point(line: Mapping[str, Any]) -> dict[str, float]:
+    validation = {f"validation_{name}": value for name, value in line.get("validation", {}).items()}
+    return {name: value for name, value in {**line, **validation}.items() if isinstance(value, int | float)}
 
 
 def weights_fingerprint(weights: str, key: str) -> dict[str, str]:
@@ -143,6 +154,49 @@ def report_unreadable(
     failures = {**(others or {}), **failures}
     context.replace_failures(stage, failures)
     return failures
+
+
+def known_ids(folder: Path) -> list[str]:
+    """Return the images that the training in ``folder`` is about; none where it never began."""
+    location = folder / IDS_FILE
+    return storage.read_json(location) if location.exists() else []
+
+
+def fixed_ids(context: Context, name: str, ids: Sequence[str]) -> list[str]:
+    """Return the images that a training is about: those it began with, whatever has been added since."""
+    folder = context.own_folder(name)
+    if not known_ids(folder):
+        storage.write_json(folder / IDS_FILE, list(ids))
+    return known_ids(folder)
+
+
+def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
+    """Say so where a training knows other images than there are now."""
+    known = known_ids(context.artifact(name))
+    if not known or set(known) == set(ids):
+        return None
+    return (
+        f"Note: {name} was trained on {len(known)} images, and {len(ids)} have masks now; "
+        f"--redo {name} trains it again."
+    )
+
+
+@contextlib.contextmanager
+def _repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do something every so often, in a thread, for the length of a ``with`` block."""
+    end = threading.Event()
+
+    def repeat() -> None:
+        while not end.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
 
 
 class _following:

@@ -1,8 +1,7 @@
 """IRN and segmentation on Ray Train: two workers take one worker's steps, and an interruption leaves no trace."""
 
 import functools
-import os
-import signal
+import re
 import sys
 from pathlib import Path
 
@@ -12,20 +11,19 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from ribray.cluster.session import connect
-from ribray.cluster.training import TrainingPlan, read_log, run_training
-from ribray.config import ClusterConfig
 from ribray.data import open_dataset
 from ribray.data.mask_files import read_mask_file, write_mask
 from ribray.data.synthetic import make_world
+from ribray.errors import ImageError
 from ribray.models.deeplab import save_deeplab
 from ribray.models.irnet import save_irnet
 from ribray.models.weights import load_backbone_weights
-from ribray.stages.crops import MaskedImages, crop_batches
+from ribray.stages.crops import MaskedImages, crop_batches, read_training_mask
 from ribray.stages.irn import IrnTask, build_irnet
 from ribray.stages.mask_pool import mask_path
 from ribray.stages.segmentation import SegmentationTask, build_deeplab
 from tests.tiny import experiment
+from tests.training import KilledOnce, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -82,13 +80,6 @@ def segmentation_task(world: Path, of: type = SegmentationTask) -> SegmentationT
 TASKS = {"irn": irn_task, "segmentation": segmentation_task}
 
 
-def train(task, folder: Path, workers: int, checkpoint_steps: int = 500):
-    folder.mkdir()
-    with connect(ClusterConfig()):
-        run_training(task, TrainingPlan(folder, "weights.safetensors", workers, 1, 0, 1, checkpoint_steps))
-    return load_file(folder / "weights.safetensors"), read_log(folder)
-
-
 @pytest.fixture(scope="module", params=list(TASKS))
 def undisturbed(request, world, tmp_path_factory):
     return request.param, *train(TASKS[request.param](world), tmp_path_factory.mktemp("one") / "run", 1)
@@ -126,23 +117,12 @@ def test_it_learns_and_leaves_alone_what_is_frozen(world, undisturbed):
         assert same == is_frozen, tensor_name
 
 
-class KilledOnce:
-    """Its worker is killed at step 4, the first time."""
-
-    marker: Path
-
-    def batches(self, first_step, rank, world):
-        for step, batch in enumerate(super().batches(first_step, rank, world), start=first_step):
-            if step == 4 and not self.marker.exists():
-                self.marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
+class IrnKilledOnce(KilledOnce, IrnTask):
+    killed_at = 4
 
 
-class IrnKilledOnce(KilledOnce, IrnTask): ...
-
-
-class SegmentationKilledOnce(KilledOnce, SegmentationTask): ...
+class SegmentationKilledOnce(KilledOnce, SegmentationTask):
+    killed_at = 4
 
 
 @pytest.mark.slow
@@ -164,3 +144,12 @@ def test_an_unreadable_mask_is_told_and_counts_nothing(world, tmp_path):
     assert (batch.labels == 255).all()
     assert len(batch.errors) == 4
     assert all("does not exist" in error for error in batch.errors.values())
+
+
+def test_a_mask_with_foreign_values_is_named_by_its_file(world, tmp_path):
+    file = tmp_path / "mask.png"
+    dataset = segmentation_task(world)._dataset
+    write_mask(file, np.full((64, 64), 77, np.uint8), dataset.palette)
+    with pytest.raises(ImageError, match=rf"^The mask {re.escape(str(file))} holds the value 77; ") as caught:
+        read_training_mask(file, dataset)
+    assert "built-in" not in str(caught.value)

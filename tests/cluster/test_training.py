@@ -1,8 +1,6 @@
 """Ray Train, distributed for real: the number of workers and an interruption leave no trace in the weights."""
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -12,15 +10,15 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from ribray.cluster.session import connect
-from ribray.cluster.training import CHECKPOINT_FILE, LOG_FILE, WORK_FOLDER, TrainingPlan, read_log, run_training
-from ribray.config import ClusterConfig, load_experiment
+from ribray.cluster.training import CHECKPOINT_FILE, LOG_FILE, WORK_FOLDER, read_log
+from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.synthetic import make_world
 from ribray.errors import DivergedError, RibrayError, UsageError
 from ribray.models import build_classifier
 from ribray.models.weights import load_backbone_weights, save_classifier
 from ribray.stages.classifier import ClassifierTask
+from tests.training import KilledOnce, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -55,13 +53,6 @@ def task(world: Path, settings: list[str] | None = None, of: type[ClassifierTask
     return of(experiment.classifier, train, held_out, world / "start.safetensors", 0)
 
 
-def train(task, folder: Path, workers: int, checkpoint_steps: int = 500):
-    folder.mkdir(exist_ok=True)
-    with connect(ClusterConfig()):
-        run_training(task, TrainingPlan(folder, "weights.safetensors", workers, 1, 0, 1, checkpoint_steps))
-    return load_file(folder / "weights.safetensors"), read_log(folder)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(world, tmp_path_factory):
     return train(task(world), tmp_path_factory.mktemp("one") / "run", 1)
@@ -94,17 +85,10 @@ def test_training_moves_what_learns_and_only_that(world, undisturbed):
             torch.testing.assert_close(weights[name], start[name], rtol=0, atol=0)
 
 
-class KilledOnce(ClassifierTask):
-    """Its worker is killed at step 8, in the second epoch, the first time."""
+class ClassifierKilledOnce(KilledOnce, ClassifierTask):
+    """In the second epoch."""
 
-    marker: Path
-
-    def batches(self, first_step, rank, world):
-        for step, batch in enumerate(super().batches(first_step, rank, world), start=first_step):
-            if step == 8 and not self.marker.exists():
-                self.marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
+    killed_at = 8
 
 
 @pytest.mark.slow
@@ -113,7 +97,7 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint_with_the_same_weights(
     checkpoint_steps, world, undisturbed, tmp_path
 ):
     """Every 500 steps means: after the first epoch of 5. Every 3: in the middle of one."""
-    disturbed = task(world, of=KilledOnce)
+    disturbed = task(world, of=ClassifierKilledOnce)
     disturbed.marker = tmp_path / "killed"
     weights, log = train(disturbed, tmp_path / "run", 1, checkpoint_steps)
     assert disturbed.marker.exists()

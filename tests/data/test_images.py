@@ -10,20 +10,7 @@ from PIL import Image
 
 from ribray.data.images import image_size, read_image, read_mask
 from ribray.errors import ImageError
-
-
-def gradient(height: int, width: int) -> np.ndarray:
-    """A picture (height, width, 3) uint8 in which every corner looks different."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    red, green = rows * 255 // max(height - 1, 1), columns * 255 // max(width - 1, 1)
-    return np.stack((red, green, 255 - red), axis=-1).astype(np.uint8)
-
-
-def save(path: Path, pixels: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, quality=95)
-    return path
-
+from tests.data.conftest import gradient, save
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 

@@ -104,6 +104,18 @@ def test_classes_without_published_numbers_show_this_run_only():
     assert cells_of(text, "images") == [["200", "200", "200"]]
 
 
+def test_the_interval_stands_below_the_mean_where_it_is_known():
+    metrics = {**chain(58.0, VOC, retrain=True), "variants": {"cam": chain(50.0, VOC, retrain=True)}}
+    assert "interval" not in shown(evaluation_table(metrics, ("val",)))
+    metrics["evaluate"]["miou_interval"] = [65.04, 67.0]
+    text = shown(evaluation_table(metrics, ("val",)))
+    assert cells_of(text, "95 % interval") == [["–", "–", "65.0", "to", "67.0"]]
+    for network in (metrics["evaluate"]["before_retraining"], metrics["variants"]["cam"]["evaluate"]):
+        network["miou_interval"] = [49.0, 51.0]
+    text = shown(evaluation_table(metrics, ("val",)))
+    assert cells_of(text, "95 % interval") == [["49.0", "to", "51.0", "49.0", "to", "51.0", "65.0", "to", "67.0"]]
+
+
 def test_voc_stands_among_the_published_means_in_their_order():
     text = shown(evaluation_table(chain(60.0, VOC, held_out=1449, crf="dense"), ("val",)))
     rows = [line.split("  ") for line in text.splitlines() if "1,449" in line]

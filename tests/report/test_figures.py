@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ribray.report.charts import curve_figure
 from ribray.report.figures import (
     ImageRow,
-    curve_figure,
     growth_figure,
     heat_overlay,
     image_panel,

@@ -50,6 +50,14 @@ def test_plain_cam_comes_before_rib_with_the_gain_beside_them():
     assert "the paper: 56.44 ± 0.05" in text
 
 
+def test_the_interval_stands_below_the_mean_where_it_is_known():
+    assert "interval" not in shown(seed_table(SMALL))
+    seed = {**SMALL, "rib": {**SMALL["rib"], "miou_interval": [56.04, 57.1]}}
+    assert line_of(shown(seed_table(seed)), "95 % interval") == ["–", "56.0", "to", "57.1"]
+    seed["cam"] = {**SMALL["cam"], "miou_interval": None}
+    assert line_of(shown(seed_table(seed)), "95 % interval") == ["–", "56.0", "to", "57.1"]
+
+
 def test_one_method_alone_has_no_gain():
     text = shown(seed_table({"cam": SMALL["cam"]}))
     assert line_of(text, "class") == ["plain", "CAM"]
@@ -82,6 +90,8 @@ def test_all_classes_can_be_asked_for(many):
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_no_line_is_wider_than_the_terminal_and_no_cell_is_cut(many, width):
+    for numbers in many.values():
+        numbers["miou_interval"] = [99.96, 100.0]
     text = shown(seed_table(many), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text

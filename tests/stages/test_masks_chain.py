@@ -63,7 +63,12 @@ def test_every_artifact_is_there_and_readable(whole):
         assert 0 < numbers["pseudo"]["unknown"] < 100
         assert numbers["pseudo"]["walk"]["miou"] > 0
         assert len(numbers["irn"]["displacement_mean"]) == 2
-    assert metrics["evaluate"]["images"] == metrics["evaluate"]["before_retraining"]["images"] == 6
+        for judged in (numbers["confident"]["seed_crf"], numbers["pseudo"], numbers["pseudo"]["walk"]):
+            low, high = judged["miou_interval"]
+            assert 0 < low < high < 100
+    for judged in (metrics["evaluate"], metrics["evaluate"]["before_retraining"]):
+        assert judged["images"] == 6
+        assert judged["miou_interval"][0] < judged["miou_interval"][1]
     assert set(metrics["evaluate"]["per_class"]) == {"background", *dataset.classes}
     assert set(metrics["timing"]) == set(EVERYTHING.split(","))
     assert (whole / "figures" / "masks.png").exists()
@@ -115,7 +120,9 @@ def test_what_is_missing_is_made_again_with_the_same_bytes_and_numbers(whole, tm
         assert ours[stage] == theirs[stage]
 
 
-def test_cam_alone_goes_into_the_variant_and_other_thresholds_are_refused(undisturbed, copy_of):
+def test_cam_alone_goes_into_the_variant_and_other_thresholds_are_refused(undisturbed, copy_of, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("ribray.stages.chain.draw_masks", lambda blocks, destination: drawn.extend(blocks))
     out = copy_of(undisturbed)
     chain(out, ["masks.source=cam", "masks.crf=none", BAND], stages="confident")
     assert not (out / "confident").exists()
@@ -125,6 +132,9 @@ def test_cam_alone_goes_into_the_variant_and_other_thresholds_are_refused(undist
         chain(out, ["masks.source=cam", "masks.crf=none", "masks.cam.fg_threshold=0.2"], stages="confident")
     chain(out, ["masks.crf=none"], stages="confident")
     assert masks(out / "confident") != made
+    assert [set(block.folders) for block in drawn] == [{"confident labels, plain CAM"}, {"confident labels, RIB"}]
+    shown = [[(heading, which) for heading, (_, which) in block.maps.items()] for block in drawn]
+    assert shown == [[("plain CAM map", "initial")], [("RIB map", "refined")]]
 
 
 @pytest.mark.slow

@@ -209,6 +209,7 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(run, album, tmp_path, ri
     assert not out.exists()
     assert "other files" in refused(run, album, "--out", run)
     assert "other files" in refused(run, album, "--out", album)
+    assert "other files" in refused(run, album / "beach", "--out", album)
 
 
 def test_masks_of_another_network_or_other_images_are_not_mixed_in(run, album, tmp_path, ribray, capsys):

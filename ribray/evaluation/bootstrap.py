@@ -1,0 +1,130 @@
+"""How far a mean IoU would be another, had other images of the same kind been judged: a bootstrap over images.
+
+A Poisson bootstrap needs one pass: in every replicate an image counts w times, w drawn from a Poisson distribution of
+mean 1. The weights come from a generator keyed by the image's id, so the order of the images, the number of workers
+and a resume change nothing, and two methods judged on the same images see the same replicates. Weights and pixels are
+integers, so that sums are exact.
+
+Memory grows with replicates, classes and readings (thresholds), never with images: 31 MB for the two methods of a seed
+with 81 classes and 30 thresholds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ribray.data.transforms import keyed_rng
+from ribray.evaluation.confusion import Overlaps, mean_iou
+
+REPLICATES = 400
+COVERAGE = 95.0
+"""Percent of the replicates that lie in an interval."""
+INTERVAL = "miou_interval"
+"""Name of the interval in a run's metrics: [low, high] in percent."""
+
+
+class Bootstrap:
+    """Pixel sums of every replicate.
+
+    Args:
+        classes: number of classes, background included.
+        readings: of every image, such as its seeds at several thresholds.
+        replicates: how many.
+    """
+
+    def __init__(self, classes: int, readings: int = 1, replicates: int = REPLICATES) -> None:
+        self.images = 0
+        # By class first: an image touches a few of them only. The third axis: intersection, union.
+        self._sums = np.zeros((classes, replicates, 2, readings), np.int64)
+        self._scratch = np.empty((replicates, 2, readings), np.int64)
+
+    def add(self, id: str, overlaps: Overlaps) -> None:
+        """Count one image, each image once."""
+        weights = image_weights(id, len(self._scratch))[:, None, None]
+        for index, *pixels in zip(*overlaps, strict=True):
+            np.multiply(weights, np.stack(pixels), out=self._scratch)
+            self._sums[index] += self._scratch
+        self.images += 1
+
+    def miou(self, reading: int = 0) -> NDArray[np.float64]:
+        """Return each replicate's mean IoU in percent (replicates,), `nan` where a replicate holds no pixel.
+
+        As in `ribray.evaluation.confusion.miou`, a class that neither truth nor prediction of a replicate holds is
+        not averaged.
+        """
+        intersection, union = np.moveaxis(self._sums[..., reading], (2, 0), (0, 2))
+        return mean_iou(intersection, union)
+
+    def interval(self, reading: int = 0) -> tuple[float, float] | None:
+        """Return the percentile interval of the mean IoU, in percent: low and high.
+
+        Returns:
+            None where there is nothing to resample: fewer than two images, or no pixel.
+        """
+        values = self.miou(reading)
+        if self.images < 2 or np.isnan(values).all():
+            return None
+        low, high = np.nanpercentile(values, [50 - COVERAGE / 2, 50 + COVERAGE / 2])
+        return float(low), float(high)
+
+
+def image_weights(id: str, replicates: int = REPLICATES) -> NDArray[np.int64]:
+    """Return how often each replicate counts an image: (replicates,)."""
+    return keyed_rng("bootstrap", id).poisson(1.0, replicates)
+
+
+class Counts(Protocol):
+    """Pixel counts of any number of images, of which one reading's mean IoU is quoted."""
+
+    classes: int
+    readings: int
+    images: int
+
+    def merge_sparse(self, record: Mapping[str, Any]) -> None:
+        """Add what `to_sparse` of other counts returned."""
+
+    def overlaps(self, record: Mapping[str, Any]) -> Overlaps:
+        """Return the overlaps of the image that `to_sparse` recorded."""
+
+    def quoted(self) -> int:
+        """Return the index of the reading whose mean IoU is quoted."""
+
+    def summary(self, names: Sequence[str], /) -> dict[str, Any]:
+        """Return the numbers of a run's metrics, "miou" first."""
+
+
+C = TypeVar("C", bound=Counts)
+
+
+class Bootstrapped(Generic[C]):
+    """Counts together with the bootstrap of the images that they are of.
+
+    Attributes:
+        counts: of all images.
+    """
+
+    def __init__(self, counts: C) -> None:
+        self.counts = counts
+        self._bootstrap = Bootstrap(counts.classes, counts.readings)
+
+    @property
+    def images(self) -> int:
+        """The number of images counted."""
+        return self.counts.images
+
+    def merge(self, id: str, record: Mapping[str, Any]) -> None:
+        """Add the counts of one image, as their `to_sparse` recorded them."""
+        self.counts.merge_sparse(record)
+        self._bootstrap.add(id, self.counts.overlaps(record))
+
+    def summary(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the summary of the counts with the interval (None where there is none) beside its mean IoU.
+
+        Args:
+            names: class names, background first.
+        """
+        summary = self.counts.summary(names)
+        interval = self._bootstrap.interval(self.counts.quoted())
+        return {"miou": summary["miou"], INTERVAL: None if interval is None else list(interval), **summary}

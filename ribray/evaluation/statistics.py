@@ -1,0 +1,32 @@
+"""What repeated measurements say: their mean and how far they lie apart."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of a few values.
+
+    Attributes:
+        mean: arithmetic mean.
+        std: sample standard deviation (squared differences over count - 1); None for a single value.
+        count: number of values.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Return mean, sample standard deviation and count of the values.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("Statistics need at least one value.")
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Summary(float(statistics.mean(values)), std, len(values))

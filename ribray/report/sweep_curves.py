@@ -1,0 +1,245 @@
+"""Curves of a sweep's trials: losses of trainings, and seed mIoU by refinement step and by threshold."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
+from numpy.typing import NDArray
+
+from ribray import storage
+from ribray.report.figures import FAINT_INK
+from ribray.report.sweep_rows import DIVERGED, FINISHED, is_logarithmic, is_number, setting_text
+from ribray.report.sweep_sheet import BAND, LOSS, OURS, Look, Sweep, legend_above, legend_beside, ruled
+
+SUFFIX = ".loss"
+LOG_FILE = "metrics.jsonl"
+SEED_METRICS, SEED_CURVE = "metrics/seed.json", "seed/curve.csv"
+"""Of a trial's directory."""
+CAM_COLUMN, RIB_COLUMN = "cam_miou", "rib_miou"
+LINES_APART = 10
+"""So many lines can be told apart; of more the best one stands out."""
+OTHERS = "#c3c3ca"
+LINES_ABOVE = 5
+"""A legend of more lines stands beside the axes."""
+LOSS_TICKS = 8
+LINEAR_BELOW = 1.0
+"""Losses are drawn linearly up to here and logarithmically beyond, on both sides of 0."""
+MANY_STEPS = 300
+"""Longer trainings have thin lines."""
+PLAIN_BELOW = 1000.0
+"""Ticks of smaller losses have no exponent."""
+
+
+# --- losses of trainings -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The losses of a training, as far as they are finite."""
+
+    steps: NDArray[np.float64]
+    """From 1 on."""
+    losses: NDArray[np.float64]
+    is_diverged: bool
+
+
+def loss_curves(sweep: Sweep) -> list[list[LossCurve]]:
+    """Return the loss curves of each row's trials, none where the metric is not the loss of a training."""
+    if not sweep.metric.endswith(SUFFIX):
+        return [[] for _ in sweep.rows]
+    log = Path(*sweep.metric.removesuffix(SUFFIX).split("."), LOG_FILE)
+    found = []
+    for row in sweep.rows:
+        read = (_read_losses(sweep.directory(trial) / log, trial["status"] == DIVERGED) for trial in row.trials)
+        found.append([curve for curve in read if curve is not None])
+    return found
+
+
+def _read_losses(location: Path, is_diverged: bool) -> LossCurve | None:
+    if not location.exists():
+        return None
+    # A last line without its end was being written when the training was killed.
+    lines = [json.loads(line) for line in location.read_text(encoding="utf-8").split("\n")[:-1] if line]
+    points = [(line["step"] + 1, line["loss"]) for line in lines if is_number(line.get("loss"))]
+    if not points:
+        return None
+    steps, losses = np.array(points, float).T
+    return LossCurve(steps, losses, is_diverged)
+
+
+def draw_losses(sweep: Sweep, curves: Sequence[Sequence[LossCurve]]) -> Figure:
+    """Draw the loss of every training (figure S1a of the paper); a cross is where one diverged."""
+    every = [curve for of_row in curves for curve in of_row]
+    figure = sweep.sheet("×: diverged; the training ends here." if any(curve.is_diverged for curve in every) else "")
+    stage = " ".join(sweep.metric.split(".")[:-1])
+    axes = ruled(figure.add_subplot(), "training step", f"{stage} loss")
+    width = 1.6 if max(curve.steps[-1] for curve in every) <= MANY_STEPS else 0.8
+    handles = []
+    for row, of_row, look in zip(sweep.rows, curves, sweep.looks(sweep.rows), strict=True):
+        for curve in of_row:
+            axes.plot(curve.steps, curve.losses, color=look.colour, linestyle=look.dashes, linewidth=width)
+            if curve.is_diverged:
+                end = (curve.steps[-1], curve.losses[-1])
+                axes.plot(*end, marker="x", color=look.colour, markersize=9, markeredgewidth=2.2, clip_on=False)
+        ends = [str(int(curve.steps[-1])) for curve in of_row if curve.is_diverged]
+        if of_row:
+            label = sweep.label(row) + (f", diverged at step {', '.join(ends)}" if ends else "")
+            handles.append(Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=1.6, label=label))
+    axes.set_yscale("symlog", linthresh=LINEAR_BELOW)
+    ticks = SymmetricalLogLocator(base=10, linthresh=LINEAR_BELOW)
+    ticks.set_params(numticks=LOSS_TICKS)
+    axes.yaxis.set_major_locator(ticks)
+    axes.yaxis.set_major_formatter(FuncFormatter(_loss_tick))
+    if is_logarithmic([curve.steps[-1] for curve in every]):
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_above(axes, handles, sweep.legend_title)
+    return figure
+
+
+def _loss_tick(value: float, _: int) -> str:
+    if abs(value) < PLAIN_BELOW:
+        return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+    return f"${'-' if value < 0 else ''}10^{{{np.log10(abs(value)):g}}}$"
+
+
+# --- curves of the seed ------------------------------------------------------------------------------------------
+
+
+Points = Mapping[float, float]
+"""A curve: x -> mIoU."""
+
+
+@dataclass(frozen=True)
+class SeedCurve:
+    """The mean of a row's curves; of several, with their sample standard deviation."""
+
+    x: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64] | None
+
+    @property
+    def best(self) -> int:
+        """The index of the highest mean."""
+        return int(np.nanargmax(self.mean))
+
+
+def step_curves(sweep: Sweep) -> dict[int, SeedCurve]:
+    """Return the seed mIoU by refinement step of each row (by its place) whose finished trials kept their steps."""
+    return _curves(sweep, _steps)
+
+
+def threshold_curves(sweep: Sweep) -> dict[int, SeedCurve]:
+    """Return the seed mIoU by threshold of each row (by its place) whose finished trials judged a seed."""
+    return _curves(sweep, lambda directory: _thresholds(directory, RIB_COLUMN))
+
+
+def _curves(sweep: Sweep, read: Callable[[Path], Points]) -> dict[int, SeedCurve]:
+    found = {}
+    for place, row in enumerate(sweep.rows):
+        finished = [trial for trial in row.trials if trial["status"] == FINISHED]
+        if curves := [points for trial in finished if (points := read(sweep.directory(trial)))]:
+            found[place] = _averaged(curves)
+    return found
+
+
+def _averaged(curves: Sequence[Points]) -> SeedCurve:
+    shared = sorted(set(curves[0]).intersection(*curves[1:]))
+    values = np.array([[curve[x] for x in shared] for curve in curves])
+    std = values.std(axis=0, ddof=1) if len(curves) > 1 else None
+    return SeedCurve(np.array(shared), values.mean(axis=0), std)
+
+
+def _steps(directory: Path) -> Points:
+    location = directory / SEED_METRICS
+    if not location.exists():
+        return {}
+    return {step["step"]: step["miou"] for step in storage.read_json(location).get("rib", {}).get("by_step", [])}
+
+
+def _thresholds(directory: Path, column: str) -> Points:
+    location = directory / SEED_CURVE
+    if not location.exists():
+        return {}
+    lines = csv.DictReader(location.read_text(encoding="utf-8").splitlines())
+    return {float(line["threshold"]): float(line[column]) for line in lines}
+
+
+def draw_steps(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
+    """Draw seed mIoU over refinement steps (over activations: figure S1b of the paper)."""
+    notes = "Step 1 is the plain CAM. Every step at its own best threshold.", _band_note(curves)
+    figure = sweep.sheet(*notes, with_published=LOSS in sweep.axes)
+    axes = ruled(figure.add_subplot(), "refinement step", "seed mIoU, %")
+    _legend(axes, sweep, _draw(axes, sweep, curves, "at step"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def draw_thresholds(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
+    """Draw seed mIoU over thresholds, with that of plain CAM where all trials share it."""
+    figure = sweep.sheet(_band_note(curves), with_published=False)
+    axes = ruled(figure.add_subplot(), "threshold", "seed mIoU, %")
+    handles = _draw(axes, sweep, curves, "at")
+    finished = [trial for row in sweep.rows for trial in row.trials if trial["status"] == FINISHED]
+    plain = [points for trial in finished if (points := _thresholds(sweep.directory(trial), CAM_COLUMN))]
+    if all(points == plain[0] for points in plain):
+        x, y = zip(*plain[0].items(), strict=True)
+        style: dict[str, Any] = {"color": FAINT_INK, "linestyle": (0, (4, 2)), "linewidth": 1.3}
+        handles += axes.plot(x, y, label="plain CAM", zorder=1.5, **style)
+    _legend(axes, sweep, handles)
+    return figure
+
+
+def _band_note(curves: Mapping[int, SeedCurve]) -> str:
+    if all(curve.std is None for curve in curves.values()):
+        return ""
+    return "Bands: sample standard deviation over repeats."
+
+
+def _draw(axes: Axes, sweep: Sweep, curves: Mapping[int, SeedCurve], at: str) -> list[Line2D]:
+    """Draw a curve per row with its best point marked; return what a legend names: of many only the best one."""
+    rows = [sweep.rows[place] for place in curves]
+    looks = sweep.looks(rows)
+    best = max(curves.values(), key=lambda curve: curve.mean[curve.best])
+    is_crowded = len(curves) > LINES_APART
+    if is_crowded:
+        looks = [OURS if curve is best else Look(OTHERS, "-", "") for curve in curves.values()]
+    named: list[Line2D] = []
+    for row, curve, look in zip(rows, curves.values(), looks, strict=True):
+        is_named = not is_crowded or curve is best
+        top = curve.best
+        lines = axes.plot(
+            curve.x,
+            curve.mean,
+            color=look.colour,
+            linestyle=look.dashes,
+            linewidth=1.8 if is_named else 0.9,
+            marker=look.marker,
+            markevery=[top],
+            markersize=8,
+            markeredgecolor="white",
+            markeredgewidth=1.2,
+            zorder=3 if is_named else 2,
+            label=f"{sweep.label(row)}: {curve.mean[top]:.1f} {at} {setting_text(float(curve.x[top]))}",
+        )
+        named += lines if is_named else []
+        if curve.std is not None and is_named:
+            low, high = curve.mean - curve.std, curve.mean + curve.std
+            axes.fill_between(curve.x, low, high, color=look.colour, alpha=BAND, linewidth=0)
+    if is_crowded:
+        named.append(Line2D([], [], color=OTHERS, linewidth=0.9, label=f"the {len(curves) - 1} others"))
+    return named
+
+
+def _legend(axes: Axes, sweep: Sweep, handles: Sequence[Line2D]) -> None:
+    put = legend_above if len(handles) <= LINES_ABOVE else legend_beside
+    put(axes, handles, f"{sweep.legend_title}: best" if sweep.axes else "")

@@ -1,0 +1,384 @@
+"""Plots of a sweep: the metric over its axes, and the curves of its trials."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from ribray.report.cells import NOTHING
+from ribray.report.figures import CURVE_INCHES, FAINT_INK, INK, STYLE
+from ribray.report.figures import _write as write_figure
+from ribray.report.sweep_curves import (
+    draw_losses,
+    draw_steps,
+    draw_thresholds,
+    loss_curves,
+    step_curves,
+    threshold_curves,
+)
+from ribray.report.sweep_rows import (
+    FINISHED,
+    SweepRow,
+    best_first,
+    is_logarithmic,
+    is_number,
+    is_numeric,
+    metric_label,
+    number,
+    published_decimals,
+    published_table,
+    published_values,
+    setting_text,
+    short_keys,
+    spread,
+)
+from ribray.report.sweep_sheet import (
+    BAND,
+    LOSS,
+    OURS,
+    PUBLISHED,
+    SHADES,
+    Look,
+    Sweep,
+    legend_above,
+    looks_of,
+    plain,
+    ruled,
+    scale,
+    setting_label,
+)
+
+PLOT_FILE, STEPS_FILE, THRESHOLDS_FILE = "plot.png", "steps.png", "thresholds.png"
+SERIES = 6
+"""A second axis of so many values makes lines; one of more a scatter."""
+ROWS_DRAWN = 40
+FAR_APART = 1.0
+"""Published values further away than so many spans get a scale of their own."""
+SAME_SCALE = 3.0
+"""That scale has the other one's units unless the spans differ by more than this factor."""
+DODGE = 0.008
+"""Error bars of several lines stand beside each other, this share of the axis apart."""
+ROW_INCHES, AROUND_ROWS_INCHES, PANEL_INCHES = 0.3, 1.3, 2.6
+REASON_LETTERS = 60
+CROSSES = ("x", "+", "1", "2", "3", "4")
+
+
+def draw_plots(ledger: Mapping[str, Any], rows: Sequence[SweepRow], folder: Path) -> list[Path]:
+    """Draw what a sweep's trials show and write PNG files into its folder.
+
+    Args:
+        ledger: the content of ``sweep.json``.
+        rows: the ledger's rows.
+        folder: the sweep's folder, which the trials' directories are relative to.
+
+    Returns:
+        The files that were written; there is no plot of a sweep without a value or a curve.
+
+    Raises:
+        RibrayError: a trial's file is damaged.
+    """
+    sweep = Sweep(ledger, rows, folder)
+    losses, steps, thresholds = loss_curves(sweep), step_curves(sweep), threshold_curves(sweep)
+    figures: dict[str, Figure] = {}
+    with mpl.rc_context(STYLE):
+        if any(losses):
+            figures[PLOT_FILE] = draw_losses(sweep, losses)
+        elif LOSS in sweep.axes and steps:
+            figures[PLOT_FILE] = draw_steps(sweep, steps)
+        elif sweep.valued:
+            figures[PLOT_FILE] = _metric_plot(sweep)
+        if steps and LOSS not in sweep.axes:
+            figures[STEPS_FILE] = draw_steps(sweep, steps)
+        if thresholds:
+            figures[THRESHOLDS_FILE] = draw_thresholds(sweep, thresholds)
+        for name, figure in figures.items():
+            write_figure(figure, folder / name)
+    return [folder / name for name in figures]
+
+
+def _metric_plot(sweep: Sweep) -> Figure:
+    if not sweep.axes:
+        return _repeats(sweep)
+    numeric = [axis for axis in sweep.axes if is_numeric(sweep.values(axis))]
+    if len(sweep.axes) == 1:
+        return _one_axis(sweep, numeric[0]) if numeric else _dots(sweep)
+    if len(sweep.axes) == 2 and numeric:
+        x = max(numeric, key=lambda axis: len(set(sweep.values(axis))))
+        other = next(axis for axis in sweep.axes if axis != x)
+        series = {setting_text(value) for value in sweep.values(other)}
+        if len(series) <= min(SERIES, len(sweep.rows) // 2):
+            return _series(sweep, x, other)
+        return _scatter(sweep, *numeric) if len(numeric) == 2 else _dots(sweep)
+    return _panels(sweep, numeric) if len(numeric) > 1 else _dots(sweep)
+
+
+# --- one numeric axis, or two as lines ---------------------------------------------------------------------------
+
+
+def _one_axis(sweep: Sweep, axis: str) -> Figure:
+    """Draw the metric over a numeric axis, with error bars and the published curve."""
+    figure = sweep.sheet(_bar_note(sweep.rows))
+    axes = ruled(figure.add_subplot(), plain(axis), metric_label(sweep.metric))
+    rows = sorted(sweep.rows, key=lambda row: row.settings[axis])
+    best = next((row for row in rows if row.is_best), None)
+    label = f", best {_mean(sweep, best)} at {setting_text(best.settings[axis])}" if best else ""
+    values = [row.settings[axis] for row in rows]
+    handles = [_draw_line(axes, values, rows, OURS, f"this sweep{label}")]
+    if table := published_table(sweep.ledger):
+        curve = {float(column): value for column, value in published_values(table).items()}
+        handles.append(_draw_published(axes, curve, sweep.valued, f"published, table {table.name}"))
+        values = [*values, *curve]
+    scale(axes, values)
+    legend_above(axes, [*handles, *_mark_missing(axes, axis, rows)])
+    return figure
+
+
+def _series(sweep: Sweep, x: str, other: str) -> Figure:
+    """Draw a line per value of the second axis over the first."""
+    groups: dict[str, list[SweepRow]] = {}
+    for row in sorted(sweep.rows, key=lambda row: row.settings[x]):
+        groups.setdefault(setting_text(row.settings[other]), []).append(row)
+    order = list(dict.fromkeys(map(setting_text, sweep.values(other))))
+    if is_numeric(sweep.values(other)):
+        order.sort(key=float)
+    figure = sweep.sheet(_bar_note(sweep.rows))
+    axes = ruled(figure.add_subplot(), plain(x), metric_label(sweep.metric))
+    looks = looks_of([groups[name][0].settings[other] for name in order])
+    handles = []
+    for place, (name, look) in enumerate(zip(order, looks, strict=True)):
+        rows = groups[name]
+        values = _beside([row.settings[x] for row in rows], sweep.values(x), place - (len(order) - 1) / 2)
+        handles.append(_draw_line(axes, values, rows, look, setting_label(other, rows[0].settings[other])))
+    scale(axes, sweep.values(x))
+    handles += _mark_missing(axes, x, sweep.rows)
+    legend_above(axes, handles, sweep.names[other], columns=4)
+    return figure
+
+
+def _beside(values: Sequence[float], every: Sequence[float], places: float) -> list[float]:
+    """Return the values moved aside by so many widths of an error bar."""
+    if is_logarithmic(every):
+        return [value * (max(every) / min(every)) ** (places * DODGE) for value in values]
+    return [value + places * DODGE * (max(every) - min(every)) for value in values]
+
+
+def _draw_line(axes: Axes, x: Sequence[float], rows: Sequence[SweepRow], look: Look, label: str) -> Line2D:
+    """Draw the rows' means with error bars, a gap where there is none; return what stands for it in a legend."""
+    means = np.array([row.mean for row in rows], float)
+    style: dict[str, Any] = {
+        "color": look.colour,
+        "linestyle": look.dashes,
+        "linewidth": 1.9,
+        "marker": look.marker,
+        "markersize": 5.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.8,
+    }
+    axes.errorbar(x, means, yerr=np.hstack([_bar(row) for row in rows]), elinewidth=1.2, capsize=3, **style)
+    for place, row in enumerate(rows):
+        if row.is_best:
+            axes.plot(x[place], means[place], **{**style, "markersize": 9, "zorder": 5})
+    return Line2D([], [], label=label, **style)
+
+
+def _bar(row: SweepRow) -> NDArray[np.float64]:
+    """Return an error bar's lengths below and above the mean: (2, 1), `nan` where there is none."""
+    if row.mean is None or row.spread is None:
+        return np.full((2, 1), np.nan)
+    return np.array([[row.mean - row.spread[0]], [row.spread[1] - row.mean]]).clip(min=0)
+
+
+def _draw_published(axes: Axes, curve: Mapping[float, float], rows: Sequence[SweepRow], name: str) -> Line2D:
+    """Draw the published curve; far from the sweep's values it has a scale of its own on the right."""
+    ends = [end for row in rows for end in (row.spread or (row.mean,)) if end is not None]
+    ours, theirs = (min(ends), max(ends)), (min(curve.values()), max(curve.values()))
+    gap = max(theirs[0] - ours[1], ours[0] - theirs[1])
+    style: dict[str, Any] = {
+        "color": PUBLISHED.colour,
+        "linestyle": PUBLISHED.dashes,
+        "linewidth": 1.6,
+        "marker": PUBLISHED.marker,
+        "markersize": 4.5,
+    }
+    if gap <= FAR_APART * max(ours[1] - ours[0], theirs[1] - theirs[0]):
+        axes.plot(list(curve), list(curve.values()), zorder=1.5, **style)
+        return Line2D([], [], label=name, **style)
+    right = axes.twinx()
+    right.plot(list(curve), list(curve.values()), **style)
+    right.spines[["top", "left"]].set_visible(False)
+    right.spines["right"].set_color(PUBLISHED.colour)
+    right.tick_params(axis="y", length=3, colors=PUBLISHED.colour)
+    right.set_ylabel(f"{name}, %", color=PUBLISHED.colour)
+    axes.set_zorder(right.get_zorder() + 1)  # the sweep's own curve is in front
+    axes.patch.set_visible(False)
+    _same_units(axes, right)
+    return Line2D([], [], label=f"{name}, right scale", **style)
+
+
+def _same_units(left: Axes, right: Axes) -> None:
+    """Let both scales span the same, so that slopes compare, unless one curve would be flat."""
+    spans = [float(np.ptp(axes.get_ylim())) for axes in (left, right)]
+    if max(spans) <= SAME_SCALE * min(spans):
+        for axes in (left, right):
+            middle = float(np.mean(axes.get_ylim()))
+            axes.set_ylim(middle - max(spans) / 2, middle + max(spans) / 2)
+
+
+def _mark_missing(axes: Axes, axis: str, rows: Sequence[SweepRow]) -> list[Line2D]:
+    """Mark on the lower edge where rows have no value; return a legend entry per reason."""
+    kinds: dict[str, list[float]] = {}
+    for row in rows:
+        if row.mean is None:
+            kinds.setdefault(" and ".join(row.statuses), []).append(row.settings[axis])
+    entries = []
+    for place, (words, at) in enumerate(kinds.items()):
+        style: dict[str, Any] = {"linestyle": "", "marker": CROSSES[place % len(CROSSES)], "color": INK}
+        style |= {"markersize": 7, "markeredgewidth": 1.6}
+        axes.plot(at, [0.035] * len(at), transform=axes.get_xaxis_transform(), clip_on=False, **style)
+        entries.append(Line2D([], [], label=f"no value: {words}", **style))
+    return entries
+
+
+def _bar_note(rows: Sequence[SweepRow]) -> str:
+    """Say what the error bars are."""
+    counts = sorted({row.count for row in rows if row.count > 1})
+    parts = []
+    if counts:
+        repeats = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        parts.append(f"sample standard deviation over {repeats} repeats")
+    if any(row.interval for row in rows):
+        parts.append("95 % bootstrap interval over images" + (" where there is one run" if counts else ""))
+    return f"Bars: {'; '.join(parts)}." if parts else ""
+
+
+def _mean(sweep: Sweep, row: SweepRow) -> str:
+    return NOTHING if row.mean is None else number(row.mean, sweep.metric)
+
+
+# --- other axes --------------------------------------------------------------------------------------------------
+
+
+def _dots(sweep: Sweep) -> Figure:
+    """Draw the rows below each other, each with its mean and error bar."""
+    rows, note = list(sweep.rows), ""
+    if len(rows) > ROWS_DRAWN:
+        rows = best_first(rows, sweep.ledger["mode"])[:ROWS_DRAWN]
+        note = f"{len(rows)} of {len(sweep.rows)} rows, the best."
+    size = (CURVE_INCHES[0], AROUND_ROWS_INCHES + ROW_INCHES * len(rows))
+    figure = sweep.sheet(_bar_note(rows), note, size=size)
+    axes = ruled(figure.add_subplot(), metric_label(sweep.metric), sweep.legend_title)
+    for place, row in enumerate(rows):
+        if row.mean is None:
+            reason = plain(row.reason, REASON_LETTERS)
+            axes.text(0.01, place, reason, transform=axes.get_yaxis_transform(), va="center", color=FAINT_INK)
+            continue
+        size_of_dot = 9 if row.is_best else 6.5
+        style: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markeredgecolor": "white"}
+        axes.errorbar(row.mean, place, xerr=_bar(row), elinewidth=1.3, capsize=3, markersize=size_of_dot, **style)
+        weight = "bold" if row.is_best else "normal"
+        above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(_mean(sweep, row), (row.mean, place), fontsize=7.5, fontweight=weight, **above)
+    axes.set_yticks(range(len(rows)), [sweep.label(row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.75)
+    axes.margins(x=0.08)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _scatter(sweep: Sweep, x: str, y: str) -> Figure:
+    """Draw the settings of two numeric axes, coloured by the metric."""
+    figure = sweep.sheet()
+    axes = ruled(figure.add_subplot(), plain(x), plain(y))
+    points = axes.scatter(
+        [row.settings[x] for row in sweep.valued],
+        [row.settings[y] for row in sweep.valued],
+        c=[row.mean for row in sweep.valued],
+        cmap=SHADES if sweep.ledger["mode"] == "max" else f"{SHADES}_r",
+        s=52,
+        edgecolors="white",
+        linewidths=0.8,
+        zorder=3,
+    )
+    bar = figure.colorbar(points, ax=axes, pad=0.02)
+    bar.set_label(metric_label(sweep.metric))
+    bar.outline.set_visible(False)
+    handles = []
+    if best := [row for row in sweep.valued if row.is_best]:
+        ring: dict[str, Any] = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK}
+        label = f"best, {_mean(sweep, best[0])}"
+        at = zip(*((row.settings[x], row.settings[y]) for row in best), strict=True)
+        handles += axes.plot(*at, linestyle="", label=label, **ring)
+    if missing := [row for row in sweep.rows if row.mean is None]:
+        words = ", ".join(dict.fromkeys(status for row in missing for status in row.statuses))
+        at = zip(*((row.settings[x], row.settings[y]) for row in missing), strict=True)
+        handles += axes.plot(*at, marker="x", color=FAINT_INK, linestyle="", label=f"no value: {words}")
+    scale(axes, sweep.values(x))
+    if is_logarithmic(sweep.values(y)):
+        axes.set_yscale("log")
+    legend_above(axes, handles)
+    return figure
+
+
+def _panels(sweep: Sweep, numeric: Sequence[str]) -> Figure:
+    """Draw the metric over each of several numeric axes, side by side, a dot per row."""
+    partial = [
+        (row, trial["value"])
+        for row in sweep.rows
+        for trial in row.trials
+        if trial["status"] != FINISHED and is_number(trial["value"])
+    ]
+    best = [row for row in sweep.valued if row.is_best]
+    notes = [f"Outlined: best, {_mean(sweep, best[0])}." if best else "", "Hollow: ended early." if partial else ""]
+    size = (max(CURVE_INCHES[0], PANEL_INCHES * len(numeric)), CURVE_INCHES[1])
+    figure = sweep.sheet(*notes, size=size)
+    panels = figure.subplots(1, len(numeric), sharey=True, squeeze=False)[0]
+    dot: dict[str, Any] = {"marker": OURS.marker, "linestyle": "", "color": OURS.colour}
+    looks: list[dict[str, Any]] = [
+        {**dot, "markersize": 5, "markerfacecolor": "none", "markeredgecolor": FAINT_INK},
+        {**dot, "markersize": 6, "markeredgecolor": "white"},
+        {**dot, "markersize": 10, "markeredgecolor": INK},
+    ]
+    layers = [partial, *([(row, row.mean) for row in rows] for rows in (sweep.valued, best))]
+    for axis, axes in zip(numeric, panels, strict=True):
+        ruled(axes, plain(axis), metric_label(sweep.metric) if axes is panels[0] else "")
+        for points, look in zip(layers, looks, strict=True):
+            axes.plot([row.settings[axis] for row, _ in points], [value for _, value in points], **look)
+        scale(axes, sweep.values(axis))
+    return figure
+
+
+def _repeats(sweep: Sweep) -> Figure:
+    """Draw every trial's value, their mean and a band of one standard deviation."""
+    row, repeats = sweep.valued[0], list(sweep.ledger["repeats"])
+    summary = row.summary
+    assert summary is not None
+    decimals = published_decimals((sweep.ledger.get("published") or {}).get("value"))
+    label, band = f"mean {number(summary.mean, sweep.metric, decimals)}", ""
+    if summary.std is not None:
+        label += f" ± {spread(summary.std, sweep.metric)}"
+        band = f"Band: sample standard deviation over {summary.count} repeats."
+    reason = f"Not counted: {plain(row.reason, REASON_LETTERS)}." if row.reason else ""
+    figure = sweep.sheet(band or _bar_note([row]), reason)
+    names = list(short_keys(repeats).values()) if len(repeats) > 1 else repeats
+    axes = ruled(figure.add_subplot(), plain(", ".join(names)), metric_label(sweep.metric))
+    if summary.std is not None:
+        low, high = summary.mean - summary.std, summary.mean + summary.std
+        axes.axhspan(low, high, color=OURS.colour, alpha=BAND, linewidth=0)
+    line = axes.axhline(summary.mean, color=OURS.colour, linewidth=1.5, label=label)
+    places, values = range(row.count), [trial["value"] for trial in row.counting]
+    style: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markersize": 8, "markeredgecolor": "white"}
+    bars = _bar(row) if summary.std is None else None
+    axes.errorbar(places, values, yerr=bars, linestyle="", capsize=3, elinewidth=1.2, **style)
+    texts = [", ".join(setting_text(trial["settings"].get(key)) for key in repeats) for trial in row.counting]
+    axes.set_xticks(places, [plain(text) for text in texts])
+    axes.set_xlim(-0.6, row.count - 0.4)
+    axes.margins(y=0.25)
+    axes.grid(visible=False, axis="x")
+    legend_above(axes, [line])
+    return figure

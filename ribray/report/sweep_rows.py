@@ -1,0 +1,265 @@
+"""A sweep's trials as rows: one per combination of the axes' values, averaged over the repeats.
+
+What a *ledger* is (``sweep.json``): "metric" and "mode" (max or min), "axes" (the keys that make rows), "repeats"
+(the keys that are averaged over), "published" (what stands beside), and "trials", each with "id", "directory",
+"settings", "status", "value" and "metrics".
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ribray.evaluation import published
+from ribray.evaluation.published import PublishedTable
+from ribray.evaluation.statistics import Summary, summarise
+from ribray.report.tables import METHOD_NAMES
+
+FINISHED, DIVERGED, FAILED, STOPPED = "finished", "diverged", "failed", "stopped"
+
+METRIC_NAMES = {"miou": "mIoU", "miou_known": "mIoU of known pixels", "map": "mAP", "unknown": "unknown pixels"}
+"""The last part of a metric's key; these are percentages."""
+PER_CLASS = "per_class"
+INTERVAL_SUFFIX = "_interval"
+SMALL = 1e-3
+"""Settings below are written with an exponent."""
+DECADE, DECADES = 10.0, 100.0
+"""From the first ratio of the largest to the smallest value on an axis may be logarithmic, from the second on it is."""
+EVENER = 0.5
+"""In between it is where it halves the distance of the middle value from the axis' middle."""
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """The trials that share the axes' values.
+
+    Attributes:
+        settings: axis -> value.
+        trials: the ledger's entries, in its order.
+        summary: statistics of the metric over the trials that count: those that finished with a number. None where
+            there are none.
+        interval: (low, high) of the metric over images where a single trial counts and states it.
+        statuses: status -> number of trials.
+        reason: what there is to say about trials that do not count or lack images; empty if there is nothing.
+        published: what the published table has for these settings.
+        is_best: no other row's mean is better; of no row where all means are the same or there is only one.
+    """
+
+    settings: Mapping[str, Any]
+    trials: Sequence[Mapping[str, Any]]
+    summary: Summary | None
+    interval: tuple[float, float] | None
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
+    published: float | None = None
+    is_best: bool = False
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of the trials that count."""
+        return self.summary.mean if self.summary else None
+
+    @property
+    def count(self) -> int:
+        """The number of trials that count."""
+        return self.summary.count if self.summary else 0
+
+    @property
+    def counting(self) -> list[Mapping[str, Any]]:
+        """The trials that count."""
+        return [trial for trial in self.trials if _counts(trial)]
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """What an error bar spans: one standard deviation to both sides, or the interval of a single trial."""
+        if self.summary and self.summary.std is not None:
+            return self.summary.mean - self.summary.std, self.summary.mean + self.summary.std
+        return self.interval
+
+
+def rows(ledger: Mapping[str, Any]) -> list[SweepRow]:
+    """Return a row per combination of the axes' values, in the order of the trials."""
+    axes = ledger["axes"]
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in ledger["trials"]:
+        groups.setdefault(json.dumps([trial["settings"].get(axis) for axis in axes]), []).append(trial)
+    found = [_row(ledger, trials) for trials in groups.values()]
+    means = [row.mean for row in found if row.mean is not None]
+    if len(set(means)) < 2:
+        return found
+    best = min(means) if ledger["mode"] == "min" else max(means)
+    return [replace(row, is_best=row.mean == best) for row in found]
+
+
+def best_first(found: Sequence[SweepRow], mode: str) -> list[SweepRow]:
+    """Return the rows that have a mean, the best one first."""
+    known = [(row.mean, place) for place, row in enumerate(found) if row.mean is not None]
+    sign = 1 if mode == "min" else -1
+    return [found[place] for _, place in sorted((sign * mean, place) for mean, place in known)]
+
+
+def _row(ledger: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> SweepRow:
+    settings = {axis: trials[0]["settings"].get(axis) for axis in ledger["axes"]}
+    counting = [trial for trial in trials if _counts(trial)]
+    statuses: dict[str, int] = {}
+    for trial in trials:
+        statuses[trial["status"]] = statuses.get(trial["status"], 0) + 1
+    return SweepRow(
+        settings=settings,
+        trials=trials,
+        summary=summarise([trial["value"] for trial in counting]) if counting else None,
+        interval=interval_of(counting[0], ledger["metric"]) if len(counting) == 1 else None,
+        statuses=statuses,
+        reason=_reason(trials, ledger["metric"]),
+        published=_published_beside(ledger, settings),
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value of the ledger is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def interval_of(trial: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """Return the (low, high) that a trial states for the metric."""
+    interval = trial["metrics"].get(f"{metric}{INTERVAL_SUFFIX}")
+    return (interval[0], interval[1]) if interval else None
+
+
+def _counts(trial: Mapping[str, Any]) -> bool:
+    return trial["status"] == FINISHED and is_number(trial["value"])
+
+
+def _reason(trials: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Say what became of the trials that do not count, and how many images the others lack."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in trials:
+        if not _counts(trial):
+            kinds.setdefault(trial["status"], []).append(trial)
+    parts = []
+    for status, alike in kinds.items():
+        words = "no value" if status == FINISHED else status
+        words = words if len(alike) == len(trials) else f"{len(alike)} of {len(trials)} {words}"
+        errors = dict.fromkeys(trial["error"] for trial in alike if trial.get("error"))
+        if status == FAILED and errors:
+            words += ": " + "; ".join(errors)
+        elif len(alike) == 1 and is_number(alike[0]["value"]):
+            words += f" at {number(alike[0]['value'], metric)}"
+        parts.append(words)
+    if images := sum(trial.get("failed_images") or 0 for trial in trials):
+        parts.append(f"{images} failed image{'s' if images > 1 else ''}")
+    return ", ".join(parts)
+
+
+# --- published numbers -------------------------------------------------------------------------------------------
+
+
+def published_table(ledger: Mapping[str, Any]) -> PublishedTable | None:
+    """Return the published table beside the sweep; its columns are the values of the first axis."""
+    name = (ledger.get("published") or {}).get("table")
+    return published.table(name) if name and ledger["axes"] else None
+
+
+def published_values(table: PublishedTable) -> Mapping[str, float]:
+    """Return column -> value of a table of one row.
+
+    Raises:
+        UsageError: it has several rows.
+    """
+    return table.row(table.methods()[0])
+
+
+def _published_beside(ledger: Mapping[str, Any], settings: Mapping[str, Any]) -> float | None:
+    table = published_table(ledger)
+    return None if table is None else published_values(table).get(setting_text(settings[ledger["axes"][0]]))
+
+
+# --- texts -------------------------------------------------------------------------------------------------------
+
+
+def is_percent(metric: str) -> bool:
+    """Say whether the metric is a percentage."""
+    parts = metric.split(".")
+    return parts[-1] in METRIC_NAMES or PER_CLASS in parts
+
+
+def metric_name(metric: str) -> str:
+    """Return how tables call a metric: the last part of its key."""
+    last = metric.rpartition(".")[2]
+    return METRIC_NAMES.get(last, last.replace("_", " "))
+
+
+def metric_label(metric: str) -> str:
+    """Return how plots call a metric, with its unit: "seed.rib.miou" is "seed mIoU of RIB, %"."""
+    *parts, _ = metric.split(".")
+    method = METHOD_NAMES.get(parts[-1]) if parts else None
+    where = " ".join(parts[:-1] if method else parts).replace("_", " ")
+    words = [where, metric_name(metric), f"of {method}" if method else ""]
+    return " ".join(word for word in words if word) + (", %" if is_percent(metric) else "")
+
+
+def number(value: float, metric: str, decimals: int = 1) -> str:
+    """Return a value of the metric: a percentage with so many decimals, anything else with four digits."""
+    return f"{value:.{decimals}f}" if is_percent(metric) else _short(f"{value:.4g}")
+
+
+def spread(std: float, metric: str) -> str:
+    """Return a standard deviation of the metric."""
+    return f"{std:.2f}" if is_percent(metric) else _short(f"{std:.2g}")
+
+
+def as_published(value: float) -> str:
+    """Return a published percentage with the decimals that it was printed with, at least one."""
+    return f"{value:.{published_decimals(value)}f}"
+
+
+def published_decimals(value: float | None) -> int:
+    """Return the decimals of a published percentage, at least one."""
+    text = "" if value is None else repr(float(value))
+    return max(1, len(text.partition(".")[2]))
+
+
+def setting_text(value: Any) -> str:
+    """Return a setting's value as short as tables and plots need it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return _short(f"{value:.3e}" if 0 < abs(value) < SMALL else f"{value:.4g}")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def shortened(text: str, letters: int) -> str:
+    """Return the text in one line of at most so many letters."""
+    line = " ".join(text.split())
+    return line if len(line) <= letters else f"{line[: letters - 1]}…"
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Return for every dotted key its last part, or the whole key where another one ends alike."""
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
+
+
+def is_numeric(values: Iterable[Any]) -> bool:
+    """Say whether all values of an axis are numbers."""
+    return all(map(is_number, values))
+
+
+def is_logarithmic(values: Iterable[float]) -> bool:
+    """Say whether numbers span decades and lie more evenly on a logarithmic axis."""
+    known = sorted(set(values))
+    if len(known) < 2 or known[0] <= 0 or known[-1] / known[0] < DECADE:
+        return False
+    return known[-1] / known[0] >= DECADES or _skew([math.log(value) for value in known]) < EVENER * _skew(known)
+
+
+def _skew(known: Sequence[float]) -> float:
+    middle = (known[len(known) // 2] + known[(len(known) - 1) // 2]) / 2
+    return abs((middle - known[0]) / (known[-1] - known[0]) - 0.5)
+
+
+def _short(text: str) -> str:
+    """Return 8.000e-06 as 8e-6."""
+    mantissa, mark, exponent = text.partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if mark else text

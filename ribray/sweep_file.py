@@ -1,0 +1,375 @@
+"""The sweep file: which keys of a recipe take which values, and how often; and the trials that follow from it.
+
+A trial is the base recipe with some keys set. Nothing here runs one.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ribray.config import Experiment, explain_invalid, flatten, load_experiment, nearest, read_yaml, to_values
+from ribray.errors import UsageError
+
+SEEDED_STAGES = ("classifier", "refine", "irn", "segmentation")
+"""Stages with a seed of their own, in the order of the chain: ``repeats: N`` repeats the first one of a trial's."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Axis(_Model):
+    """The values of one key; exactly one of these is given. A plain list is a grid."""
+
+    grid: tuple[Any, ...] | None = None
+    """Every value, together with every value of the other grids."""
+    choice: tuple[Any, ...] | None = None
+    """One of these at random."""
+    uniform: tuple[float, float] | None = None
+    """A number between these two, at random."""
+    loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """The same, its logarithm evenly spread."""
+    seeds: tuple[int, ...] | None = None
+    """Repeats: results are averaged over these."""
+    times: "Axis | None" = None
+    """Any of the above, as factors on the base's own value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_list(cls, value: Any) -> Any:
+        return {"grid": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Axis":
+        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError("give one of grid, choice, uniform, loguniform, seeds, times")
+        values = getattr(self, kinds[0])
+        if kinds[0] == "times" and (values.times is not None or values.seeds is not None):
+            raise ValueError("times takes a grid, choice, uniform or loguniform")
+        if kinds[0] in ("grid", "choice", "seeds") and not values:
+            raise ValueError(f"{kinds[0]} is empty")
+        if kinds[0] in ("uniform", "loguniform") and values[0] >= values[1]:
+            raise ValueError(f"{kinds[0]} must be [smallest, largest], not {list(values)}")
+        return self
+
+    @property
+    def plain(self) -> "Axis":
+        """The axis, or the axis of factors inside it."""
+        return self.times or self
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its values are drawn at random, or found by a search."""
+        return self.plain.grid is None and self.seeds is None
+
+
+class BaseRecipe(_Model):
+    """What every trial starts from."""
+
+    recipe: str
+    """A shipped recipe, the path of one, or the directory of a run, whose finished stages are then reused."""
+    set: dict[str, Any] = {}
+    """Keys of the recipe that are changed for all trials."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return {"recipe": value} if isinstance(value, str) else value
+
+
+class Scheduler(_Model):
+    """ASHA: every trial refines `first` images; only the best go on to `factor` times as many, up to `last`."""
+
+    kind: Literal["asha"] = "asha"
+    first: Annotated[int, Field(ge=1)]
+    last: Annotated[int, Field(ge=1)]
+    factor: Annotated[int, Field(ge=2)] = 3
+
+    @model_validator(mode="after")
+    def _grows(self) -> "Scheduler":
+        if self.first > self.last:
+            raise ValueError("first must not be above last")
+        return self
+
+    @property
+    def rungs(self) -> list[int]:
+        """Numbers of images, rising, at which trials are compared."""
+        rungs = [self.first]
+        while rungs[-1] * self.factor < self.last:
+            rungs.append(rungs[-1] * self.factor)
+        return rungs + ([self.last] if self.last > rungs[-1] else [])
+
+
+class Search(_Model):
+    """How the drawn axes are drawn."""
+
+    kind: Literal["random", "optuna"] = "random"
+    """random: independent draws; optuna: each draw learns from the trials before it (extra ribray[optuna])."""
+    samples: Annotated[int, Field(ge=1)]
+    """How many draws."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the draws."""
+
+
+class Published(_Model):
+    """What a paper says of this study."""
+
+    table: Literal["S1"] | None = None
+    """A table whose columns are the values of the first axis."""
+    value: float | None = None
+    std: float | None = None
+    text: str | None = None
+    """One sentence."""
+
+
+class SweepFile(_Model):
+    """A sweep: what varies, what a trial runs, what is measured."""
+
+    base: BaseRecipe
+    """Recipe (with keys set) of all trials."""
+    stages: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
+    ]
+    """Stages of a trial; what comes before them is the base run's, where no key of the space touches it."""
+    space: dict[str, Axis]
+    """Configuration key -> its values."""
+    repeats: Annotated[int, Field(ge=1)] = 1
+    """Seeds 0 … N-1 of the first stage of a trial that has a seed."""
+    metric: str
+    """Dotted path in metrics.json, such as seed.rib.miou."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less of the metric is better."""
+    max_concurrent: Annotated[int, Field(ge=1)] = 1
+    """Trials at a time."""
+    workers_per_trial: Annotated[int, Field(ge=1)] | None = None
+    """cluster.workers of a trial; default: the base's."""
+    scheduler: Scheduler | None = None
+    """Ends trials early; default: none."""
+    search: Search | None = None
+    """Needed where values are drawn."""
+    published: Published | None = None
+    """Laid beside the result."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SweepFile":
+        if not self.space:
+            raise ValueError("the space is empty: name a key and its values, such as refine.batch_size: [10, 20]")
+        drawn = [key for key, axis in self.space.items() if axis.is_drawn]
+        if drawn and self.search is None:
+            raise ValueError(f"space.{drawn[0]} is drawn: add search: {{kind: random, samples: 8}}")
+        if self.search is not None and not drawn:
+            raise ValueError("search has nothing to draw: no key of the space is a choice, uniform or loguniform")
+        if self.repeats > 1 and self.seed_keys:
+            raise ValueError(f"repeats and seeds of space.{self.seed_keys[0]} are two words for one thing: give one")
+        if self.search is not None and self.search.kind == "optuna":
+            grids = [key for key, axis in self.space.items() if not axis.is_drawn]
+            if grids or self.repeats > 1:
+                what = f"space.{grids[0]}" if grids else "repeats"
+                raise ValueError(f"search optuna suggests one trial after the other, which {what} does not go with")
+        if self.scheduler is not None and "refine.limit" in self.space:
+            raise ValueError("the scheduler itself sets refine.limit: take it out of the space")
+        return self
+
+    @property
+    def seed_keys(self) -> list[str]:
+        """The keys of the space that are repeats."""
+        return [key for key, axis in self.space.items() if axis.seeds is not None]
+
+    @property
+    def axes(self) -> list[str]:
+        """The keys of the space that are not."""
+        return [key for key, axis in self.space.items() if axis.seeds is None]
+
+    def repeated(self) -> dict[str, tuple[int, ...]]:
+        """Return the keys that trials are averaged over, and their values.
+
+        Raises:
+            UsageError: ``repeats`` without a stage that has a seed.
+        """
+        if self.repeats == 1:
+            return {key: self.space[key].seeds or () for key in self.seed_keys}
+        stage = next((name for name in SEEDED_STAGES if name in self.stages), None)
+        if stage is None:
+            raise UsageError(f"repeats: none of the stages {', '.join(self.stages)} has a seed to repeat.")
+        return {f"{stage}.seed": tuple(range(self.repeats))}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of values."""
+
+    id: str
+    """Names its directory; a function of the settings."""
+    settings: Mapping[str, Any]
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def shipped_sweeps() -> dict[str, Path]:
+    """Return the sweeps that come with the package, by name."""
+    folder = Path(str(resources.files("ribray") / "sweeps"))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def find_sweep(name: str) -> Path:
+    """Return the file of a sweep.
+
+    Raises:
+        UsageError: neither a shipped name nor a file.
+    """
+    location, shipped = Path(name).expanduser(), shipped_sweeps()
+    if location.is_file():
+        return location
+    if (stem := location.name.removesuffix(".yaml")) in shipped:
+        return shipped[stem]
+    raise UsageError(
+        f"There is no sweep '{name}'{nearest(name, shipped)}; shipped are {', '.join(shipped)}, "
+        "or give the path of a YAML file."
+    )
+
+
+def read_sweep(location: Path) -> SweepFile:
+    """Read a sweep file.
+
+    Raises:
+        UsageError: broken YAML, an unknown key, or a value of the wrong type or range.
+    """
+    return validate_sweep(read_yaml(location), str(location))
+
+
+def validate_sweep(values: Mapping[str, Any], source: str) -> SweepFile:
+    """Check raw values against the model.
+
+    Raises:
+        UsageError: names ``source``, the key's path and the value.
+    """
+    try:
+        return SweepFile.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {explain_invalid(error, SweepFile)}") from None
+
+
+def with_base(sweep: SweepFile, recipe: str) -> SweepFile:
+    """Return the sweep on another base; what it sets for its own base goes with that."""
+    return sweep.model_copy(update={"base": BaseRecipe(recipe=recipe)})
+
+
+def title_of(location: Path) -> str:
+    """Return the first line of a sweep file's header, which says what it is."""
+    return location.read_text(encoding="utf-8-sig").partition("\n")[0].lstrip("# ").strip()
+
+
+# --- trials ------------------------------------------------------------------------------------------------------
+
+
+def as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings in the form of ``--set``."""
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def base_experiment(sweep: SweepFile, overrides: Iterable[str] = (), settings: Mapping[str, Any] = {}) -> Experiment:
+    """Return the base's configuration, or with ``settings`` that of a trial.
+
+    Args:
+        sweep: gives the recipe and what it sets; a run's directory stands for the configuration of that run.
+        overrides: ``key=value`` strings of the command line.
+        settings: of a trial.
+
+    Raises:
+        UsageError: as `load_experiment` raises it.
+    """
+    run_file = Path(sweep.base.recipe).expanduser() / "experiment.yaml"
+    recipe = str(run_file) if run_file.is_file() else sweep.base.recipe
+    return load_experiment(recipe, [*as_overrides(sweep.base.set), *overrides, *as_overrides(settings)])
+
+
+def trials_of(sweep: SweepFile, base: Experiment) -> list[Trial]:
+    """Return all trials: each draw with each point of the grids with each seed. A search's are not known beforehand.
+
+    Raises:
+        UsageError: a factor on a value that is no number.
+    """
+    flat = flatten(to_values(base))
+    draws = range(sweep.search.samples) if sweep.search is not None else range(1)
+    grids = {key: _grid(key, axis, flat) for key, axis in sweep.space.items() if not axis.is_drawn and not axis.seeds}
+    drawn = {key: axis for key, axis in sweep.space.items() if axis.is_drawn}
+    repeated = sweep.repeated()
+    found: dict[str, Trial] = {}
+    for draw in draws:
+        values = {key: _draw(key, axis, flat, sweep.search, draw) for key, axis in drawn.items()}
+        for point in _product(grids):
+            for seeds in _product(repeated):
+                settings = {**{key: (values | point)[key] for key in sweep.axes}, **seeds}
+                trial = Trial(trial_id(settings), settings)
+                found.setdefault(trial.id, trial)
+    return list(found.values())
+
+
+def _product(values: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:
+    return (dict(zip(values, point, strict=True)) for point in itertools.product(*values.values()))
+
+
+def _grid(key: str, axis: Axis, flat: Mapping[str, Any]) -> list[Any]:
+    values = list(axis.plain.grid or ())
+    return [scaled(key, value, flat) for value in values] if axis.times is not None else values
+
+
+def _draw(key: str, axis: Axis, flat: Mapping[str, Any], search: Search | None, draw: int) -> Any:
+    """Return the value of one draw; it depends on the search's seed, the key and the draw's number alone."""
+    assert search is not None
+    rng = np.random.default_rng([search.seed, draw, *key.encode()])
+    plain = axis.plain
+    value: Any
+    if plain.choice is not None:
+        value = plain.choice[int(rng.integers(len(plain.choice)))]
+    elif plain.uniform is not None:
+        value = rounded(float(rng.uniform(*plain.uniform)))
+    else:
+        low, high = (math.log(bound) for bound in plain.loguniform or ())
+        value = rounded(math.exp(float(rng.uniform(low, high))))
+    return scaled(key, value, flat) if axis.times is not None else value
+
+
+def rounded(value: float) -> float:
+    """Return a number to four significant digits: nobody reads more of a random draw."""
+    return float(f"{value:.4g}")
+
+
+def scaled(key: str, factor: Any, flat: Mapping[str, Any]) -> Any:
+    """Return a factor times the base's value of a key; an integer stays one.
+
+    Raises:
+        UsageError: either is no number.
+    """
+    value = flat.get(key)
+    for number in (value, factor):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise UsageError(f"space.{key}: times multiplies numbers, and {number} is none.")
+    product = value * factor
+    return round(product) if isinstance(value, int) else float(f"{product:.6g}")
+
+
+def trial_id(settings: Mapping[str, Any]) -> str:
+    """Return a name for a set of values that is a safe file name and differs between any two sets."""
+    last = [key.rpartition(".")[2] for key in settings]
+    names = [name if last.count(name) == 1 else key for key, name in zip(settings, last, strict=True)]
+    values = [value if isinstance(value, str) else json.dumps(value) for value in settings.values()]
+    text = ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+    safe = re.sub(r"[^\w.,=+-]", "_", text)
+    if safe == text and len(text) <= 100:
+        return text
+    return f"{safe[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,155 @@
+"""Which images a report shows, and what of each."""
+
+import numpy as np
+import pytest
+
+from ribray import storage
+from ribray.config import DataConfig, SyntheticConfig
+from ribray.data import open_dataset
+from ribray.data.mask_files import write_mask
+from ribray.data.synthetic import make_world
+from ribray.report.gallery import TILE_PIXELS, gallery_block
+from ribray.report.refinement import read_losses
+from ribray.rib.maps import to_arrays
+from ribray.rib.refine import EXPLOSION, FINISHED, Refinement
+
+SCALES = (1.0, 0.5)
+BOTH = {"cam": 0.2, "rib": 0.4}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    world = SyntheticConfig(image_size=64, train_images=8, eval_images=2)
+    root = tmp_path_factory.mktemp("world")
+    make_world(root, world, 0)
+    return open_dataset(DataConfig(kind="synthetic", synthetic=world), "train", root)
+
+
+def write_map(dataset, folder, id, steps=3, kept=True, ended=FINISHED):
+    """A map file whose maps grow from a corner by a row a step."""
+    present = np.flatnonzero(dataset.labels[dataset.index(id)])
+    by_step = []
+    for step in range(1, steps + 1):
+        cells = np.zeros((len(present), 8, 8), np.float32)
+        cells[:, :step] = 1.0
+        by_step.append([cells, cells])
+    sums = by_step if kept else None
+    losses, targets = [-10.0 * step for step in range(steps - 1)], [5.0 * step for step in range(steps)]
+    refinement = Refinement(present, by_step[0], by_step[-1], sums, losses, targets, steps, ended)
+    storage.write_npz(folder / f"{id}.npz", **to_arrays(refinement, (64, 64), SCALES))
+    return folder / f"{id}.npz"
+
+
+@pytest.fixture
+def maps(dataset, tmp_path):
+    return {id: write_map(dataset, tmp_path / "maps", id) for id in dataset.ids}
+
+
+@pytest.fixture
+def masks(dataset, tmp_path):
+    """A folder of masks that are the truth."""
+    for id in dataset.ids:
+        write_mask(tmp_path / "masks" / f"{id}.png", dataset.mask(id), dataset.palette)
+    return tmp_path / "masks"
+
+
+def captions(tiles):
+    return [tile.caption for tile in tiles]
+
+
+def test_an_image_leads_from_its_truth_over_seeds_to_masks_and_grows_over_the_steps(dataset, maps, masks):
+    block = gallery_block("training", dataset, {"pseudo mask, RIB": masks}, maps, BOTH)
+    assert len(block.images) == 6
+    image = block.images[0]
+    assert captions(image.tiles) == ["image", "truth", "seed, plain CAM", "seed, RIB", "pseudo mask, RIB"]
+    assert captions(image.growth) == ["plain CAM", "step 2", "step 3"]
+    assert all(tile.picture.shape == (64, 64, 3) for tile in (*image.tiles, *image.growth))
+    grown = [np.ptp(tile.picture.astype(int), axis=2).mean() for tile in image.growth]
+    assert grown == sorted(grown)
+    assert grown[0] < grown[-1]
+    assert set(image.class_names) <= set(block.legend)
+    np.testing.assert_array_equal(image.tiles[1].picture, image.tiles[4].picture)  # the masks are the truth
+    assert image.remark == ""
+
+
+def test_without_steps_there_are_plain_cam_and_rib_and_an_early_end_is_told(dataset, tmp_path):
+    maps = {id: write_map(dataset, tmp_path, id, kept=False, ended=EXPLOSION) for id in dataset.ids[:2]}
+    block = gallery_block("training", dataset, {}, maps)
+    assert captions(block.images[0].growth) == ["plain CAM", "RIB"]
+    assert captions(block.images[0].tiles) == ["image", "truth"]
+    assert block.images[0].remark.startswith("stopped after step 3")
+
+
+def test_many_steps_are_shown_in_part_the_first_and_the_last_among_them(dataset, tmp_path):
+    id = dataset.ids[0]
+    (image,) = gallery_block("", dataset, {}, {id: write_map(dataset, tmp_path, id, steps=40)}).images
+    assert len(image.growth) == 10
+    assert captions(image.growth)[0] == "plain CAM"
+    assert captions(image.growth)[-1] == "step 40"
+
+
+def test_images_with_everything_come_before_those_with_less(dataset, maps, masks):
+    kept = dataset.ids[3]
+    for file in masks.glob("*.png"):
+        if file.stem != kept:
+            file.unlink()
+    block = gallery_block("", dataset, {"pseudo mask": masks}, maps, BOTH)
+    assert [image.id for image in block.images] == [kept]
+
+
+def test_what_cannot_be_read_or_does_not_fit_gives_way(dataset, maps, masks):
+    broken, odd, foreign, *rest = dataset.ids
+    maps[broken].write_bytes(b"half a file")
+    write_mask(masks / f"{odd}.png", np.zeros((5, 5), np.uint8), dataset.palette)
+    write_mask(masks / f"{foreign}.png", np.full((64, 64), 99, np.uint8), dataset.palette)
+    block = gallery_block("", dataset, {"pseudo mask": masks}, maps, BOTH)
+    assert {image.id for image in block.images} == set(rest)
+    for file in maps.values():
+        file.write_bytes(b"half a file")
+    assert gallery_block("", dataset, {"pseudo mask": masks}, maps, BOTH) is None
+
+
+def test_maps_of_a_class_that_the_data_does_not_have_give_way(dataset, tmp_path):
+    id = dataset.ids[0]
+    cells = [np.ones((1, 8, 8), np.float32)] * 2
+    strange = Refinement(np.array([17]), cells, cells, None, [], [], 1, FINISHED)
+    storage.write_npz(tmp_path / "strange.npz", **to_arrays(strange, (64, 64), SCALES))
+    assert gallery_block("", dataset, {}, {id: tmp_path / "strange.npz"}) is None
+
+
+def test_a_split_that_was_only_predicted_shows_its_predictions(dataset, masks, tmp_path):
+    block = gallery_block("held out", dataset, {"prediction, RIB": masks, "prediction, plain CAM": tmp_path / "no"})
+    assert captions(block.images[0].tiles) == ["image", "truth", "prediction, RIB"]
+    assert not block.images[0].growth
+    assert gallery_block("held out", dataset, {"prediction": tmp_path / "no"}) is None
+
+
+def test_large_images_are_reduced(dataset, masks, monkeypatch):
+    large = np.zeros((600, 800, 3), np.uint8)
+    monkeypatch.setattr(type(dataset), "image", lambda self, id: large)
+    monkeypatch.setattr(type(dataset), "mask", lambda self, id: None)
+    for file in masks.glob("*.png"):
+        write_mask(file, np.ones((600, 800), np.uint8), dataset.palette)
+    block = gallery_block("", dataset, {"prediction": masks})
+    shape = (TILE_PIXELS * 3 // 4, TILE_PIXELS, 3)
+    assert [tile.picture.shape for tile in block.images[0].tiles] == [shape, shape]
+
+
+# --- losses of the refinement ------------------------------------------------------------------------------------
+
+
+def test_losses_are_quantiles_over_the_images_that_came_to_a_step(dataset, tmp_path):
+    short, long, *others = dataset.ids
+    files = [write_map(dataset, tmp_path, short, steps=2), write_map(dataset, tmp_path, long, steps=4)]
+    losses = read_losses(files)
+    assert losses.images == 2
+    assert losses.losses[:, 1].tolist() == [0.0, -10.0, -20.0]
+    assert losses.targets[:, 1].tolist() == [0.0, 5.0, 10.0, 15.0]
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(b"half a file")
+    assert read_losses([damaged, *files]).images == 2
+    assert read_losses([damaged]) is None
+    assert read_losses([]) is None
+    single = read_losses([write_map(dataset, tmp_path, others[0], steps=1)])
+    assert single.losses.shape == (0, 3)
+    assert len(single.targets) == 1
