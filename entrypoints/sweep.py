@@ -1,8 +1,7 @@
-r"""Job: a sweep; the file travels with the working directory, or is the name of a shipped one.
+r"""Job: a sweep, by the name of a shipped one or a file in the working directory.
 
 ray job submit --working-dir . -- \
-    python entrypoints/sweep.py sweeps/error_bars.yaml --base voc12 --out /shared/sweeps/error_bars \
-    --set data.root=/shared/VOC2012
+    python entrypoints/sweep.py error_bars --base voc12 --out /shared/sweeps/error_bars --set data.root=/shared/VOC2012
 """
 
 import sys

@@ -30,11 +30,11 @@ from rich.table import Table
 
 from ribray import __version__
 from ribray.errors import UsageError
+from ribray.machine import processor
 from ribray.run import ROOT, git_commit
 
 FOLDER = "benchmarks"
 RECORDED_PACKAGES = ("torch", "numpy")
-CPU_FILE = Path("/proc/cpuinfo")
 
 
 def figure(
@@ -168,7 +168,7 @@ def _number(value: float) -> str:
 
 def _machine() -> dict[str, Any]:
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(psutil.getloadavg()[0], 1),  # of the minute before: what else kept the cores busy
@@ -176,10 +176,3 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-
-
-def _cpu() -> str:
-    """Return the CPU's model, as far as the system tells it."""
-    lines = CPU_FILE.read_text(encoding="utf-8").splitlines() if CPU_FILE.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

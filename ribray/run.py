@@ -24,6 +24,7 @@ import yaml
 from ribray import __version__, storage
 from ribray.config import Experiment, read_yaml, to_yaml, validate_experiment
 from ribray.errors import HeldError, RibrayError, UsageError
+from ribray.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 """Of the checkout, where ribray runs from one."""
@@ -259,6 +260,7 @@ class Run:
             "ribray": __version__,
             "versions": {name: metadata.version(name) for name in RECORDED_PACKAGES},
             "commit": git_commit(),
+            "machine": describe_machine(),
             "parent": os.path.relpath(self.parent.directory, self.directory) if self.parent else None,
         }
         text = to_yaml(experiment) + yaml.safe_dump({"provenance": provenance}, sort_keys=False)

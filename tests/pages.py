@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from ribray.evaluation.published import MEAN, table
 from ribray.report.gallery import GalleryBlock, GalleryImage, Tile
 from ribray.report.html import RunPage, SweepPage
 from ribray.report.refinement import RefinementLosses
@@ -112,6 +113,18 @@ def run_page(**changes):
         configuration=f"data: {{kind: {MARKUP}, root: {'/very/long/path' * 20}}}\n",
     )
     return replace(page, **changes)
+
+
+def published_page(name):
+    """The page of a run on the classes of a published table: "S2" has VOC's, "S3" COCO's."""
+    classes = [column for column in table(name).columns if column != MEAN]
+    found, per_class = metrics(), dict(zip(classes, np.linspace(20, 90, len(classes)).tolist(), strict=True))
+    for numbers in (found["seed"]["cam"], found["seed"]["rib"]):
+        numbers["per_class"] = per_class
+    for each in (found, found["variants"]["cam"]):
+        for numbers in (each["evaluate"], each["evaluate"]["before_retraining"]):
+            numbers["per_class"] = per_class
+    return run_page(metrics=found)
 
 
 def empty_page():

@@ -2,11 +2,14 @@
 
 import re
 import shlex
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
@@ -138,6 +141,19 @@ def test_the_work_fits_the_gpus_of_the_cluster(commands, job, machines):
         experiment = load_experiment(recipe, [value for value in options if re.match(r"\w+\.\w+=", value)])
         assert experiment.cluster.workers * experiment.cluster.gpus_per_worker == most
         assert max(part.workers for part in (experiment.classifier, experiment.irn, experiment.segmentation)) <= most
+
+
+def test_a_job_takes_the_checkout_along_but_neither_environment_nor_results(tmp_path):
+    checkout, package = tmp_path / "checkout", tmp_path / "package.zip"
+    kept, left = ["ribray/run.py", "entrypoints/run.py"], ["runs/a/maps/b.npz", ".venv/bin/python", "wandb/run.wandb"]
+    for name in (*kept, *left):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).touch()
+    shutil.copy(ROOT / ".gitignore", checkout)
+    create_package(str(checkout), package, include_gitignore=True)
+    with zipfile.ZipFile(package) as archive:
+        files = {name for name in archive.namelist() if not name.endswith("/")}
+    assert files == {*kept, ".gitignore"}
 
 
 def test_one_version_of_ray_and_one_image_everywhere(job, machines):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ribray.report.html import render_run, render_sweep
-from tests.pages import SCRIPT, empty_page, run_page, sweep_page
+from tests.pages import SCRIPT, empty_page, published_page, run_page, sweep_page
 
 pytest.importorskip("aiohttp", reason="no aiohttp to talk to a browser with")
 from tests.browser import CHROMIUM, Tab, tab
@@ -27,6 +27,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     content = {
         "run": render_run(run_page()),
+        "of 81 classes": render_run(published_page("S3")),
         "empty": render_run(empty_page()),
         "sweep": render_sweep(sweep_page()),
     }

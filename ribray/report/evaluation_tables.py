@@ -11,10 +11,10 @@ from rich.table import Table
 from ribray.evaluation import published
 from ribray.evaluation.published import IRN, MEAN, RIB_SALIENCY
 from ribray.report import cells
-from ribray.report.tables import BEFORE_RETRAINING, CAM, INTERVAL, METHOD_NAMES, RIB, SEED_CRF
+from ribray.report.stations import RETRAINED, SEED_STATION, chains, networks, part_of, stations
+from ribray.report.tables import CAM, INTERVAL, METHOD_NAMES, RIB, SEED_CRF
 
-TRAINING, HELD_OUT = "training", "held out"
-SEGMENTATION, RETRAINED = "segmentation", "re-trained"
+HELD_OUT = "held out"
 OURS = " (Ours)"
 """What the paper adds to the names of its own methods."""
 
@@ -87,41 +87,29 @@ def chain_table(
     Returns:
         A table of stations by maps, with the images that were counted; None where nothing follows the seed.
     """
-    chains = _chains(metrics, own)
-    stations: list[tuple[str, str, dict[str, Mapping[str, Any] | None]]] = [
-        ("seed, best threshold", TRAINING, metrics.get("seed", {}))
-    ]
-    for label, path in (
-        ("seed + CRF, confident labels", ("confident", SEED_CRF)),
-        ("random walk, best threshold", ("pseudo", "walk")),
-        ("pseudo masks", ("pseudo",)),
-    ):
-        stations.append((label, TRAINING, {source: _at(chain, path) for source, chain in chains.items()}))
-    networks = {source: _networks(chain) for source, chain in chains.items()}
-    for label in (SEGMENTATION, RETRAINED):
-        found = {source: numbers.get(label) for source, numbers in networks.items()}
-        stations.append((label, " + ".join(splits), found))
-    rows = [(label, where, known) for label, where, found in stations if (known := _judged(found))]
-    if all(label == stations[0][0] for label, _, _ in rows):
+    found = stations(metrics, splits, own)
+    if all(station.label == SEED_STATION for station in found):
         return None
 
-    sources = [source for source in METHOD_NAMES if any(source in known for _, _, known in rows)]
-    compared = any(len(known) > 1 for _, _, known in rows)
+    sources = [source for source in METHOD_NAMES if any(source in station.numbers for station in found)]
+    compared = any(len(station.numbers) > 1 for station in found)
     table = cells.titled_table(title)
     table.collapse_padding = True
     table.add_column("", no_wrap=True)
     for heading in [*(METHOD_NAMES[source] for source in sources), *(["gain"] if compared else [])]:
         table.add_column(heading, justify="right", no_wrap=True, min_width=5)
     table.add_column("images", justify="right")
-    for place, (label, where, known) in enumerate(rows):
-        if place and rows[place - 1][1] != where:
+    for place, station in enumerate(found):
+        if place and found[place - 1].where != station.where:
             table.add_section()
+        known = station.numbers
         means = {source: numbers["miou"] for source, numbers in known.items()}
         gain = [cells.gain(cells.difference(means.get(CAM), means.get(RIB)))] if compared else []
         counted = dict.fromkeys(cells.count(known[source].get("images")) for source in sources if source in known)
         values = [cells.number(means.get(source)) for source in sources]
-        table.add_row(label, *values, *gain, f"{'/'.join(counted)} {escape(where)}")
-    table.caption = cells.notes([*_unknown_lines(chains), *_crf_lines(chains)])
+        table.add_row(station.label, *values, *gain, f"{'/'.join(counted)} {escape(station.where)}")
+    found_chains = chains(metrics, own)
+    table.caption = cells.notes([*_unknown_lines(found_chains), *_crf_lines(found_chains)])
     return table
 
 
@@ -140,11 +128,11 @@ def evaluation_table(
         A table of classes by networks, after one of means where there is something to compare with; None where no
         segmentation was judged.
     """
-    chains = _chains(metrics, own)
+    found = chains(metrics, own)
     columns = [
         _Column(source, label == RETRAINED, numbers)
-        for source, chain in chains.items()
-        for label, numbers in _judged(_networks(chain)).items()
+        for source, chain in found.items()
+        for label, numbers in networks(chain).items()
     ]
     if not columns:
         return None
@@ -152,47 +140,22 @@ def evaluation_table(
     per_class = _class_table(columns, peers, all_classes)
     if peers is None:
         return per_class
-    crf = "with" if _crf_lines(chains) else "without"
+    crf = "with" if _crf_lines(found) else "without"
     return Group(_means_table(columns, peers, [_this_run(columns, peers, splits, crf)]), "", per_class)
 
 
-def _chains(metrics: Mapping[str, Any], own: str) -> dict[str, Mapping[str, Any]]:
-    """Return the metrics of every chain of stages by the maps it starts from, plain CAM first."""
-    chains = {**metrics.get("variants", {}), own: metrics}
-    return {source: chains[source] for source in METHOD_NAMES if source in chains}
-
-
-def _at(metrics: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
-    for name in path:
-        metrics = metrics.get(name, {})
-    return metrics
-
-
-def _networks(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the numbers of each network that was judged: with re-training, the first and the last one."""
-    evaluate = metrics.get("evaluate", {})
-    if BEFORE_RETRAINING in evaluate:
-        return {SEGMENTATION: evaluate[BEFORE_RETRAINING], RETRAINED: evaluate}
-    return {SEGMENTATION: evaluate}
-
-
-def _judged(found: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Mapping[str, Any]]:
-    """Return those that hold an mIoU: without truth there is none."""
-    return {name: numbers for name, numbers in found.items() if numbers and numbers.get("miou") is not None}
-
-
-def _unknown_lines(chains: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _unknown_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say how many pixels the masks leave unknown, plain CAM's first."""
     shares = []
     for name, path in (("the confident labels", ("confident", SEED_CRF)), ("the pseudo masks", ("pseudo",))):
-        unknown = [share for chain in chains.values() if (share := _at(chain, path).get("unknown"))]
+        unknown = [share for chain in found.values() if (share := part_of(chain, path).get("unknown"))]
         if unknown:
             shares.append(f"{' / '.join(f'{share:.1f}' for share in unknown)} % of {name}")
     return [f"unknown pixels, read as background: {', '.join(shares)}"] if shares else []
 
 
-def _crf_lines(chains: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    uses_crf = any(_judged(_networks(chain)) and chain["evaluate"].get("crf") == "dense" for chain in chains.values())
+def _crf_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    uses_crf = any(networks(chain) and chain["evaluate"].get("crf") == "dense" for chain in found.values())
     return ["the segmentation's predictions passed through a dense CRF"] if uses_crf else []
 
 

@@ -129,8 +129,7 @@ def _mask_rows(block: MaskBlock) -> list[ImageRow]:
 
 def masks_in(folder: Path) -> set[str]:
     """Return the ids of all images with a mask in a folder."""
-    files = storage.list_files(folder, MASK_SUFFIX)
-    return {file.relative_to(folder).as_posix().removesuffix(MASK_SUFFIX) for file in files}
+    return storage.list_ids(folder, MASK_SUFFIX)
 
 
 def _mask_row(block: MaskBlock, id: str, folders: Mapping[str, Path]) -> ImageRow | None:

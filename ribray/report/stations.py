@@ -63,7 +63,7 @@ def stations(metrics: Mapping[str, Any], splits: Sequence[str], own: str = RIB) 
         ("random walk, best threshold", ("pseudo", WALK)),
         ("pseudo masks", ("pseudo",)),
     ):
-        rows.append((label, TRAINING, {source: _at(chain, path) for source, chain in found.items()}))
+        rows.append((label, TRAINING, {source: part_of(chain, path) for source, chain in found.items()}))
     for label in (SEGMENTATION, RETRAINED):
         judged = {source: networks(chain).get(label, {}) for source, chain in found.items()}
         rows.append((label, " + ".join(splits), judged))
@@ -76,7 +76,8 @@ def stations(metrics: Mapping[str, Any], splits: Sequence[str], own: str = RIB) 
     return [station for station in known if station.numbers]
 
 
-def _at(metrics: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+def part_of(metrics: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """Return the part of metrics at a path, empty where there is none."""
     for name in path:
         metrics = metrics.get(name, {})
     return metrics

@@ -15,6 +15,7 @@ import yaml
 from ribray.run import Run
 from ribray.stages.stage import Stage
 from tests.tiny import EVERYTHING, TINY, chain
+from tests.wandb_files import folders, read_back
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -44,14 +45,21 @@ def statuses(out: Path) -> list[str]:
 
 def test_trials_reuse_the_base_and_are_not_run_again(ribray, undisturbed, tmp_path, capsys):
     study, out = written(tmp_path, undisturbed, **THRESHOLDS, max_concurrent=2), tmp_path / "out"
-    assert ribray("sweep", study, "--out", out) == 0
+    tracked = ["--set", "tracking.wandb=offline"]
+    assert ribray("sweep", study, "--out", out, *tracked) == 0
     assert statuses(out) == ["finished"] * 3
     trials = ledger(out)["trials"]
+    assert "wandb sync" in capsys.readouterr().out
     for trial in trials:
         run = Run.read(out / trial["directory"])
         assert trial["value"] == run.metrics()["seed"]["rib"]["miou"]
         assert not (run.directory / "maps").exists()
         assert run.parent.directory == undisturbed
+        (folder,) = folders(run.directory)
+        logged = read_back(folder)
+        assert logged.summary["seed/rib/miou"] == trial["value"]
+        assert logged.summary["seed/cam/miou"] == run.metrics()["seed"]["cam"]["miou"]
+        assert (logged.run["run_group"], logged.run["job_type"]) == ("study", "trial")
     with open(out / "results.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [float(row["seed.rib.miou"]) for row in rows] == pytest.approx([trial["value"] for trial in trials])
@@ -60,7 +68,7 @@ def test_trials_reuse_the_base_and_are_not_run_again(ribray, undisturbed, tmp_pa
     files = {file: file.stat().st_mtime_ns for file in out.glob("trials/**/metrics/*.json")}
     assert len(files) == 3
     capsys.readouterr()
-    assert ribray("sweep", study, "--out", out) == 0
+    assert ribray("sweep", study, "--out", out, *tracked) == 0
     assert "3 of 3 trials, done already" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in out.glob("trials/**/metrics/*.json")} == files
 
