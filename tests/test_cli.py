@@ -115,10 +115,12 @@ def test_a_directory_of_something_else_is_left_alone(ribray, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_relative_out_is_refused_inside_a_job(ribray, monkeypatch):
+def test_relative_paths_are_refused_inside_a_job(ribray, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
     code, _, error = ribray("run", "quickstart", "--out", "runs/x")
     assert_one_sentence(code, error, "--out runs/x is relative")
+    code, _, error = ribray("run", "voc12", "--out", str(tmp_path / "run"), "--set", "data.root=VOC2012", "--plan")
+    assert_one_sentence(code, error, "data.root=VOC2012 is relative")
 
 
 def test_a_plan_does_nothing_and_says_what_would_be_done(ribray, tmp_path):

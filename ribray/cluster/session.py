@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,7 +105,8 @@ def connect(config: ClusterConfig, training_workers: int = 1) -> Iterator[Sessio
     else:
         options["address"] = address or "auto"
     try:
-        ray.init(**options)
+        with _own_handler(signal.SIGTERM):
+            ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"Cannot reach a Ray cluster at {address or 'this machine'}: {first_line}") from None
@@ -111,6 +114,15 @@ def connect(config: ClusterConfig, training_workers: int = 1) -> Iterator[Sessio
         yield _describe(local)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_handler(number: signal.Signals) -> Iterator[None]:
+    """Keep this process's own handler of a signal, which Ray would replace by one that ends the process at once."""
+    handler = signal.getsignal(number)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def _describe(is_local: bool) -> Session:
@@ -132,12 +144,12 @@ def require_shared(directory: Path) -> None:
     (directory / token).write_text(token)
     try:
         probes = {
-            node["NodeManagerAddress"]: _probe.options(
+            node["NodeID"]: _probe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(str(directory), token)
             for node in nodes
         }
-        failed = [address for address, probe in probes.items() if not _answers(probe)]
+        failed = [node["NodeManagerAddress"] for node in nodes if not _answers(probes[node["NodeID"]])]
     finally:
         (directory / token).unlink(missing_ok=True)
     if failed:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ribray.cluster.session import Session, connect, require_shared
+from ribray.cluster.session import Session, connect, inside_job, require_shared
 from ribray.config import Experiment, flatten, to_values
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
@@ -106,9 +106,19 @@ class Context:
 
     @property
     def data_root(self) -> Path:
-        """The data root; a drawn world without a root of its own lies in the (first) run directory."""
+        """The data root; a drawn world without a root of its own lies in the (first) run directory.
+
+        Raises:
+            UsageError: it is relative, in a job.
+        """
         if self.experiment.data.root is not None:
-            return Path(self.experiment.data.root).expanduser().absolute()
+            root = Path(self.experiment.data.root).expanduser()
+            if inside_job() and not root.is_absolute():
+                raise UsageError(
+                    f"data.root={root} is relative, and a job runs in a temporary copy of the working directory; give "
+                    "an absolute path on storage that every node shares."
+                )
+            return root.absolute()
         run = self.run
         while run.parent is not None:
             run = run.parent

@@ -4,6 +4,7 @@ The ledger ``sweep.json`` is the only thing a sweep goes on from: finished trial
 off is a run directory like any other, which continues from its finished images.
 """
 
+import shlex
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from ribray.stages import MASK_STAGES, STAGES
 from ribray.stages.chain import CAM, Request, feeds, parse_stages, run_chain, serves
 from ribray.stages.stage import Context
 from ribray.sweep_file import Axis, SweepFile, Trial, base_experiment, scaled, trials_of
-from ribray.tracking import TRIALS_FOLDER, Tracker, sync_command
+from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command
 
 FORMAT = 1
 BASE_FOLDER, TUNE_FOLDER, SWEEP_FILE = "base", "tune", "sweep.yaml"
@@ -117,9 +118,15 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         )
         if not stop.is_set():
             _run_trials(job, ledger, experiment, console, stop)
-        runs = [out / BASE_FOLDER, *(ledger.directory(trial) for trial in ledger.trials)]
-        command = None if experiment.tracking.wandb == "disabled" else sync_command(runs)
+        command = None if experiment.tracking.wandb == "disabled" else _sync_command(ledger, out)
         return SweepResult(ledger.values, write_results(ledger.values, out), command, stop.is_set())
+
+
+def _sync_command(ledger: "_Ledger", out: Path) -> str | None:
+    """Return what uploads the W&B files of all trials, as a pattern: there may be many."""
+    if sync_command(ledger.directory(trial) for trial in ledger.trials) is None:
+        return None
+    return f"wandb sync {shlex.quote(str(out))}/{TRIALS_FOLDER}/*/{WANDB_FOLDER}"
 
 
 def _training_workers(experiment: Experiment) -> int:

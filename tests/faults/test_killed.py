@@ -93,9 +93,10 @@ def test_a_killed_driver_is_continued_by_the_same_command(started, undisturbed):
     assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
 
 
-def test_ctrl_c_finishes_what_is_in_flight_and_the_rest_follows_later(started, undisturbed):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_the_end_of_a_job_finishes_what_is_in_flight_and_the_rest_follows_later(number, started, undisturbed):
     process, out = started
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(timeout=120) == 130
     text = process.stdout.read()
     assert "Stopping: images in flight are finished first" in text
