@@ -238,6 +238,7 @@ def test_disabled_writes_nothing_and_does_not_load_wandb(tmp_path):
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [".lock", "experiment.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
@@ -275,6 +276,7 @@ print(one.trouble)
 """
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_wandb_dies(tmp_path):
     command = [sys.executable, "-c", BEREFT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

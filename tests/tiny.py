@@ -40,6 +40,8 @@ TINY = [
 MAPS = "classifier,refine,seed"
 """The stages up to localization maps and their seed."""
 EVERYTHING = ",".join(STAGES)
+BAND = "pseudo.ignore_band=[0.2,0.5]"
+RETRAINED = ["segmentation.retrain=true", BAND]
 
 
 def experiment(settings: list[str] | None = None) -> Experiment:

@@ -14,7 +14,7 @@ from PIL import Image
 from ribray.cli import main
 from ribray.models import build_classifier
 from ribray.models.weights import save_classifier
-from tests.tiny import chain
+from tests.tiny import EVERYTHING, RETRAINED, chain
 
 # --- a drawn world (tests.tiny) ----------------------------------------------------------------------------------
 
@@ -33,6 +33,16 @@ def undisturbed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     shutil.copytree(trained, out)
     chain(out, ["cluster.workers=1"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def whole(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all its stages, re-training included, and on plain CAMs up to pseudo masks; not to be changed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(undisturbed, out)
+    chain(out, RETRAINED, stages=EVERYTHING)
+    chain(out, [*RETRAINED, "masks.source=cam"], stages="confident,irn,pseudo")
     return out
 
 

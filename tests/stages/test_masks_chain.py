@@ -14,22 +14,9 @@ from ribray.data.mask_files import read_mask_file, write_mask
 from ribray.errors import UsageError
 from ribray.run import Run
 from ribray.stages.chain import read_status
-from tests.tiny import EVERYTHING, chain, experiment
+from tests.tiny import BAND, EVERYTHING, RETRAINED, chain, experiment
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
-
-BAND = "pseudo.ignore_band=[0.2,0.5]"
-RETRAINED = ["segmentation.retrain=true", BAND]
-
-
-@pytest.fixture(scope="module")
-def whole(undisturbed, tmp_path_factory) -> Path:
-    """A run with all its stages, re-training included, and on plain CAMs up to pseudo masks; not to be changed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    shutil.copytree(undisturbed, out)
-    chain(out, RETRAINED, stages=EVERYTHING)
-    chain(out, [*RETRAINED, "masks.source=cam"], stages="confident,irn,pseudo")
-    return out
 
 
 def masks(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from ribray import storage
 from ribray.errors import UsageError
 from ribray.stages.report import write_report
 from tests.pages import MARKUP, ledger
-from tests.tiny import EVERYTHING, chain
+from tests.tiny import EVERYTHING, RETRAINED, chain
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -159,10 +159,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_whole_run_fills_every_section(undisturbed, copy_of):
-    run = copy_of(undisturbed)
-    settings = ["segmentation.retrain=true", "pseudo.ignore_band=[0.2,0.5]", "masks.source=both"]
-    chain(run, settings, stages=EVERYTHING)
+def test_a_whole_run_fills_every_section(whole, copy_of):
+    run = copy_of(whole)
+    chain(run, [*RETRAINED, "masks.source=both"], stages=EVERYTHING)
     found = report_of(run)
     assert all(map(is_filled, found.values()))
     assert found["results"].count("<svg") == 1
