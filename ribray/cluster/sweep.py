@@ -98,7 +98,7 @@ def run_sweep(
     Returns:
         False where a stop request ended it.
     """
-    quiet()
+    _quiet()
     rungs = plan.scheduler.rungs if plan.scheduler is not None else [None]
 
     def trainable(config: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ class _Telling(tune.Callback):
         self._on_change(_trial_of(trial.config), Outcome("failed", error=error))
 
 
-def quiet() -> None:
+def _quiet() -> None:
     """Keep Tune's own words off the terminal: the ledger and the table say it better."""
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
