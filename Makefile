@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow test-on-demand lint clean
 
 quickstart: $(STAMP)
 	$(BIN)/ribray quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not on_demand"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not on_demand"
+
+test-on-demand: $(STAMP)
+	$(BIN)/python -m pytest -m on_demand
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -26,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "ribray needs Python 3.11 or newer; set PYTHON=python3.11 or the like"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,crf,optuna]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,crf,optuna,s3]"
 	touch $(STAMP)
 
 clean:

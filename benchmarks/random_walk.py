@@ -7,24 +7,20 @@ As a script it walks once and prints the memory that this took:
     python benchmarks/random_walk.py 94 125 3
 """
 
-import contextlib
-import ctypes
-import gc
+import functools
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
+from memory import begin_anew, give_back, highest_resident
 from oracles import dense_random_walk, example
 from torch import Tensor
 
-from ribray.bench import figure
+from ribray.bench import figure, interleave, ratios
 from ribray.errors import UsageError
 from ribray.irn.random_walk import random_walk
 
@@ -50,7 +46,7 @@ def run(
         size: cells of the map, (height, width); 94×125 is a photograph of 375×500 at stride 4.
         classes: present classes.
         oracle_sizes: where the oracle is run.
-        repeats: runs of the oracle; the walk, which is short, runs five times as often.
+        repeats: rounds, after one that does not count: each takes the walk and, at every size, the oracle.
 
     Raises:
         UsageError: the memory does not suffice for `full`.
@@ -58,33 +54,41 @@ def run(
     if full:
         _require_memory(_cells(size))
     name = _name(size)
-    maps, boundary = example(classes, *size)
-    walk, walked = _time(lambda: random_walk([maps], [boundary])[0], 5 * repeats)
-    figures = {f"sparse walk {name}": figure(walk, "s")}
+    inputs = {each: example(classes, *each) for each in (size, *oracle_sizes)}
+    walked: dict[Size, Tensor] = {}
+    squared: dict[Size, Tensor] = {}
 
-    oracle_seconds, differences = {}, {}
-    for smaller in oracle_sizes:
-        inputs = example(classes, *smaller)
-        oracle_seconds[smaller], expected = _time(lambda inputs=inputs: dense_random_walk(*inputs), repeats)
-        differences[smaller] = _difference(random_walk([inputs[0]], [inputs[1]])[0], expected)
-        figures[f"dense oracle {_name(smaller)}"] = figure(oracle_seconds[smaller], "s")
+    def walk() -> None:
+        walked[size] = random_walk([inputs[size][0]], [inputs[size][1]])[0]
+
+    def square(each: Size) -> None:
+        squared[each] = dense_random_walk(*inputs[each])
+
+    oracles = {f"dense oracle {_name(each)}": functools.partial(square, each) for each in oracle_sizes}
+    seconds = interleave({f"sparse walk {name}": walk, **oracles}, repeats)
+    figures = {name: figure(found, "s") for name, found in seconds.items()}
+
     largest = max(oracle_sizes, key=_cells)
     factor = (_cells(size) / _cells(largest)) ** 3
-    dense = [seconds * factor for seconds in oracle_seconds[largest]]
+    sparse, dense = (seconds[key] for key in (f"sparse walk {name}", f"dense oracle {_name(largest)}"))
+    dense = [found * factor for found in dense]
     figures[f"dense oracle {name}, scaled up"] = figure(dense, "s")
+    faster = ratios(dense, sparse)
     if full:
-        dense, expected = _time(lambda: dense_random_walk(maps, boundary), 1, warm_up=0)
-        differences[size] = _difference(walked, expected)
+        dense = interleave({"run": functools.partial(square, size)}, 1, warm_up=0)["run"]
         figures[f"dense oracle {name}, run"] = figure(dense, "s")
-    against = "run" if full else "scaled up"
-    figures[f"times faster, oracle {against}"] = figure(
-        statistics.median(dense) / statistics.median(walk), "", at_least=500
-    )
+        faster = [dense[0] / statistics.median(sparse)]
+    figures[f"times faster, oracle {'run' if full else 'scaled up'}"] = figure(faster, "", at_least=500)
+    for each in oracle_sizes:
+        walked[each] = random_walk([inputs[each][0]], [inputs[each][1]])[0]
+    differences = {each: _difference(walked[each], found) for each, found in squared.items()}
     figures["largest difference"] = figure(max(differences.values()), "", at_most=1e-4)
     figures["extra memory of the walk"] = figure(_extra_megabytes_elsewhere(size, classes), "MB", at_most=64)
     notes = [
         f"At {name} the oracle was {'run once' if full else 'not run'}. Its time scaled up is that at "
-        f"{_name(largest)} times {factor:.1f}, the cube of {_cells(size)} over {_cells(largest)} cells.",
+        f"{_name(largest)} times {factor:.1f}, the cube of {_cells(size)} over {_cells(largest)} cells. Baseline: "
+        "the dense matrix of all cells with all cells, squared as in published code; a round takes the walk and then "
+        "every oracle.",
         f"The difference is the largest of all values (between 0 and 1) at {', '.join(map(_name, differences))}.",
         "Memory is that of one walk, the first in a fresh process, with what torch loads for it: the highest "
         "resident memory during it less that just before it.",
@@ -101,30 +105,17 @@ def extra_megabytes(size: Size, classes: int) -> float:
     before, and the figure may be too large, never too small.
     """
     maps, boundary = example(classes, *size)
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):  # Linux only
-        Path("/proc/self/clear_refs").write_text("5")
+    give_back()
+    begin_anew()
     before = psutil.Process().memory_info().rss
     random_walk([maps], [boundary])
-    return (_highest_resident() - before) / 1e6
+    return (highest_resident() - before) / 1e6
 
 
 def _extra_megabytes_elsewhere(size: Size, classes: int) -> float:
     command = [sys.executable, __file__, *map(str, (*size, classes))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
-
-
-def _highest_resident() -> int:
-    """Return the highest resident memory of this process in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest if sys.platform == "darwin" else highest * 1024
 
 
 def _require_memory(cells: int) -> None:
@@ -138,16 +129,6 @@ def _require_memory(cells: int) -> None:
 
 def _difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
-
-
-def _time(work: Callable[[], Tensor], repeats: int, warm_up: int = 1) -> tuple[list[float], Tensor]:
-    """Return the seconds of each of `repeats` calls, after `warm_up` that do not count, and what the last returned."""
-    seconds = []
-    for _ in range(warm_up + repeats):
-        start = time.perf_counter()
-        result = work()
-        seconds.append(time.perf_counter() - start)
-    return seconds[warm_up:], result
 
 
 def _name(size: Size) -> str:

@@ -1,12 +1,13 @@
-"""Benchmarks of a checkout: finds one in ``benchmarks/``, runs it on one thread, and records on what it ran.
+"""Benchmarks of a checkout: finds one in ``benchmarks/``, runs it, and records on what it ran.
 
 A benchmark is a file of that folder with a function ``run() -> dict``. It returns
 
     settings  name -> what was measured, as JSON values
-    figures   name -> `figure`
-    notes     sentences on how the figures came about
+    figures   name -> `figure`, or `not_measured`
+    notes     sentences on how the figures came about, the baseline among them
 
-and may take ``full: bool``, which asks for the part that takes minutes.
+and may take ``full: bool``, which asks for the part that takes minutes. It runs on one thread of torch, or on as many
+as its file says in ``THREADS``. Ratios are taken between runs that took turns (`interleave`).
 """
 
 import datetime
@@ -16,7 +17,9 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +37,7 @@ from ribray.machine import processor
 from ribray.run import ROOT, git_commit
 
 FOLDER = "benchmarks"
-RECORDED_PACKAGES = ("torch", "numpy")
+RECORDED_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pillow")
 
 
 def figure(
@@ -55,12 +58,57 @@ def figure(
     runs = [float(values)] if isinstance(values, int | float) else [float(value) for value in values]
     value = statistics.median(runs)
     met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-    required = {"at_least": at_least, "at_most": at_most, "met": met} if (at_least, at_most) != (None, None) else None
+    required = _required(at_least, at_most, met)
     return {"value": value, "unit": unit, "min": min(runs), "max": max(runs), "runs": len(runs), "required": required}
 
 
+def not_measured(
+    unit: str, reason: str, *, at_least: float | None = None, at_most: float | None = None
+) -> dict[str, Any]:
+    """Return a figure that this machine cannot give.
+
+    Args:
+        unit: such as "s" or "MB"; "" for a plain number.
+        reason: a sentence that says what is missing and which command measures it.
+        at_least: the lowest value that will do.
+        at_most: the highest value that will do.
+    """
+    required = _required(at_least, at_most, None)
+    return {"value": None, "unit": unit, "min": None, "max": None, "runs": 0, "required": required, "reason": reason}
+
+
+def _required(at_least: float | None, at_most: float | None, met: bool | None) -> dict[str, Any] | None:
+    return {"at_least": at_least, "at_most": at_most, "met": met} if (at_least, at_most) != (None, None) else None
+
+
+def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
+    """Return the seconds of several ways to do something; each round runs every way once, one after the other.
+
+    What else the machine does then slows all of them alike. What a way has queued on a GPU counts as its time.
+
+    Args:
+        ways: name -> what to time.
+        rounds: how often each is timed.
+        warm_up: rounds before, which do not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(warm_up + rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: found[warm_up:] for name, found in seconds.items()}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Return round by round what was measured of one way over the same of another."""
+    return [one / other for one, other in zip(above, below, strict=True)]
+
+
 def run_benchmark(name: str, full: bool = False) -> dict[str, Any]:
-    """Run a benchmark on one thread and return its result with versions, machine, git commit and date.
+    """Run a benchmark and return its result with versions, machine, git commit and date.
 
     Args:
         name: file name in ``benchmarks/`` without its ending; hyphens for underscores.
@@ -74,7 +122,7 @@ def run_benchmark(name: str, full: bool = False) -> dict[str, Any]:
     if full and "full" not in inspect.signature(module.run).parameters:
         raise UsageError(f"The benchmark {name} has no part that --full would add; leave it out.")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(getattr(module, "THREADS", 1))
     try:
         machine = _machine()
         result = module.run(**options)
@@ -135,23 +183,36 @@ def table(result: Mapping[str, Any]) -> RenderableType:
     rows.add_column("min … max", justify="right")
     rows.add_column("runs", justify="right")
     rows.add_column("required")
+    missing: dict[str, list[str]] = {}
     for name, found in result["figures"].items():
         several = found["runs"] > 1
+        if found["value"] is None:
+            missing.setdefault(found["reason"], []).append(name)
         rows.add_row(
             escape(name),
-            f"{_number(found['value'])} {found['unit']}".rstrip(),
+            "not measured" if found["value"] is None else f"{_number(found['value'])} {found['unit']}".rstrip(),
             f"{_number(found['min'])} … {_number(found['max'])}" if several else "",
             str(found["runs"]) if several else "",
             _requirement(found["required"]),
         )
-    machine = result["machine"]
+    notes = [*result["notes"], *(f"Not measured: {', '.join(names)}. {reason}" for reason, names in missing.items())]
+    return Group(rows, "", *map(escape, notes), f"[dim]{escape(_where(result))}[/dim]")
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    """Return in a line on what a result was measured."""
+    machine, threads = result["machine"], result["machine"]["threads"]
+    gpus = [", ".join(machine["gpus"]), f"CUDA {machine['cuda']}"] if machine["gpus"] else []
+    parts = [
+        machine["cpu"],
+        f"{machine['cores']} cores",
+        f"{threads} thread{'s' if threads > 1 else ''} used",
+        f"load {machine['load']} before",
+        f"{machine['memory_gb']} GB",
+        *gpus,
+    ]
     packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    on = (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread used, "
-        f"load {machine['load']} before, {machine['memory_gb']} GB; {packages}; "
-        f"commit {result['commit'] or 'unknown'}; {result['date']}"
-    )
-    return Group(rows, "", *(escape(note) for note in result["notes"]), f"[dim]{escape(on)}[/dim]")
+    return f"{', '.join(parts)}; {packages}; commit {result['commit'] or 'unknown'}; {result['date']}"
 
 
 def _requirement(required: Mapping[str, Any] | None) -> str:
@@ -159,6 +220,8 @@ def _requirement(required: Mapping[str, Any] | None) -> str:
         return ""
     bounds = [(sign, required[key]) for sign, key in (("≥", "at_least"), ("≤", "at_most")) if required[key] is not None]
     text = ", ".join(f"{sign} {_number(bound)}" for sign, bound in bounds)
+    if required["met"] is None:
+        return f"{text} not known"
     return f"{text} [green]met[/green]" if required["met"] else f"{text} [bold red]missed[/bold red]"
 
 
@@ -167,6 +230,7 @@ def _number(value: float) -> str:
 
 
 def _machine() -> dict[str, Any]:
+    gpus = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),
@@ -175,4 +239,6 @@ def _machine() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        "gpus": [f"{count} × {name}" for name, count in gpus.items()],
+        "cuda": torch.version.cuda if gpus else None,
     }

@@ -34,8 +34,22 @@ console = Console()
 errors = Console(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Run directory (default: runs/RECIPE).", metavar="DIR")]
-RunArgument = Annotated[Path, typer.Argument(help="Directory of a run.", metavar="RUN")]
+
+
+def _location(text: str) -> Path:
+    """Return a path or a URL of the command line."""
+    from ribray import storage
+
+    location = storage.path(text)
+    storage.require_reachable(location)
+    return location
+
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Run directory or URL (default: runs/RECIPE).", metavar="DIR", parser=_location),
+]
+RunArgument = Annotated[Path, typer.Argument(help="Directory of a run.", metavar="RUN", parser=_location)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change one configuration key.", metavar="KEY=VALUE")
 ]
@@ -50,6 +64,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_USAGE)
     except RibrayError as error:
         _say_error(error)
+        sys.exit(EXIT_FAILURES)
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _say_error(RibrayError(f"{place}{error.strerror}."))
         sys.exit(EXIT_FAILURES)
     except _Dropped:
         errors.print("Stopped. The same command continues.")
@@ -99,7 +119,11 @@ def run(
     redo: Annotated[str | None, typer.Option(help="Make this stage, and what follows, again.", metavar="STAGE")] = None,
     fork: Annotated[
         Path | None,
-        typer.Option(help="Go on in a new run DIR that reuses what still fits of the one at --out.", metavar="DIR"),
+        typer.Option(
+            help="Go on in a new run DIR that reuses what still fits of the one at --out.",
+            metavar="DIR",
+            parser=_location,
+        ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
@@ -113,16 +137,16 @@ def run(
 
 
 @app.command()
-def status(directory: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+def status(directory: Annotated[Path, typer.Argument(metavar="DIR", parser=_location)]) -> None:
     """Say how far a run, or a sweep, is."""
+    from ribray.report.ledger import read_ledger
     from ribray.report.sweep_results import results_table
     from ribray.report.tables import status_table
     from ribray.run import LEDGER_FILE
     from ribray.stages.chain import read_status
-    from ribray.storage import read_json
 
     if (directory / LEDGER_FILE).is_file():
-        console.print(results_table(read_json(directory / LEDGER_FILE)))
+        console.print(results_table(read_ledger(directory / LEDGER_FILE)))
         return
     is_held, statuses = read_status(directory)
     console.print(status_table(statuses))
@@ -139,7 +163,8 @@ def sweep(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Directory of the sweep (default: runs/SWEEP).", metavar="DIR")
+        Path | None,
+        typer.Option("--out", help="Directory of the sweep (default: runs/SWEEP).", metavar="DIR", parser=_location),
     ] = None,
     settings: SetOption = None,
 ) -> None:
@@ -167,7 +192,9 @@ def sweep(
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(help="Directory of a run or of a sweep.", metavar="RUN_OR_SWEEP")],
+    directory: Annotated[
+        Path, typer.Argument(help="Directory of a run or of a sweep.", metavar="RUN_OR_SWEEP", parser=_location)
+    ],
 ) -> None:
     """Write one HTML file that shows a run, or a sweep: numbers, curves, pictures."""
     from ribray.stages.report import write_report
@@ -244,7 +271,10 @@ def check(
 @app.command("import-maps")
 def import_maps(
     source: Annotated[
-        Path, typer.Argument(help="Folder with ID.npz (an array per class) or ID/CLASS.npy.", metavar="DIR")
+        Path,
+        typer.Argument(
+            help="Folder with ID.npz (an array per class) or ID/CLASS.npy.", metavar="DIR", parser=_location
+        ),
     ],
     recipe: Annotated[str, typer.Option(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")],
     out: OutOption = None,
@@ -266,7 +296,10 @@ def export(
     directory: RunArgument,
     format: Annotated[str, typer.Option("--format", help="coco or voc-server.", metavar="FORMAT")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="File to write (default: in exports/ of the run).", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--out", help="File to write (default: in exports/ of the run).", metavar="FILE", parser=_location
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Images of this split (default: the one the masks are of).", metavar="NAME")
@@ -291,8 +324,12 @@ def export(
 @app.command()
 def predict(
     directory: RunArgument,
-    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.", metavar="IMAGES")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for masks/ and overlays/.", metavar="DIR")],
+    images: Annotated[
+        Path, typer.Argument(help="An image, or a folder of images.", metavar="IMAGES", parser=_location)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for masks/ and overlays/.", metavar="DIR", parser=_location)
+    ],
 ) -> None:
     """Predict the masks of any photographs with a run's segmentation network."""
     from ribray.stages.predict import predict_images

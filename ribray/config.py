@@ -6,6 +6,7 @@ changes one key. Unknown keys and values out of range are refused with a sentenc
 
 import difflib
 import math
+import reprlib
 import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -16,7 +17,9 @@ import numpy as np
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ribray import storage
 from ribray.errors import UsageError
+from ribray.yaml_text import MOST_CHARACTERS, YamlError, parse_yaml
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -447,6 +450,8 @@ class ClusterConfig(_Section):
     """Steps of a training from one checkpoint to the next."""
     tries: Annotated[int, Field(ge=1)] = 3
     """How often an image may kill its worker before it is given up."""
+    seconds_per_image: Positive | None = 3600.0
+    """A worker that is longer at an image hangs: it is replaced, and a try counted; null: no limit."""
     address: str | None = None
     """A running Ray cluster (auto, HOST:PORT, ray://…); default: RAY_ADDRESS, else a cluster of this machine."""
 
@@ -563,7 +568,7 @@ def find_recipe(recipe: str) -> Path:
     shipped = shipped_recipes()
     if recipe in shipped:
         return shipped[recipe]
-    location = Path(recipe).expanduser()
+    location = storage.absolute(recipe)
     if location.is_file():
         return location
     hint = nearest(recipe, shipped)
@@ -576,14 +581,18 @@ def read_yaml(location: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        UsageError: the file cannot be read, is no YAML, or holds something else.
+        UsageError: the file cannot be read, is no YAML, is too large (see `ribray.yaml_text`), or holds something else.
     """
     try:
-        values = yaml.safe_load(location.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{location} cannot be read: {error}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{location} is not valid YAML: {' '.join(str(error).split())}.") from None
+        with location.open("rb") as stream:
+            content = stream.read(4 * MOST_CHARACTERS + 1)
+        values = parse_yaml(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"{location} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{location} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+    except YamlError as error:
+        raise UsageError(f"{location} is not valid YAML: {error}.") from None
     if not isinstance(values, dict):
         raise UsageError(f"{location} must hold keys and values, for example 'refine: {{batch_size: 20}}'.")
     return values
@@ -605,20 +614,20 @@ def validate_experiment(values: Mapping[str, Any], source: str) -> Experiment:
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    key = key.strip()
+    key, shown = key.strip(), _short_text(" ".join(override.split()))
     if not separator or not key:
-        raise UsageError(f"--set {override}: write it as key=value, for example --set refine.batch_size=30.")
+        raise UsageError(f"--set {shown}: write it as key=value, for example --set refine.batch_size=30.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
+        value = parse_yaml(text)
+    except YamlError as error:
+        raise UsageError(f"--set {shown}: the value is not valid YAML: {error}.") from None
     if isinstance(value, str):
         value = _number_if_one(value)
     *sections, last = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"--set {override}: '{section}' is a value, not a section.")
+            raise UsageError(f"--set {shown}: '{section}' is a value, not a section.")
         values = inner
     values[last] = value
 
@@ -649,8 +658,16 @@ def explain_invalid(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _short_text(_BRIEF.repr(value), 60)
+
+
+def _short_text(text: str, letters: int = 200) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 3]}..."
+
+
+_BRIEF = reprlib.Repr()
+"""Shows the beginning of any value, however large or deep."""
+_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring, _BRIEF.maxother = 3, 20, 20, 100, 100
 
 
 def _valid_keys(section: list[str], model: type[BaseModel]) -> list[str]:

@@ -17,5 +17,9 @@ class ImageError(RibrayError):
     """One image cannot be used. It becomes one line of ``failures.jsonl`` and the run goes on."""
 
 
+class DamagedError(ImageError):
+    """A file holds something else than what was written: it cannot be used, but it can be made again."""
+
+
 class DivergedError(RibrayError):
     """A training's loss left every bound; the steps up to there are in its log."""

@@ -8,22 +8,19 @@ of the stages before it, a fingerprint of the data and a format version. The key
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import filelock
 import yaml
 
-from ribray import __version__, storage
+from ribray import __version__, lock, storage
 from ribray.config import Experiment, read_yaml, to_yaml, validate_experiment
-from ribray.errors import HeldError, RibrayError, UsageError
+from ribray.errors import DamagedError, HeldError, RibrayError, UsageError
 from ribray.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +32,6 @@ MARKS = {"run": EXPERIMENT_FILE, "sweep": LEDGER_FILE}
 FAILURES_FILE = "failures.jsonl"
 METRICS_FILE = "metrics.json"
 RECORD_FILE = "stage.json"
-LOCK_FILE = ".lock"
 VARIANTS_FOLDER = "variants"
 RECORDED_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pillow", "pycocotools", "wandb")
 
@@ -98,38 +94,38 @@ def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     return phrases
 
 
-def hold(location: Path, kind: str) -> filelock.BaseFileLock:
+def hold(location: Path, kind: str, on_lost: Callable[[], None] = lambda: None) -> lock.Lock:
     """Take hold of a directory, making it if needed.
 
-    The lock is the operating system's: it ends with the process, and is not copied along with a directory.
-
     Args:
-        location: absolute path.
+        location: absolute path or URL.
         kind: one of `MARKS`.
+        on_lost: called should the hold be lost, which happens on object stores only (see `ribray.lock`).
 
     Raises:
         HeldError: another process holds the directory.
         UsageError: it cannot be written, or it holds something else.
     """
-    if not storage.is_local(location):
-        raise UsageError(
-            f"{location} is not a local path; a {kind} directory must lie on a (shared) file system for now."
-        )
-    if location.exists() and not location.is_dir():
+    local = storage.is_local(location)
+    if local and location.exists() and not location.is_dir():
         raise UsageError(f"{location} is a file; --out must name a directory.")
-    other = next((name for name, mark in MARKS.items() if name != kind and (location / mark).exists()), None)
-    if other is not None:
-        raise UsageError(f"{location} holds a {other}, not a {kind}; choose another --out.")
-    is_ours = (location / LOCK_FILE).exists() or (location / MARKS[kind]).exists()
-    if location.is_dir() and not is_ours and any(location.iterdir()):
-        raise UsageError(f"{location} holds other files and is no {kind} directory; choose another --out.")
-    storage.require_writable(location)
-    lock = filelock.FileLock(location / LOCK_FILE, blocking=False)
     try:
-        lock.acquire()
-    except filelock.Timeout:
+        other = next((name for name, mark in MARKS.items() if name != kind and (location / mark).exists()), None)
+        if other is not None:
+            raise UsageError(f"{location} holds a {other}, not a {kind}; choose another --out.")
+        is_ours = (location / lock.LOCK_NAME).exists() or (location / MARKS[kind]).exists()
+        if not is_ours and location.is_dir() and any(location.iterdir()):
+            raise UsageError(f"{location} holds other files and is no {kind} directory; choose another --out.")
+        storage.require_writable(location)
+        return lock.take(location, on_lost)
+    except lock.TakenError:
         raise HeldError(f"Another {kind} is working in {location}; wait for it, or stop it first.") from None
-    return lock
+    except RibrayError:
+        raise
+    except Exception as error:
+        if local:
+            raise
+        raise UsageError(f"{location} cannot be used: {storage.reason(error)}.") from error
 
 
 @dataclass
@@ -148,24 +144,25 @@ class Run:
 
     directory: Path
     parent: "Run | None" = None
-    _lock: filelock.BaseFileLock | None = field(default=None, repr=False)
-    _events: Path | None = field(default=None, repr=False)
+    _lock: lock.Lock | None = field(default=None, repr=False)
+    _events: storage.LineFile | None = field(default=None, repr=False)
 
     # --- opening ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, directory: str | Path, parent: "Run | None" = None) -> "Run":
-        """Take hold of a run directory, making it if needed.
-
-        The lock is the operating system's: it ends with the process, and is not copied along with a directory.
+    def open(
+        cls, directory: str | Path, parent: "Run | None" = None, on_lost: Callable[[], None] = lambda: None
+    ) -> "Run":
+        """Take hold of a run directory, making it if needed; ``on_lost`` is called should the hold be lost.
 
         Raises:
             UsageError: another run holds the directory, it cannot be written, or it holds something else.
         """
         location = storage.absolute(directory)
-        lock = hold(location, "run")
-        run = cls(location, parent or cls._recorded_parent(location), lock)
-        run._remove_leftovers()
+        held = hold(location, "run", on_lost)
+        run = cls(location, parent or cls._recorded_parent(location), held)
+        for folder in (run.directory, run.directory / "metrics"):  # nobody else writes while the lock is held
+            storage.remove_leftovers(folder, recursive=False)
         return run
 
     @classmethod
@@ -182,13 +179,27 @@ class Run:
 
     @classmethod
     def _recorded_parent(cls, location: Path) -> "Run | None":
-        if not (location / EXPERIMENT_FILE).is_file():
-            return None
-        parent = (read_yaml(location / EXPERIMENT_FILE).get("provenance") or {}).get("parent")
-        return cls.read((location / parent).resolve()) if parent else None
+        """Return the run that this one was made from, and so on up to one that was made from none."""
+        directories: list[Path] = []
+        following: Path | None = location
+        while following is not None and (directories or (following / EXPERIMENT_FILE).is_file()):
+            if following in directories:
+                raise UsageError(
+                    f"{location / EXPERIMENT_FILE} is damaged: by its provenance the run is made from itself; "
+                    f"{_WRITTEN_AGAIN}."
+                )
+            directories.append(following)
+            parent = read_provenance(following).get("parent")
+            following = storage.resolve(parent, following) if parent else None
+        run = None
+        for directory in reversed(directories[1:]):
+            run = cls(directory, run)
+        return run
 
     def close(self) -> None:
         """Let go of the directory."""
+        if self._events is not None:
+            self._events.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -198,26 +209,17 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _remove_leftovers(self) -> None:
-        """Remove half-written files of a killed run; nobody else writes while the lock is held."""
-        for folder in (self.directory, self.directory / "metrics"):
-            for leftover in folder.glob(f"{storage.TEMPORARY_PREFIX}*"):
-                leftover.unlink(missing_ok=True)
+    def _require_hold(self) -> None:
+        if self._lock is not None and self._lock.lost:
+            raise HeldError(
+                f"{self.directory} could not be reached for a while, and another run may work in it by now; start this "
+                "one again to go on."
+            )
 
     @property
     def is_held(self) -> bool:
         """Whether some process is working in the directory now."""
-        if not (self.directory / LOCK_FILE).exists():
-            return False
-        probe = filelock.FileLock(self.directory / LOCK_FILE, blocking=False)
-        try:
-            probe.acquire()
-        except filelock.Timeout:
-            return True
-        except OSError:  # it cannot be locked here, so nobody on this machine works in it
-            return False
-        probe.release()
-        return False
+        return lock.is_taken(self.directory)
 
     # --- variants and ancestors ---------------------------------------------------------------------------------
 
@@ -225,7 +227,7 @@ class Run:
     def variant(self) -> str | None:
         """The name of a variant, which lies in ``variants/NAME`` of its run; None for a run itself."""
         folder, owner = self.directory.parent, self.directory.parent.parent
-        is_variant = folder.name == VARIANTS_FOLDER and (owner / LOCK_FILE).exists()
+        is_variant = folder.name == VARIANTS_FOLDER and (owner / lock.LOCK_NAME).exists()
         return self.directory.name if is_variant else None
 
     def variant_directory(self, name: str) -> Path:
@@ -261,23 +263,35 @@ class Run:
             "versions": {name: metadata.version(name) for name in RECORDED_PACKAGES},
             "commit": git_commit(),
             "machine": describe_machine(),
-            "parent": os.path.relpath(self.parent.directory, self.directory) if self.parent else None,
+            "parent": storage.relative(self.parent.directory, self.directory) if self.parent else None,
         }
         text = to_yaml(experiment) + yaml.safe_dump({"provenance": provenance}, sort_keys=False)
         storage.write_text(self.directory / EXPERIMENT_FILE, text)
 
     def read_experiment(self) -> Experiment:
-        """Read the configuration this run was last started with."""
-        values = read_yaml(self.directory / EXPERIMENT_FILE)
-        values.pop("provenance", None)
-        return validate_experiment(values, str(self.directory / EXPERIMENT_FILE))
+        """Read the configuration this run was last started with.
+
+        Raises:
+            UsageError: the file is missing or damaged.
+        """
+        location = self.directory / EXPERIMENT_FILE
+        values = _read_configuration(location)
+        provenance = values.pop("provenance", None) or {}
+        if missing := [name for name in PROVENANCE if name not in provenance]:
+            # What is cut off between two keys would be taken for its default.
+            raise UsageError(f"{location} is cut short: its provenance has no '{missing[0]}'; {_WRITTEN_AGAIN}.")
+        return validate_experiment(values, str(location))
 
     # --- stages -------------------------------------------------------------------------------------------------
 
     def record(self, folder: str) -> dict[str, Any] | None:
-        """Return the record of the stage kept in ``folder``, or None where the stage never began."""
+        """Return the record of the stage kept in ``folder``, or None where the stage never began.
+
+        Raises:
+            RibrayError: it is damaged.
+        """
         location = self.directory / folder / RECORD_FILE
-        return storage.read_json(location) if location.exists() else None
+        return read_record(location) if location.exists() else None
 
     def find_artifact(self, folder: str, key: StageKey) -> Path:
         """Return where the stage's artifact lies: here, or in the nearest ancestor that has it under the same key."""
@@ -310,10 +324,11 @@ class Run:
 
     def begin(self, folder: str, key: StageKey, **facts: Any) -> dict[str, Any]:
         """Start or continue a stage and return its record; ``facts`` are kept from the first start on."""
+        self._require_hold()
         record = self.record(folder)
         if record is None:
             # Files without a record are what a removal in progress left behind.
-            shutil.rmtree(self.directory / folder, ignore_errors=True)
+            storage.remove_folder(self.directory / folder)
             record = {"key": key.digest, "inputs": key.inputs, **facts}
             storage.write_json(self.directory / folder / RECORD_FILE, record)
         return record
@@ -325,27 +340,44 @@ class Run:
     def remove_stage(self, stage: str, folder: str) -> None:
         """Forget a stage: its record first, so that a removal cut short is still a removal."""
         (self.directory / folder / RECORD_FILE).unlink(missing_ok=True)
-        shutil.rmtree(self.directory / folder, ignore_errors=True)
-        (self.directory / "metrics" / f"{stage}.json").unlink(missing_ok=True)
+        storage.remove_folder(self.directory / folder)
+        self._metrics_file(stage).unlink(missing_ok=True)
         self.write_failures([failure for failure in self.failures() if failure.stage != stage])
 
     # --- numbers, failures, events ------------------------------------------------------------------------------
 
     def write_metrics(self, stage: str, metrics: Mapping[str, Any]) -> None:
         """Write a stage's numbers and the merged view ``metrics.json``."""
-        storage.write_json(self.directory / "metrics" / f"{stage}.json", metrics)
+        self._require_hold()
+        plain = json.loads(json.dumps(metrics, allow_nan=False))
+        storage.write_json(self._metrics_file(stage), {**plain, SEAL_KEY: _seal(stage, plain)})
         self.rewrite_metrics()
+
+    def has_metrics(self, stage: str) -> bool:
+        """Whether a stage's numbers are there, as it has written them."""
+        try:
+            read_metrics(self._metrics_file(stage))
+        except (FileNotFoundError, DamagedError):
+            return False
+        return True
+
+    def _metrics_file(self, stage: str) -> Path:
+        return self.directory / "metrics" / f"{stage}.json"
 
     def rewrite_metrics(self) -> None:
         """Write the merged view of all stages' and variants' numbers."""
         storage.write_json(self.directory / METRICS_FILE, self.metrics())
 
     def metrics(self) -> dict[str, Any]:
-        """Return all stages' numbers, each stage's own timing moved under ``timing``, variants under ``variants``."""
+        """Return all stages' numbers, each stage's own timing moved under ``timing``, variants under ``variants``.
+
+        Raises:
+            RibrayError: a stage's file is not what the stage has written.
+        """
         merged: dict[str, Any] = {}
         timing: dict[str, Any] = {}
         for location in sorted((self.directory / "metrics").glob("*.json")):
-            numbers = storage.read_json(location)
+            numbers = read_metrics(location)
             timing[location.stem] = numbers.pop("timing", {})
             merged[location.stem] = numbers
         if variants := {name: run.metrics() for name, run in self.variants().items()}:
@@ -357,15 +389,17 @@ class Run:
         location = self.directory / FAILURES_FILE
         if not location.exists():
             return []
-        try:
-            return [Failure(**json.loads(line)) for line in location.read_text(encoding="utf-8").splitlines() if line]
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-            raise RibrayError(
-                f"{location} is damaged ({error}); remove it, failed images are tried again anyway."
-            ) from None
+        remedy = "remove it, failed images are tried again anyway"
+        failures = []
+        for line in storage.parse_lines(storage.read_bytes(location), location, remedy):
+            if fault := _fault(line, _FAILURE_TYPES) or (line.keys() - _FAILURE_TYPES and "it has other keys"):
+                raise DamagedError(f"{location} is damaged ({fault}); {remedy}.")
+            failures.append(Failure(**line))
+        return failures
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
         """Replace ``failures.jsonl``, sorted by stage and id so that the order of work leaves no trace."""
+        self._require_hold()
         ordered = sorted(failures, key=lambda failure: (failure.stage, failure.id))
         text = "".join(json.dumps(vars(failure), ensure_ascii=False) + "\n" for failure in ordered)
         if text or (self.directory / FAILURES_FILE).exists():
@@ -375,12 +409,9 @@ class Run:
         """Append one line to this process's own file in ``events/``."""
         now = time.time()
         if self._events is None:
-            self._events = (
-                self.directory / "events" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}.jsonl"
-            )
-            self._events.parent.mkdir(exist_ok=True)
-        with open(self._events, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"time": round(now, 3), "stage": stage, "what": what, **facts}) + "\n")
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}.jsonl"
+            self._events = storage.LineFile(self.directory / "events" / name)
+        self._events.add(json.dumps({"time": round(now, 3), "stage": stage, "what": what, **facts}))
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -392,6 +423,88 @@ class Run:
             self.event(stage, "stopped", error=type(error).__name__)
             raise
         self.event(stage, "finished")
+
+
+# --- what other files of a run hold -----------------------------------------------------------------------------------
+
+
+SEAL_KEY = "sha256"
+"""In a stage's metrics: a hash of all the others, since whoever reads them takes their form for granted."""
+_FAILURE_TYPES = {"id": str, "stage": str, "error": str, "tries": int}
+_RECORD_TYPES = {"key": str, "inputs": dict}
+_INPUT_TYPES = {"stage": str, "format": int, "configuration": dict, "upstream": dict, "data": dict}
+_FACT_TYPES = {"imported": str, "source": str, "covers": str, "precision": str, "weights": dict}
+
+
+def read_record(location: Path) -> dict[str, Any]:
+    """Read the record of a stage.
+
+    Raises:
+        RibrayError: it is damaged, or cannot be read.
+    """
+    remedy = f"put a copy of it back, or remove {location.parent} so that the stage is made again"
+    record = storage.read_object(location, remedy)
+    known = {name: kind for name, kind in _FACT_TYPES.items() if record.get(name) is not None}
+    fault = _fault(record, _RECORD_TYPES | known) or _fault(record["inputs"], _INPUT_TYPES)
+    if fault:
+        raise DamagedError(f"{location} is damaged ({fault}); {remedy}.")
+    return record
+
+
+def _fault(values: Mapping[str, Any], types: Mapping[str, type]) -> str:
+    """Say which of these keys is missing or of another type; nothing where none is."""
+    for name, kind in types.items():
+        if name not in values:
+            return f"it has no {name!r}"
+        if not isinstance(values[name], kind) or isinstance(values[name], bool):
+            return f"its {name!r} is of another type"
+    return ""
+
+
+def read_metrics(location: Path) -> dict[str, Any]:
+    """Read the numbers of the stage that the file is named after.
+
+    Raises:
+        FileNotFoundError: there are none.
+        DamagedError: the file is not what the stage has written.
+        RibrayError: it cannot be read.
+    """
+    numbers = storage.read_object(location)
+    if numbers.pop(SEAL_KEY, None) != _seal(location.stem, numbers):
+        raise DamagedError(f"{location} is not what stage '{location.stem}' has written; {storage.MADE_AGAIN}.")
+    return numbers
+
+
+def _seal(stage: str, numbers: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([stage, numbers], sort_keys=True).encode()).hexdigest()
+
+
+def read_provenance(directory: Path) -> dict[str, Any]:
+    """Return what ``experiment.yaml`` says of how a run came about.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    location = directory / EXPERIMENT_FILE
+    if not location.is_file():
+        raise UsageError(f"{directory} is no run directory (it has no {EXPERIMENT_FILE}).")
+    found = _read_configuration(location).get("provenance") or {}
+    versions = found.get("versions") or {} if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not isinstance(versions, dict) or not isinstance(found.get("parent") or "", str):
+        raise UsageError(f"{location} is damaged: its provenance is no list of what it should be; {_WRITTEN_AGAIN}.")
+    return found
+
+
+PROVENANCE = ("recipe", "ribray", "versions", "commit", "machine", "parent")
+"""What ``experiment.yaml`` ends with."""
+_WRITTEN_AGAIN = "put a copy of it back, or remove it and start the same command again, which writes it anew"
+
+
+def _read_configuration(location: Path) -> dict[str, Any]:
+    try:
+        return read_yaml(location)
+    except UsageError as error:
+        raise UsageError(f"{str(error).removesuffix('.')}; {_WRITTEN_AGAIN}.") from None
 
 
 def git_commit(folder: Path = ROOT) -> str | None:

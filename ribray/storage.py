@@ -5,26 +5,57 @@ object store it is put in one request. Nothing that is read can run code.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
+import shutil
+import time
 import uuid
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from upath import UPath
 
-from ribray.errors import RibrayError, UsageError
+from ribray.errors import DamagedError, RibrayError, UsageError
+from ribray.formats import MOST_BYTES, parse_json, parse_npz
 
 TEMPORARY_PREFIX = ".writing-"
 
+UPLOAD_SECONDS = 5.0
+"""How often a growing file is put on an object store."""
+
 
 def path(url: str | Path) -> Path:
-    """Return ``url`` as a path: a local one, or a `UPath` with the same methods for ``s3://`` and the like."""
-    return UPath(url)
+    """Return ``url`` as a path: a local one, or a `UPath` with the same methods for ``s3://`` and the like.
+
+    Who may read and write there is the environment's business (``AWS_ACCESS_KEY_ID``, roles, files of credentials);
+    listings are always asked for anew, since other processes write too.
+
+    Raises:
+        UsageError: the protocol is unknown or not installed, or the URL carries credentials.
+    """
+    if isinstance(url, UPath) or "://" not in str(url):
+        return UPath(url)
+    parts = urlsplit(str(url))
+    if parts.username or parts.password or parts.query:
+        raise UsageError(
+            f"A URL such as {parts.scheme}://{parts.hostname or ''}{parts.path} must not carry credentials or options: "
+            "they would be written into the run; set them in the environment."
+        )
+    if parts.scheme == "file":
+        return UPath(unquote(parts.path))
+    try:
+        location = UPath(str(url), use_listings_cache=False)
+        location.fs  # noqa: B018  (the package behind a protocol is imported here)
+    except (ImportError, ValueError) as error:
+        extra = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}.get(parts.scheme)
+        hint = f"pip install 'ribray[{extra}]'" if extra else "install the fsspec package for it"
+        raise UsageError(f"{url} cannot be used: {error}; {hint}.") from None
+    return location
 
 
 def is_local(location: Path) -> bool:
@@ -38,6 +69,20 @@ def absolute(location: str | Path) -> Path:
     return location.expanduser().absolute() if is_local(location) else location
 
 
+def relative(location: Path, start: Path) -> str:
+    """Return how ``location`` is named from ``start``, so that both may move together; a URL stands for itself."""
+    if not (is_local(location) and is_local(start)):
+        return str(location)
+    return os.path.relpath(location, start)
+
+
+def resolve(name: str, start: Path) -> Path:
+    """Return the path that `relative` has named."""
+    if "://" in name or not is_local(start):
+        return path(name)
+    return (start / name).resolve()
+
+
 def write_bytes(location: Path, content: bytes) -> None:
     """Write ``content`` so that ``location`` holds either what it held before or all of it.
 
@@ -45,19 +90,56 @@ def write_bytes(location: Path, content: bytes) -> None:
         OSError: as the file system gives it (full disk, no permission).
     """
     if not is_local(location):
-        location.write_bytes(content)
+        _put(location, content)
         return
     with replacing(location) as stream:
         stream.write(content)
 
 
+def _put(location: Path, content: bytes) -> None:
+    """Put an object; what a store's client raises becomes an `OSError`, which says that nothing can be written."""
+    try:
+        location.fs.pipe_file(location.path, content)  # type: ignore[attr-defined]
+    except Exception as error:  # clients of object stores have exceptions of their own
+        code = (error.errno if isinstance(error, OSError) else None) or errno.EIO
+        raise OSError(code, f"{location} cannot be written: {reason(error)}") from error
+
+
+def create_bytes(location: Path, content: bytes) -> None:
+    """Put an object on an object store, only if there is none.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: the store refuses.
+    """
+    try:
+        location.fs.pipe_file(location.path, content, mode="create")  # type: ignore[attr-defined]
+    except FileExistsError:
+        raise
+    except Exception as error:  # clients of object stores have exceptions of their own
+        if isinstance(error, OSError) and error.errno == errno.EBUSY:  # another one is being created just now
+            raise FileExistsError(str(location)) from None
+        raise OSError(errno.EIO, f"{location} cannot be written: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception says, in one line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 @contextlib.contextmanager
 def replacing(location: Path) -> Iterator[BinaryIO]:
-    """Yield a stream whose content takes the place of a local file at the end of a ``with`` block without error.
+    """Yield a stream whose content takes the place of a file at the end of a ``with`` block without error.
 
     Raises:
         OSError: as the file system gives it (full disk, no permission).
     """
+    if not is_local(location):
+        buffer = io.BytesIO()
+        yield buffer
+        _put(location, buffer.getvalue())
+        return
     location.parent.mkdir(parents=True, exist_ok=True)
     temporary = location.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
@@ -81,16 +163,79 @@ def write_json(location: Path, value: Any) -> None:
     write_text(location, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(location: Path) -> Any:
-    """Read a JSON file.
+MADE_AGAIN = "remove it so that it is made again"
+
+
+def read_bytes(location: Path) -> bytes:
+    """Read a file of a run.
 
     Raises:
-        RibrayError: the file is damaged.
+        FileNotFoundError: it is not there.
+        DamagedError: it is larger than any such file, or a folder.
+        RibrayError: it cannot be read.
     """
     try:
-        return json.loads(location.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RibrayError(f"{location} is damaged ({error}); remove it so that it is made again.") from None
+        if not is_local(location):  # asked for at once: between two requests it may be replaced
+            return location.fs.cat_file(location.path)  # type: ignore[attr-defined]
+        with open(location, "rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError:
+        raise DamagedError(f"{location} cannot be read: it is a folder; {MADE_AGAIN}.") from None
+    except OSError as error:
+        raise RibrayError(f"{location} cannot be read: {reason(error)}.") from None
+    if len(content) > MOST_BYTES:
+        raise DamagedError(f"{location} is larger than {MOST_BYTES // 2**20:,} MiB; {MADE_AGAIN}.")
+    return content
+
+
+def read_json(location: Path, remedy: str = MADE_AGAIN) -> Any:
+    """Read a JSON file.
+
+    Args:
+        location: of the file.
+        remedy: what to do if it is damaged, as the end of a sentence.
+
+    Raises:
+        DamagedError: the file is damaged, or holds a number that is not finite or a key twice.
+        RibrayError: it cannot be read.
+    """
+    try:
+        return parse_json(read_bytes(location))
+    except ValueError as error:
+        raise DamagedError(f"{location} is damaged ({error}); {remedy}.") from None
+
+
+def read_object(location: Path, remedy: str = MADE_AGAIN) -> dict[str, Any]:
+    """Read a JSON file that holds keys and values.
+
+    Raises:
+        DamagedError: as `read_json`, or it holds something else.
+        RibrayError: it cannot be read.
+    """
+    value = read_json(location, remedy)
+    if not isinstance(value, dict):
+        raise DamagedError(f"{location} is damaged (it holds no keys and values); {remedy}.")
+    return value
+
+
+def parse_lines(content: bytes, location: Path, remedy: str) -> list[dict[str, Any]]:
+    """Return the objects of a file with one JSON object a line, read from ``location``.
+
+    Raises:
+        DamagedError: a line is something else.
+    """
+    found = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            value = parse_json(line) if line.strip() else None
+        except ValueError as error:
+            raise DamagedError(f"{location} is damaged (line {number}: {error}); {remedy}.") from None
+        if value is not None and not isinstance(value, dict):
+            raise DamagedError(f"{location} is damaged (line {number} holds no keys and values); {remedy}.")
+        found += [value] if value is not None else []
+    return found
 
 
 def write_npz(location: Path, **arrays: np.ndarray) -> None:
@@ -104,37 +249,109 @@ def read_npz(location: Path) -> dict[str, np.ndarray]:
     """Read every array of an npz file; nothing in it can run code.
 
     Raises:
-        RibrayError: the file is missing, damaged or holds pickled objects.
+        DamagedError: the file is damaged, holds pickled objects, or claims to hold more than any image needs.
+        RibrayError: it is missing, or cannot be read.
     """
     try:
-        with np.load(io.BytesIO(location.read_bytes()), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        return parse_npz(read_bytes(location))
     except FileNotFoundError:
         raise RibrayError(f"{location} does not exist.") from None
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, OSError) as error:
-        raise RibrayError(
-            f"{location} is not a readable npz file ({error}); remove it so that it is made again."
-        ) from None
+    except ValueError as error:
+        raise DamagedError(f"{location} is not a readable npz file ({error}); {MADE_AGAIN}.") from None
+
+
+DAMAGED_SUFFIX = ".damaged"
+
+
+def set_aside(location: Path) -> Path:
+    """Rename a damaged file, so that nothing counts it as finished; return its new name.
+
+    Raises:
+        OSError: as the file system gives it.
+    """
+    target = aside(location)
+    if is_local(location):
+        location.replace(target)
+    else:
+        location.fs.mv(location.path, target.path)  # type: ignore[attr-defined]
+    return target
+
+
+def aside(location: Path) -> Path:
+    """Return what `set_aside` calls a damaged file."""
+    return location.with_name(location.name + DAMAGED_SUFFIX)
 
 
 def list_files(folder: Path, suffix: str) -> Iterator[Path]:
     """Yield every finished file below ``folder`` that ends with ``suffix``, in no particular order."""
-    if not folder.exists():
-        return
-    for location in folder.rglob(f"*{suffix}"):
-        if not location.name.startswith(TEMPORARY_PREFIX):
-            yield location
+    for name in _names(folder):
+        if name.endswith(suffix):
+            yield folder / name
 
 
 def list_ids(folder: Path, suffix: str) -> set[str]:
     """Return the ids of all finished files ID + ``suffix`` below ``folder``."""
-    return {file.relative_to(folder).as_posix().removesuffix(suffix) for file in list_files(folder, suffix)}
+    return {name.removesuffix(suffix) for name in _names(folder) if name.endswith(suffix)}
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left below ``folder``."""
-    for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+def _names(folder: Path) -> Iterator[str]:
+    """Yield the names of finished files below ``folder``, relative to it."""
+    if not is_local(folder):
+        root = folder.path.rstrip("/") + "/"  # type: ignore[attr-defined]
+        yield from (key.removeprefix(root) for key in folder.fs.find(root))  # type: ignore[attr-defined]
+        return
+    top = os.fspath(folder)
+    for parent, _, files in os.walk(top):
+        prefix = parent[len(top) + 1 :] + "/" if parent != top else ""
+        yield from (prefix + file for file in files if not file.startswith(TEMPORARY_PREFIX))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Let ``target`` hold what ``source`` holds: linked where a file system can do that, and never half of it."""
+    if is_local(source) and is_local(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    write_bytes(target, source.read_bytes())
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy every file below the local folder ``source``."""
+    for file in source.rglob("*"):
+        if file.is_file():
+            write_bytes(target / file.relative_to(source).as_posix(), file.read_bytes())
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.fs.rm(folder.path, recursive=True)  # type: ignore[attr-defined]
+
+
+def remove_leftovers(folder: Path, recursive: bool = True) -> None:
+    """Remove what killed writers left in ``folder`` (an object store keeps no half of an object)."""
+    if is_local(folder):
+        for leftover in (folder.rglob if recursive else folder.glob)(f"{TEMPORARY_PREFIX}*"):
+            leftover.unlink(missing_ok=True)
+
+
+def require_reachable(location: Path) -> None:
+    """Check that an object store answers.
+
+    Raises:
+        UsageError: it does not, or not to these credentials.
+    """
+    if is_local(location):
+        return
+    try:
+        location.exists()
+    except Exception as error:  # clients of object stores have exceptions of their own
+        raise UsageError(f"{location} cannot be reached: {reason(error)}") from error
 
 
 def require_writable(folder: Path) -> None:
@@ -143,11 +360,62 @@ def require_writable(folder: Path) -> None:
     Raises:
         UsageError: the folder cannot be made or written.
     """
+    probe = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        probe = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"ribray")
+        if is_local(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"ribray")
+        else:
+            _put(probe, b"ribray")
         probe.unlink()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"Cannot write in {folder}: {reason}; choose another --out directory.") from None
+        raise UsageError(f"Cannot write in {folder}: {reason(error)}; choose another --out directory.") from None
+
+
+class LineFile:
+    """A text file that grows by lines, written by one process.
+
+    Locally a line is in the file at once. An object store has no growing files: there the whole is put again every
+    few seconds, and on `flush`.
+    """
+
+    def __init__(self, location: Path) -> None:
+        """Go on at the end of ``location``, which need not exist."""
+        self._location = location
+        self._stream = None
+        if is_local(location):
+            location.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = open(location, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closed by close())
+        else:
+            self._text = location.read_text(encoding="utf-8") if location.exists() else ""
+            self._put_length, self._put_time = len(self._text), time.monotonic()
+
+    def add(self, line: str) -> None:
+        """Add a line, given without its end."""
+        if self._stream is not None:
+            self._stream.write(line + "\n")
+            return
+        self._text += line + "\n"
+        if time.monotonic() - self._put_time >= UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Let the file hold every line."""
+        if self._stream is None and len(self._text) > self._put_length:
+            write_text(self._location, self._text)
+            self._put_length, self._put_time = len(self._text), time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.flush()
+        if self._stream is not None:
+            self._stream.close()
+
+
+def for_ray(location: Path) -> tuple[str, Any]:
+    """Return ``location`` as Ray's ``storage_path`` and ``storage_filesystem`` (None for local files)."""
+    if is_local(location):
+        return str(location), None
+    from pyarrow import fs
+
+    return location.path, fs.PyFileSystem(fs.FSSpecHandler(location.fs))  # type: ignore[attr-defined]

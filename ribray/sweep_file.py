@@ -17,11 +17,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ribray import storage
 from ribray.config import Experiment, explain_invalid, flatten, load_experiment, nearest, read_yaml, to_values
 from ribray.errors import UsageError
 
 SEEDED_STAGES = ("classifier", "refine", "irn", "segmentation")
 """Stages with a seed of their own, in the order of the chain: ``repeats: N`` repeats the first one of a trial's."""
+MOST_TRIALS = 10_000
 
 
 class _Model(BaseModel):
@@ -116,7 +118,7 @@ class Search(_Model):
 
     kind: Literal["random", "optuna"] = "random"
     """random: independent draws; optuna: each draw learns from the trials before it (extra ribray[optuna])."""
-    samples: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
     """How many draws."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the draws."""
@@ -146,7 +148,7 @@ class SweepFile(_Model):
     """Stages of a trial; what comes before them is the base run's, where no key of the space touches it."""
     space: dict[str, Axis]
     """Configuration key -> its values."""
-    repeats: Annotated[int, Field(ge=1)] = 1
+    repeats: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 1
     """Seeds 0 … N-1 of the first stage of a trial that has a seed."""
     metric: str
     """Dotted path in metrics.json, such as seed.rib.miou."""
@@ -193,7 +195,7 @@ class SweepFile(_Model):
         """The keys of the space that are not."""
         return [key for key, axis in self.space.items() if axis.seeds is None]
 
-    def repeated(self) -> dict[str, tuple[int, ...]]:
+    def repeated(self) -> dict[str, Sequence[int]]:
         """Return the keys that trials are averaged over, and their values.
 
         Raises:
@@ -204,7 +206,7 @@ class SweepFile(_Model):
         stage = next((name for name in SEEDED_STAGES if name in self.stages), None)
         if stage is None:
             raise UsageError(f"repeats: none of the stages {', '.join(self.stages)} has a seed to repeat.")
-        return {f"{stage}.seed": tuple(range(self.repeats))}
+        return {f"{stage}.seed": range(self.repeats)}
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ def title_of(location: Path) -> str:
 
 def as_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Return settings in the form of ``--set``."""
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
 
 
 def base_experiment(sweep: SweepFile, overrides: Iterable[str] = (), settings: Mapping[str, Any] = {}) -> Experiment:
@@ -292,7 +294,7 @@ def base_experiment(sweep: SweepFile, overrides: Iterable[str] = (), settings: M
     Raises:
         UsageError: as `load_experiment` raises it.
     """
-    run_file = Path(sweep.base.recipe).expanduser() / "experiment.yaml"
+    run_file = storage.absolute(sweep.base.recipe) / "experiment.yaml"
     recipe = str(run_file) if run_file.is_file() else sweep.base.recipe
     return load_experiment(recipe, [*as_overrides(sweep.base.set), *overrides, *as_overrides(settings)])
 
@@ -308,6 +310,9 @@ def trials_of(sweep: SweepFile, base: Experiment) -> list[Trial]:
     grids = {key: _grid(key, axis, flat) for key, axis in sweep.space.items() if not axis.is_drawn and not axis.seeds}
     drawn = {key: axis for key, axis in sweep.space.items() if axis.is_drawn}
     repeated = sweep.repeated()
+    count = len(draws) * math.prod(map(len, [*grids.values(), *repeated.values()]))
+    if count > MOST_TRIALS:
+        raise UsageError(f"The sweep has {count:,} trials; {MOST_TRIALS:,} are the most that one may have.")
     found: dict[str, Trial] = {}
     for draw in draws:
         values = {key: _draw(key, axis, flat, sweep.search, draw) for key, axis in drawn.items()}

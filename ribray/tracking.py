@@ -5,11 +5,13 @@ say what W&B has of them, so that a run that goes on in another process logs no 
 """
 
 import contextlib
+import getpass
 import hashlib
 import json
 import logging
 import os
 import shlex
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from typing import Any
 
 from ribray import storage
 from ribray.config import Experiment, read_yaml
-from ribray.errors import RibrayError, UsageError
+from ribray.errors import DamagedError, RibrayError, UsageError
 from ribray.run import EXPERIMENT_FILE, Run
 
 STATE_FILE = "tracking.json"
@@ -110,7 +112,7 @@ class Tracker:
                 job_type=self._job_type,
                 tags=self._config.tags,
                 name=self._name,
-                dir=self._run.directory,
+                dir=local_directory(self._run.directory),
                 config=read_yaml(self._run.directory / EXPERIMENT_FILE),
                 reinit="create_new",  # a variant of a run logs beside it, in the same process
                 settings=wandb.Settings(
@@ -167,17 +169,20 @@ class Tracker:
         with self._going_on():
             self.open()
             self._wandb.summary.update(summary)
-            with _data_in(self._run.directory / WANDB_FOLDER):
-                self._wandb.log(_media(results))
+            with _data_in(local_directory(self._run.directory) / WANDB_FOLDER):
+                self._wandb.log(_media(results, local_directory(self._run.directory)))
             self._state["results"] = digest
             self._write_state()
 
     def close(self, failed: bool = False) -> None:
-        """Finish the W&B run, if one was started."""
-        if self._wandb is not None:
-            with self._going_on():
-                self._wandb.finish(exit_code=int(failed))
-            self._wandb = None
+        """Finish the W&B run, if one was started, and keep a copy of its files in the run directory."""
+        if self._wandb is None:
+            return
+        with self._going_on():
+            self._wandb.finish(exit_code=int(failed))
+            if (folder := local_directory(self._run.directory)) != self._run.directory:
+                storage.copy_folder(folder / WANDB_FOLDER, self._run.directory / WANDB_FOLDER)
+        self._wandb = None
 
     @property
     def _is_off(self) -> bool:
@@ -227,8 +232,10 @@ class Tracker:
         """
         location = self._run.directory / STATE_FILE
         new: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "trainings": [], "results": None}
-        state = {**new, **(storage.read_json(location) if location.exists() else {})}
-        trainings = (self._run.directory / training for training in state["trainings"])
+        state = {**new, **_read_note(location)}
+        if not isinstance(state["id"], str) or not isinstance(state["trainings"], list):
+            return new
+        trainings = (self._run.directory / training for training in map(str, state["trainings"]))
         return state if all(_note(folder).get("id") == state["id"] for folder in trainings) else new
 
     def _write_state(self) -> None:
@@ -236,12 +243,23 @@ class Tracker:
 
     def _logged_points(self, folder: Path) -> int:
         note = _note(folder)
-        return note["points"] if note.get("id") == self._state["id"] else 0
+        points = note.get("points") if note.get("id") == self._state["id"] else 0
+        return points if isinstance(points, int) and points > 0 else 0
+
+
+def local_directory(directory: Path) -> Path:
+    """Return where W&B writes its files: in the run directory; for one on an object store, on this machine."""
+    if storage.is_local(directory):
+        return directory
+    digest = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"ribray-{getpass.getuser()}" / digest
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
 
 
 def sync_command(directories: Iterable[Path]) -> str | None:
     """Return what uploads the W&B files of runs that are on no server yet; None where there are none."""
-    folders = (directory / WANDB_FOLDER for directory in directories)
+    folders = (local_directory(directory) / WANDB_FOLDER for directory in directories)
     left = [folder for folder in folders if any(map(_is_left, folder.glob("offline-run-*/*.wandb")))]
     return shlex.join(["wandb", "sync", *map(str, left)]) if left else None
 
@@ -257,15 +275,27 @@ def _series(training: str) -> str:
 
 def _note(folder: Path) -> dict[str, Any]:
     """Return what is known of a training's points in W&B."""
-    location = folder / POINTS_FILE
-    return storage.read_json(location) if location.exists() else {}
+    return _read_note(folder / POINTS_FILE)
 
 
-def _media(results: Results) -> dict[str, Any]:
-    """Return W&B's objects for pictures, tables and curves."""
+def _read_note(location: Path) -> dict[str, Any]:
+    """Return a note of what W&B has; one that is missing or damaged says nothing, and a new W&B run begins."""
+    try:
+        return storage.read_object(location)
+    except (FileNotFoundError, DamagedError):
+        return {}
+
+
+def _media(results: Results, folder: Path) -> dict[str, Any]:
+    """Return W&B's objects for pictures, tables and curves; pictures that lie elsewhere are copied into ``folder``."""
     import wandb
 
-    media: dict[str, Any] = {f"figures/{name}": wandb.Image(str(file)) for name, file in results.figures.items()}
+    media: dict[str, Any] = {}
+    for name, file in results.figures.items():
+        if not storage.is_local(file):
+            storage.write_bytes(folder / file.name, file.read_bytes())
+            file = folder / file.name
+        media[f"figures/{name}"] = wandb.Image(str(file))
     for name, table in results.tables.items():
         media[f"tables/{name}"] = wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
     for name, curves in results.curves.items():

@@ -36,7 +36,7 @@ def key(experiment: Experiment, stage: str, upstream: Mapping[str, str] | None =
 
 def put_masks(folder: Path, masks: Mapping[str, np.ndarray]) -> None:
     for id, mask in masks.items():
-        write_mask(folder / f"{id}.png", mask, colour_map(), {})
+        write_mask(folder / f"{id}.png", mask, colour_map(), {"id": id})
 
 
 def random_mask(seed: int, size: tuple[int, int], values: list[int]) -> np.ndarray:

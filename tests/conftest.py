@@ -1,12 +1,30 @@
 """Fixtures shared by the whole test suite."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small wait for one another's threads; before torch
+
 ROOT = Path(__file__).resolve().parent.parent
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    STORE_PORT = _free.getsockname()[1]
+SECRET = "a-secret-that-no-file-of-a-run-may-hold"
+# Set before any Ray cluster starts, whose workers inherit it; nor can a test reach anybody's real bucket.
+os.environ.update(
+    AWS_ENDPOINT_URL=f"http://127.0.0.1:{STORE_PORT}",
+    AWS_ACCESS_KEY_ID="access-key-of-the-tests",
+    AWS_SECRET_ACCESS_KEY=SECRET,
+    AWS_DEFAULT_REGION="us-east-1",
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +51,32 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[None]:
+    """A server on this machine that speaks the S3 protocol, in a process of its own."""
+    command = [sys.executable, "-m", "moto.server", "-p", str(STORE_PORT)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while True:
+        assert server.poll() is None, "the server has ended"
+        assert time.monotonic() < deadline
+        try:
+            socket.create_connection(("127.0.0.1", STORE_PORT), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def bucket(object_store) -> Path:
+    """An empty bucket, as a location."""
+    from ribray import storage
+
+    location = storage.path(f"s3://bucket-{uuid.uuid4().hex[:12]}")
+    location.fs.mkdir(location.path)
+    return location

@@ -84,13 +84,56 @@ def test_the_record_says_what_ran_where(checkout, ribray):
     assert result["settings"] == {"size": [2, 3]}
     assert result["notes"] == ["One [note]."]
     assert result["versions"]["numpy"] == np.__version__
-    assert set(result["versions"]) == {"ribray", "torch", "numpy"}
-    assert set(result["machine"]) >= {"cpu", "cores", "threads", "load"}
+    assert set(result["versions"]) == {"ribray", "torch", "torchvision", "ray", "numpy", "pillow"}
+    assert set(result["machine"]) >= {"cpu", "cores", "threads", "load", "gpus", "cuda"}
     assert result["machine"]["threads"] == 1
     assert result["commit"] is None  # this checkout is no git repository
     assert result["date"].endswith("+00:00")
     for part in ("steps [a]", "3 s", "1 … 8", "≤ 2 missed", "One [note].", "1 thread used"):
         assert part in text
+
+
+def test_a_benchmark_says_how_many_threads_it_uses(checkout, ribray):
+    before = torch.get_num_threads()
+    (checkout / "benchmarks" / "two_words.py").write_text(FAKE.replace("def run", "THREADS = 3\n\n\ndef run"))
+    _, text, _ = ribray("two-words")
+    assert "3 threads used" in text
+    assert bench.run_benchmark("two-words")["machine"]["threads"] == 3
+    assert torch.get_num_threads() == before
+
+
+def test_gpus_and_cuda_stand_beside_the_processor(checkout, ribray, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA H100")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "2 × NVIDIA H100, CUDA 13.0" in ribray("two-words")[1]
+    result = bench.run_benchmark("two-words")
+    assert (result["machine"]["gpus"], result["machine"]["cuda"]) == (["2 × NVIDIA H100"], "13.0")
+
+
+def test_a_figure_that_cannot_be_had_is_shown_as_such_with_its_reason(checkout, ribray):
+    reason = "There is no GPU here; `ribray bench two-words` on one measures it."
+    missing = f"not_measured('s', {reason!r}, at_most=0.35)"
+    fake = FAKE.replace('figure(torch.get_num_threads(), "")', missing).replace("figure\n", "figure, not_measured\n", 1)
+    (checkout / "benchmarks" / "two_words.py").write_text(fake)
+    code, text, error = ribray("two-words", "--json", checkout / "result.json")
+    assert (code, error) == (0, "")
+    (line,) = (line for line in text.splitlines() if line.startswith("threads"))
+    assert line.split() == ["threads", "not", "measured", "≤", "0.35", "not", "known"]
+    assert f"Not measured: threads. {reason}" in text
+    found = json.loads((checkout / "result.json").read_text())["figures"]["threads"]
+    assert (found["value"], found["runs"], found["reason"]) == (None, 0, reason)
+    assert found["required"] == {"at_least": None, "at_most": 0.35, "met": None}
+
+
+def test_ways_take_turns_and_the_first_round_does_not_count(monkeypatch):
+    order, clock = [], iter(range(100))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock) ** 2)
+    ways = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    seconds = bench.interleave(ways, rounds=2)
+    assert order == ["a", "b"] * 3
+    assert seconds == {"a": [9, 17], "b": [13, 21]}
+    assert bench.ratios(seconds["b"], seconds["a"]) == [13 / 9, 21 / 17]
 
 
 def test_the_commit_is_recorded_and_changes_to_it_are_marked(checkout):
@@ -128,7 +171,9 @@ def test_options_that_cannot_be_met_are_refused_before_anything_runs(checkout, r
 
 
 def test_the_benchmarks_of_this_checkout_are_known():
-    assert list(bench.known_benchmarks()) == ["random-walk", "threshold-curve"]
+    names = list(bench.known_benchmarks())
+    assert names == sorted(names)
+    assert {"random-walk", "threshold-curve"} <= set(names)
 
 
 def test_the_walk_agrees_with_its_oracle_and_says_what_was_scaled():
@@ -136,7 +181,7 @@ def test_the_walk_agrees_with_its_oracle_and_says_what_was_scaled():
     json.dumps(result, allow_nan=False)
     found = result["figures"]
     assert found["largest difference"]["value"] < 1e-5
-    assert found["sparse walk 8×9"]["runs"] == 5
+    assert found["sparse walk 8×9"]["runs"] == found["times faster, oracle scaled up"]["runs"] == 1
     assert 0 <= found["extra memory of the walk"]["value"] < 64
     factor = found["dense oracle 8×9, scaled up"]["value"] / found["dense oracle 6×7"]["value"]
     assert factor == pytest.approx((72 / 42) ** 3)

@@ -11,8 +11,8 @@ The caller gives a *worker class*, written without Ray:
 and gets every item done once, whatever happens to the processes:
 
 * a bounded number of calls is in flight per worker, so that a worker never waits for the driver;
-* a worker that dies is replaced, and counts a try against the item it was at, found out by running suspects alone;
-  a lost node or a kill by Ray's memory monitor counts against none;
+* a worker that dies, or takes longer than its time, is replaced, and counts a try against the item it was at, found
+  out by running suspects alone; a lost node or a kill by Ray's memory monitor counts against none;
 * an item that raises `ImageError` has failed; other exceptions are tried again, a finite number of times;
 * a stop request lets the items in flight finish and starts no more.
 
@@ -47,15 +47,18 @@ POLL_SECONDS = 0.5
 """How often the driver looks up from waiting: for a stop request, for progress."""
 
 UNCOUNTED_LOSSES = 20
-"""An item may lose its worker so often to the cluster's own troubles before it is given up all the same."""
+"""An item, or a start, may fail so often by the cluster's own troubles before it is given up all the same."""
 
 WARN_SECONDS = 30.0
 """How often a pool that waits for resources says so."""
 
 logger = logging.getLogger(__name__)
 
-STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors of the place that is written to, which no other image will escape."""
+
+STORAGE_FALTERS = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of that place which may pass: the item is tried again, and once its tries are used up they are no better."""
 
 Item = str
 Record = Mapping[str, Any]
@@ -80,6 +83,8 @@ class PoolPlan:
     tries: int = 3
     chunk_size: int = 1
     """Items of one call; more than one only where items take milliseconds."""
+    seconds_per_item: float | None = None
+    """A worker that is longer at an item, or at so many times a chunk, is taken to hang; None: none is."""
 
     @classmethod
     def of(
@@ -101,7 +106,16 @@ class PoolPlan:
                     f"cluster.workers={workers} with {needed:g} {what} each need {needed * workers:g} {what}s, "
                     f"this machine has {there:g}."
                 )
-        return cls(name, workers, config.cpus_per_worker, gpus, config.threads_per_worker, config.tries, chunk_size)
+        return cls(
+            name=name,
+            workers=workers,
+            cpus_per_worker=config.cpus_per_worker,
+            gpus_per_worker=gpus,
+            threads_per_worker=config.threads_per_worker,
+            tries=config.tries,
+            chunk_size=chunk_size,
+            seconds_per_item=config.seconds_per_image,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,8 @@ class Outcome:
     error: str | None = None
     final: bool = False
     """Whether trying again is pointless."""
+    of_storage: bool = False
+    """Whether the error is of the place that is written to."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,8 @@ class _Actor:
         except OSError as error:
             if error.errno in STORAGE_IS_GONE:
                 raise
-            return Outcome(item, error=f"{type(error).__name__}: {error}")
+            falters = error.errno in STORAGE_FALTERS
+            return Outcome(item, error=f"{type(error).__name__}: {error}", of_storage=falters)
         except Exception as error:  # noqa: BLE001  (goes to failures.jsonl once the tries are used up)
             return Outcome(item, error=f"{type(error).__name__}: {error}")
 
@@ -180,9 +197,13 @@ class _Slot:
     starting: "ray.ObjectRef[str] | None" = None
     node: str | None = None
     calls: "deque[tuple[ray.ObjectRef, list[Item]]]" = field(default_factory=deque)
+    """In flight, done by the actor one after the other."""
+    since: float = 0.0
+    """When the actor came to the first of its calls."""
     reserved: list[Item] | None = None
     """The chunk that this actor gets next, announced to it for prefetching."""
-    failed_starts: int = 0
+    failed_starts: Counter[bool] = field(default_factory=Counter)
+    """In a row, apart: those by the cluster's fault."""
 
 
 class Pool:
@@ -215,7 +236,7 @@ class Pool:
             stop_requested: asked between items; once true, what runs is finished and no more is started.
 
         Raises:
-            RibrayError: no worker can be started.
+            RibrayError: no worker can be started, or nothing can be written.
         """
         source = iter(items)
         self._fresh = iter(lambda: list(itertools.islice(source, self._plan.chunk_size)), [])
@@ -243,13 +264,14 @@ class Pool:
                     ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=POLL_SECONDS)
                     if not ready:
                         progress.advance(0, 0)
-                        continue
-                    slot = by_reference[ready[0]]
-                    if slot.starting:
+                    elif (slot := by_reference[ready[0]]).starting:
                         self._collect_start(slot)
                         began = began or time.monotonic()
                     else:
                         self._collect_call(slot, stopped)
+                    for slot in busy:
+                        if self._is_overdue(slot):
+                            self._take_overrun(slot, stopped)
             finally:
                 for slot in self._slots:
                     _kill(slot)
@@ -279,13 +301,20 @@ class Pool:
     def _fill(self, slot: _Slot) -> None:
         while slot.starting is None and len(slot.calls) < CALLS_IN_FLIGHT:
             chunk = slot.reserved or self._next_chunk() or self._steal()
+            slot.reserved = None
             if chunk is None:
                 return
             if slot.calls and not self._suspects.isdisjoint([*chunk, *slot.calls[0][1]]):
                 slot.reserved = chunk  # a suspect runs alone
                 return
-            slot.reserved = self._next_chunk()
-            slot.calls.append((slot.actor.process.remote(chunk, slot.reserved or []), chunk))
+            upcoming: list[Item] = []
+            if self._suspects.isdisjoint(chunk):  # while a suspect runs, nothing is loaded for others
+                slot.reserved = self._next_chunk()
+                if slot.reserved is not None and self._suspects.isdisjoint(slot.reserved):
+                    upcoming = slot.reserved
+            if not slot.calls:
+                slot.since = time.monotonic()
+            slot.calls.append((slot.actor.process.remote(chunk, upcoming), chunk))
 
     def _has_work(self) -> bool:
         if not self._waiting and (chunk := next(self._fresh, None)) is not None:
@@ -309,17 +338,18 @@ class Pool:
         try:
             slot.node = ray.get(slot.starting)
             slot.starting = None
-            slot.failed_starts = 0
+            slot.failed_starts.clear()
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RibrayError):
                 raise error.cause from None
             raise RibrayError(f"A worker of pool '{self._plan.name}' cannot start: {error.cause!r}") from error
         except LOST as error:
-            slot.failed_starts += 1
-            if slot.failed_starts >= self._plan.tries:
+            excused = _is_clusters_fault(error, slot.node)
+            slot.failed_starts[excused] += 1
+            count = slot.failed_starts[excused]
+            if count >= (UNCOUNTED_LOSSES if excused else self._plan.tries):
                 raise RibrayError(
-                    f"A worker of pool '{self._plan.name}' died {slot.failed_starts} times while starting: "
-                    f"{_brief(error)}"
+                    f"A worker of pool '{self._plan.name}' died {count} times while starting: {_brief(error)}"
                 ) from None
             _kill(slot)
             self._start(slot)
@@ -330,16 +360,13 @@ class Pool:
             outcomes = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, OSError):
-                raise RibrayError(
-                    f"Nothing can be written any more ({error.cause}); mend it and start again."
-                ) from None
+                raise _storage_error(error.cause) from None
             raise RibrayError(f"A worker of pool '{self._plan.name}' failed: {error.cause!r}") from error
         except LOST as error:
-            self._take_loss(slot, error)
-            if not stopped:
-                self._start(slot)
+            self._take_death(slot, error, stopped)
             return
         slot.calls.popleft()
+        slot.since = time.monotonic()
         for outcome in outcomes:
             self._account(outcome)
         if stopped:
@@ -353,16 +380,48 @@ class Pool:
             self._progress.advance(1, 0)
             return
         self._tries[outcome.item] += 1
-        if outcome.final or self._tries[outcome.item] >= self._plan.tries:
-            self._give_up(outcome.item, outcome.error)
-        else:
+        if not outcome.final and self._tries[outcome.item] < self._plan.tries:
             self._waiting.append([outcome.item])
+        elif outcome.of_storage:
+            raise _storage_error(outcome.error)
+        else:
+            self._give_up(outcome.item, outcome.error)
 
-    def _take_loss(self, slot: _Slot, error: Exception) -> None:
-        """Put back what a lost worker had, and count a try against the item that lost it.
+    # --- what goes wrong with a worker --------------------------------------------------------------------------
 
-        The reply of a call may be lost with the process, so with several items in flight nobody knows which one it
-        was at: they are done again one at a time, and only then is a loss held against an item.
+    def _is_overdue(self, slot: _Slot) -> bool:
+        """Whether a worker has been at a call for longer than the items of it may take."""
+        if self._plan.seconds_per_item is None or not slot.calls:
+            return False
+        reference, chunk = slot.calls[0]
+        if time.monotonic() - slot.since <= self._plan.seconds_per_item * len(chunk):
+            return False
+        return not ray.wait([reference], timeout=0)[0]  # it may be this process that was slow to look
+
+    def _take_overrun(self, slot: _Slot, stopped: bool) -> None:
+        plan, chunk = self._plan, slot.calls[0][1]
+        what, limit = chunk[0] if len(chunk) == 1 else f"one of {len(chunk)} items", f"{plan.seconds_per_item:g} s"
+        logger.warning("%s: %s took longer than %s; its worker is replaced", plan.name, what, limit)
+        sentence = f"it took longer than {limit} (cluster.seconds_per_image), {{}} times"
+        self._replace(slot, sentence, self._tries, plan.tries, stopped)
+
+    def _take_death(self, slot: _Slot, error: Exception, stopped: bool) -> None:
+        counter, limit = self._tries, self._plan.tries
+        if _is_clusters_fault(error, slot.node):
+            counter, limit = self._losses, UNCOUNTED_LOSSES
+        self._replace(slot, f"its worker died {{}} times: {_brief(error)}", counter, limit, stopped)
+
+    def _replace(self, slot: _Slot, error: str, counter: Counter[Item], limit: int, stopped: bool) -> None:
+        """Put back what a worker had, count the loss against the item that lost it, and start another worker.
+
+        The reply of a call may be lost with the process, and what a worker was told to expect may be what killed it.
+        So with several items in flight nobody knows which one did it: they are done again one at a time, and only
+        then is a loss held against an item.
+
+        Args:
+            error: what the item is given up with; "{}" stands for its losses.
+            counter: where losses of this kind are counted.
+            limit: losses after which the item is given up.
         """
         in_flight = [item for _, chunk in slot.calls for item in chunk]
         slot.calls.clear()
@@ -370,22 +429,16 @@ class Pool:
         if slot.reserved is not None:
             self._waiting.appendleft(slot.reserved)
             slot.reserved = None
-        if len(in_flight) > 1:
-            self._suspects.update(in_flight)
-            self._waiting.extendleft([item] for item in reversed(in_flight))
-            return
-        item = in_flight[0]
-        counter, limit = (
-            (self._losses, UNCOUNTED_LOSSES)
-            if _is_clusters_fault(error, slot.node)
-            else (self._tries, self._plan.tries)
-        )
-        counter[item] += 1
-        if counter[item] >= limit:
-            self._give_up(item, f"its worker died {counter[item]} times: {_brief(error)}")
-        else:
-            self._suspects.add(item)
-            self._waiting.appendleft([item])
+        if len(in_flight) == 1:
+            counter[in_flight[0]] += 1
+        self._suspects.update(in_flight)
+        for item in reversed(in_flight):
+            if counter[item] >= limit:
+                self._give_up(item, error.replace("{}", str(counter[item]), 1))
+            else:
+                self._waiting.appendleft([item])
+        if not stopped:
+            self._start(slot)
 
     def _give_up(self, item: Item, error: str) -> None:
         self._failed += 1
@@ -402,6 +455,10 @@ LOST = (
     ray.exceptions.ActorUnschedulableError,
 )
 """What Ray raises for a call whose process, node or result is gone."""
+
+
+def _storage_error(error: object) -> RibrayError:
+    return RibrayError(f"Nothing can be written any more ({error}); mend it and start again.")
 
 
 def _kill(slot: _Slot) -> None:

@@ -14,8 +14,9 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ribray import storage
 from ribray.config import ClusterConfig
-from ribray.errors import UsageError
+from ribray.errors import RibrayError, UsageError
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a local cluster: images never pass through Ray's object store, so it stays small."""
@@ -141,7 +142,7 @@ def require_shared(directory: Path) -> None:
     if len(nodes) < 2:
         return
     token = f".probe-{uuid.uuid4().hex}"
-    (directory / token).write_text(token)
+    storage.write_text(directory / token, token)
     try:
         probes = {
             node["NodeID"]: _probe.options(
@@ -168,13 +169,14 @@ def _answers(probe: "ray.ObjectRef[bool]") -> bool:
 
 @ray.remote(num_cpus=0)
 def _probe(directory: str, token: str) -> bool:
-    answer = Path(directory) / f"{token}-{uuid.uuid4().hex}"
+    location = storage.path(directory)
+    answer = location / f"{token}-{uuid.uuid4().hex}"
     try:
-        if (Path(directory) / token).read_text() != token:
+        if (location / token).read_text() != token:
             return False
-        answer.write_text(token)
+        storage.write_text(answer, token)
         answer.unlink()
-    except OSError:
+    except (OSError, RibrayError):
         return False
     return True
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ray import tune
 
+from ribray import storage
 from ribray.errors import UsageError
 from ribray.sweep_file import Axis, Scheduler, Search, Trial, rounded, trial_id
 
@@ -111,6 +112,7 @@ def run_sweep(
             if is_last:
                 return
 
+    storage_path, filesystem = storage.for_ray(plan.folder)
     token = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])
     tuner = tune.Tuner(
         tune.with_resources(trainable, token),
@@ -127,7 +129,8 @@ def run_sweep(
         ),
         run_config=tune.RunConfig(
             name=f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(plan.folder),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             verbose=0,
             callbacks=[_Telling(on_change, plan.scheduler)],
             failure_config=tune.FailureConfig(max_failures=PROCESS_FAILURES),

@@ -7,14 +7,13 @@ log and the final weights.
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import math
 import os
-import pickle
-import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ribray import storage
-from ribray.errors import DivergedError, RibrayError
+from ribray.errors import DamagedError, DivergedError, RibrayError
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +95,8 @@ class TrainingPlan:
     threads_per_worker: int
     checkpoint_steps: int = 500
     """Steps from one checkpoint to the next; every validation has one too."""
+    identity: str = ""
+    """Of what is trained; a checkpoint of anything else is not gone on from."""
 
 
 def run_training(
@@ -114,6 +115,7 @@ def run_training(
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # workers that are done leave their place sooner
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
+    storage_path, filesystem = storage.for_ray(plan.folder)
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"task": task, "plan": plan},
@@ -124,7 +126,8 @@ def run_training(
         ),
         run_config=ray.train.RunConfig(
             name=WORK_FOLDER,
-            storage_path=str(plan.folder),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
     )
@@ -139,11 +142,11 @@ def run_training(
     except ray.train.TrainingFailedError as error:
         raise RibrayError(f"Training failed: {_last_line(error)}") from error
     if refusal.exists():
-        said = storage.read_json(refusal)
-        raise (DivergedError if said["diverged"] else RibrayError)(said["sentence"])
+        said = storage.read_object(refusal, "start the training again")
+        raise (DivergedError if said.get("diverged") is True else RibrayError)(str(said.get("sentence")))
     if not weights.exists():
         raise RibrayError(f"Training ended without writing {weights}; start it again to go on.")
-    shutil.rmtree(plan.folder / WORK_FOLDER, ignore_errors=True)
+    storage.remove_folder(plan.folder / WORK_FOLDER)
     return read_log(plan.folder)
 
 
@@ -173,12 +176,29 @@ def _fit(trainer: Any, ends: Sequence[Path], stop_requested: Callable[[], bool])
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the finished lines of a training log: steps (with ``loss``) and epochs (with ``validation``)."""
+    """Return the finished lines of a training log: steps (with ``loss``) and epochs (with ``validation``).
+
+    Raises:
+        DamagedError: a line is something else.
+        RibrayError: the log cannot be read.
+    """
     location = folder / LOG_FILE
-    if not location.exists():
+    try:
+        content = storage.read_bytes(location)
+    except FileNotFoundError:
         return []
-    lines = location.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its end is still being written
-    return [json.loads(line) for line in lines if line]
+    whole = content[: content.rfind(b"\n") + 1]  # a last line without its end is still being written
+    remedy = "use --redo to train again"
+    lines = storage.parse_lines(whole, location, remedy)
+    for number, line in enumerate(lines, start=1):
+        if not _is_of_log(line):
+            raise DamagedError(f"{location} is damaged (line {number} is of no step); {remedy}.")
+    return lines
+
+
+def _is_of_log(line: Mapping[str, Any]) -> bool:
+    is_step = "loss" in line and isinstance(line["loss"], int | float | None)
+    return isinstance(line.get("step"), int) and (is_step or isinstance(line.get("validation"), dict))
 
 
 def _last_line(error: BaseException) -> str:
@@ -213,9 +233,9 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
     optimizer = task.optimizer(model)
     starting_rates = [group["lr"] for group in optimizer.param_groups]
     checkpoint = plan.folder / WORK_FOLDER / CHECKPOINT_FILE
-    first_step = _restore(checkpoint, model, optimizer, device)
+    first_step = _restore(checkpoint, plan.identity, model, optimizer, device)
     module.train()
-    with _log(plan.folder, rank, first_step) as log:
+    with contextlib.closing(_Log(plan.folder, rank, first_step)) as log:
         for step, batch in enumerate(task.batches(first_step, rank, world), start=first_step):
             for group, rate in zip(optimizer.param_groups, starting_rates, strict=True):
                 group["lr"] = rate * task.decay(step)
@@ -227,7 +247,7 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
             loss = float(_sum_over_ranks(part.detach(), world))
             epoch, done = step // task.period, step + 1
             finite = loss if math.isfinite(loss) else None
-            log({"epoch": epoch, "step": step, "loss": finite, "lr": optimizer.param_groups[0]["lr"]})
+            log.add({"epoch": epoch, "step": step, "loss": finite, "lr": optimizer.param_groups[0]["lr"]})
             _require_bounded(loss, step, task.divergence_bound)
             metrics, is_last = {}, done == task.steps
             validates = is_last or done % task.period == 0
@@ -237,50 +257,81 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
                     seen = task.validate(model, done, rank, world, device)
                     metrics = task.conclude(model, _gather(seen, world))
                 module.train()
-                log({"epoch": epoch, "step": step, "validation": metrics})
+                log.add({"epoch": epoch, "step": step, "validation": metrics})
             if is_last:
                 if rank == 0:
                     task.save(model, plan.folder / plan.weights)
             elif validates or done % plan.checkpoint_steps == 0:
+                log.flush()  # the lines of steps that a checkpoint spares
                 if rank == 0:
-                    _save(checkpoint, model, optimizer, done)
+                    _save(checkpoint, plan.identity, model, optimizer, done)
                 ray.train.report({"step": done, **metrics})
 
 
-def _restore(location: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Load the last checkpoint, if there is one, and return the step to go on with; a damaged one counts as none."""
+def _restore(
+    location: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> int:
+    """Load the last checkpoint, if there is one, and return the step to go on with.
+
+    A damaged one, and one of another training, count as none; nothing is changed by them.
+    """
     try:
-        state = torch.load(location, map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(storage.read_bytes(location)), map_location=device, weights_only=True)
+        _require_fitting(state, identity, model, optimizer)
     except FileNotFoundError:
         return 0
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-        logger.warning("%s is damaged: the training starts from its beginning", location)
+    except Exception as error:  # noqa: BLE001  (on damaged bytes torch raises almost anything)
+        reason = storage.reason(error)
+        logger.warning("%s is of no use (%s): the training starts from its beginning", location, reason)
         return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 
 
-def _save(location: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _require_fitting(state: Any, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise an exception unless a checkpoint is one of this very training."""
+    if state["training"] != identity or not isinstance(state["step"], int):
+        raise ValueError("it is of another training")
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if {name: tensor.shape for name, tensor in state["model"].items()} != shapes:
+        raise ValueError("it is of another network")
+    if [len(group["params"]) for group in state["optimizer"]["param_groups"]] != sizes:
+        raise ValueError("it is of another optimiser")
+
+
+def _save(location: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write a checkpoint in place of the one before, whole or not at all.
 
     Ray Train's own register of checkpoints is a file that a kill can leave half-written, and then nothing resumes.
     """
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    state = {"training": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     with storage.replacing(location) as stream:
         torch.save(state, stream)
 
 
-@contextlib.contextmanager
-def _log(folder: Path, rank: int, first_step: int) -> Iterator[Any]:
-    """Give a function that writes a line of the log (on rank 0); lines of steps to be done again are dropped."""
-    if rank != 0:
-        yield lambda line: None
-        return
-    kept = [line for line in read_log(folder) if line["step"] < first_step]
-    storage.write_text(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in kept))
-    with open(folder / LOG_FILE, "a", encoding="utf-8", buffering=1) as stream:
-        yield lambda line: stream.write(json.dumps(line) + "\n")
+class _Log:
+    """The training's log, which rank 0 writes; lines of steps to be done again are dropped from it first."""
+
+    def __init__(self, folder: Path, rank: int, first_step: int) -> None:
+        self._file: storage.LineFile | None = None
+        if rank == 0:
+            kept = [line for line in read_log(folder) if line["step"] < first_step]
+            storage.write_text(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = storage.LineFile(folder / LOG_FILE)
+
+    def add(self, line: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.add(json.dumps(line))
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

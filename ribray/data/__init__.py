@@ -64,6 +64,7 @@ def open_dataset(data: DataConfig, split: str, root: str | Path | None = None, *
     if chosen is None:
         raise UsageError(f"data.root is missing: set it to the folder that holds the {data.kind} data.")
     location = storage.absolute(chosen)
+    storage.require_reachable(location)
     if data.kind not in _MADE_HERE and not location.is_dir():
         state = "is a file" if location.exists() else "does not exist"
         raise UsageError(f"data.root {location} {state}: set it to the folder that holds the {data.kind} data.")

@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from ribray import storage
-from ribray.errors import ImageError
+from ribray.errors import DamagedError, ImageError, RibrayError
+from ribray.formats import parse_json
 
 COUNTS_KEY = "ribray"
 """Keyword of the text chunk that holds the counts."""
 
-_DAMAGED = "remove it so that it is made again"
+ID_KEY = "id"
+"""Among the counts: whose mask it is."""
+_PNG_END = b"IEND\xaeB`\x82"
+"""The last chunk of a PNG file, its checksum included."""
 
 
 def write_mask(
@@ -59,32 +63,42 @@ def write_mask(
     storage.write_bytes(path, buffer.getvalue())
 
 
-def read_mask_file(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any] | None]:
-    """Read a mask and its counts, as `write_mask` wrote them.
+def read_mask_file(path: Path, id: str | None = None) -> tuple[NDArray[np.uint8], dict[str, Any] | None]:
+    """Read a mask and its counts, as `write_mask` wrote them: of any image, or of the one that is named.
 
     Returns:
         The mask (height, width) uint8, and its counts; None where the file has no chunk of them.
 
     Raises:
-        ImageError: the file is missing or damaged, is no palette PNG, or its counts are no JSON object.
+        DamagedError: the file is damaged, no palette PNG, another image's, or its counts are no JSON object.
+        ImageError: it is missing, or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = storage.read_bytes(path)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except ImageError:
+        raise
+    except RibrayError as error:
+        raise ImageError(str(error)) from None
     try:
         mode, values, text = _decode(content)
     except Exception as error:  # noqa: BLE001 - on damaged bytes Pillow raises almost anything
-        raise ImageError(f"{path} is a damaged mask ({error}); {_DAMAGED}.") from None
+        raise DamagedError(f"{path} is a damaged mask ({error}); {storage.MADE_AGAIN}.") from None
     if mode != "P":
-        raise ImageError(f"{path} is no mask of a run: its pixels are {mode}, not a palette's; {_DAMAGED}.")
-    return values, None if text is None else _counts(text, path)
+        pixels = f"its pixels are {mode}, not a palette's"
+        raise DamagedError(f"{path} is no mask of a run: {pixels}; {storage.MADE_AGAIN}.")
+    counts = None if text is None else _counts(text, path)
+    if id is not None and (owner := (counts or {}).get(ID_KEY)) != id:
+        whose = "of no known image" if owner is None else f"that of '{owner}'"
+        raise DamagedError(f"{path} should be the mask of '{id}', and is {whose}; {storage.MADE_AGAIN}.")
+    return values, counts
 
 
 def _decode(content: bytes) -> tuple[str, NDArray[np.uint8], str | None]:
     """Return the mode of a PNG, its pixels and the text of its counts."""
+    if not content.endswith(_PNG_END):
+        raise ValueError("its end is missing")
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         image.verify()  # every chunk's checksum, also those that decoding does not look at
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
@@ -94,9 +108,9 @@ def _decode(content: bytes) -> tuple[str, NDArray[np.uint8], str | None]:
 
 def _counts(text: str, path: Path) -> dict[str, Any]:
     try:
-        counts = json.loads(text)
-    except (ValueError, RecursionError):
+        counts = parse_json(text)
+    except ValueError:
         counts = None
     if not isinstance(counts, dict):
-        raise ImageError(f"The pixel counts in {path} are no JSON object; {_DAMAGED}.")
+        raise DamagedError(f"The pixel counts in {path} are no JSON object; {storage.MADE_AGAIN}.")
     return counts

@@ -9,10 +9,26 @@ Shapes: N images, H W pixels, C_l channels and h_l w_l cells of level l.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+
+ConvNorm = tuple[nn.Conv2d, nn.BatchNorm2d]
+"""A convolution without bias and the batch norm behind it."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The parts of a residual block: ReLU(main(x) + shortcut(x)), with a ReLU between the layers of ``main``.
+
+    Attributes:
+        main: the layers of the main path in order.
+        shortcut: the layer beside them; None: the identity.
+    """
+
+    main: list[ConvNorm]
+    shortcut: ConvNorm | None
 
 
 class Backbone(nn.Module, ABC):
@@ -44,6 +60,18 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the five levels of ``images`` (N, 3, H, W), each (N, C_l, h_l, w_l)."""
+
+    @abstractmethod
+    def entry(self) -> ConvNorm:
+        """Return the first layer; a ReLU and a max-pool (3×3, stride 2, padding 1) follow it."""
+
+    @abstractmethod
+    def stem_blocks(self) -> list[Residual]:
+        """Return the frozen blocks between the max-pool and the stem's output."""
+
+    @abstractmethod
+    def trunk_blocks(self) -> list[Residual]:
+        """Return the blocks behind the stem."""
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         """The parameters of the stem."""
@@ -80,6 +108,8 @@ class ResNet(Backbone):
 
     def __init__(self, name: str, output_stride: int) -> None:
         super().__init__()
+        import torchvision  # two seconds that a process without a ResNet need not spend
+
         self.name = name
         network = torchvision.models.get_model(name, weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = (
@@ -122,13 +152,22 @@ class ResNet(Backbone):
             levels.append(stage(levels[-1]))
         return levels
 
+    def entry(self) -> ConvNorm:
+        """Return the convolution of stride 2."""
+        return self.conv1, self.bn1
+
+    def stem_blocks(self) -> list[Residual]:
+        """Return the blocks of the first two stages."""
+        return [_parts(block) for block in (*self.layer1, *self.layer2)]
+
+    def trunk_blocks(self) -> list[Residual]:
+        """Return the blocks of the last two stages."""
+        return [_parts(block) for block in (*self.layer3, *self.layer4)]
+
     def start_at_identity(self) -> None:
         """Start every residual block as its shortcut alone: the last batch norm of a block scales by 0."""
-        for module in self.modules():
-            if isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
-            elif isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+        for block in (*self.stem_blocks(), *self.trunk_blocks()):
+            nn.init.zeros_(block.main[-1][1].weight)
 
     def _entry(self, images: Tensor) -> Tensor:
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, H/4, W/4)
@@ -148,6 +187,14 @@ def keep_running_statistics(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def _parts(block: Any) -> Residual:
+    """Return the parts of torchvision's ``BasicBlock`` or ``Bottleneck``, which has a third convolution."""
+    main = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+    if hasattr(block, "conv3"):
+        main.append((block.conv3, block.bn3))
+    return Residual(main, None if block.downsample is None else (block.downsample[0], block.downsample[1]))
 
 
 def _set_stride_one(stage: nn.Module, dilation: int) -> None:

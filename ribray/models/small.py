@@ -7,7 +7,7 @@ and its class activation map would spread without RIB.
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ribray.models.backbone import Backbone
+from ribray.models.backbone import Backbone, ConvNorm, Residual
 
 
 class Block(nn.Module):
@@ -26,6 +26,10 @@ class Block(nn.Module):
         """(N, channels_in, h, w) → (N, channels, ⌈h / stride⌉, ⌈w / stride⌉)."""
         inner = functional.relu(self.bn1(self.conv1(x)))
         return functional.relu(self.bn2(self.conv2(inner)) + self.bn3(self.shortcut(x)))
+
+    def parts(self) -> Residual:
+        """Return the layers of both paths."""
+        return Residual([(self.conv1, self.bn1), (self.conv2, self.bn2)], (self.shortcut, self.bn3))
 
 
 class SmallBackbone(Backbone):
@@ -65,3 +69,15 @@ class SmallBackbone(Backbone):
     def stem_modules(self) -> list[nn.Module]:
         """Return what is frozen in every task but pretraining."""
         return [self.conv1, self.bn1, self.block1]
+
+    def entry(self) -> ConvNorm:
+        """Return the convolution of stride 2."""
+        return self.conv1, self.bn1
+
+    def stem_blocks(self) -> list[Residual]:
+        """Return the first block."""
+        return [self.block1.parts()]
+
+    def trunk_blocks(self) -> list[Residual]:
+        """Return the second and the third block."""
+        return [self.block2.parts(), self.block3.parts()]

@@ -6,11 +6,11 @@ by torch's restricted reader.
 
 import hashlib
 import io
-import pickle
 import threading
 import urllib.request
 import uuid
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from ribray import storage
@@ -147,6 +146,7 @@ def load_network(network: nn.Module, location: str | Path) -> None:
             f"The weights {location} do not fit: this network has no tensor '{left[0]}'"
             f"{_other_network(state, left[0])}."
         )
+    _require_finite(state, wanted, location)
     network.load_state_dict(state)
 
 
@@ -164,15 +164,9 @@ def read_state(location: Path) -> dict[str, Tensor]:
         if location.suffix == ".safetensors":
             state: Any = safetensors.torch.load(content)
         else:
+            _require_unpacked(content)
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-    ):
+    except Exception:  # noqa: BLE001 - on damaged bytes torch raises almost anything
         raise UsageError(
             f"The weights {location} are damaged or of an unknown format; "
             "they must be .safetensors, or .pth with nothing but tensors."
@@ -180,9 +174,27 @@ def read_state(location: Path) -> dict[str, Tensor]:
     for nested in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(nested), Mapping):
             state = state[nested]
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, Mapping) or not all(_is_plain(name, tensor) for name, tensor in state.items()):
         raise UsageError(f"The weights {location} are no state dict, that is no tensors by name.")
     return dict(state)
+
+
+def _is_plain(name: Any, tensor: Any) -> bool:
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+
+
+def _require_unpacked(content: bytes) -> None:
+    """Raise ValueError for a zip file that claims more bytes than it has; ``torch.save`` packs nothing."""
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(content):
+                raise ValueError("packed")
+
+
+def _require_finite(state: Mapping[str, Tensor], names: Iterable[str], location: Path) -> None:
+    for name in names:
+        if not torch.isfinite(state[name]).all():
+            raise UsageError(f"The weights {location} are damaged: '{name}' holds values that are no numbers.")
 
 
 # --- fitting a state dict to a network ----------------------------------------------------------------------
@@ -216,7 +228,9 @@ def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, l
             f"The weights {location} do not fit: this backbone has no tensor '{left[0]}' "
             f"({_shape(given[left[0]])} there){_likely(given)}."
         )
-    backbone.load_state_dict({name: given.get(name, tensor) for name, tensor in wanted.items()})
+    counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    _require_finite(given, counted, location)
+    backbone.load_state_dict(wanted | {name: given[name] for name in counted})
 
 
 def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, location: Path) -> Tensor:
@@ -228,7 +242,7 @@ def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, locati
     name = names[0]
     weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
     wanted = classifier.head.weight
-    if bias is not None and bias.count_nonzero():
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.count_nonzero()):
         raise UsageError(
             f"The classifier {location} has a bias '{name}.bias', which class activation maps cannot carry: "
             "train it without one."
@@ -243,6 +257,7 @@ def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, locati
             f"{_shape(wanted)} in this network"
             f"{_likely(backbone) if len(weight) == len(wanted) else classes}."
         )
+    _require_finite({name: weight}, [name], location)
     return weight
 
 
@@ -284,6 +299,8 @@ def imagenet_file(backbone: Backbone, key: str = "classifier.weights") -> Path:
     """
     if not isinstance(backbone, ResNet):
         raise UsageError(f"This backbone has no ImageNet weights: set {key} to synthetic, none or a path.")
+    import torchvision
+
     url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
     location = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not location.exists():

@@ -128,7 +128,7 @@ def _image(
         RibrayError: a file cannot be read.
     """
     image, truth = dataset.image(id), dataset.mask(id)
-    record = None if map_file is None else MapRecord.read(map_file)
+    record = None if map_file is None else MapRecord.read(map_file, id)
     masks = {} if truth is None else {"truth": truth}
     if record is not None:
         if record.size != image.shape[:2] or record.classes.max(initial=0) >= len(dataset.classes):
@@ -138,7 +138,7 @@ def _image(
                 masks[f"seed, {METHOD_NAMES[method]}"] = seed(
                     localization_maps(record, which), record.classes, thresholds[method]
                 )
-    masks |= {caption: read_mask_file(folder / f"{id}{MASK_SUFFIX}")[0] for caption, folder in folders.items()}
+    masks |= {caption: read_mask_file(folder / f"{id}{MASK_SUFFIX}", id)[0] for caption, folder in folders.items()}
     for mask in masks.values():
         if mask.shape != image.shape[:2] or foreign_values(mask, len(dataset.classes)).size:
             return None

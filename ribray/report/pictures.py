@@ -136,9 +136,9 @@ def _mask_row(block: MaskBlock, id: str, folders: Mapping[str, Path]) -> ImageRo
     """Return what is shown of an image, None where one of its files cannot be read or does not fit."""
     try:
         image, truth = block.dataset.image(id), block.dataset.mask(id)
-        masks = {heading: read_mask_file(folder / f"{id}{MASK_SUFFIX}")[0] for heading, folder in folders.items()}
+        masks = {heading: read_mask_file(folder / f"{id}{MASK_SUFFIX}", id)[0] for heading, folder in folders.items()}
         maps = {
-            heading: localization_maps(MapRecord.read(files[id]), which)
+            heading: localization_maps(MapRecord.read(files[id], id), which)
             for heading, (files, which) in block.maps.items()
         }
     except RibrayError:
@@ -169,7 +169,7 @@ def legend_of(dataset: Dataset, masks: Iterable[np.ndarray | None]) -> dict[str,
 def _row(dataset: Dataset, id: str, map_file: Path) -> ImageRow | None:
     """Return what is shown of an image, None where one of its files cannot be read or does not fit."""
     try:
-        record, image, truth = MapRecord.read(map_file), dataset.image(id), dataset.mask(id)
+        record, image, truth = MapRecord.read(map_file, id), dataset.image(id), dataset.mask(id)
     except RibrayError:
         return None
     if record.size != image.shape[:2] or record.classes.max(initial=0) >= len(dataset.classes):

@@ -1,7 +1,5 @@
 """Curves of a sweep's trials: losses of trainings, and seed mIoU by refinement step and by threshold."""
 
-import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,13 @@ from ribray import storage
 from ribray.report.figures import FAINT_INK
 from ribray.report.sweep_rows import DIVERGED, FINISHED, is_logarithmic, is_number, setting_text
 from ribray.report.sweep_sheet import BAND, LOSS, OURS, Look, Sweep, legend_above, legend_beside, ruled
+from ribray.report.tables import CAM, RIB
+from ribray.run import read_metrics
 
 SUFFIX = ".loss"
 LOG_FILE = "metrics.jsonl"
-SEED_METRICS, SEED_CURVE = "metrics/seed.json", "seed/curve.csv"
+SEED_METRICS = "metrics/seed.json"
 """Of a trial's directory."""
-CAM_COLUMN, RIB_COLUMN = "cam_miou", "rib_miou"
 LINES_APART = 10
 """So many lines can be told apart; of more the best one stands out."""
 OTHERS = "#c3c3ca"
@@ -66,9 +65,14 @@ def loss_curves(sweep: Sweep) -> list[list[LossCurve]]:
 def _read_losses(location: Path, is_diverged: bool) -> LossCurve | None:
     if not location.exists():
         return None
-    # A last line without its end was being written when the training was killed.
-    lines = [json.loads(line) for line in location.read_text(encoding="utf-8").split("\n")[:-1] if line]
-    points = [(line["step"] + 1, line["loss"]) for line in lines if is_number(line.get("loss"))]
+    content = storage.read_bytes(location)
+    whole = content[: content.rfind(b"\n") + 1]  # a last line without its end was being written when it was killed
+    lines = storage.parse_lines(whole, location, storage.MADE_AGAIN)
+    points = [
+        (line["step"] + 1, line["loss"])
+        for line in lines
+        if is_number(line.get("step")) and is_number(line.get("loss"))
+    ]
     if not points:
         return None
     steps, losses = np.array(points, float).T
@@ -140,7 +144,7 @@ def step_curves(sweep: Sweep) -> dict[int, SeedCurve]:
 
 def threshold_curves(sweep: Sweep) -> dict[int, SeedCurve]:
     """Return the seed mIoU by threshold of each row (by its place) whose finished trials judged a seed."""
-    return _curves(sweep, lambda directory: _thresholds(directory, RIB_COLUMN))
+    return _curves(sweep, lambda directory: _thresholds(directory, RIB))
 
 
 def _curves(sweep: Sweep, read: Callable[[Path], Points]) -> dict[int, SeedCurve]:
@@ -160,18 +164,20 @@ def _averaged(curves: Sequence[Points]) -> SeedCurve:
 
 
 def _steps(directory: Path) -> Points:
-    location = directory / SEED_METRICS
-    if not location.exists():
-        return {}
-    return {step["step"]: step["miou"] for step in storage.read_json(location).get("rib", {}).get("by_step", [])}
+    return {step["step"]: step["miou"] for step in _judged(directory, RIB).get("by_step", [])}
 
 
-def _thresholds(directory: Path, column: str) -> Points:
-    location = directory / SEED_CURVE
-    if not location.exists():
+def _thresholds(directory: Path, method: str) -> Points:
+    curve = _judged(directory, method).get("curve", {})
+    return dict(zip(curve.get("thresholds", ()), curve.get("miou", ()), strict=True))
+
+
+def _judged(directory: Path, method: str) -> Mapping[str, Any]:
+    """Return a method's numbers of a trial's seed; none where the trial has judged no seed itself."""
+    try:
+        return read_metrics(directory / SEED_METRICS).get(method, {})
+    except FileNotFoundError:
         return {}
-    lines = csv.DictReader(location.read_text(encoding="utf-8").splitlines())
-    return {float(line["threshold"]): float(line[column]) for line in lines}
 
 
 def draw_steps(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
@@ -190,7 +196,7 @@ def draw_thresholds(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
     axes = ruled(figure.add_subplot(), "threshold", "seed mIoU, %")
     handles = _draw(axes, sweep, curves, "at")
     finished = [trial for row in sweep.rows for trial in row.trials if trial["status"] == FINISHED]
-    plain = [points for trial in finished if (points := _thresholds(sweep.directory(trial), CAM_COLUMN))]
+    plain = [points for trial in finished if (points := _thresholds(sweep.directory(trial), CAM))]
     if all(points == plain[0] for points in plain):
         x, y = zip(*plain[0].items(), strict=True)
         style: dict[str, Any] = {"color": FAINT_INK, "linestyle": (0, (4, 2)), "linewidth": 1.3}

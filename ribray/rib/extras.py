@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+FIRST = 1024
+"""Extra samples that are put in order at once: an image needs some two hundred, of perhaps a million."""
+
 
 class ExtraOrder:
     """The order in which other training images are drawn as extra samples of a target.
@@ -28,15 +31,14 @@ class ExtraOrder:
             raise ValueError(f"There are {len(ids)} ids and {len(labels)} rows of labels.")
         self._seed = seed
         self._index = {image_id: index for index, image_id in enumerate(ids)}
-        self._labels = np.asarray(labels, dtype=bool)
-        self._has_object = self._labels.any(axis=1)
+        self._by_class = np.ascontiguousarray(np.asarray(labels, dtype=bool).T)
+        self._has_object = self._by_class.any(axis=0)
         self._digests = np.array([_digest(image_id) for image_id in ids], dtype=np.uint64)
 
     def candidates(self, target: str, present: Sequence[int]) -> np.ndarray:
         """Return the indices, in increasing order, of the images that may accompany ``target``."""
-        target_labels = np.zeros(self._labels.shape[1], dtype=bool)
-        target_labels[list(present)] = True
-        disjoint = self._has_object & ~(self._labels @ target_labels)
+        taken = np.logical_or.reduce(self._by_class[list(present)], axis=0)
+        disjoint = np.logical_and(self._has_object, ~taken)
         if target in self._index:
             disjoint[self._index[target]] = False
         return np.flatnonzero(disjoint)
@@ -57,8 +59,19 @@ class ExtraOrder:
         passes = 0
         while True:
             key = np.uint64(_digest(f"{self._seed}\n{passes}\n{target}"))
-            yield from candidates[np.argsort(_mix(digests ^ key), kind="stable")].tolist()
+            for places in _in_order(_mix(digests ^ key)):
+                yield from candidates[places].tolist()
             passes += 1
+
+
+def _in_order(keys: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the places of all keys from the smallest to the largest, the first few before all are sorted."""
+    if len(keys) <= FIRST:
+        yield np.argsort(keys, kind="stable")
+        return
+    smallest = np.argpartition(keys, FIRST)[:FIRST]
+    yield smallest[np.argsort(keys[smallest], kind="stable")]
+    yield np.argsort(keys, kind="stable")[FIRST:]
 
 
 def _digest(text: str) -> int:

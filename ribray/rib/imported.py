@@ -9,7 +9,6 @@ pickled objects.
 Shapes: P present classes, H W the image's pixels, h w the cells of a map.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch.nn.functional import interpolate
 from ribray import storage
 from ribray.data.dataset import nearest
 from ribray.errors import ImageError, RibrayError
+from ribray.formats import parse_npy
 from ribray.rib.maps import to_arrays
 from ribray.rib.refine import FINISHED, Refinement
 
@@ -51,8 +51,8 @@ def read_class_maps(folder: Path, id: str) -> dict[str, np.ndarray]:
 
 def _read_single(file: Path) -> np.ndarray:
     try:
-        return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        return parse_npy(storage.read_bytes(file))
+    except (ValueError, FileNotFoundError) as error:
         raise ImageError(f"{file} is not a readable npy file ({error}).") from None
 
 

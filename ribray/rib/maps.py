@@ -17,14 +17,13 @@ import torch
 from torch.nn.functional import interpolate
 
 from ribray import storage
-from ribray.errors import RibrayError
+from ribray.errors import DamagedError, RibrayError
 from ribray.rib.refine import EXPLOSION, FINISHED, TARGET_LOSS, Refinement
 
 Which = Literal["initial", "refined"] | int
 Size = Literal["full", "stride4"]
 
 _DIVISION_GUARD = 1e-5
-_DAMAGED = "remove it so that it is made again"
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class MapRecord:
         target_losses: the target's summed logits of every step that came to them.
         steps: steps begun; 0 for an image without any object.
         stop_reason: "finished", "target_loss" or "explosion".
+        id: of the image; empty in arrays that come from no file of a run.
     """
 
     classes: np.ndarray
@@ -54,29 +54,36 @@ class MapRecord:
     target_losses: np.ndarray
     steps: int
     stop_reason: str
+    id: str = ""
 
     @classmethod
-    def read(cls, location: str | Path) -> "MapRecord":
-        """Read a maps file.
+    def read(cls, location: str | Path, id: str | None = None) -> "MapRecord":
+        """Read a maps file, of any image or of the one that is named.
 
         Raises:
-            RibrayError: it is missing or damaged, or it is no maps file.
+            DamagedError: it is damaged, no maps file, or another image's.
+            RibrayError: it is missing, or cannot be read.
         """
-        return cls.from_arrays(storage.read_npz(storage.path(location)), str(location))
+        record = cls.from_arrays(storage.read_npz(storage.path(location)), str(location))
+        if id is not None and record.id != id:
+            whose = f"those of '{record.id}'" if record.id else "of no known image"
+            raise DamagedError(f"{location} should hold the maps of '{id}', and has {whose}; {storage.MADE_AGAIN}.")
+        return record
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], source: str = "these arrays") -> "MapRecord":
         """Check the arrays of a maps file, called ``source`` in errors.
 
         Raises:
-            RibrayError: an array is missing, or of the wrong type or shape.
+            DamagedError: an array is missing, of the wrong type or shape, or holds what is no number.
         """
         try:
             return cls._checked(arrays)
         except KeyError as error:
-            raise RibrayError(f"{source} is no maps file: it has no {error.args[0]!r}; {_DAMAGED}.") from None
+            reason = f"it has no {error.args[0]!r}"
+            raise DamagedError(f"{source} is no maps file: {reason}; {storage.MADE_AGAIN}.") from None
         except (ValueError, TypeError) as error:
-            raise RibrayError(f"{source} is a damaged maps file: {error}; {_DAMAGED}.") from None
+            raise DamagedError(f"{source} is a damaged maps file: {error}; {storage.MADE_AGAIN}.") from None
 
     @classmethod
     def _checked(cls, arrays: Mapping[str, np.ndarray]) -> "MapRecord":
@@ -89,6 +96,8 @@ class MapRecord:
             raise ValueError(f"size is {size.tolist()}, not a height and a width")
         if not len(scales):
             raise ValueError("scales is empty")
+        if (np.diff(classes, prepend=-1) <= 0).any():
+            raise ValueError(f"classes is {classes.tolist()}, not increasing from 0 or more")
         if stop_reason not in (FINISHED, TARGET_LOSS, EXPLOSION):
             raise ValueError(f"stop_reason is {stop_reason!r}")
         initial = [_map(arrays, f"initial_{scale}", len(classes)) for scale in range(len(scales))]
@@ -112,6 +121,7 @@ class MapRecord:
             target_losses=_typed(arrays, "target_losses", "f", 1),
             steps=steps,
             stop_reason=stop_reason,
+            id=str(_typed(arrays, "id", "U", 0)) if "id" in arrays else "",
         )
 
 
@@ -142,6 +152,15 @@ def empty_arrays(size: tuple[int, int], scales: Sequence[float]) -> dict[str, np
     """Return the arrays of a maps file for an image that is known to have no object."""
     nothing = [np.zeros((0, 1, 1), np.float32) for _ in scales]
     return to_arrays(Refinement(np.zeros(0, np.int64), nothing, nothing, None, [], [], 0, FINISHED), size, scales)
+
+
+def write_maps(location: Path, id: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the arrays of a maps file, with the image that they are of.
+
+    Raises:
+        OSError: as the file system gives it.
+    """
+    storage.write_npz(location, **arrays, id=np.array(id))
 
 
 def localization_maps(record: MapRecord, which: Which = "refined", size: Size = "full") -> np.ndarray:
@@ -200,4 +219,6 @@ def _map(arrays: Mapping[str, np.ndarray], name: str, classes: int) -> np.ndarra
     maps = _typed(arrays, name, "f", 3)
     if maps.dtype != np.float32 or maps.shape[0] != classes or 0 in maps.shape[1:]:
         raise ValueError(f"{name} is {maps.dtype} of shape {maps.shape} for {classes} present classes")
+    if not np.isfinite(maps).all():
+        raise ValueError(f"{name} holds values that are no numbers")
     return maps

@@ -21,6 +21,7 @@ from torch import Tensor
 from ribray.config import RefineConfig
 from ribray.errors import ImageError
 from ribray.models.classifier import Classifier
+from ribray.models.folded import Folded
 from ribray.rib.loss import refinement_loss
 from ribray.rib.pooling import pool
 
@@ -33,7 +34,7 @@ Extras = Callable[[int], tuple[Tensor, Tensor] | None]
 
 _DIVISION_GUARD = 1e-5
 _DECAY_POWER = 0.9
-_EXTRAS_AT_ONCE_ON_CPU = 4  # bounds a worker's memory; the loss is a sum over rows, so gradients add up
+_EXTRAS_AT_ONCE_ON_CPU = 10  # no more memory than the target's views take; the loss is a sum over rows
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Refiner:
     Args:
         classifier: with the weights W₀.
         config: settings of the refinement; ``scales`` must begin with 1.0.
-        precision: "float32", the reference (TF32 off), or "bfloat16": autocast with float32 weights,
-            channels-last, the head and the pooling in float32.
+        precision: "float32", the reference (TF32 off), or "bfloat16": convolutions in bfloat16 with copies of
+            float32 weights; their sums of gradients, the head and the pooling in float32.
         device: where to compute.
     """
 
@@ -104,9 +105,10 @@ class Refiner:
             raise ValueError(f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}.")
         self.config = config
         self.device = torch.device(device)
-        self.bfloat16 = precision == "bfloat16"
-        self.memory_format = torch.channels_last if self.bfloat16 else torch.contiguous_format
-        self.classifier = classifier.eval().to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.classifier = classifier.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = Folded(
+            self.classifier, torch.bfloat16 if precision == "bfloat16" else self.classifier.head.weight.dtype
+        )
         self.loss = refinement_loss(config.loss)
         self.in_loss = [scale in config.loss_scales for scale in config.scales]
         backbone, head = self.classifier.learnable_groups()
@@ -148,7 +150,7 @@ class Refiner:
                 [{"params": parameters, "lr": lr} for parameters, lr in self.groups],
                 momentum=self.config.momentum,
                 weight_decay=self.config.weight_decay,
-                foreach=True,
+                fused=True,
             )
             stems = [self._stem(view) for view in views]  # computed once: the stem never learns
             for step in range(self.config.iterations):
@@ -202,7 +204,7 @@ class Refiner:
         exploded = torch.zeros((), dtype=torch.bool, device=self.device)
         for scale, stem in enumerate(stems):
             with torch.set_grad_enabled(learn and self.in_loss[scale]):
-                cams = self._cams(stem)  # (V, C, h, w)
+                cams = self.network.cams(stem)  # (V, C, h, w)
             merged = _merge_views(cams.detach().index_select(1, classes))  # (P, h, w)
             maps.append(merged.where(~exploded, 0.0))
             if scale == 0 and step > 0:
@@ -252,33 +254,23 @@ class Refiner:
             for part, part_labels in zip(images.split(at_once), extra_labels.split(at_once), strict=True):
                 part_labels = part_labels.to(self.device, non_blocking=True)
                 with torch.set_grad_enabled(update):
-                    add(self._pool(self._cams(self._stem(part)), part_labels), part_labels)
+                    add(self._pool(self.network.cams(self._stem(part)), part_labels), part_labels)
         if update:
+            self.network.give_gradients()
             decay = (1 - step / self.config.iterations) ** _DECAY_POWER
             for group, (_, lr) in zip(optimizer.param_groups, self.groups, strict=True):
                 group["lr"] = lr * decay
             optimizer.step()
+            self.network.refresh()
         return total, torch.cat(rows)
 
     def _stem(self, images: Tensor) -> Tensor:
         """Return the frozen stem's output for images (n, 3, H, W) on any device."""
-        images = images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
-        with self._autocast():
-            return self.classifier.stem(images)
-
-    def _cams(self, stem: Tensor) -> Tensor:
-        """Return raw class activation maps (n, C, h, w) float32."""
-        with self._autocast():
-            return self.classifier.cams(stem)
+        return self.network.stem(images.to(self.device, non_blocking=True))
 
     def _pool(self, cams: Tensor, labels: Tensor) -> Tensor:
         config = self.config
         return pool(cams, labels, config.pooling, config.pooling_threshold, config.pooling_first_classes)
-
-    def _autocast(self) -> torch.autocast:
-        # One context per pass: its cache of cast weights must live neither across an update nor from a pass
-        # without gradient to one with.
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
     @contextlib.contextmanager
     def _exact_float32(self) -> Iterator[None]:
@@ -298,6 +290,7 @@ class Refiner:
     @torch.no_grad()
     def _restore_initial_weights(self) -> None:
         torch._foreach_copy_(self.learnable, self.initial_weights)
+        self.network.refresh()
 
     def _check(self, views: Sequence[Tensor], present: Sequence[int]) -> None:
         if not len(present):

@@ -181,7 +181,7 @@ def _run_stage(part: Part, stage: Stage) -> None:
         return
     work, folder = stage.work(context), context.artifact(stage.name)
     # A process that was killed between the last item and the end of its stage has left no metrics.
-    has_metrics = (folder.parent / "metrics" / f"{stage.name}.json").exists()
+    has_metrics = Run(folder.parent).has_metrics(stage.name)
     if context.has(stage.name) and not work.left and not work.is_stale and has_metrics:
         where = "" if folder.parent == context.run.directory else f" in {escape(str(folder.parent))}"
         text = f"{title}: {work.done} of {work.total} {work.unit}, done already{where}"
@@ -195,13 +195,17 @@ def _run_stage(part: Part, stage: Stage) -> None:
         stage.execute(context)
 
 
+DRAWN_FROM = 20_000
+"""Images among which those of a picture are chosen: of a million, all would take the driver half a gigabyte."""
+
+
 def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
     """Draw the run's pictures anew."""
     context = parts[0].context
     figures, folder = [], context.run.directory / "figures"
     if context.has(refine.NAME):
         maps = context.artifact(refine.NAME)
-        files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)}
+        files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)[:DRAWN_FROM]}
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
     if "seed" in metrics:
@@ -292,10 +296,10 @@ def _opened(request: Request, console: Console, stop: threading.Event) -> Iterat
     directory = request.out
     if request.fork is not None:
         parent, directory = Run.read(request.out), request.fork
-        if parent.directory == directory.expanduser().absolute():
+        if parent.directory == storage.absolute(directory):
             raise UsageError(f"--fork {directory} must be another directory than the run it starts from.")
     with contextlib.ExitStack() as held:
-        run = held.enter_context(Run.open(directory, parent))
+        run = held.enter_context(Run.open(directory, parent, stop.set))
         parts = _parts(request, run, held, console, stop)
         context = parts[0].context
         with context.resources:
@@ -323,7 +327,7 @@ def _parts(
     part = Part(main, tuple(STAGES) if source == "both" else tuple(name for name in STAGES if name not in MASK_STAGES))
     if not set(request.stages).intersection(MASK_STAGES):
         return [part]
-    sub_run = held.enter_context(Run.open(run.variant_directory(CAM), run))
+    sub_run = held.enter_context(Run.open(run.variant_directory(CAM), run, stop.set))
     on_cams = experiment.on_cams()
     variant = Context(on_cams, sub_run, STAGES, console, Tracker(on_cams, sub_run), stop, main.resources)
     variant.share_session(main)

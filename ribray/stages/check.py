@@ -172,7 +172,7 @@ def _open_splits(experiment: Experiment) -> dict[str, Dataset]:
     if data.root is None:
         raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
     splits = (data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split)
-    return {split: open_dataset(data, split, Path(data.root).expanduser()) for split in dict.fromkeys(splits)}
+    return {split: open_dataset(data, split, data.root) for split in dict.fromkeys(splits)}
 
 
 class _Collected:

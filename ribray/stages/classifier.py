@@ -12,17 +12,18 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ribray import storage
 from ribray.cluster.training import Total, TrainingTask, read_log
 from ribray.config import ClassifierConfig
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, shuffled
-from ribray.errors import ImageError, UsageError
+from ribray.errors import DamagedError, ImageError, UsageError
 from ribray.models import Classifier, build_classifier
 from ribray.models.weights import load_backbone_weights, load_classifier, reorder_head, save_classifier
+from ribray.stages.artifacts import WEIGHTS_FILE, record_weights
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
     START_FILE,
-    WEIGHTS_FILE,
     Trained,
     hash_file,
     loader_workers,
@@ -245,7 +246,10 @@ def _work(context: Context) -> Work:
 
 
 def _epochs_done(folder: Path) -> int:
-    return sum("validation" in line for line in read_log(folder))
+    try:
+        return sum("validation" in line for line in read_log(folder))
+    except DamagedError:  # its training can only be done again
+        return 0
 
 
 def _execute(context: Context) -> None:
@@ -253,11 +257,12 @@ def _execute(context: Context) -> None:
     training_set = context.training_set
     model = build_classifier(config.backbone, len(training_set.classes), config.output_stride)
     if config.checkpoint is not None:
-        load_classifier(model, Path(config.checkpoint).expanduser())
+        load_classifier(model, storage.absolute(config.checkpoint))
         if config.checkpoint_classes is not None:
             reorder_head(model, config.checkpoint_classes, training_set.classes, "classifier.checkpoint_classes")
         run.begin(FOLDER, context.key(NAME))
         save_classifier(model, folder / WEIGHTS_FILE)
+        record_weights(context, NAME, WEIGHTS_FILE)
         run.write_metrics(NAME, {"checkpoint": config.checkpoint})
         return
     require_enough(training_set, config)  # said before a cluster starts
@@ -277,6 +282,7 @@ def _execute(context: Context) -> None:
     if trained is None:
         return
     (folder / START_FILE).unlink(missing_ok=True)
+    record_weights(context, NAME, WEIGHTS_FILE)
     _finish(context, trained)
 
 

@@ -8,19 +8,19 @@ import numpy as np
 
 from ribray.config import Experiment
 from ribray.data.dataset import IGNORE, Dataset
-from ribray.errors import ImageError, RibrayError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.confident import cut
 from ribray.masks.crf import LABEL_CRF, CrfParameters, require_crf
-from ribray.rib.maps import MapRecord, Size, localization_maps
+from ribray.rib.maps import Size, localization_maps
 from ribray.stages import refine, seed
+from ribray.stages.artifacts import read_map
 from ribray.stages.mask_pool import MASK, Made, MaskWorker, finished_masks, mask_work, run_masks, write_covers
 from ribray.stages.stage import Context, Stage
 
 NAME = "confident"
 FOLDER = "confident"
-FORMAT = 1
+FORMAT = 2
 
 
 def crf_on_labels(kind: str, experiment: Experiment) -> CrfParameters | None:
@@ -28,16 +28,15 @@ def crf_on_labels(kind: str, experiment: Experiment) -> CrfParameters | None:
     return replace(LABEL_CRF, bilateral_srgb=experiment.masks.crf_srgb) if kind == "dense" else None
 
 
-def read_maps(folder: Path, id: str, source: str, size: Size) -> tuple[np.ndarray, np.ndarray]:
+def read_maps(
+    folder: Path, id: str, source: str, size: Size, dataset: Dataset, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the localization maps (P, h, w) that masks are made from, and their classes (P,).
 
     Raises:
-        ImageError: the map file is missing or damaged.
+        ImageError: the map file is missing, or is damaged or not this image's and was set aside.
     """
-    try:
-        record = MapRecord.read(refine.map_path(folder, id))
-    except RibrayError as error:
-        raise ImageError(str(error)) from None
+    record = read_map(refine.map_path(folder, id), id, dataset, (image.shape[0], image.shape[1]))
     return localization_maps(record, "refined" if source == "rib" else "initial", size), record.classes
 
 
@@ -51,8 +50,8 @@ class ConfidentWorker(MaskWorker):
 
     def make(self, id: str) -> Made:
         """Return 0, a class, or 255 where neither is sure."""
-        maps, present = read_maps(self._maps, id, self._config.source, "full")
         image = self.dataset.image(id)
+        maps, present = read_maps(self._maps, id, self._config.source, "full", self.dataset, image)
         return Made(cut(image, maps, present, self._config.fg_threshold, self._config.bg_threshold, self._crf))
 
     def finish(self, id: str, made: Made) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ribray.cluster.training import TrainingTask
 from ribray.config import IrnConfig, SegmentationConfig
-from ribray.data.dataset import IGNORE, Dataset, foreign_values
-from ribray.data.mask_files import read_mask_file
+from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.transforms import Box, augment_pair, keyed_rng, normalise_crops, shuffled
 from ribray.errors import ImageError
+from ribray.stages.artifacts import read_own_mask
 from ribray.stages.train import polynomial_decay
 
 DrawScale = Callable[[np.random.Generator], float]
@@ -64,29 +64,13 @@ class MaskedImages(TorchDataset[tuple[np.ndarray, np.ndarray, Box, tuple[str, st
         plan, id = self._plan, self.ids[place]
         rng = keyed_rng(plan.name, plan.seed, epoch, id)
         try:
-            image, mask = self._dataset.image(id), read_training_mask(self._masks(id), self._dataset)
-            if mask.shape != image.shape[:2]:
-                raise ImageError(
-                    f"The mask {self._masks(id)} is {mask.shape[1]} × {mask.shape[0]} pixels, "
-                    f"but its image is {image.shape[1]} × {image.shape[0]}; remove it so that it is made again."
-                )
+            image = self._dataset.image(id)
+            mask = read_own_mask(self._masks(id), id, self._dataset, (image.shape[0], image.shape[1]))
         except ImageError as error:
             size = plan.crop_size
             nothing = np.full((size, size), IGNORE, np.uint8)
             return np.zeros((size, size, 3), np.uint8), nothing, (0, 0, 0, 0), (id, str(error))
         return *augment_pair(image, mask, rng, plan.draw_scale(rng), plan.crop_size), None
-
-
-def read_training_mask(location: Path, dataset: Dataset) -> np.ndarray:
-    """Read a mask that a stage has written, (H, W) uint8.
-
-    Raises:
-        ImageError: it is missing or damaged, or holds values of no class.
-    """
-    mask, _ = read_mask_file(location)
-    if (strays := foreign_values(mask, len(dataset.classes))).size:
-        raise ImageError(f"The mask {location} holds the value {strays[0]}; remove it so that it is made again.")
-    return mask
 
 
 def crop_batches(
@@ -139,5 +123,5 @@ class CropTask(TrainingTask):
         """Yield this rank's share of each batch, and note what cannot be read."""
         steps = range(first_step, self.steps)
         for batch in crop_batches(self._images, self._plan, steps, rank, world, self._loader_workers):
-            self._errors |= batch.errors
+            self._errors = batch.errors | self._errors  # what was met first says most
             yield batch

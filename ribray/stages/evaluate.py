@@ -14,13 +14,13 @@ from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.run import Failure
 from ribray.stages import segmentation
+from ribray.stages.artifacts import trained_weights
 from ribray.stages.mask_pool import MASK, Made, MaskWorker, mask_work, run_masks, write_covers
 from ribray.stages.stage import Context, Stage, Work, per_second
-from ribray.stages.train import WEIGHTS_FILE
 
 NAME = "evaluate"
 FOLDER = "predictions"
-FORMAT = 1
+FORMAT = 2
 BEFORE_FOLDER = "before_retraining"
 """Below the stage's folder: the first network's masks."""
 
@@ -71,12 +71,12 @@ def _check(context: Context) -> None:
 
 def _execute(context: Context) -> None:
     run, experiment, datasets = context.run, context.experiment, splits(context)
-    trained = context.require(segmentation.NAME, NAME)
+    trained = trained_weights(context, segmentation.NAME, NAME)
     run.begin(FOLDER, context.key(NAME))
     folder = context.own_folder(NAME)
-    networks = {MASK: (folder, trained / WEIGHTS_FILE, NAME)}
+    networks = {MASK: (folder, trained, NAME)}
     if experiment.segmentation.retrain:
-        first = trained / segmentation.FIRST_FOLDER / WEIGHTS_FILE
+        first = trained_weights(context, segmentation.NAME, NAME, segmentation.FIRST_WEIGHTS)
         networks[BEFORE_FOLDER] = (folder / BEFORE_FOLDER, first, f"{NAME}, before re-training")
     names = ["background", *context.training_set.classes]
     failures: dict[str, Failure] = {}

@@ -73,7 +73,7 @@ class _Masks:
             ImageError: it is damaged or holds another value.
         """
         location = mask_path(self.folder, id)
-        mask, _ = read_mask_file(location)
+        mask, _ = read_mask_file(location, id)
         strays = [value for value in foreign_values(mask, most) if not (may_ignore and value == IGNORE)]
         if not may_ignore and (mask == IGNORE).any():
             strays.append(IGNORE)
@@ -147,7 +147,7 @@ def export_masks(
 
 def _find_masks(finished: FinishedRun, what: str, split: str) -> _Masks:
     dataset = finished.context().images(split)
-    artifact = finished.artifact(STAGE_OF[what])
+    artifact = finished.current(STAGE_OF[what])
     folder = artifact.folder if artifact else finished.run.directory
     done = finished_masks(folder) if artifact else set()
     return _Masks(dataset, folder, [id for id in dataset.ids if id in done])

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ribray.config import Experiment, flatten, to_values
+from ribray.errors import UsageError
 from ribray.run import EXPERIMENT_FILE, Run, select_configuration
 from ribray.stages import STAGES
 from ribray.stages.chain import CAM
@@ -55,6 +56,21 @@ class FinishedRun:
                 return Artifact(run, run.directory / STAGES[stage].folder, record)
         return None
 
+    def current(self, stage: str) -> Artifact | None:
+        """Return what a stage made, if it is in the form that this version of ribray writes.
+
+        Raises:
+            UsageError: it is of another form.
+        """
+        artifact = self.artifact(stage)
+        if artifact is not None and artifact.record["inputs"]["format"] != STAGES[stage].format:
+            raise UsageError(
+                f"{artifact.folder} was written by another version of ribray (file format "
+                f"{artifact.record['inputs']['format']}, now {STAGES[stage].format}): make it again by "
+                f"`{self.command('--redo', stage)}`."
+            )
+        return artifact
+
     def context(self) -> Context:
         """Return what opens the run's data."""
         return Context(self.experiment, self.run, STAGES, Console(quiet=True), Tracker(self.experiment, self.run))
@@ -71,7 +87,9 @@ class FinishedRun:
         if record.get("imported") is not None:
             return True
         inputs = record["inputs"]
-        stage = STAGES[inputs["stage"]]
+        stage = STAGES.get(inputs["stage"])
+        if stage is None:
+            return False
         if inputs["configuration"] != select_configuration(self._settings, stage.reads, stage.leaves_out):
             return False
         for name, digest in inputs["upstream"].items():

@@ -16,10 +16,10 @@ from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.images import image_size
-from ribray.errors import ImageError, UsageError
+from ribray.errors import DamagedError, ImageError, UsageError
 from ribray.progress import show_progress
 from ribray.rib.imported import ARCHIVE, SCALES, SINGLE, imported_arrays, read_class_maps
-from ribray.rib.maps import empty_arrays
+from ribray.rib.maps import MapRecord, empty_arrays, write_maps
 from ribray.run import Failure
 from ribray.stages import refine
 from ribray.stages.stage import Context, per_second
@@ -50,16 +50,27 @@ class ImportWorker:
             arrays = empty_arrays(size, SCALES)
         location = refine.map_path(self._folder, item)
         if not location.exists():
-            storage.write_npz(location, **arrays)
-        elif not _equal(storage.read_npz(location), arrays):
+            write_maps(location, item, arrays)
+            return {}
+        try:
+            earlier = MapRecord.read(location, item)
+        except DamagedError:  # the files it was made of are here
+            write_maps(location, item, arrays)
+            return {}
+        if not _equal(earlier, MapRecord.from_arrays(arrays)):
             raise ImageError(
                 f"The maps of {item} are not those that were imported before; choose another --out for them."
             )
         return {}
 
 
-def _equal(some: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> bool:
-    return some.keys() == others.keys() and all(np.array_equal(some[name], others[name]) for name in some)
+def _equal(one: MapRecord, other: MapRecord) -> bool:
+    maps = zip((*one.initial, *one.refined), (*other.initial, *other.refined), strict=True)
+    return (
+        np.array_equal(one.classes, other.classes)
+        and one.size == other.size
+        and all(np.array_equal(some, others) for some, others in maps)
+    )
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------

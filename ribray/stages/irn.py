@@ -20,12 +20,12 @@ from ribray.models import build_backbone, build_classifier
 from ribray.models.irnet import IRNet, load_irnet, save_irnet
 from ribray.models.weights import load_backbone_weights, load_classifier
 from ribray.stages import confident, refine
+from ribray.stages.artifacts import WEIGHTS_FILE, record_weights, trained_weights
 from ribray.stages.crops import CropBatch, CropTask
 from ribray.stages.mask_pool import mask_path
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
     START_FILE,
-    WEIGHTS_FILE,
     finished_steps,
     fixed_ids,
     known_ids,
@@ -164,7 +164,7 @@ def _start(context: Context) -> IRNet:
         load_backbone_weights(model.backbone, weights, key)
         return model
     trained = build_classifier(classifier.backbone, len(context.training_set.classes), classifier.output_stride)
-    load_classifier(trained, context.require("classifier", NAME) / WEIGHTS_FILE)
+    load_classifier(trained, trained_weights(context, "classifier", NAME))
     model.backbone.load_state_dict(trained.backbone.state_dict())
     return model
 
@@ -205,7 +205,7 @@ def _execute(context: Context) -> None:
     run.begin(FOLDER, context.key(NAME))
     folder = context.own_folder(NAME)
     ids = fixed_ids(context, NAME, ids)
-    if not (folder / START_FILE).exists() and not finished_steps(folder):
+    if not (folder / WEIGHTS_FILE).exists():
         save_irnet(_start(context), folder / START_FILE)
     task = IrnTask(
         config,
@@ -220,6 +220,7 @@ def _execute(context: Context) -> None:
     if trained is None:
         return
     (folder / START_FILE).unlink(missing_ok=True)
+    record_weights(context, NAME, WEIGHTS_FILE)
     failures = report_unreadable(context, NAME, [trained])
     metrics = {
         "loss": trained.loss,

@@ -15,12 +15,12 @@ import numpy as np
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.data.dataset import Dataset
-from ribray.data.mask_files import read_mask_file, write_mask
+from ribray.data.mask_files import ID_KEY, read_mask_file, write_mask
 from ribray.errors import ImageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.progress import show_progress
-from ribray.run import RECORD_FILE, Failure
+from ribray.run import RECORD_FILE, Failure, read_record
 from ribray.stages.stage import Context, Work, coverage, per_second
 
 SUFFIX = ".png"
@@ -46,7 +46,7 @@ def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:
     """Return how many of ``ids`` have their mask."""
     folder = context.artifact(name)
     done = finished_masks(folder).intersection(ids)
-    record = storage.read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else {}
+    record = read_record(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else {}
     return Work(len(ids), len(done), is_stale=record.get("covers") != coverage(id for id in ids if id in done))
 
 
@@ -84,14 +84,14 @@ class MaskWorker(ABC):
         """Return an image's counts by name, whether its mask was made now, and why it cannot be judged."""
         location = mask_path(self.folder, item)
         if location.exists():
-            counts = _counts_of(location)
+            counts = _counts_of(location, item)
             if counts is not None and counts.get(ORIGIN) == self._origin(item):
                 return {"made": False, "counts": counts, "unjudged": None}
         return self.finish(item, self.make(item))
 
     def finish(self, id: str, made: Made) -> dict[str, Any]:
         """Judge and write a new mask; a truth that cannot be read is no reason not to have the mask."""
-        counts: dict[str, Any] = {}
+        counts: dict[str, Any] = {ID_KEY: id}
         unjudged = None
         try:
             truth = self._judge.mask(id) if id in self._judge else None
@@ -101,8 +101,8 @@ class MaskWorker(ABC):
                 own.add(made.mask, truth)
                 counts |= {MASK: own.to_sparse(), **_plain(made.count(truth))}
         except ImageError as error:
-            counts, unjudged = {}, str(error)
-        write_mask(mask_path(self.folder, id), made.mask, self.dataset.palette, counts or None)
+            counts, unjudged = {ID_KEY: id}, str(error)
+        write_mask(mask_path(self.folder, id), made.mask, self.dataset.palette, counts)
         return {"made": True, "counts": counts, "unjudged": unjudged}
 
     def _origin(self, id: str) -> dict[str, str]:
@@ -110,10 +110,10 @@ class MaskWorker(ABC):
         return {"image": "/".join(self.dataset.image_path(id).parts[-2:]), "judge": self._judge.name.split(" of ")[0]}
 
 
-def _counts_of(location: Path) -> Mapping[str, Any] | None:
+def _counts_of(location: Path, id: str) -> Mapping[str, Any] | None:
     try:
-        return read_mask_file(location)[1]
-    except ImageError:  # damaged since: it is made again
+        return read_mask_file(location, id)[1]
+    except ImageError:  # damaged since, or another image's: it is made again
         return None
 
 

@@ -41,9 +41,9 @@ from ribray.report.overlays import legend_overlay
 from ribray.run import FAILURES_FILE, Failure
 from ribray.run import RECORD_FILE as STAGE_RECORD
 from ribray.stages import classifier, segmentation
+from ribray.stages.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
 from ribray.stages.finished import Artifact, FinishedRun
 from ribray.stages.mask_pool import SUFFIX, mask_path
-from ribray.stages.train import WEIGHTS_FILE
 
 NAME = "predict"
 MASKS, OVERLAYS = "masks", "overlays"
@@ -196,6 +196,7 @@ def _network(finished: FinishedRun) -> Network:
             f"{finished.run.directory} has no trained segmentation network: train it, stage '{segmentation.NAME}', by "
             f"`{finished.command('--stages', segmentation.NAME)}`."
         )
+    require_recorded(artifact.folder, recorded_weights(artifact.record), segmentation.NAME)
     experiment = _trained_with(finished, artifact)
     classes = _class_names(finished, artifact)
     is_drawn = experiment.data.kind == "synthetic"  # the only data with colours of its own
@@ -233,7 +234,7 @@ def _claim(out: Path, network: Network, root: Path) -> None:
     Raises:
         UsageError: it holds others, or other files, or cannot be written.
     """
-    with open(network.weights, "rb") as stream:
+    with network.weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {"weights": digest, "crf": network.uses_crf, "source": str(root), "classes": list(network.classes)}
     if (out / RECORD_FILE).exists():

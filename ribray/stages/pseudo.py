@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ribray import storage
 from ribray.config import Experiment
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import target_views
@@ -25,6 +26,7 @@ from ribray.masks.saliency import mark_conflicts, read_saliency
 from ribray.masks.seed import winner
 from ribray.models.irnet import load_irnet
 from ribray.stages import confident, irn, refine, seed
+from ribray.stages.artifacts import trained_weights
 from ribray.stages.mask_pool import (
     MASK,
     Made,
@@ -36,11 +38,10 @@ from ribray.stages.mask_pool import (
     write_covers,
 )
 from ribray.stages.stage import Context, Stage, Work
-from ribray.stages.train import WEIGHTS_FILE
 
 NAME = "pseudo"
 FOLDER = "pseudo"
-FORMAT = 1
+FORMAT = 2
 WALK = "walk"
 """Name of the counts of the walk's scores, before the CRF, over thresholds."""
 WALK_THRESHOLDS = [round(0.01 * step, 2) for step in range(1, 100)]
@@ -99,8 +100,9 @@ class PseudoWorker(MaskWorker):
 
     def _prepare(self, id: str) -> _Prepared:
         config = self._experiment.pseudo
-        maps, present = confident.read_maps(self._maps, id, self._experiment.masks.source, "stride4")
         image = self.dataset.image(id)
+        source = self._experiment.masks.source
+        maps, present = confident.read_maps(self._maps, id, source, "stride4", self.dataset, image)
         boundary = self._network.boundary_probability(target_views(image, (1.0,))[0].to(self._device))
         return _Prepared(image, present, torch.from_numpy(maps).to(self._device) ** config.power, boundary)
 
@@ -151,13 +153,13 @@ def _check(context: Context) -> None:
 def _saliency(context: Context) -> Path | None:
     """Return the folder of saliency maps; a worker may have another working directory."""
     saliency = context.experiment.masks.saliency
-    return None if saliency is None else Path(saliency).expanduser().absolute()
+    return None if saliency is None else storage.absolute(saliency)
 
 
 def _execute(context: Context) -> None:
     run, dataset, experiment = context.run, context.training_set, context.experiment
     maps = context.require(refine.NAME, NAME)
-    weights = context.require(irn.NAME, NAME) / WEIGHTS_FILE
+    weights = trained_weights(context, irn.NAME, NAME)
     ids = refine.refined_ids(context)
     run.begin(FOLDER, context.key(NAME))
     counts = Bootstrapped(MaskCounts(len(dataset.classes) + 1))

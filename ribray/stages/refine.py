@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,30 +27,61 @@ from ribray.models import build_classifier
 from ribray.models.weights import load_classifier
 from ribray.progress import show_progress
 from ribray.rib.extras import ExtraOrder
-from ribray.rib.maps import empty_arrays, to_arrays
+from ribray.rib.maps import empty_arrays, to_arrays, write_maps
 from ribray.rib.refine import Refiner
-from ribray.run import RECORD_FILE, Failure
+from ribray.run import RECORD_FILE, Failure, read_record
+from ribray.stages.artifacts import trained_weights
 from ribray.stages.stage import Context, Estimate, Stage, Work, per_second
 
 NAME = "refine"
 FOLDER = "maps"
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".npz"
+
+
+SUBFOLDERS = 256
+CHUNK = 1
+"""Images of one call: a refinement takes a good part of a second at least."""
+LISTINGS = 16
+"""Subfolders that are listed at a time: an object store answers each request late, but many at once."""
 
 
 def map_path(folder: Path, id: str) -> Path:
     """Return where an image's map file lies: 256 subfolders keep each listing short."""
-    return folder / hashlib.sha256(id.encode()).hexdigest()[:2] / f"{id}{SUFFIX}"
+    return folder / f"{_subfolder(id):02x}" / f"{id}{SUFFIX}"
+
+
+def _subfolder(id: str) -> int:
+    return hashlib.sha256(id.encode()).digest()[0]
+
+
+def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
+    """Return which images have a map file, (ids,) bool, by a listing of the folder; none without the stage's record.
+
+    One subfolder's names are held at a time, so this takes little memory for any number of images.
+    """
+    finished = np.zeros(len(ids), dtype=bool)
+    if not (folder / RECORD_FILE).exists():
+        return finished
+    subfolders = np.fromiter(map(_subfolder, ids), np.uint8, len(ids))
+    order = np.argsort(subfolders, kind="stable")
+    parts = np.split(order, np.searchsorted(subfolders[order], np.arange(1, SUBFOLDERS)))
+
+    def look(number: int) -> None:
+        if parts[number].size:
+            names = storage.list_ids(folder / f"{number:02x}", SUFFIX)
+            finished[parts[number]] = [ids[place] in names for place in parts[number]]
+
+    with ThreadPoolExecutor(LISTINGS) as threads:
+        list(threads.map(look, range(SUBFOLDERS)))
+    return finished
 
 
 def finished_ids(folder: Path) -> set[str]:
     """Return the ids of all images with a map file, by one listing of the folder; none without the stage's record."""
     if not (folder / RECORD_FILE).exists():
         return set()
-    return {
-        "/".join(location.relative_to(folder).parts[1:]).removesuffix(SUFFIX)
-        for location in storage.list_files(folder, SUFFIX)
-    }
+    return {name.split("/", 1)[1] for name in storage.list_ids(folder, SUFFIX) if "/" in name}
 
 
 def wanted_ids(context: Context) -> list[str]:
@@ -62,7 +93,7 @@ def wanted_ids(context: Context) -> list[str]:
     dataset, config = context.training_set, context.experiment
     ids = list(dataset.ids)
     if config.data.image_list is not None:
-        listed = read_id_list(Path(config.data.image_list).expanduser())
+        listed = read_id_list(storage.absolute(config.data.image_list))
         for id in listed:
             if id not in dataset:
                 raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}.")
@@ -73,11 +104,23 @@ def wanted_ids(context: Context) -> list[str]:
 
 def refined_ids(context: Context) -> list[str]:
     """Return the wanted images that have a map file, in the order of the split."""
-    done = finished_ids(context.artifact(NAME))
-    return [id for id in wanted_ids(context) if id in done]
+    wanted = wanted_ids(context)
+    return list(itertools.compress(wanted, are_finished(context.artifact(NAME), wanted)))
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
+
+
+_Loaded = TypeVar("_Loaded")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The image that is refined."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    views: list[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,7 +146,9 @@ class _Preparation:
         self._order = order.draw(id, present.tolist())
         self._drawn: Counter[int] = Counter()
         self.unreadable: dict[int, str] = {}
-        self.target = threads.submit(dataset.image, id)
+        self.waited = 0.0
+        """Seconds in which the refinement had to wait for a thread."""
+        self._target = threads.submit(self._see)
         self._queue: deque[tuple[int, Future[_Crop]]] = deque()
         self._submit(self.per_step * (config.iterations - 1))
 
@@ -117,11 +162,24 @@ class _Preparation:
             self._queue.append((place, self._threads.submit(self._cut, place, self._drawn[place])))
             self._drawn[place] += 1
 
+    def _see(self) -> _Target:
+        image = self._dataset.image(self._id)
+        views = target_views(image, self._config.scales)
+        return _Target((image.shape[0], image.shape[1]), [_ready_to_copy(view) for view in views])
+
     def _cut(self, place: int, turn: int) -> _Crop:
         extra = self._dataset.ids[place]
         rng = keyed_rng("extra", self._config.seed, self._id, extra, turn)
         pixels, box = augment(self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size)
         return _Crop(place, pixels, box)
+
+    def target(self) -> _Target:
+        """Return the target's size and views.
+
+        Raises:
+            ImageError: they cannot be read.
+        """
+        return self._wait(self._target)
 
     def take(self) -> list[_Crop]:
         """Return the crops of the next step.
@@ -135,7 +193,7 @@ class _Preparation:
                 self._submit(1)
             place, future = self._queue.popleft()
             try:
-                crops.append(future.result())
+                crops.append(self._wait(future))
             except ImageError as error:
                 self.unreadable[place] = f"{self._dataset.ids[place]}: {error}"
                 if not self.per_step:
@@ -143,6 +201,13 @@ class _Preparation:
                         f"None of the {self._available} images that could serve as extras is readable."
                     ) from None
         return crops
+
+    def _wait(self, future: Future[_Loaded]) -> _Loaded:
+        began = time.monotonic()
+        try:
+            return future.result()
+        finally:
+            self.waited += time.monotonic() - began
 
     def cancel(self) -> None:
         """Drop what has not been loaded."""
@@ -192,8 +257,8 @@ class RefineWorker:
         present = np.flatnonzero(self._dataset.labels[self._dataset.index(item)])
         if present.size == 0:
             height, width = self._dataset.image(item).shape[:2]
-            storage.write_npz(map_path(self._folder, item), **empty_arrays((height, width), self._config.scales))
-            return {"steps": 0, "seconds": time.monotonic() - began}
+            write_maps(map_path(self._folder, item), item, empty_arrays((height, width), self._config.scales))
+            return {"steps": 0, **_times(began)}
         preparation = self._prepared.pop(item, None) or self._prepare(item)
         try:
             if self._config.batch_size > 1 and preparation.per_step == 0:
@@ -201,24 +266,19 @@ class RefineWorker:
                     f"{item} has no image to draw extra samples from: every other one shares a class with it; "
                     "add images without its classes, or set refine.batch_size=1."
                 )
-            image = preparation.target.result()
-            loaded = time.monotonic()
-            refinement = self._refiner.refine(
-                target_views(image, self._config.scales),
-                present.tolist(),
-                lambda step: self._extras(preparation),
-            )
+            target = preparation.target()
+            refinement = self._refiner.refine(target.views, present.tolist(), lambda step: self._extras(preparation))
         finally:
             preparation.cancel()
-        arrays = to_arrays(refinement, image.shape[:2], self._config.scales)
-        storage.write_npz(map_path(self._folder, item), **arrays)
+        arrays = to_arrays(refinement, target.size, self._config.scales)
+        write_maps(map_path(self._folder, item), item, arrays)
         return {
             "steps": refinement.steps,
             "stop_reason": refinement.stop_reason,
             "extras": preparation.per_step,
             "unreadable": list(preparation.unreadable.values()),
-            "waited": loaded - began,
-            "seconds": time.monotonic() - began,
+            "waited": preparation.waited,
+            **_times(began),
         }
 
     def _prepare(self, item: str) -> _Preparation:
@@ -228,9 +288,24 @@ class RefineWorker:
         if preparation.per_step == 0:
             return None
         crops = preparation.take()
-        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(self._device, non_blocking=True)
-        labels = torch.from_numpy(self._dataset.labels[[crop.place for crop in crops]]).to(self._device)
+        pixels, labels = (
+            _ready_to_copy(torch.from_numpy(array)).to(self._device, non_blocking=True)
+            for array in (
+                np.stack([crop.pixels for crop in crops]),
+                self._dataset.labels[[crop.place for crop in crops]],
+            )
+        )
         return normalise_crops(pixels, [crop.box for crop in crops]), labels
+
+
+def _ready_to_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in memory that a GPU reads from without the host waiting; on a CPU as it is."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+def _times(began: float) -> dict[str, Any]:
+    """Return when this process began and ended an image, in seconds of the machine's monotonic clock."""
+    return {"process": os.getpid(), "began": began, "ended": time.monotonic()}
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------
@@ -238,8 +313,7 @@ class RefineWorker:
 
 def _work(context: Context) -> Work:
     wanted = wanted_ids(context)
-    done = finished_ids(context.artifact(NAME)).intersection(wanted)
-    return Work(len(wanted), len(done))
+    return Work(len(wanted), int(are_finished(context.artifact(NAME), wanted).sum()))
 
 
 def _execute(context: Context) -> None:
@@ -247,14 +321,13 @@ def _execute(context: Context) -> None:
     dataset = context.training_set
     wanted = wanted_ids(context)
     folder = context.own_folder(NAME)
-    weights = context.require("classifier", NAME) / "weights.safetensors"
+    weights = trained_weights(context, "classifier", NAME)
     source = context.artifact(NAME)
     record = run.begin(FOLDER, context.key(NAME))
     if source != folder:
         _take_over(source, folder, wanted)
-        record |= {"precision": (storage.read_json(source / RECORD_FILE) if source.exists() else {}).get("precision")}
-    done = finished_ids(folder)
-    left = [id for id in wanted if id not in done]
+        record |= {"precision": (read_record(source / RECORD_FILE) if source.exists() else {}).get("precision")}
+    done = are_finished(folder, wanted)
     failures = {
         problem.id: Failure(problem.id, NAME, problem.sentence)
         for problem in dataset.problems
@@ -279,38 +352,30 @@ def _execute(context: Context) -> None:
         "loader_threads": experiment.cluster.loader_threads,
     }
     notes = _Notes(context)
-    plan = PoolPlan.of(NAME, experiment.cluster, context.session)
-    with show_progress(context.console, NAME, len(wanted), len(wanted) - len(left)) as bar:
+    plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK)
+    with show_progress(context.console, NAME, len(wanted), int(done.sum())) as bar:
         bar.note = precision
 
         def on_failed(id: str, error: str, tries: int) -> None:
             failures[id] = Failure(id, NAME, error, tries)
             run.event(NAME, "failed", id=id, error=error)
 
+        left = itertools.compress(wanted, ~done)
         result = Pool(plan, RefineWorker, arguments).run(left, notes.take, on_failed, bar, context.stop.is_set)
     notes.tell()
-    finished = finished_ids(folder)
-    earlier = {
-        failure.id: failure
-        for failure in run.failures()
-        if failure.stage == NAME and failure.id in dataset and failure.id not in finished
-    }
-    failures = {**earlier, **failures}
+    earlier = [failure for failure in run.failures() if failure.stage == NAME and failure.id in dataset]
+    made = are_finished(folder, [failure.id for failure in earlier])
+    failures = {failure.id: failure for failure in itertools.compress(earlier, ~made)} | failures
     context.replace_failures(NAME, failures)
-    count = len(finished.intersection(wanted))
+    count = int(done.sum()) + result.done
     metrics = {"images": count, "failed": len(failures), "precision": precision}
     run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
 
 
 def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:
     """Link (or copy) the maps that the run this one was forked from has made under the same key."""
-    for id in finished_ids(source).intersection(wanted) - finished_ids(folder):
-        target = map_path(folder, id)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(map_path(source, id), target)
-        except OSError:  # another file system, or one without links
-            storage.write_bytes(target, map_path(source, id).read_bytes())
+    for id in itertools.compress(wanted, are_finished(source, wanted) & ~are_finished(folder, wanted)):
+        storage.copy(map_path(source, id), map_path(folder, id))
 
 
 def _tell_harmless(sentences: list[str], context: Context) -> None:

@@ -16,17 +16,19 @@ from ribray import storage
 from ribray.cluster.training import read_log
 from ribray.config import Experiment, read_yaml
 from ribray.data.dataset import Dataset
-from ribray.errors import RibrayError, UsageError
+from ribray.data.images import read_image
+from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.report import sweep_rows
 from ribray.report.charts import Chart, loss_chart, steps_chart, write_png
 from ribray.report.gallery import GalleryBlock, gallery_block
 from ribray.report.html import RunPage, SweepPage, render_run, render_sweep
+from ribray.report.ledger import read_ledger
 from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
 from ribray.report.refinement import RefinementLosses, read_losses
 from ribray.report.stations import RETRAINED
 from ribray.report.tables import METHOD_NAMES, RIB
 from ribray.rib.maps import Which
-from ribray.run import EXPERIMENT_FILE, LEDGER_FILE, Failure, Run
+from ribray.run import EXPERIMENT_FILE, LEDGER_FILE, Failure, Run, read_provenance
 from ribray.stages import STAGES, classifier, confident, evaluate, irn, pseudo, refine, seed, segmentation
 from ribray.stages.finished import FinishedRun
 from ribray.stages.stage import Context
@@ -186,8 +188,8 @@ class _Gathered:
     def _log(self, folder: Path) -> list[dict[str, Any]]:
         try:
             return read_log(folder)
-        except ValueError as error:
-            self.remarks["damaged"] = f"The log in {folder} is damaged ({error})."
+        except RibrayError as error:
+            self.remarks["damaged"] = str(error)
             return []
 
     @cached_property
@@ -233,7 +235,7 @@ class _Gathered:
     def page(self) -> RunPage:
         """Return what the page shows."""
         experiment, configuration = self.experiment, self.run.directory / EXPERIMENT_FILE
-        provenance = read_yaml(configuration).get("provenance") or {}
+        provenance = read_provenance(self.run.directory)
         machine = provenance.get("machine")
         gallery, logs = self.gallery, self.logs  # what they meet goes into the remarks
         if imported := self.metrics.get(refine.NAME, {}).get("imported"):
@@ -260,7 +262,7 @@ class _Gathered:
             failures=self.failures,
             gallery=gallery,
             facts=_facts(provenance, self.run),
-            configuration=configuration.read_text(encoding="utf-8"),
+            configuration=configuration.read_text(encoding="utf-8-sig"),
             remarks=self.remarks,
         )
 
@@ -336,20 +338,33 @@ def _mask_blocks(gathered: _Gathered, dataset: Dataset) -> list[MaskBlock]:
 def _sweep_page(directory: Path) -> SweepPage:
     from ribray.stages.sweep import SWEEP_FILE  # brings Ray Tune, which the report of a run does without
 
-    ledger = storage.read_json(directory / LEDGER_FILE)
+    ledger = read_ledger(directory / LEDGER_FILE)
     definition = directory / SWEEP_FILE
-    text = definition.read_text(encoding="utf-8-sig") if definition.is_file() else ""
+    text = definition.read_text(encoding="utf-8-sig", errors="replace") if definition.is_file() else ""
     names = sorted(file.name for file in directory.glob("*.png"))
     ordered = [*(name for name in PLOT_TITLES if name in names), *(name for name in names if name not in PLOT_TITLES)]
     return SweepPage(
         directory=str(directory),
         written=time.strftime("%Y-%m-%d %H:%M"),
         ledger=ledger,
-        plots={PLOT_TITLES.get(name, Path(name).stem): (directory / name).read_bytes() for name in ordered},
+        plots={
+            PLOT_TITLES.get(name, Path(name).stem): content
+            for name in ordered
+            if (content := _picture(directory / name)) is not None
+        },
         failures={trial["id"]: found for trial in ledger["trials"] if (found := _trial_failures(directory, trial))},
         facts=_sweep_facts(directory, ledger, definition),
         configuration=text,
     )
+
+
+def _picture(location: Path) -> bytes | None:
+    """Return a PNG file, None where it is damaged: the next run of the sweep draws it again."""
+    try:
+        read_image(location)
+        return location.read_bytes()
+    except ImageError:
+        return None
 
 
 def _trial_failures(directory: Path, trial: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -383,7 +398,10 @@ def _sweep_facts(directory: Path, ledger: Mapping[str, Any], definition: Path) -
 def _command(directory: Path, ledger: Mapping[str, Any], definition: Path) -> str:
     """Return the command that goes on with the sweep."""
     recipe = (ledger.get("base") or {}).get("recipe")
-    own = read_yaml(definition).get("base") if definition.is_file() else None
+    try:
+        own = read_yaml(definition).get("base")
+    except UsageError:  # it is gone or damaged: the base is named then
+        own = None
     own = own.get("recipe") if isinstance(own, Mapping) else own
     other: Sequence[str] = ["--base", recipe] if recipe and recipe != own else []
     return shlex.join(["ribray", "sweep", ledger["name"], *other, "--out", str(directory)])

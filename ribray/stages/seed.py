@@ -20,6 +20,7 @@ from ribray.progress import show_progress
 from ribray.rib.maps import MapRecord, Which, localization_maps
 from ribray.run import Failure
 from ribray.stages import refine
+from ribray.stages.artifacts import read_map
 from ribray.stages.stage import Context, Stage, Work, coverage, per_second
 
 NAME = "seed"
@@ -48,15 +49,13 @@ class SeedWorker:
         Steps are those that the image has; None where their maps were not asked for or not kept.
 
         Raises:
-            ImageError: no truth, a truth of another size, or a damaged map file.
+            ImageError: no truth, a truth of another size, or a damaged map file, which is set aside.
         """
         truth = self._dataset.mask(item)
         if truth is None:
             raise ImageError(f"{item} has no mask, so its seed cannot be judged.")
-        try:
-            record = MapRecord.read(refine.map_path(self._folder, item))
-        except RibrayError as error:
-            raise ImageError(str(error)) from None
+        size = (truth.shape[0], truth.shape[1])
+        record = read_map(refine.map_path(self._folder, item), item, self._dataset, size)
         curves = {method: self._count(record, which, truth) for method, which in METHODS.items()}
         steps = None
         if self._by_step and (record.by_step or not len(record.classes)):

@@ -18,12 +18,12 @@ from ribray.models.deeplab import DeepLab, load_deeplab, predict, save_deeplab, 
 from ribray.models.weights import load_backbone_weights
 from ribray.run import Failure
 from ribray.stages import pseudo
-from ribray.stages.crops import CropBatch, CropTask, read_training_mask
+from ribray.stages.artifacts import WEIGHTS_FILE, read_own_mask, record_weights
+from ribray.stages.crops import CropBatch, CropTask
 from ribray.stages.mask_pool import Made, MasksResult, MaskWorker, mask_path, run_masks
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
     START_FILE,
-    WEIGHTS_FILE,
     Trained,
     finished_steps,
     fixed_ids,
@@ -42,6 +42,7 @@ FIRST_FOLDER = "first"
 """With re-training: the network that fills the unknown pixels."""
 LEAST_PERIOD = 500
 """Steps between two looks at what could not be read, where an epoch is shorter."""
+FIRST_WEIGHTS = f"{FIRST_FOLDER}/{WEIGHTS_FILE}"
 FILLED_FOLDER = "filled"
 """With re-training: pseudo masks whose unknown pixels are filled."""
 
@@ -135,10 +136,11 @@ class FillWorker(MaskWorker):
 
     def make(self, id: str) -> Made:
         """Return the filled mask."""
-        mask = read_training_mask(mask_path(self._masks, id), self.dataset)
+        image = self.dataset.image(id)
+        mask = read_own_mask(mask_path(self._masks, id), id, self.dataset, (image.shape[0], image.shape[1]))
         unknown = mask == IGNORE
         if unknown.any():
-            mask[unknown] = self._predict(self.dataset.image(id)).argmax(0).astype(np.uint8)[unknown]
+            mask[unknown] = self._predict(image).argmax(0).astype(np.uint8)[unknown]
         return Made(mask)
 
 
@@ -193,7 +195,7 @@ def _execute(context: Context) -> None:
     run.begin(FOLDER, context.key(NAME))
     folder = context.own_folder(NAME)
     ids = fixed_ids(context, NAME, ids)
-    if not (folder / START_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
+    if not (folder / WEIGHTS_FILE).exists():
         save_deeplab(_start(context), folder / START_FILE)
 
     def learn(masks: Callable[[str], Path], where: Path, title: str) -> Trained | None:
@@ -206,7 +208,10 @@ def _execute(context: Context) -> None:
     read: Callable[[str], Path] = functools.partial(mask_path, masks)
     if config.retrain:
         first = learn(read, folder / FIRST_FOLDER, f"{NAME}, first network")
-        filled = _fill(context, masks, ids) if first is not None else None
+        filled = None
+        if first is not None:
+            record_weights(context, NAME, FIRST_WEIGHTS)
+            filled = _fill(context, masks, ids)
         if first is None or filled is None or filled.stopped:
             return
         metrics["first_loss"] = first.loss
@@ -219,6 +224,7 @@ def _execute(context: Context) -> None:
         return
     trainings.append(trained)
     (folder / START_FILE).unlink(missing_ok=True)
+    record_weights(context, NAME, WEIGHTS_FILE)
     failures = report_unreadable(context, NAME, trainings, lost)
     metrics |= {
         "loss": trained.loss,
@@ -240,7 +246,7 @@ def _fill(context: Context, masks: Path, ids: Sequence[str]) -> MasksResult:
         "dataset": context.training_set,
         "folder": folder / FILLED_FOLDER,
         "masks": masks,
-        "weights": folder / FIRST_FOLDER / WEIGHTS_FILE,
+        "weights": folder / FIRST_WEIGHTS,
         "config": context.experiment.segmentation,
     }
     return run_masks(context, NAME, FillWorker, arguments, ids, {}, gpu=True, title=f"{NAME}, filling")

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ribray import storage
 from ribray.cluster.session import Session, connect, inside_job, require_shared
 from ribray.config import Experiment, flatten, to_values
 from ribray.data import open_dataset
@@ -112,13 +113,13 @@ class Context:
             UsageError: it is relative, in a job.
         """
         if self.experiment.data.root is not None:
-            root = Path(self.experiment.data.root).expanduser()
-            if inside_job() and not root.is_absolute():
+            root = storage.path(self.experiment.data.root)
+            if inside_job() and not root.expanduser().is_absolute():
                 raise UsageError(
                     f"data.root={root} is relative, and a job runs in a temporary copy of the working directory; give "
                     "an absolute path on storage that every node shares."
                 )
-            return root.absolute()
+            return storage.absolute(root)
         run = self.run
         while run.parent is not None:
             run = run.parent

@@ -4,14 +4,15 @@ The ledger ``sweep.json`` is the only thing a sweep goes on from: finished trial
 off is a run directory like any other, which continues from its finished images.
 """
 
+import io
 import shlex
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +24,7 @@ from ribray.cluster.training import read_log
 from ribray.config import Experiment, flatten, nearest, to_values
 from ribray.errors import DivergedError, HeldError, RibrayError, UsageError
 from ribray.progress import Bar, show_progress
+from ribray.report.ledger import FORMAT, read_ledger
 from ribray.report.sweep_results import write_results
 from ribray.run import EXPERIMENT_FILE, LEDGER_FILE, Run, differences, hold
 from ribray.stages import MASK_STAGES, STAGES
@@ -31,7 +33,6 @@ from ribray.stages.stage import Context
 from ribray.sweep_file import Axis, SweepFile, Trial, base_experiment, scaled, trials_of
 from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command
 
-FORMAT = 1
 BASE_FOLDER, TUNE_FOLDER, SWEEP_FILE = "base", "tune", "sweep.yaml"
 LASTING = ("finished", "diverged", "stopped")
 """What a trial stays when the sweep is started again; others are run."""
@@ -124,8 +125,9 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
 
 def _sync_command(ledger: "_Ledger", out: Path) -> str | None:
     """Return what uploads the W&B files of all trials, as a pattern: there may be many."""
-    if sync_command(ledger.directory(trial) for trial in ledger.trials) is None:
-        return None
+    command = sync_command(ledger.directory(trial) for trial in ledger.trials)
+    if command is None or not storage.is_local(out):
+        return command
     return f"wandb sync {shlex.quote(str(out))}/{TRIALS_FOLDER}/*/{WANDB_FOLDER}"
 
 
@@ -241,8 +243,8 @@ def _base_run(
 
 
 def _named_run(definition: SweepFile) -> Path | None:
-    directory = Path(definition.base.recipe).expanduser()
-    return directory.absolute() if (directory / EXPERIMENT_FILE).is_file() else None
+    directory = storage.absolute(definition.base.recipe)
+    return directory if (directory / EXPERIMENT_FILE).is_file() else None
 
 
 def _tracking(request: SweepRequest, experiment: Experiment) -> dict[str, Any]:
@@ -315,7 +317,7 @@ def _show_running(bar: Bar, ledger: "_Ledger") -> None:
     if running:
         trial = running[-1]
         log = _log_file(ledger.directory(trial))
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
         bar.note = f"{trial.id}: {lines[-1].strip()}" if lines else trial.id
     bar.refresh()
 
@@ -330,7 +332,6 @@ class _TrialRunner:
         """Run the stages of a trial in its directory; with a limit on that many images."""
         request, began = self.job.request, time.monotonic()
         directory = self.job.out / TRIALS_FOLDER / trial.id
-        directory.parent.mkdir(parents=True, exist_ok=True)
         more: dict[str, Any] = {} if limit is None else {"refine.limit": limit}
         if request.sweep.workers_per_trial is not None:
             more["cluster.workers"] = request.sweep.workers_per_trial
@@ -338,7 +339,7 @@ class _TrialRunner:
         tracking = experiment.tracking.model_copy(update=_tracking(request, experiment))
         experiment = experiment.model_copy(update={"tracking": tracking})
         chain = Request(experiment, request.sweep.base.recipe, self.job.base, self.job.stages, fork=directory)
-        with open(_log_file(directory), "a", encoding="utf-8", buffering=1) as log:
+        with _appending(_log_file(directory)) as log:
             outcome = self._outcome(chain, Console(file=log, width=120))
         return replace(outcome, seconds=round(time.monotonic() - began, 3))
 
@@ -355,6 +356,22 @@ class _TrialRunner:
         if value is None:
             return Outcome("failed", None, numbers, len(result.failures), f"It wrote no {metric}: is there a truth?")
         return Outcome("finished", value, numbers, len(result.failures))
+
+
+@contextmanager
+def _appending(location: Path) -> Iterator[TextIO]:
+    """Yield a stream that adds to a text file: line by line, on an object store at the end."""
+    if storage.is_local(location):
+        location.parent.mkdir(parents=True, exist_ok=True)
+        with open(location, "a", encoding="utf-8", buffering=1) as stream:
+            yield stream
+        return
+    buffer = io.StringIO()
+    try:
+        yield buffer
+    finally:
+        earlier = location.read_text(encoding="utf-8") if location.exists() else ""
+        storage.write_text(location, earlier + buffer.getvalue())
 
 
 def _log_file(directory: Path) -> Path:
@@ -447,16 +464,14 @@ class _Ledger:
     def _read(self) -> dict[str, Any]:
         if not self._location.exists():
             return {}
-        earlier = storage.read_json(self._location)
-        if earlier.get("format") != FORMAT:
-            raise UsageError(f"{self._location} is of another version of ribray; choose another --out.")
+        earlier = read_ledger(self._location)
         phrases = [
             f"{name} (there {earlier.get(name)}, now {self.values[name]})"
             for name in ("metric", "mode", "stages")
             if earlier.get(name) != self.values[name]
         ]
         old, new = (
-            {"configuration": each["configuration"], "data": {}, "format": 0} for each in (earlier, self.values)
+            {"configuration": each.get("configuration", {}), "data": {}, "format": 0} for each in (earlier, self.values)
         )
         phrases += differences(old, new)
         if phrases:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +12,12 @@ from typing import Any
 
 from ribray import storage
 from ribray.cluster.training import LOG_FILE, TrainingPlan, TrainingTask, read_log, run_training
-from ribray.errors import RibrayError, UsageError
+from ribray.errors import DamagedError, RibrayError, UsageError
 from ribray.progress import show_progress
 from ribray.run import Failure
+from ribray.stages.artifacts import WEIGHTS_FILE
 from ribray.stages.stage import Context, per_second
 
-WEIGHTS_FILE = "weights.safetensors"
 START_FILE = "start.safetensors"
 IDS_FILE = "ids.json"
 """The images that a training began with."""
@@ -66,6 +65,7 @@ def train(context: Context, title: str, task: TrainingTask, folder: Path, worker
         context.session.gpus_per_training_worker(cluster, workers),
         cluster.threads_per_worker,
         cluster.checkpoint_steps,
+        _identity(context, folder),
     )
     began = time.monotonic()
     log_news = functools.partial(log_training, context, folder)
@@ -83,12 +83,26 @@ def train(context: Context, title: str, task: TrainingTask, folder: Path, worker
         done = len(finished_steps(folder))
         context.console.print(f"  stopped after {done} of {task.steps} steps", highlight=False)
         return None
+    if len(log) < 2 or "validation" not in log[-1] or log[-1]["step"] != task.steps - 1 or "loss" not in log[-2]:
+        raise RibrayError(
+            f"{folder / LOG_FILE} is damaged (it does not end with step {task.steps - 1}); use --redo to train again."
+        )
     return Trained(log, time.monotonic() - began, task.steps - bar.earlier)
 
 
+def _identity(context: Context, folder: Path) -> str:
+    """Return what distinguishes a training: the key of its stage, and its place in the run."""
+    place = folder.relative_to(context.run.directory)
+    record = context.run.record(place.parts[0])
+    return f"{record['key'] if record else ''} {place.as_posix()}"
+
+
 def finished_steps(folder: Path) -> list[dict[str, Any]]:
-    """Return the log's lines of steps."""
-    return [line for line in read_log(folder) if "loss" in line]
+    """Return the log's lines of steps; of a damaged log none: its training can only be done again."""
+    try:
+        return [line for line in read_log(folder) if "loss" in line]
+    except DamagedError:
+        return []
 
 
 def polynomial_decay(step: int, steps: int) -> float:
@@ -103,7 +117,11 @@ def loader_workers(context: Context) -> int:
 
 def log_training(context: Context, folder: Path) -> None:
     """Track what is new in a training's log: every number of a step, such as loss and rate, and of a validation."""
-    context.tracker.log_training(folder, [_point(line) for line in read_log(folder)])
+    try:
+        log = read_log(folder)
+    except DamagedError:  # whoever goes on from it says so
+        return
+    context.tracker.log_training(folder, [_point(line) for line in log])
 
 
 def _point(line: Mapping[str, Any]) -> dict[str, float]:
@@ -127,10 +145,10 @@ def hash_file(location: str, key: str) -> str:
         UsageError: it cannot be read.
     """
     try:
-        with open(Path(location).expanduser(), "rb") as stream:
+        with storage.absolute(location).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UsageError(f"{key}={location} cannot be read: {error.strerror}.") from None
+        raise UsageError(f"{key}={location} cannot be read: {storage.reason(error)}.") from None
 
 
 def require_any(readable: int, errors: Mapping[str, str]) -> None:
@@ -157,17 +175,27 @@ def report_unreadable(
 
 
 def known_ids(folder: Path) -> list[str]:
-    """Return the images that the training in ``folder`` is about; none where it never began."""
-    location = folder / IDS_FILE
-    return storage.read_json(location) if location.exists() else []
+    """Return the images that the training in ``folder`` is about; none where it never began, or nobody knows."""
+    try:
+        return _read_ids(folder)
+    except DamagedError:
+        return []
+
+
+def _read_ids(folder: Path) -> list[str]:
+    location, remedy = folder / IDS_FILE, "use --redo to train again"
+    ids = storage.read_json(location, remedy) if location.exists() else []
+    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+        raise DamagedError(f"{location} is damaged (it is no list of image ids); {remedy}.")
+    return ids
 
 
 def fixed_ids(context: Context, name: str, ids: Sequence[str]) -> list[str]:
     """Return the images that a training is about: those it began with, whatever has been added since."""
     folder = context.own_folder(name)
-    if not known_ids(folder):
+    if not _read_ids(folder):
         storage.write_json(folder / IDS_FILE, list(ids))
-    return known_ids(folder)
+    return _read_ids(folder)
 
 
 def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
@@ -225,12 +253,15 @@ class _following:
         if not self._location.exists():
             return
         size = self._location.stat().st_size
-        with open(self._location, "rb") as stream:
+        with self._location.open("rb") as stream:
             stream.seek(self._read if size >= self._read else 0)
             new = stream.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._read = (self._read if size >= self._read else 0) + len(whole)
-        steps = [line for line in map(json.loads, whole.splitlines()) if "loss" in line]
+        try:
+            steps = [line for line in storage.parse_lines(whole, self._location, "") if "loss" in line]
+        except DamagedError:  # told at the end, when the log is read as a whole
+            return
         if steps:
             loss = steps[-1]["loss"]
             self._bar.note = "diverged" if loss is None else f"loss {loss:.3f}"

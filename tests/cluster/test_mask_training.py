@@ -18,7 +18,8 @@ from ribray.errors import ImageError
 from ribray.models.deeplab import save_deeplab
 from ribray.models.irnet import save_irnet
 from ribray.models.weights import load_backbone_weights
-from ribray.stages.crops import MaskedImages, crop_batches, read_training_mask
+from ribray.stages.artifacts import read_own_mask
+from ribray.stages.crops import MaskedImages, crop_batches
 from ribray.stages.irn import IrnTask, build_irnet
 from ribray.stages.mask_pool import mask_path
 from ribray.stages.segmentation import SegmentationTask, build_deeplab
@@ -51,7 +52,7 @@ def world(tmp_path_factory) -> Path:
         mask[:, 8 * number :] = 255
         if number % 3 == 0:
             mask[mask == 0] = 255
-        write_mask(root / "masks" / f"{id}.png", mask, dataset.palette)
+        write_mask(root / "masks" / f"{id}.png", mask, dataset.palette, {"id": id})
     assert (read_mask_file(root / "masks" / f"{IDS[0]}.png")[0] == 255).all()
     return root
 
@@ -149,7 +150,7 @@ def test_an_unreadable_mask_is_told_and_counts_nothing(world, tmp_path):
 def test_a_mask_with_foreign_values_is_named_by_its_file(world, tmp_path):
     file = tmp_path / "mask.png"
     dataset = segmentation_task(world)._dataset
-    write_mask(file, np.full((64, 64), 77, np.uint8), dataset.palette)
-    with pytest.raises(ImageError, match=rf"^The mask {re.escape(str(file))} holds the value 77; ") as caught:
-        read_training_mask(file, dataset)
+    write_mask(file, np.full((64, 64), 77, np.uint8), dataset.palette, {"id": "mask"})
+    with pytest.raises(ImageError, match=rf"^{re.escape(str(file))} holds the value 77, ") as caught:
+        read_own_mask(file, "mask", dataset, (64, 64))
     assert "built-in" not in str(caught.value)

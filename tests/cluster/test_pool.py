@@ -1,5 +1,7 @@
 """The actor pool on a real local cluster: every item once, whatever happens to the processes."""
 
+import ctypes
+import errno
 import os
 import signal
 import sys
@@ -28,6 +30,8 @@ class Worker:
 
     def prefetch(self, item: str) -> None:
         self.announced.setdefault(item, self.begun)
+        if item.startswith("trap"):
+            os._exit(1)
 
     def process(self, item: str) -> dict:
         ahead = self.announced.get(item, self.begun) < self.begun
@@ -44,6 +48,13 @@ class Worker:
             raise ZeroDivisionError("division by zero")
         if item.startswith("slow"):
             time.sleep(0.3)
+        if item.startswith("slower"):
+            time.sleep(1.2)
+        if item.startswith("hanging"):
+            holds_the_interpreter = item == "hanging_outside_of_python"
+            (ctypes.PyDLL if holds_the_interpreter else ctypes.CDLL)(None).sleep(1000)
+        if item.startswith("faltering") and count < 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         (self.folder / item).write_text(item)
         return {"announced": ahead, "pid": os.getpid()}
 
@@ -69,9 +80,9 @@ class Heard:
         self.advanced[1] += failed
 
 
-def run(folder, items, workers=2, chunk_size=1, stop=lambda: False, worker=Worker):
+def run(folder, items, workers=2, stop=lambda: False, worker=Worker, **plan):
     heard = Heard()
-    plan = PoolPlan("test", workers, tries=3, chunk_size=chunk_size)
+    plan = PoolPlan("test", workers, **plan)
     result = Pool(plan, worker, {"folder": str(folder)}).run(items, heard.take, heard.refuse, heard, stop)
     assert (result.done, result.failed) == (len(heard.done), len(heard.failed)) == tuple(heard.advanced)
     return heard, result
@@ -154,14 +165,63 @@ def test_a_stop_request_finishes_what_runs_and_starts_no_more(tmp_path):
     assert not heard.failed
 
 
+@pytest.mark.parametrize("item", ["hanging", "hanging_outside_of_python"])
+def test_an_item_that_hangs_is_given_up_and_its_neighbours_are_done(item, tmp_path):
+    items = ["a", item, *"bcdef"]
+    heard, _ = run(tmp_path, items, workers=1, tries=2, seconds_per_item=2)
+    assert heard.failed == {item: ("it took longer than 2 s (cluster.seconds_per_image), 2 times", 2)}
+    assert sorted(heard.done) == list("abcdef")
+    assert tries(tmp_path, item) == 3  # the first time it was not alone
+
+
+def test_a_hanging_item_of_a_chunk_takes_no_neighbour_with_it(tmp_path):
+    heard, _ = run(tmp_path, ["a", "hanging", "b"], tries=1, chunk_size=3, seconds_per_item=0.5)
+    assert set(heard.failed) == {"hanging"}
+    assert sorted(heard.done) == ["a", "b"]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_waiting_behind_another_item_does_not_count_as_taking_long(chunk_size, tmp_path):
+    items = [f"slower{number}" for number in range(6)]
+    heard, _ = run(tmp_path, items, workers=1, chunk_size=chunk_size, seconds_per_item=2)
+    assert sorted(heard.done) == items
+    assert all(tries(tmp_path, item) == 1 for item in items)
+
+
+def test_an_item_that_kills_while_it_is_loaded_ahead_takes_no_neighbour_with_it(tmp_path):
+    items = ["slow0", "slow1", "slow2", "trap", "slow3", "slow4"]
+    heard, _ = run(tmp_path, items, workers=1, tries=2)
+    assert {item: count for item, (_, count) in heard.failed.items()} == {"trap": 2}
+    assert sorted(heard.done) == sorted(set(items) - {"trap"})
+
+
 class FullDisk(Worker):
+    error = errno.ENOSPC
+
     def process(self, item: str) -> dict:
-        raise OSError(28, "No space left on device")
+        super().process(item)
+        raise OSError(self.error, os.strerror(self.error))
 
 
-def test_a_full_disk_ends_the_pool_instead_of_failing_every_image(tmp_path):
-    with pytest.raises(RibrayError, match="No space left"):
-        run(tmp_path, [f"item{number}" for number in range(50)], worker=FullDisk)
+class FailingDisk(FullDisk):
+    error = errno.EIO
+
+
+@pytest.mark.parametrize(
+    ("worker", "error", "count"), [(FullDisk, "No space left", 1), (FailingDisk, "Input/output", 3)]
+)
+def test_storage_that_cannot_be_written_ends_the_pool_instead_of_failing_every_image(worker, error, count, tmp_path):
+    with pytest.raises(RibrayError, match=f"Nothing can be written any more .*{error}"):
+        run(tmp_path, [f"item{number}" for number in range(50)], worker=worker)
+    written = list(tmp_path.glob("*.tries"))
+    assert 0 < len(written) < 50
+    assert max(tries(tmp_path, file.stem) for file in written) == count
+
+
+def test_storage_that_falters_for_a_moment_loses_nothing(tmp_path):
+    heard, _ = run(tmp_path, ["faltering", "good"])
+    assert sorted(heard.done) == ["faltering", "good"]
+    assert tries(tmp_path, "faltering") == 3
 
 
 class Unbuildable:

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from ribray import storage
 from ribray.config import DataConfig, SyntheticConfig
 from ribray.data import open_dataset
 from ribray.data.mask_files import write_mask
 from ribray.data.synthetic import make_world
 from ribray.report.gallery import TILE_PIXELS, gallery_block
 from ribray.report.refinement import read_losses
-from ribray.rib.maps import to_arrays
+from ribray.rib.maps import to_arrays, write_maps
 from ribray.rib.refine import EXPLOSION, FINISHED, Refinement
 
 SCALES = (1.0, 0.5)
@@ -36,7 +35,7 @@ def write_map(dataset, folder, id, steps=3, kept=True, ended=FINISHED):
     sums = by_step if kept else None
     losses, targets = [-10.0 * step for step in range(steps - 1)], [5.0 * step for step in range(steps)]
     refinement = Refinement(present, by_step[0], by_step[-1], sums, losses, targets, steps, ended)
-    storage.write_npz(folder / f"{id}.npz", **to_arrays(refinement, (64, 64), SCALES))
+    write_maps(folder / f"{id}.npz", id, to_arrays(refinement, (64, 64), SCALES))
     return folder / f"{id}.npz"
 
 
@@ -49,7 +48,7 @@ def maps(dataset, tmp_path):
 def masks(dataset, tmp_path):
     """A folder of masks that are the truth."""
     for id in dataset.ids:
-        write_mask(tmp_path / "masks" / f"{id}.png", dataset.mask(id), dataset.palette)
+        write_mask(tmp_path / "masks" / f"{id}.png", dataset.mask(id), dataset.palette, {"id": id})
     return tmp_path / "masks"
 
 
@@ -100,8 +99,8 @@ def test_images_with_everything_come_before_those_with_less(dataset, maps, masks
 def test_what_cannot_be_read_or_does_not_fit_gives_way(dataset, maps, masks):
     broken, odd, foreign, *rest = dataset.ids
     maps[broken].write_bytes(b"half a file")
-    write_mask(masks / f"{odd}.png", np.zeros((5, 5), np.uint8), dataset.palette)
-    write_mask(masks / f"{foreign}.png", np.full((64, 64), 99, np.uint8), dataset.palette)
+    write_mask(masks / f"{odd}.png", np.zeros((5, 5), np.uint8), dataset.palette, {"id": odd})
+    write_mask(masks / f"{foreign}.png", np.full((64, 64), 99, np.uint8), dataset.palette, {"id": foreign})
     block = gallery_block("", dataset, {"pseudo mask": masks}, maps, BOTH)
     assert {image.id for image in block.images} == set(rest)
     for file in maps.values():
@@ -113,7 +112,7 @@ def test_maps_of_a_class_that_the_data_does_not_have_give_way(dataset, tmp_path)
     id = dataset.ids[0]
     cells = [np.ones((1, 8, 8), np.float32)] * 2
     strange = Refinement(np.array([17]), cells, cells, None, [], [], 1, FINISHED)
-    storage.write_npz(tmp_path / "strange.npz", **to_arrays(strange, (64, 64), SCALES))
+    write_maps(tmp_path / "strange.npz", id, to_arrays(strange, (64, 64), SCALES))
     assert gallery_block("", dataset, {}, {id: tmp_path / "strange.npz"}) is None
 
 
@@ -129,7 +128,7 @@ def test_large_images_are_reduced(dataset, masks, monkeypatch):
     monkeypatch.setattr(type(dataset), "image", lambda self, id: large)
     monkeypatch.setattr(type(dataset), "mask", lambda self, id: None)
     for file in masks.glob("*.png"):
-        write_mask(file, np.ones((600, 800), np.uint8), dataset.palette)
+        write_mask(file, np.ones((600, 800), np.uint8), dataset.palette, {"id": file.stem})
     block = gallery_block("", dataset, {"prediction": masks})
     shape = (TILE_PIXELS * 3 // 4, TILE_PIXELS, 3)
     assert [tile.picture.shape for tile in block.images[0].tiles] == [shape, shape]

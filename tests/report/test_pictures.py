@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ribray import storage
 from ribray.data.mask_files import write_mask
 from ribray.data.voc import VocDataset, open_voc
 from ribray.report.figures import mask_colour
 from ribray.report.pictures import MaskBlock, draw_masks
-from ribray.rib.maps import empty_arrays, to_arrays
+from ribray.rib.maps import empty_arrays, to_arrays, write_maps
 from ribray.rib.refine import FINISHED, Refinement
 
 
@@ -22,7 +21,7 @@ def photographs(shared_dir) -> VocDataset:
 def truths(photographs, tmp_path):
     """A folder of masks that are the truth itself."""
     for id in photographs.ids:
-        write_mask(tmp_path / "masks" / f"{id}.png", photographs.mask(id), photographs.palette)
+        write_mask(tmp_path / "masks" / f"{id}.png", photographs.mask(id), photographs.palette, {"id": id})
     return tmp_path / "masks"
 
 
@@ -63,7 +62,7 @@ def test_maps_are_drawn_between_the_truth_and_the_masks(photographs, truths, tmp
         refinement = Refinement(present, maps, maps, None, [], [], 1, FINISHED)
         arrays = to_arrays(refinement, size, (1.0,)) if len(present) else empty_arrays(size, (1.0,))
         files[id] = tmp_path / "maps" / f"{id}.npz"
-        storage.write_npz(files[id], **arrays)
+        write_maps(files[id], id, arrays)
     masks = {"confident labels": truths, "pseudo mask": truths, "pseudo mask, plain CAM": truths}
     for name, maps in (("without", {}), ("with", {"RIB map": (files, "refined")})):
         block = MaskBlock("training images", photographs, photographs.ids, masks, maps)
@@ -96,7 +95,7 @@ def test_a_folder_without_masks_is_no_column(photographs, truths, tmp_path):
 def test_damaged_masks_and_masks_of_another_size_are_passed_over(photographs, truths, tmp_path):
     bad, odd, *rest = photographs.ids
     (truths / f"{bad}.png").write_bytes(b"no picture")
-    write_mask(truths / f"{odd}.png", np.zeros((5, 5), np.uint8), photographs.palette)
+    write_mask(truths / f"{odd}.png", np.zeros((5, 5), np.uint8), photographs.palette, {"id": odd})
     block = MaskBlock("", photographs, [bad, odd], {"mask": truths})
     assert draw_masks([block], tmp_path / "figure.png") is None
     assert draw_masks([MaskBlock("", photographs, [bad, odd, rest[0]], {"mask": truths})], tmp_path / "figure.png")

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from ribray.report.sweep_results import results_table, rows, write_results
+from ribray.run import Run
 
 MIOU = "seed.rib.miou"
 B, SEED, LOSS, LR = "refine.batch_size", "refine.seed", "refine.loss", "refine.lr"
@@ -89,13 +90,12 @@ def is_drawn(path):
 
 def write_seed(folder, trial, by_step=None, peak=0.3):
     directory = folder / trial["directory"]
-    (directory / "metrics").mkdir(parents=True)
-    (directory / "seed").mkdir()
     steps = [{"step": place + 1, "miou": miou, "threshold": 0.2} for place, miou in enumerate(by_step or [])]
     rib = {"miou": trial["value"], **({"by_step": steps} if by_step else {})}
-    (directory / "metrics" / "seed.json").write_text(json.dumps({"cam": {"miou": 40.0}, "rib": rib}))
-    lines = [f"{t:g},{40 - 50 * t * t:.6f},{trial['value'] - 90 * (t - peak) ** 2:.6f}" for t in (0.1, 0.2, 0.3, 0.4)]
-    (directory / "seed" / "curve.csv").write_text("\n".join(["threshold,cam_miou,rib_miou", *lines, ""]))
+    at = [0.1, 0.2, 0.3, 0.4]
+    cam = {"miou": 40.0, "curve": {"thresholds": at, "miou": [40 - 50 * t * t for t in at]}}
+    rib["curve"] = {"thresholds": at, "miou": [trial["value"] - 90 * (t - peak) ** 2 for t in at]}
+    Run(directory).write_metrics("seed", {"cam": cam, "rib": rib})
 
 
 def write_log(folder, trial, losses):

@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from ribray.rib import extras
 from ribray.rib.extras import ExtraOrder
 
 IDS = [f"2007_{number:06d}" for number in range(60)]
@@ -71,6 +72,14 @@ def test_images_that_leave_the_data_set_do_not_reorder_the_others(labels: np.nda
     smaller = ExtraOrder([IDS[index] for index in kept], labels[kept], seed=5)
     after = [IDS[kept[index]] for index in take(smaller, IDS[3], [0, 1], 2 * (count - 2))]
     assert after == [image_id for image_id in before if image_id not in gone]
+
+
+def test_the_first_few_of_many_come_in_the_order_of_all(labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = ExtraOrder(IDS, labels, seed=2)
+    count = 2 * order.available(IDS[3], [0, 1])
+    sorted_at_once = take(order, IDS[3], [0, 1], count)
+    monkeypatch.setattr(extras, "FIRST", 4)
+    assert take(order, IDS[3], [0, 1], count) == sorted_at_once
 
 
 def test_the_order_is_the_same_on_every_platform() -> None:

@@ -369,13 +369,13 @@ def test_an_image_without_possible_extras_is_refined_on_its_own_rows() -> None:
 def test_scales_outside_the_loss_and_the_stem_get_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     refiner = Refiner(make_classifier(), RefineConfig(**{**BASE, "loss_scales": (1.0,)}))
     seen: list[tuple[int, bool, bool]] = []
-    cams = refiner.classifier.cams
+    cams = refiner.network.cams
 
     def watched(stem: Tensor) -> Tensor:
         seen.append((stem.shape[-1], stem.requires_grad, torch.is_grad_enabled()))
         return cams(stem)
 
-    monkeypatch.setattr(refiner.classifier, "cams", watched)
+    monkeypatch.setattr(refiner.network, "cams", watched)
     refiner.refine(make_views(), PRESENT, lambda step: None)
     widths = {16: True, 8: False, 24: False}  # of the stem's output at scales 1.0, 0.5, 1.5
     assert seen == [(width, False, learns and step < 3) for step in range(4) for width, learns in widths.items()]
@@ -384,8 +384,8 @@ def test_scales_outside_the_loss_and_the_stem_get_no_gradient(monkeypatch: pytes
 def test_the_stem_sees_the_target_once(monkeypatch: pytest.MonkeyPatch) -> None:
     refiner = Refiner(make_classifier(), RefineConfig(**BASE))
     calls: list[int] = []
-    stem = refiner.classifier.stem
-    monkeypatch.setattr(refiner.classifier, "stem", lambda images: calls.append(len(images)) or stem(images))
+    stem = refiner.network.stem
+    monkeypatch.setattr(refiner.network, "stem", lambda images: calls.append(len(images)) or stem(images))
     refiner.refine(make_views(), PRESENT, lambda step: None)
     assert calls == [2, 2, 2]
 

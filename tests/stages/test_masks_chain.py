@@ -172,9 +172,10 @@ def test_what_cannot_be_read_is_left_out_and_told(whole, tmp_path):
         assert ((mask > 0) == (dataset.mask(id) > 0))[known].all()
 
     palette = dataset.palette
-    write_mask(out / "pseudo" / "train_0002.png", np.zeros((5, 9), np.uint8), palette)
-    write_mask(out / "pseudo" / "train_0003.png", np.full((64, 64), 77, np.uint8), palette)
-    write_mask(out / "pseudo" / "train_0004.png", np.full((64, 64), 255, np.uint8), palette)  # nothing known: no loss
+    write_mask(out / "pseudo" / "train_0002.png", np.zeros((5, 9), np.uint8), palette, {"id": "train_0002"})
+    write_mask(out / "pseudo" / "train_0003.png", np.full((64, 64), 77, np.uint8), palette, {"id": "train_0003"})
+    nothing_known = np.full((64, 64), 255, np.uint8)  # and so no loss
+    write_mask(out / "pseudo" / "train_0004.png", nothing_known, palette, {"id": "train_0004"})
     result, _ = chain(out, settings, stages="segmentation,evaluate", redo="segmentation")
     failures = {failure.id: failure.error for failure in result.failures if failure.stage == "segmentation"}
     assert set(failures) == {"train_0002", "train_0003"}

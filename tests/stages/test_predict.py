@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ribray import storage
 from ribray.config import SegmentationConfig
 from ribray.data.dataset import colour_map
 from ribray.data.images import read_image
@@ -47,7 +46,7 @@ def with_network(directory: Path, values: dict[str, Any] = VALUES, seed: int = 0
     run = empty_run(directory, values)
     folder = begin(run, "segmentation", **options)
     save_deeplab(network(seed), folder / "weights.safetensors")
-    storage.write_json(directory / "metrics" / "segmentation.json", {"classes": CLASSES})
+    Run(directory).write_metrics("segmentation", {"classes": CLASSES})
     return run
 
 
@@ -150,7 +149,7 @@ def test_names_come_from_the_classifier_or_the_data_where_training_wrote_none(
         if source == "data":
             empty_run(run, {**VALUES, "data": {**VALUES["data"], "root": str(photographs)}})
         else:
-            storage.write_json(run / "metrics" / f"{source}.json", {"classes": CLASSES})
+            Run(run).write_metrics(source, {"classes": CLASSES})
         out = tmp_path / f"out{place}"
         assert ribray("predict", run, album / "one.jpg", "--out", out) == 0
         names.append(json.loads((out / "predict.json").read_text())["classes"])

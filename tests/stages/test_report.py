@@ -97,7 +97,7 @@ def test_a_damaged_log_is_named_and_the_rest_stands(undisturbed, copy_of):
     with open(run / "classifier" / "metrics.jsonl", "a", encoding="utf-8") as log:
         log.write('{"epoch": \n')
     losses = report_of(run)["losses"]
-    assert f"The log in {run / 'classifier'} is damaged" in losses
+    assert f"{run / 'classifier' / 'metrics.jsonl'} is damaged (line " in losses
     assert losses.count("<svg") == 2
 
 

@@ -12,6 +12,7 @@ from ribray.data import open_dataset
 from ribray.evaluation.confusion import confusion, miou
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import seed, winner
+from ribray.rib import maps
 from ribray.rib.maps import MapRecord, empty_arrays, localization_maps, to_arrays
 from ribray.rib.refine import EXPLOSION, FINISHED, Refinement
 from ribray.stages.refine import map_path
@@ -93,7 +94,7 @@ def write_maps(folder: Path, kept: bool = True) -> dict[str, MapRecord]:
     arrays = {id: to_arrays(one, (44, 60), (1.0,)) for id, one in made.items()}
     arrays["sea0"] = empty_arrays((44, 60), (1.0,))
     for id, values in arrays.items():
-        storage.write_npz(map_path(folder, id), **values)
+        maps.write_maps(map_path(folder, id), id, values)
     return {id: MapRecord.read(map_path(folder, id)) for id in arrays}
 
 

@@ -1,0 +1,62 @@
+"""Photographs to measure with: those beside the checkout, or drawn ones of their size."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ribray.data.dataset import Dataset
+from ribray.data.mask_files import write_mask
+from ribray.data.synthetic import class_names, draw
+from ribray.run import ROOT
+from ribray.stages.mask_pool import mask_path
+
+VOC_MINI = ROOT.parent / "shared" / "data" / "voc-mini"
+SIZE = (375, 500)
+"""Height and width of most photographs of PASCAL VOC, in pixels."""
+CLASSES = 20
+PHOTOGRAPHS = "photographs"
+DRAWN = "drawn pictures"
+
+
+def data_settings(folder: Path, size: tuple[int, int] | None = None, count: int = 24) -> tuple[list[str], str]:
+    """Return the configuration of the data, and what the images are.
+
+    Args:
+        folder: where pictures are drawn if there are no photographs.
+        size: (height, width) of pictures to draw even where there are photographs.
+        count: how many are drawn.
+    """
+    if size is None and VOC_MINI.is_dir():
+        settings = {"kind": "voc", "root": VOC_MINI, "train_split": "train", "eval_split": "val"}
+        return _as_settings(settings), PHOTOGRAPHS
+    draw_pictures(folder, size or SIZE, count)
+    return _as_settings({"kind": "folder", "root": folder, "train_split": "all", "eval_split": "all"}), DRAWN
+
+
+def draw_pictures(folder: Path, size: tuple[int, int], count: int) -> None:
+    """Write pictures of (height, width), their masks and labels, as a data root of kind ``folder``."""
+    height, width = size
+    names = class_names(CLASSES)
+    rows = ["id,classes"]
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        image, mask, labels = draw("train", index, 0, max(size), CLASSES)
+        id = f"drawn_{index:04d}"
+        Image.fromarray(image[:height, :width]).save(folder / f"{id}.jpg", quality=95)
+        Image.fromarray(mask[:height, :width]).save(folder / "masks" / f"{id}.png")
+        rows.append(f"{id},{';'.join(names[kind] for kind in np.flatnonzero(labels))}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+def _as_settings(values: dict[str, str | Path]) -> list[str]:
+    return [f"data.{key}={value}" for key, value in values.items()]
+
+
+def write_masks(dataset: Dataset, folder: Path) -> None:
+    """Write the true masks of a data set as a stage would write its own."""
+    for id in dataset.ids:
+        mask = dataset.mask(id)
+        assert mask is not None
+        write_mask(mask_path(folder, id), mask, dataset.palette)

@@ -1,0 +1,220 @@
+"""A worker's refinements in Ray-free processes, and what the time stamps of refinements say.
+
+As a script it is a Ray-free worker: it prints a line once it is ready, and then, for each line of ids (a JSON list) on
+its standard input, a line with the records of their refinements:
+
+    python benchmarks/refinements.py FOLDER SETTING...
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pictures import data_settings
+
+from ribray import storage
+from ribray.config import Experiment, load_experiment
+from ribray.data import open_dataset
+from ribray.models import build_classifier
+from ribray.models.weights import load_backbone_weights, save_classifier
+from ribray.stages.refine import RefineWorker
+
+Record = Mapping[str, Any]
+
+ITEM = [
+    "classifier.backbone=resnet18",
+    "refine.scales=[1.0,0.5]",
+    "refine.loss_scales=[1.0]",
+    "refine.iterations=2",
+    "refine.batch_size=4",
+    "refine.crop_size=256",
+]
+"""On a CPU: a refinement of one to two seconds on one thread, where the recipe's own takes minutes."""
+GPU_ITEM = ["classifier.backbone=resnet50"]
+"""On a GPU: the recipe's own, B = 20 and K = 10."""
+
+RAY_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
+"""What Ray gives its workers; with another, other work on the machine would slow one side more."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Images to refine and how; the same in every process."""
+
+    folder: Path
+    """Weights, and the maps that are written."""
+    settings: list[str]
+    """On top of recipe ``voc12``."""
+    images: str
+    """What the images are."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """The resolved configuration."""
+        return load_experiment("voc12", self.settings)
+
+    @property
+    def precision(self) -> str:
+        """What ``auto`` means on a GPU, and float32 on a CPU."""
+        return "bfloat16" if torch.cuda.is_available() else "float32"
+
+    def ids(self) -> list[str]:
+        """Return the images of the commonest number of pixels, so that each takes as long."""
+        dataset = open_dataset(self.experiment.data, self.experiment.data.train_split)
+        by_size: dict[int, list[str]] = defaultdict(list)
+        for id in dataset.ids:
+            by_size[dataset.image(id).size].append(id)
+        return max(by_size.values(), key=len)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what a `RefineWorker` is built with."""
+        experiment = self.experiment
+        return {
+            "dataset": open_dataset(experiment.data, experiment.data.train_split),
+            "classifier": {
+                "backbone": experiment.classifier.backbone,
+                "output_stride": experiment.classifier.output_stride,
+            },
+            "weights": self.folder / "weights.safetensors",
+            "config": experiment.refine,
+            "precision": self.precision,
+            "folder": self.folder / "maps",
+            "loader_threads": experiment.cluster.loader_threads,
+        }
+
+
+def prepare(folder: Path, item: Sequence[str] | None = None, size: tuple[int, int] | None = None) -> Workload:
+    """Return a workload with random weights.
+
+    Args:
+        folder: for its files.
+        item: settings of the refinement; default: `ITEM`, or `GPU_ITEM` where there is one.
+        size: (height, width) of drawn pictures; default: photographs where there are any.
+    """
+    settings, images = data_settings(folder / "pictures", size)
+    chosen = (GPU_ITEM if torch.cuda.is_available() else ITEM) if item is None else item
+    # No early stop, or images would differ in the number of their steps.
+    fixed = ["classifier.weights=none", "refine.stop_threshold=1e30", "refine.explode_ratio=1"]
+    workload = Workload(folder, [*settings, *chosen, *fixed], images)
+    experiment = workload.experiment
+    dataset = open_dataset(experiment.data, experiment.data.train_split)
+    torch.manual_seed(0)
+    model = build_classifier(experiment.classifier.backbone, len(dataset.classes), experiment.classifier.output_stride)
+    load_backbone_weights(model.backbone, experiment.classifier.weights)
+    save_classifier(model, folder / "weights.safetensors")
+    return workload
+
+
+def one_after_the_other(worker: RefineWorker, ids: Sequence[str]) -> list[Record]:
+    """Refine images in this process, while the next one is being loaded, and return the records."""
+    records = []
+    for place, id in enumerate(ids):
+        for upcoming in ids[place : place + 2]:
+            worker.prefetch(upcoming)
+        records.append(worker.process(id))
+    return records
+
+
+class Processes:
+    """Ray-free worker processes, alive for the length of a ``with`` block; their priority is that of Ray's workers."""
+
+    def __init__(self, workload: Workload, number: int):
+        command = [sys.executable, __file__, str(workload.folder), *workload.settings]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        self._processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            for _ in range(number)
+        ]
+
+    def __enter__(self) -> "Processes":
+        for process in self._processes:
+            self._line(process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.communicate()  # the end of its input ends it
+
+    def refine(self, ids: Sequence[str]) -> list[Record]:
+        """Refine images, each process its share of them, and return the records."""
+        number = len(self._processes)
+        for place, process in enumerate(self._processes):
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(list(ids[place::number])) + "\n")
+            process.stdin.flush()
+        return [record for process in self._processes for record in json.loads(self._line(process))]
+
+    @staticmethod
+    def _line(process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"A worker process ended with status {process.wait()}.")
+        return line
+
+
+# --- time stamps -------------------------------------------------------------------------------------------------
+
+
+def by_process(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the records of each process, in the order of its work."""
+    found: dict[int, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record["began"]):
+        found[record["process"]].append(record)
+    return list(found.values())
+
+
+def seconds_per_image(records: Sequence[Record]) -> list[float]:
+    """Return the seconds from the end of one image to the end of the next, of one process; the first one warms up."""
+    (own,) = by_process(records)
+    return [record["ended"] - before["ended"] for before, record in itertools.pairwise(own)]
+
+
+def waiting_share(records: Sequence[Record]) -> float:
+    """Return the percentage of time, after its first image, in which a worker had no work or waited for pixels."""
+    waited = total = 0.0
+    for own in by_process(records):
+        total += own[-1]["ended"] - own[0]["ended"]
+        for before, record in itertools.pairwise(own):
+            waited += record["began"] - before["ended"] + record["waited"]
+    return 100 * waited / total
+
+
+def images_per_second(records: Sequence[Record]) -> float:
+    """Return the images per second while every process was at work: after its first image and before its last's end.
+
+    An image counts by the part of its time that lies within, so that a gap between two images is time lost.
+    """
+    workers = by_process(records)
+    begin = max(own[0]["ended"] for own in workers)
+    end = min(own[-1]["ended"] for own in workers)
+    if end <= begin:
+        raise ValueError("The workers were never all at work: there are too few images.")
+    done = sum(_part_within(record, begin, end) for record in records)
+    return done / (end - begin)
+
+
+def _part_within(record: Record, begin: float, end: float) -> float:
+    within = min(record["ended"], end) - max(record["began"], begin)
+    return max(0.0, within) / (record["ended"] - record["began"])
+
+
+def _serve(folder: Path, settings: list[str]) -> None:
+    torch.set_num_threads(1)
+    os.nice(max(0, RAY_NICENESS - os.nice(0)))
+    worker = RefineWorker(**Workload(folder, settings, "").arguments())
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(one_after_the_other(worker, json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(storage.path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,247 @@
+"""Runs and data on ``s3://``, against a server that speaks the protocol: whole objects, listings, the lock."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from ribray import lock, storage
+from ribray.errors import HeldError, UsageError
+from ribray.run import Failure, Run
+
+
+def test_files_are_written_listed_copied_and_removed(bucket, tmp_path):
+    folder = bucket / "run" / "maps"
+    for id in ("aa/one", "bb/two"):
+        storage.write_npz(folder / f"{id}.npz")
+    storage.write_json(folder / "stage.json", {"key": "x"})
+    assert storage.list_ids(folder, ".npz") == {"aa/one", "bb/two"}
+    assert storage.list_ids(bucket / "run" / "ma", ".npz") == set()  # a prefix is no folder
+    assert storage.read_json(folder / "stage.json") == {"key": "x"}
+    storage.copy(folder / "aa/one.npz", tmp_path / "here" / "one.npz")
+    storage.copy(tmp_path / "here" / "one.npz", folder / "cc/three.npz")
+    assert (folder / "cc/three.npz").read_bytes() == (folder / "aa/one.npz").read_bytes()
+    storage.copy_folder(tmp_path, bucket / "copied")
+    assert storage.list_ids(bucket / "copied", ".npz") == {"here/one"}
+    storage.remove_folder(folder)
+    storage.remove_folder(folder)
+    assert not folder.exists()
+
+
+def test_what_another_process_writes_is_seen_at_once(bucket):
+    folder = bucket / "maps"
+    assert storage.list_ids(folder, ".npz") == set()
+    code = f"from ribray import storage; storage.write_npz(storage.path('{folder}/one.npz'))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (folder / "one.npz").exists()
+    assert storage.list_ids(folder, ".npz") == {"one"}
+
+
+def test_an_upload_in_parts_that_breaks_off_leaves_what_was_there(bucket, monkeypatch):
+    location = bucket / "weights"
+    storage.write_bytes(location, b"before")
+    parts = []
+
+    async def breaking(self, method, *args, **kwargs):
+        if method == "upload_part":
+            parts.append(kwargs["PartNumber"])
+            if len(parts) == 2:
+                raise ConnectionError("the network is gone")
+        return await call(self, method, *args, **kwargs)
+
+    call = type(bucket.fs)._call_s3
+    monkeypatch.setattr(type(bucket.fs), "_call_s3", breaking)
+    with pytest.raises(OSError, match="weights cannot be written: the network is gone"):
+        storage.write_bytes(location, bytes(110 * 2**20))
+    monkeypatch.undo()
+    assert len(parts) >= 2
+    assert location.read_bytes() == b"before"
+
+
+def test_an_error_while_writing_puts_nothing(bucket):
+    with pytest.raises(ZeroDivisionError), storage.replacing(bucket / "file") as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+    assert not (bucket / "file").exists()
+
+
+def test_a_file_that_grows_is_whole_lines_and_goes_on(bucket, monkeypatch):
+    location = bucket / "log.jsonl"
+    log = storage.LineFile(location)
+    log.add("one")
+    assert not location.exists()  # put every few seconds
+    log.flush()
+    monkeypatch.setattr(storage, "UPLOAD_SECONDS", 0)
+    log.add("two")
+    assert location.read_text() == "one\ntwo\n"
+    log.close()
+    again = storage.LineFile(location)
+    again.add("three")
+    again.close()
+    assert location.read_text() == "one\ntwo\nthree\n"
+
+
+def test_credentials_have_no_place_in_a_url():
+    for url in ("s3://key:secret@bucket/run", "s3://bucket/run?secret=1"):
+        with pytest.raises(UsageError, match="environment") as caught:
+            storage.path(url)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(UsageError, match="Unsupported filesystem"):
+        storage.path("nowhere://bucket")
+
+
+def test_a_store_that_does_not_answer_and_a_bucket_that_is_missing_are_sentences(object_store, monkeypatch):
+    with pytest.raises(UsageError, match=r"Cannot write in s3://no-such-bucket/run: .*bucket does not exist"):
+        Run.open("s3://no-such-bucket/run")
+    code = "from ribray.cli import main; main(['status', 's3://bucket/run'])"
+    environment = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "s3://bucket/run cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- the lock ----------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from ribray import lock, storage
+if sys.argv[2:]:
+    lock._place = lambda: sys.argv[2]
+lock.BEAT_SECONDS = 0.2
+held = lock.take(storage.path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture
+def holder(bucket):
+    """Start a process that holds the bucket: on this machine, or as if on another."""
+    started = []
+
+    def start(*place: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLD, str(bucket), *place]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 2.0)
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
+
+
+def test_a_process_of_this_machine_keeps_the_lock_until_it_dies(bucket, holder):
+    process = holder()
+    assert lock.is_taken(bucket)
+    with pytest.raises(lock.TakenError):
+        lock.take(bucket)
+    process.kill()
+    process.wait()
+    assert not lock.is_taken(bucket)
+    began = time.monotonic()
+    held = lock.take(bucket)
+    assert time.monotonic() - began < lock.SILENT_SECONDS / 2  # a dead process of this machine need not be watched
+    held.release()
+    assert not lock.is_taken(bucket)
+
+
+def test_an_owner_elsewhere_is_watched_and_overtaken_once_silent(bucket, holder, quick):
+    process = holder("another machine")
+    assert lock.is_taken(bucket)
+    with pytest.raises(lock.TakenError):
+        lock.take(bucket)
+    process.kill()
+    process.wait()
+    held = lock.take(bucket)
+    assert storage.list_ids(bucket / lock.LOCK_NAME, ".json") == {"000002"}
+    held.release()
+
+
+def test_an_owner_that_was_only_slow_learns_that_it_was_overtaken(bucket, quick, monkeypatch):
+    told = threading.Event()
+    slow = lock.take(bucket, told.set)
+    place = lock._place()
+    monkeypatch.setattr(lock, "_place", lambda: "another machine")
+    with pytest.raises(lock.TakenError):
+        lock.take(bucket)
+    monkeypatch.setattr(lock, "_is_alive", lambda entry: False)  # as if it had not beaten for long
+    other = lock.take(bucket)
+    assert told.wait(10)
+    assert slow.lost
+    slow.release()
+    monkeypatch.setattr(lock, "_place", lambda: place)
+    assert lock.is_taken(bucket)  # the slow one let nothing go that is the other's
+    assert not other.lost
+    other.release()
+
+
+def test_of_many_that_try_one_takes_the_lock(bucket, quick):
+    held, refused = [], []
+
+    def attempt() -> None:
+        try:
+            held.append(lock.take(bucket))
+        except lock.TakenError:
+            refused.append(True)
+
+    threads = [threading.Thread(target=attempt) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == 1
+    assert len(refused) == 7
+    held[0].release()
+
+
+def test_a_store_that_stays_away_ends_the_hold(bucket, quick, monkeypatch):
+    monkeypatch.setattr(lock, "GIVE_UP_SECONDS", 0.5)
+    told = threading.Event()
+    held = lock.take(bucket, told.set)
+
+    def gone(*_):
+        raise ConnectionError("the network is gone")
+
+    monkeypatch.setattr(lock, "_newest", gone)
+    assert told.wait(10)
+    assert held.lost
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_its_files_and_its_lock_there(bucket):
+    with Run.open(bucket / "run") as run:
+        run.event("refine", "started")
+        run.write_failures([Failure("one", "refine", "it is damaged")])
+        run.write_metrics("refine", {"images": 3, "timing": {"seconds": 1}})
+        with pytest.raises(HeldError, match="Another run is working"):
+            Run.open(bucket / "run")
+        assert run.is_held
+    assert not run.is_held
+    assert [failure.id for failure in run.failures()] == ["one"]
+    assert run.metrics()["refine"] == {"images": 3}
+    assert len(list(storage.list_files(bucket / "run" / "events", ".jsonl"))) == 1
+    with pytest.raises(UsageError, match="holds other files"):
+        Run.open(bucket)
+
+
+def test_a_run_that_lost_its_lock_writes_no_more(bucket, monkeypatch):
+    with Run.open(bucket / "run") as run:
+        monkeypatch.setattr(run._lock, "lost", True)
+        with pytest.raises(HeldError, match="could not be reached for a while"):
+            run.write_metrics("refine", {})
+    assert not (bucket / "run" / "metrics").exists()
