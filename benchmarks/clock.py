@@ -12,13 +12,14 @@ import torch
 class Clock:
     """Adds up the seconds of phases; what a phase inside another takes counts for the inner one only.
 
-    Args:
-        waits: wait for a GPU at the ends of phases, so that what they have queued counts as their time.
+    Attributes:
+        seconds: of each phase so far.
+        waits: whether to wait for a GPU at the ends of phases, so that what they have queued counts as their time.
     """
 
-    def __init__(self, waits: bool = False) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._waits = waits and torch.cuda.is_available()
+        self.waits = False
         self._open: list[str] = []
         self._since = 0.0
 
@@ -43,7 +44,7 @@ class Clock:
         return timed
 
     def _charge(self) -> None:
-        if self._waits:
+        if self.waits:
             torch.cuda.synchronize()
         now = time.perf_counter()
         if self._open:

@@ -20,7 +20,7 @@ POOL_OF_TWO, PROCESSES, POOL_OF_ONE = "two pool workers", "two Ray-free processe
 
 def run(
     *,
-    images: int = 6,
+    images: int = 5,
     rounds: int = 5,
     item: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,

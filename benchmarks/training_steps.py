@@ -148,13 +148,13 @@ def measure(
         section: of the configuration, such as ``irn``.
         on_cpu: settings that make a step short enough for a CPU; on a GPU the recipe ``voc12`` is kept.
         build: makes the training.
-        steps: of one turn; default: 4 on a CPU, 40 on a GPU.
+        steps: of one turn; default: 3 on a CPU, 40 on a GPU.
         rounds: turns of each way and precision, after one that does not count.
         item: settings in place of `on_cpu`.
         size: (height, width) of drawn pictures; default: photographs where there are any.
     """
     on_gpu = torch.cuda.is_available()
-    steps = steps or (40 if on_gpu else 4)
+    steps = steps or (40 if on_gpu else 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, images = data_settings(folder / "pictures", size)

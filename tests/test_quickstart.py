@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from benchmarks.quickstart_study import VARIANTS, measure
 from ribray.models.pretraining import pretrain
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.on_demand, pytest.mark.timeout(1500), pytest.mark.usefixtures("ray_session")]
 
 
 def test_rib_lifts_the_seed_and_each_of_its_parts_helps(tmp_path):

@@ -35,6 +35,7 @@ TINY = [
     "segmentation.hidden=8",
     "segmentation.workers=1",
     "masks.source=rib",
+    "cluster.workers=1",
     "tracking.wandb=disabled",
 ]
 MAPS = "classifier,refine,seed"

@@ -256,13 +256,17 @@ class Refiner:
                 with torch.set_grad_enabled(update):
                     add(self._pool(self.network.cams(self._stem(part)), part_labels), part_labels)
         if update:
-            self.network.give_gradients()
-            decay = (1 - step / self.config.iterations) ** _DECAY_POWER
-            for group, (_, lr) in zip(optimizer.param_groups, self.groups, strict=True):
-                group["lr"] = lr * decay
-            optimizer.step()
-            self.network.refresh()
+            self._update(optimizer, step)
         return total, torch.cat(rows)
+
+    def _update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Move the weights along the gradients that backward passes have left, at the rate of this step."""
+        self.network.give_gradients()
+        decay = (1 - step / self.config.iterations) ** _DECAY_POWER
+        for group, (_, lr) in zip(optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = lr * decay
+        optimizer.step()
+        self.network.refresh()
 
     def _stem(self, images: Tensor) -> Tensor:
         """Return the frozen stem's output for images (n, 3, H, W) on any device."""

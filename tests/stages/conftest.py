@@ -32,16 +32,16 @@ def undisturbed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The whole run, made by one worker; not to be changed."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     shutil.copytree(trained, out)
-    chain(out, ["cluster.workers=1"])
+    chain(out)
     return out
 
 
 @pytest.fixture(scope="session")
 def whole(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with all its stages, re-training included, and on plain CAMs up to pseudo masks; not to be changed."""
+    """A run by two workers with all stages and re-training, and on plain CAMs up to pseudo masks; not to be changed."""
     out = tmp_path_factory.mktemp("whole") / "run"
     shutil.copytree(undisturbed, out)
-    chain(out, RETRAINED, stages=EVERYTHING)
+    chain(out, [*RETRAINED, "cluster.workers=2"], stages=EVERYTHING)
     chain(out, [*RETRAINED, "masks.source=cam"], stages="confident,irn,pseudo")
     return out
 

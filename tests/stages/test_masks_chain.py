@@ -88,7 +88,7 @@ def test_the_same_command_again_does_nothing(whole):
     assert all(status.done == status.total and not status.failed for status in statuses)
 
 
-@pytest.mark.slow
+@pytest.mark.on_demand
 def test_what_is_missing_is_made_again_with_the_same_bytes_and_numbers(whole, tmp_path):
     """One worker, other batches of images on their walk; damaged and lost files."""
     out = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -124,7 +124,7 @@ def test_cam_alone_goes_into_the_variant_and_other_thresholds_are_refused(undist
     assert shown == [[("plain CAM map", "initial")], [("RIB map", "refined")]]
 
 
-@pytest.mark.slow
+@pytest.mark.on_demand
 def test_more_images_continue_and_a_training_says_what_it_knows(whole, tmp_path):
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     more = [*RETRAINED, "refine.limit=12"]
@@ -149,7 +149,7 @@ def test_a_fork_uses_what_still_fits(whole, tmp_path):
     assert len(masks(fork / "variants/cam/pseudo")) == 10
 
 
-@pytest.mark.slow
+@pytest.mark.on_demand
 def test_what_cannot_be_read_is_left_out_and_told(whole, tmp_path):
     """A saliency map that is missing, one of another size; a pseudo mask of another size, one with foreign values."""
     out = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -197,7 +197,7 @@ def test_what_a_stage_needs_is_said_before_anything_starts(undisturbed, copy_of,
     assert Run.read(out).variants() == {}
 
 
-@pytest.mark.slow
+@pytest.mark.on_demand
 def test_a_truth_that_was_mended_is_judged_and_a_redo_forgets_variants_too(whole, tmp_path):
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     for folder in ("confident", "variants/cam/confident"):

@@ -122,7 +122,7 @@ def test_another_sweep_in_the_same_directory_is_refused(ribray, undisturbed, tmp
     assert "holds a run, not a sweep" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.on_demand
 def test_every_number_that_a_stage_promises_to_a_sweep_is_written(whole):
     from ribray.stages import STAGES
 
@@ -169,7 +169,7 @@ def test_a_killed_driver_loses_no_finished_trial(undisturbed, tmp_path):
     assert len((out / "results.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.on_demand
 def test_from_scratch_l_rib_diverges_and_that_is_a_good_end(ribray, tmp_path):
     base = {"recipe": "quickstart", "set": overrides([*TINY, "classifier.loss=rib", "classifier.weights=none"])}
     study, out = (
@@ -192,7 +192,7 @@ def test_from_scratch_l_rib_diverges_and_that_is_a_good_end(ribray, tmp_path):
     assert "diverged" in (out / "table.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.on_demand
 def test_a_scheduler_gives_more_images_to_the_better_half(ribray, trained, tmp_path):
     study, out = (
         written(
