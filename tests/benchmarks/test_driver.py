@@ -6,6 +6,7 @@ from ribray import bench, storage
 from tests.benchmarks.figures import values
 
 
+@pytest.mark.slow
 def test_the_stage_goes_through_simulated_images_and_on_where_it_stopped(ray_session, tmp_path):
     driver = bench.load("driver")
     first = driver.refine_simulated(tmp_path, 330, 300)

@@ -8,6 +8,7 @@ from tests.benchmarks.figures import values
 GROWTH = ("file handles more than at the start", "threads more than at the start")
 
 
+@pytest.mark.slow
 def test_a_hundred_refinements_leave_no_file_open_and_no_thread():
     result = bench.load("long-run").run(images=100)
     found = values(result)

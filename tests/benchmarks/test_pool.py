@@ -67,6 +67,7 @@ def test_a_process_without_ray_refines_as_this_one_does(companion, tmp_path):
     assert {file.name: file.read_bytes() for file in (tmp_path / "maps").rglob("*.npz")} == bytes_here
 
 
+@pytest.mark.slow
 def test_the_pool_is_measured_against_the_same_work_without_ray(ray_session):
     result = bench.load("pool").run(images=3, rounds=1, **TINY)
     found = values(result)

@@ -3,10 +3,14 @@
 import random
 import shutil
 
+import pytest
+
 from ribray import storage
 from ribray.stages import refine
 from tests.faults.cases import finished, require_same
 from tests.tiny import chain
+
+pytestmark = pytest.mark.slow
 
 
 def numbers(out):

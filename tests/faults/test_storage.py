@@ -61,6 +61,7 @@ def test_a_second_run_on_a_busy_directory_is_refused_and_changes_nothing(setting
     }
 
 
+@pytest.mark.slow
 def test_maps_cut_short_by_a_crash_are_told_of_and_made_again(settings, copy_of, undisturbed):
     out, own = copy_of(undisturbed), [*settings, "cluster.workers=1"]
     cut = {id: refined(out)[id] for id in sorted(refined(out))[3:6]}

@@ -68,12 +68,14 @@ def starts(run: Path) -> list[Logged]:
     return [read_back(folder) for folder in folders(run)]
 
 
+@pytest.mark.slow
 def test_each_start_writes_once_under_one_id_whatever_the_number_of_workers(run, starts):
     assert len(starts) == len(list(run.rglob("*.wandb"))) == 2
     assert len({start.run["run_id"] for start in starts}) == 1
     assert [start.exit_code for start in starts] == [0, 0]
 
 
+@pytest.mark.slow
 def test_losses_and_rates_are_those_of_the_training_log_and_logged_once(run, starts):
     first, second = starts
     assert first.series("classifier/loss") == losses(run, "classifier")
@@ -82,6 +84,7 @@ def test_losses_and_rates_are_those_of_the_training_log_and_logged_once(run, sta
     assert not second.series("classifier/loss")
 
 
+@pytest.mark.slow
 def test_the_summary_is_that_of_metrics_json(run, starts):
     for start, file in zip(starts, (run.parent / "first.json", run / "metrics.json"), strict=True):
         expected = numbers(storage.read_json(file))
@@ -89,6 +92,7 @@ def test_the_summary_is_that_of_metrics_json(run, starts):
     assert starts[1].summary["seed/rib/images"] == 12
 
 
+@pytest.mark.slow
 def test_the_seed_s_curve_and_its_growth_are_those_of_its_files(run, starts):
     rows = list(csv.DictReader(io.StringIO((run / "seed" / "curve.csv").read_text())))
     lines = starts[1].lines("curves/seed")
@@ -99,6 +103,7 @@ def test_the_seed_s_curve_and_its_growth_are_those_of_its_files(run, starts):
     assert starts[1].lines("curves/seed_by_step") == {"RIB": growth}
 
 
+@pytest.mark.slow
 def test_tables_hold_the_iou_of_every_class_and_the_throughput_of_every_stage(run, starts):
     metrics = storage.read_json(run / "metrics.json")
     assert per_class(starts[1].table("tables/seed")) == {
@@ -111,11 +116,13 @@ def test_tables_hold_the_iou_of_every_class_and_the_throughput_of_every_stage(ru
     }
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_run(run, starts):
     for name in ("maps", "seed_curve"):
         assert starts[1].image(f"figures/{name}").read_bytes() == (run / "figures" / f"{name}.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_configuration_is_the_run_s(run, starts):
     assert starts[1].config["refine"]["limit"] == 12
     assert starts[1].config["provenance"]["ribray"]
