@@ -13,7 +13,7 @@ from ribray.data import open_dataset
 from ribray.data.mask_files import read_mask_file
 from ribray.rib.maps import MapRecord, localization_maps
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SCALED_DOWN = [
     "data.train_split=train",
@@ -45,10 +45,8 @@ OWN = {  # 81 classes take their time
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(("voc12", "voc-mini", 19), id="voc12", marks=pytest.mark.slow),
-        pytest.param(("coco14", "coco-mini", 26), id="coco14", marks=pytest.mark.on_demand),
-    ],
+    params=[("voc12", "voc-mini", 19), ("coco14", "coco-mini", 26)],
+    ids=["voc12", "coco14"],
 )
 def finished(request, shared_dir, tmp_path_factory):
     """A whole run by the command line: recipe, data and run directory."""
