@@ -1,5 +1,6 @@
 """Photographs to measure with: those beside the checkout, or drawn ones of their size."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,29 @@ PHOTOGRAPHS = "photographs"
 DRAWN = "drawn pictures"
 
 
-def data_settings(folder: Path, size: tuple[int, int] | None = None, count: int = 24) -> tuple[list[str], str]:
+def data_settings(
+    folder: Path, size: tuple[int, int] | None = None, count: int = 24, in_turn: bool = False
+) -> tuple[list[str], str]:
     """Return the configuration of the data, and what the images are.
 
     Args:
         folder: where pictures are drawn if there are no photographs.
         size: (height, width) of pictures to draw even where there are photographs.
         count: how many are drawn.
+        in_turn: label the pictures with one class each, in turn, whatever they show.
     """
-    if size is None and VOC_MINI.is_dir():
+    there = size is None and VOC_MINI.is_dir()
+    if there and not in_turn:
         settings = {"kind": "voc", "root": VOC_MINI, "train_split": "train", "eval_split": "val"}
         return _as_settings(settings), PHOTOGRAPHS
-    draw_pictures(folder, size or SIZE, count)
-    return _as_settings({"kind": "folder", "root": folder, "train_split": "all", "eval_split": "all"}), DRAWN
+    if there:
+        shutil.copytree(VOC_MINI / "JPEGImages", folder)
+    else:
+        draw_pictures(folder, size or SIZE, count)
+    if in_turn:
+        label_in_turn(folder)
+    settings = {"kind": "folder", "root": folder, "train_split": "all", "eval_split": "all"}
+    return _as_settings(settings), PHOTOGRAPHS if there else DRAWN
 
 
 def draw_pictures(folder: Path, size: tuple[int, int], count: int) -> None:
@@ -46,6 +57,15 @@ def draw_pictures(folder: Path, size: tuple[int, int], count: int) -> None:
         Image.fromarray(image[:height, :width]).save(folder / f"{id}.jpg", quality=95)
         Image.fromarray(mask[:height, :width]).save(folder / "masks" / f"{id}.png")
         rows.append(f"{id},{';'.join(names[kind] for kind in np.flatnonzero(labels))}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+def label_in_turn(folder: Path) -> None:
+    """Give each picture of a data root of kind ``folder`` one class, so that it shares it with hardly any other."""
+    names = class_names(CLASSES)
+    ids = sorted(path.stem for path in folder.glob("*.jpg"))
+    rows = ["id,classes", *(f"{id},{names[place % CLASSES]}" for place, id in enumerate(ids))]
     (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     (folder / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
 

@@ -25,6 +25,7 @@ from ribray.bench import figure, not_measured, ratios
 from ribray.data import open_dataset
 from ribray.models import Classifier, build_classifier
 from ribray.models.weights import load_classifier, save_classifier
+from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import MapRecord
 from ribray.stages import refine as stage
 from ribray.stages.refine import RefineWorker, map_path
@@ -174,7 +175,7 @@ def run(
     """
     with tempfile.TemporaryDirectory() as temporary:
         chosen = list(ITEM if item is None else item)
-        whole = prepare(storage.path(temporary), chosen, size)
+        whole = prepare(storage.path(temporary), chosen, size, in_turn=True)
         give_signal(whole)
         steps = whole.experiment.refine.iterations
         short = Workload(whole.folder, [*whole.settings, f"refine.iterations={TIMED_STEPS}"], whole.images)
@@ -217,8 +218,9 @@ def run(
             "The baseline is benchmarks/refine_baseline.py: docs/method.md, section 2, as it stands, in contiguous "
             "float32, with the same weights, photographs and crops.",
             f"An image is a set-up, {steps - 1} ordinary steps and a last one, timed on images of {TIMED_STEPS} steps. "
-            "All ways take turns; a ratio is one round's. While a product's image is refined, the next one is "
-            "decoded, on the same cores.",
+            "Pictures are labelled in turn with one of 20 classes each, whatever they show, so that every one has its "
+            "B − 1 extra samples. All ways take turns; a ratio is one round's. While a product's image is refined, the "
+            "next one is decoded, on the same cores.",
             "The product's backward holds the loss and the pooling of the extra samples; decode is waiting for pixels "
             "and normalising them, which on a CPU is no measure of decoding: threads do that meanwhile.",
             "The differences are the largest of all summed maps, over the largest value of a map, of one image "
@@ -371,10 +373,15 @@ def bfloat16_units() -> str:
 
 
 def usable(workload: Workload) -> list[str]:
-    """Return images of one size that have something to refine."""
-    data = workload.experiment.data
-    dataset = open_dataset(data, data.train_split)
-    return [id for id in workload.ids() if dataset.labels[dataset.index(id)].any()]
+    """Return images of one size; each has as many extra samples as a step takes, or the ways would differ in work."""
+    experiment = workload.experiment
+    dataset = open_dataset(experiment.data, experiment.data.train_split)
+    order = ExtraOrder(dataset.ids, dataset.labels, experiment.refine.seed)
+    ids = workload.ids()
+    for id in ids:
+        present = np.flatnonzero(dataset.labels[dataset.index(id)]).tolist()
+        assert present and order.available(id, present) >= experiment.refine.batch_size - 1
+    return ids
 
 
 def make(workload: Workload, way: str) -> Way:

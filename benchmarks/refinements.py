@@ -91,15 +91,18 @@ class Workload:
         }
 
 
-def prepare(folder: Path, item: Sequence[str] | None = None, size: tuple[int, int] | None = None) -> Workload:
+def prepare(
+    folder: Path, item: Sequence[str] | None = None, size: tuple[int, int] | None = None, in_turn: bool = False
+) -> Workload:
     """Return a workload with random weights.
 
     Args:
         folder: for its files.
         item: settings of the refinement; default: `ITEM`, or `GPU_ITEM` where there is one.
         size: (height, width) of drawn pictures; default: photographs where there are any.
+        in_turn: label the pictures with one class each, in turn, so that each has extra samples enough.
     """
-    settings, images = data_settings(folder / "pictures", size)
+    settings, images = data_settings(folder / "pictures", size, in_turn=in_turn)
     chosen = (GPU_ITEM if torch.cuda.is_available() else ITEM) if item is None else item
     # No early stop, or images would differ in the number of their steps.
     fixed = ["classifier.weights=none", "refine.stop_threshold=1e30", "refine.explode_ratio=1"]
