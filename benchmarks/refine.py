@@ -193,7 +193,7 @@ def run(
             figures[f"image of K = {steps}, {way}"] = figure(found, "s")
         figures |= times_figures(seconds)
         figures["bfloat16 over float32, images/s"] = figure(ratios(seconds["float32"], seconds["bfloat16"]), "")
-        figures["largest relative difference, float32"] = figure(difference["float32"], "", at_most=1e-4)
+        figures["largest relative difference, float32"] = figure(difference["float32"], "", at_most=1e-5)
         figures["largest relative difference, bfloat16"] = figure(difference["bfloat16"], "")
         figures |= phase_figures(ways, ids, timed)
         del ways
