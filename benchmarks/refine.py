@@ -380,7 +380,8 @@ def usable(workload: Workload) -> list[str]:
     ids = workload.ids()
     for id in ids:
         present = np.flatnonzero(dataset.labels[dataset.index(id)]).tolist()
-        assert present and order.available(id, present) >= experiment.refine.batch_size - 1
+        enough = bool(present) and order.available(id, present) >= experiment.refine.batch_size - 1
+        assert enough, f"{id} has too few extra samples to be measured with"
     return ids
 
 

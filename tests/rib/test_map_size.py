@@ -28,7 +28,7 @@ def test_a_map_file_takes_an_eighteenth_of_two_float32_maps_per_class(shared_dir
         classifier = build_classifier("resnet18", len(dataset.classes), 16)
         load_backbone_weights(classifier.backbone, "none")
         refiner = Refiner(classifier, experiment.refine)
-        for id in dataset.ids[::4]:  # minutes for all 29, whose figures are those of `ribray bench maps`
+        for id in dataset.ids[::4]:  # all 29 photographs take minutes
             image, present = dataset.image(id), np.flatnonzero(dataset.labels[dataset.index(id)]).tolist()
             views = target_views(image, experiment.refine.scales)
             arrays = to_arrays(refiner.refine(views, present, lambda step: None), image.shape[:2], (1.0, 0.5, 1.5, 2.0))
