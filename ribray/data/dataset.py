@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ribray.data.images import image_size, read_image
+from ribray.data.names import composed, doubtful_names, require_distinct
 from ribray.errors import ImageError, UsageError
 
 BACKGROUND = 0
@@ -41,7 +42,10 @@ class Dataset(ABC):
         ids: image ids, in the order of the split.
         labels: (ids, classes) bool.
         palette: (256, 3) uint8, a colour per mask value.
-        problems: what was wrong; an image whose labels cannot be known is left out of ``ids``.
+        problems: what was wrong with listed images; one whose labels cannot be known is left out of ``ids``.
+        findings: what is wrong with anything else, such as a class name or a file that belongs to no image; the id
+            names it.
+        notes: sentences on how the data was read, where it could be read in another way; told once.
     """
 
     def __init__(
@@ -52,20 +56,26 @@ class Dataset(ABC):
         labels: np.ndarray,
         problems: Iterable[Problem] = (),
         palette: np.ndarray | None = None,
+        findings: Iterable[Problem] = (),
+        notes: Iterable[str] = (),
     ) -> None:
-        """Keep the index of a split.
+        """Keep the index of a split; the names of classes are brought into Unicode's composed form.
 
         Raises:
-            UsageError: more classes than the values of a mask.
+            UsageError: more classes than the values of a mask, two of one name, or one named background.
         """
         if not 0 < len(classes) < IGNORE:
             raise UsageError(f"{name} has {len(classes)} classes, where 1 to {IGNORE - 1} can stand in a mask.")
+        require_distinct(classes, name)
         self.name = name
-        self.classes = tuple(classes)
+        self.classes = tuple(map(composed, classes))
         self.ids = tuple(ids)
         self.labels = np.asarray(labels, dtype=bool).reshape(len(self.ids), len(self.classes))
         self.palette = colour_map() if palette is None else palette
         self.problems = tuple(problems)
+        doubtful = (Problem(name_, sentence, "class name") for name_, sentence in doubtful_names(classes, name))
+        self.findings = (*doubtful, *findings)
+        self.notes = tuple(notes)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -202,6 +202,7 @@ def data_report(report: Any) -> RenderableType:
         for name, split in report.splits.items()
         if split.unused
     ]
+    parts += [Text(f"Note: {note}", style="dim") for note in report.notes]
     return Group(*parts, _finding_lines(report.findings))
 
 

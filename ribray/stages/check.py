@@ -75,6 +75,8 @@ class CheckReport:
     """By split, kind and id."""
     stopped: bool
     """Whether the user stopped it before every image was looked at."""
+    notes: list[str] = field(default_factory=list)
+    """How the data was read where it could be read in another way."""
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
@@ -161,6 +163,7 @@ def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> P
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "complete": not report.stopped,
             "splits": splits,
+            "notes": report.notes,
             "findings": [asdict(finding) for finding in report.findings],
         },
     )
@@ -184,8 +187,9 @@ class _Collected:
         self._findings = [
             Finding(problem.kind, split, problem.id, problem.sentence)
             for split, dataset in datasets.items()
-            for problem in dataset.problems
+            for problem in (*dataset.problems, *dataset.findings)
         ]
+        self._notes = list(dict.fromkeys(note for dataset in datasets.values() for note in dataset.notes))
 
     def take(self, item: str, record: Mapping[str, Any]) -> None:
         """Count an image that a worker has looked at."""
@@ -206,7 +210,7 @@ class _Collected:
             summary.sizes = _extent(self._sizes[split])
         order = {split: place for place, split in enumerate(self._splits)}
         findings = sorted(set(self._findings), key=lambda one: (order[one.split], one.kind, one.id, one.sentence))
-        return CheckReport(self._splits, findings, stopped)
+        return CheckReport(self._splits, findings, stopped, self._notes)
 
 
 def _summarise(dataset: Dataset) -> SplitSummary:

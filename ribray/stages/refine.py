@@ -31,7 +31,7 @@ from ribray.rib.maps import empty_arrays, to_arrays, write_maps
 from ribray.rib.refine import Refiner
 from ribray.run import RECORD_FILE, Failure, read_record
 from ribray.stages.artifacts import trained_weights
-from ribray.stages.stage import Context, Estimate, Stage, Work, per_second
+from ribray.stages.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
 
 NAME = "refine"
 FOLDER = "maps"
@@ -381,8 +381,7 @@ def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:
 def _tell_harmless(sentences: list[str], context: Context) -> None:
     """Print what is wrong with entries of images that are refined all the same, such as one that is listed twice."""
     if sentences:
-        more = f" ({len(sentences) - 1} more of the kind: see ribray check)" if len(sentences) > 1 else ""
-        context.console.print(f"Note: {sentences[0]}{more}", highlight=False, markup=False)
+        context.console.print(f"Note: {of_a_kind(sentences)}", highlight=False, markup=False)
 
 
 class _Notes:

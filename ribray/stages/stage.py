@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,6 +92,7 @@ class Context:
     resources: ExitStack = field(default_factory=ExitStack)
     _datasets: dict[tuple[str, bool], Dataset] = field(default_factory=dict)
     _session_of: "Context | None" = None
+    _told: set[str] = field(default_factory=set)
 
     @cached_property
     def session(self) -> Session:
@@ -129,7 +130,7 @@ class Context:
 
     def share_session(self, other: "Context") -> None:
         """Use the same data and cluster as another context."""
-        self._datasets, self._session_of = other._datasets, other
+        self._datasets, self._told, self._session_of = other._datasets, other._told, other
 
     def dataset(self, split: str) -> Dataset:
         """Return a split of the experiment's data with its labels, opened once."""
@@ -148,7 +149,18 @@ class Context:
                         f"{dataset.name} has other classes than {other.name}; all splits need the same, in one order."
                     )
             self._datasets[split, labelled] = dataset
+            self._tell(dataset)
         return self._datasets[split, labelled]
+
+    def _tell(self, dataset: Dataset) -> None:
+        """Say once how data was read where it could be read in another way, and what is wrong with it as a whole."""
+        by_kind: dict[str, list[str]] = {}
+        for finding in dataset.findings:
+            by_kind.setdefault(finding.kind, []).append(finding.sentence)
+        for sentence in [*dataset.notes, *map(of_a_kind, by_kind.values())]:
+            if sentence not in self._told:
+                self._told.add(sentence)
+                self.console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     @property
     def training_set(self) -> Dataset:
@@ -223,6 +235,12 @@ class Context:
         """Write a stage's failures in place of those it had before."""
         others = [failure for failure in self.run.failures() if failure.stage != stage]
         self.run.write_failures([*others, *failures.values()])
+
+
+def of_a_kind(sentences: Sequence[str]) -> str:
+    """Return the first of several sentences of one kind, and how many more there are."""
+    more = f" ({len(sentences) - 1} more of the kind: see ribray check)" if len(sentences) > 1 else ""
+    return f"{sentences[0]}{more}"
 
 
 def coverage(ids: Iterable[str]) -> str:
