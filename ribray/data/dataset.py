@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ribray.data.images import image_size, read_image
+from ribray.data.images import Picture, image_size, read_picture
 from ribray.data.names import composed, doubtful_names, require_distinct
 from ribray.errors import ImageError, UsageError
 
@@ -103,7 +103,15 @@ class Dataset(ABC):
         Raises:
             ImageError: it is missing or damaged.
         """
-        return read_image(self.image_path(id))
+        return self.picture(id).pixels
+
+    def picture(self, id: str) -> Picture:
+        """Read an image, and how it was read.
+
+        Raises:
+            ImageError: it is missing or damaged.
+        """
+        return read_picture(self.image_path(id))
 
     def mask(self, id: str) -> np.ndarray | None:
         """Read an image's truth, (H, W) uint8: 0 background, class + 1, 255 ignore; None where there is none.

@@ -21,8 +21,9 @@ from ribray.cluster.session import connect
 from ribray.config import Experiment
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset, Problem
-from ribray.data.images import image_size
-from ribray.errors import ImageError, UsageError
+from ribray.data.depth import Scale
+from ribray.data.images import BLANK, image_size, tell_readings
+from ribray.errors import ImageError, UsageError, ValuesError
 from ribray.progress import show_progress
 
 NAME = "check"
@@ -32,7 +33,7 @@ CHUNK = 16
 TAB = "\t"
 """Between the split and the id of an item; neither can hold it (`ribray.data.lists.check_id`)."""
 
-MISSING, UNREADABLE, TRUNCATED = "missing", "unreadable", "truncated"
+MISSING, UNREADABLE, TRUNCATED, VALUES = "missing", "unreadable", "truncated", "values"
 
 
 @dataclass(frozen=True)
@@ -89,34 +90,38 @@ class CheckWorker:
         self._datasets = datasets
 
     def process(self, item: str) -> dict[str, Any]:
-        """Return an image's width and height (None of one without readable header), whether it has a mask, and
-        what is wrong as pairs of kind and sentence.
+        """Return an image's width and height (None of one without readable header), how it was read, whether it has
+        a mask, and what is wrong as pairs of kind and sentence.
 
         A mask is judged beside its image, so not where there is none.
         """
         split, _, id = item.partition(TAB)
         dataset = self._datasets[split]
-        size, problems = _look_at_image(dataset, id)
+        size, problems, readings = _look_at_image(dataset, id)
         of_mask = None if size is None else dataset.mask_problems(id)
         return {
             "size": size,
+            "readings": readings,
             "has_mask": of_mask is not None,
             "problems": [(problem.kind, problem.sentence) for problem in [*problems, *(of_mask or [])]],
         }
 
 
-def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, list[Problem]]:
-    """Return width and height as far as they can be known, and what is wrong."""
+def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, list[Problem], tuple[Scale | str, ...]]:
+    """Return width and height as far as they can be known, what is wrong, and how the image was read."""
     try:
-        height, width = dataset.image(id).shape[:2]
-        return (width, height), []
+        picture = dataset.picture(id)
+        height, width = picture.pixels.shape[:2]
+        blank = picture.blank
+        problems = [] if blank is None else [Problem(id, f"{dataset.image_path(id)} holds {BLANK[blank]}.", blank)]
+        return (width, height), problems, picture.readings
     except ImageError as error:
-        sentence = str(error)
+        sentence, kind = str(error), VALUES if isinstance(error, ValuesError) else TRUNCATED
     try:
         height, width = image_size(dataset.image_path(id))
-        return (width, height), [Problem(id, sentence, TRUNCATED)]  # the header is sound, the pixels are not
+        return (width, height), [Problem(id, sentence, kind)], ()  # the header is sound, the pixels are not
     except ImageError:
-        return None, [Problem(id, sentence, UNREADABLE if _exists(dataset, id) else MISSING)]
+        return None, [Problem(id, sentence, UNREADABLE if _exists(dataset, id) else MISSING)], ()
 
 
 def _exists(dataset: Dataset, id: str) -> bool:
@@ -189,6 +194,7 @@ class _Collected:
             for split, dataset in datasets.items()
             for problem in (*dataset.problems, *dataset.findings)
         ]
+        self._readings: dict[str, Counter[Scale | str]] = {split: Counter() for split in datasets}
         self._notes = list(dict.fromkeys(note for dataset in datasets.values() for note in dataset.notes))
 
     def take(self, item: str, record: Mapping[str, Any]) -> None:
@@ -196,6 +202,7 @@ class _Collected:
         split, _, id = item.partition(TAB)
         if record["size"] is not None:
             self._sizes[split][tuple(record["size"])] += 1
+        self._readings[split].update(record["readings"])
         self._splits[split].with_mask += record["has_mask"]
         self._findings += [Finding(kind, split, id, sentence) for kind, sentence in record["problems"]]
 
@@ -210,7 +217,8 @@ class _Collected:
             summary.sizes = _extent(self._sizes[split])
         order = {split: place for place, split in enumerate(self._splits)}
         findings = sorted(set(self._findings), key=lambda one: (order[one.split], one.kind, one.id, one.sentence))
-        return CheckReport(self._splits, findings, stopped, self._notes)
+        notes = [note for split, counts in self._readings.items() for note in tell_readings(counts, f" of '{split}'")]
+        return CheckReport(self._splits, findings, stopped, [*self._notes, *notes])
 
 
 def _summarise(dataset: Dataset) -> SplitSummary:
