@@ -5,6 +5,7 @@ what is there already.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,8 @@ class Made:
 
     mask: np.ndarray
     count: Callable[[np.ndarray], Mapping[str, Mapping[str, Any]]] = field(default=lambda truth: {})
+    note: str | None = None
+    """What a person should know of how it was made, in words that go for many images."""
 
 
 class MaskWorker(ABC):
@@ -103,7 +106,7 @@ class MaskWorker(ABC):
         except ImageError as error:
             counts, unjudged = {ID_KEY: id}, str(error)
         write_mask(mask_path(self.folder, id), made.mask, self.dataset.palette, counts)
-        return {"made": True, "counts": counts, "unjudged": unjudged}
+        return {"made": True, "counts": counts, "unjudged": unjudged, "note": made.note}
 
     def _origin(self, id: str) -> dict[str, str]:
         """Say which image a mask is of and whose truth it was judged by: ids alone may repeat between splits."""
@@ -151,11 +154,13 @@ def run_masks(
     failures: dict[str, Failure] = {}
     without: set[str] = set()
     made = 0
+    notes: Counter[str] = Counter()
 
     def on_done(id: str, record: Mapping[str, Any]) -> None:
         nonlocal made
         made += record["made"]
         if record.get("note"):
+            notes[record["note"]] += 1
             context.run.event(name, record["note"], id=id)
         if record["unjudged"] is not None:
             failures[id] = Failure(id, name, f"not judged: {record['unjudged']}")
@@ -171,6 +176,9 @@ def run_masks(
     storage.remove_leftovers(arguments["folder"])
     with show_progress(context.console, title or name, len(ids)) as bar:
         result = Pool(plan, worker_class, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
+    for note, count in sorted(notes.items()):
+        text = f"  {count} of {len(ids)} images: {note}; see events/."
+        context.console.print(text, highlight=False, markup=False)
     return MasksResult(failures, without, result.stopped, per_second(made, result.seconds) | {"workers": plan.workers})
 
 

@@ -122,8 +122,9 @@ class PseudoWorker(MaskWorker):
         scores = walk_scores(walked.cpu(), size)
         low, high = config.ignore_band or (config.threshold, config.threshold)
         mask = cut(prepared.image, scores, prepared.present, high, low, self._crf)
+        note = None
         if self._saliency is not None:
-            salient = read_saliency(self._saliency, id, size, self._experiment.masks.saliency_threshold)
+            salient, note = read_saliency(self._saliency, id, size, self._experiment.masks.saliency_threshold)
             mask = mark_conflicts(mask, salient)
 
         def count(truth: np.ndarray) -> dict[str, Any]:
@@ -131,7 +132,7 @@ class PseudoWorker(MaskWorker):
             curve.add(*winner(scores, prepared.present), truth)
             return {WALK: curve.to_sparse()}
 
-        return Made(mask, count)
+        return Made(mask, count, note)
 
 
 def pseudo_ids(context: Context) -> list[str]:
