@@ -19,7 +19,8 @@ from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import usable_cores
 from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
-from ribray.data.images import image_size
+from ribray.data.depth import Scale
+from ribray.data.images import image_size, tell_readings
 from ribray.data.lists import read_id_list
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, target_views
 from ribray.errors import ImageError, UsageError
@@ -121,6 +122,7 @@ class _Target:
     size: tuple[int, int]
     """Height and width in pixels."""
     views: list[torch.Tensor]
+    remarks: tuple[Scale | str, ...]
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,12 @@ class _Preparation:
     def __init__(self, id: str, dataset: Dataset, order: ExtraOrder, config: RefineConfig, threads: ThreadPoolExecutor):
         self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
         present = np.flatnonzero(dataset.labels[dataset.index(id)])
-        self._available = order.available(id, present.tolist())
+        candidates = order.candidates(id, present.tolist())
+        self.only_empty = config.batch_size > 1 and candidates.size > 0 and not dataset.labels[candidates[0]].any()
+        """Whether no image but those without any class could serve as an extra sample."""
+        self.is_alone = self.only_empty and config.loss == "rib"
+        """Whether none is drawn: without a label it would add nothing to the loss."""
+        self._available = 0 if self.is_alone else len(candidates)
         self._order = order.draw(id, present.tolist())
         self._drawn: Counter[int] = Counter()
         self.unreadable: dict[int, str] = {}
@@ -163,9 +170,10 @@ class _Preparation:
             self._drawn[place] += 1
 
     def _see(self) -> _Target:
-        image = self._dataset.image(self._id)
-        views = target_views(image, self._config.scales)
-        return _Target((image.shape[0], image.shape[1]), [_ready_to_copy(view) for view in views])
+        picture = self._dataset.picture(self._id)
+        height, width = picture.pixels.shape[:2]
+        views = target_views(picture.pixels, self._config.scales)
+        return _Target((height, width), [_ready_to_copy(view) for view in views], picture.remarks)
 
     def _cut(self, place: int, turn: int) -> _Crop:
         extra = self._dataset.ids[place]
@@ -256,15 +264,16 @@ class RefineWorker:
         began = time.monotonic()
         present = np.flatnonzero(self._dataset.labels[self._dataset.index(item)])
         if present.size == 0:
-            height, width = self._dataset.image(item).shape[:2]
+            picture = self._dataset.picture(item)
+            height, width = picture.pixels.shape[:2]
             write_maps(map_path(self._folder, item), item, empty_arrays((height, width), self._config.scales))
-            return {"steps": 0, **_times(began)}
+            return {"steps": 0, "remarks": picture.remarks, **_times(began)}
         preparation = self._prepared.pop(item, None) or self._prepare(item)
         try:
-            if self._config.batch_size > 1 and preparation.per_step == 0:
+            if self._config.batch_size > 1 and preparation.per_step == 0 and not preparation.is_alone:
                 raise ImageError(
                     f"{item} has no image to draw extra samples from: every other one shares a class with it; "
-                    "add images without its classes, or set refine.batch_size=1."
+                    "add images without its classes, be it without any, or set refine.batch_size=1."
                 )
             target = preparation.target()
             refinement = self._refiner.refine(target.views, present.tolist(), lambda step: self._extras(preparation))
@@ -276,6 +285,8 @@ class RefineWorker:
             "steps": refinement.steps,
             "stop_reason": refinement.stop_reason,
             "extras": preparation.per_step,
+            "only_empty": preparation.only_empty,
+            "remarks": target.remarks,
             "unreadable": list(preparation.unreadable.values()),
             "waited": preparation.waited,
             **_times(began),
@@ -391,36 +402,60 @@ class _Notes:
         self._context = context
         self._unreadable: set[str] = set()
         self._few: int | None = None
+        self._only_empty = 0
+        self._remarks: Counter[Scale | str] = Counter()
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:
         """Look at the record of a finished image."""
         for sentence in set(record.get("unreadable", ())) - self._unreadable:
             self._unreadable.add(sentence)
             self._context.run.event(NAME, "extra sample passed over", error=sentence)
+        self._remarks.update(record.get("remarks", ()))
+        self._only_empty += record.get("only_empty", False)
         wanted = self._context.experiment.refine.batch_size - 1
-        if "extras" in record and record["extras"] < wanted:
+        if 0 < record.get("extras", 0) < wanted:
             self._few = min(record["extras"], self._few if self._few is not None else wanted)
 
     def tell(self) -> None:
         """Print it."""
-        wanted = self._context.experiment.refine.batch_size - 1
+        config = self._context.experiment.refine
         if self._few is not None:
-            self._context.console.print(
-                f"Some images had fewer than {wanted} others without their classes (at least {self._few}): "
-                "all there are were drawn.",
-                highlight=False,
+            self._print(
+                f"Some images had fewer than {config.batch_size - 1} others without their classes (at least "
+                f"{self._few}): all there are were drawn."
+            )
+        if self._only_empty:
+            drawn = "add nothing to L_RIB, so these were refined as with refine.batch_size=1"
+            self._print(
+                f"For {self._only_empty} image(s) there were no others without their classes but those that show no "
+                f"class at all, which {drawn if config.loss == 'rib' else 'were drawn'}."
             )
         if self._unreadable:
-            self._context.console.print(
-                f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.",
-                highlight=False,
-            )
+            self._print(f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.")
+        for sentence in tell_readings(self._remarks):
+            self._print(f"Note: {sentence}")
+
+    def _print(self, sentence: str) -> None:
+        self._context.console.print(sentence, highlight=False, markup=False)
 
 
 SAMPLED_IMAGES = 50
 """Images whose size a plan looks at."""
 STEM_SHARE, BACKWARD_FACTOR = 0.28, 2.0
 """Of a forward pass: the frozen stem's share (docs/method.md, section 2), and what a backward pass costs more."""
+
+
+def _check(context: Context) -> None:
+    """Refuse what no image could be refined with."""
+    config, dataset = context.experiment.refine, context.training_set
+    everywhere = np.flatnonzero(dataset.labels.all(axis=0))
+    if config.batch_size > 1 and everywhere.size and context.imported(NAME) is None:
+        name = dataset.classes[everywhere[0]]
+        raise UsageError(
+            f"Every image of {dataset.name} shows the class '{name}', so none can serve as an extra sample of another, "
+            f"of which refine.batch_size={config.batch_size} needs some: set refine.batch_size=1, or add images "
+            f"without '{name}', be it without any class."
+        )
 
 
 def _estimate(context: Context, work: Work) -> Estimate:
@@ -434,7 +469,9 @@ def _estimate(context: Context, work: Work) -> Estimate:
         return Estimate(None, 0)
     pixels = float(np.median(areas)) * sum(2 * scale**2 for scale in config.scales)
     learned = float(np.median(areas)) * sum(2 * scale**2 for scale in config.loss_scales)
-    extras = (config.batch_size - 1) * config.crop_size**2
+    with_class = dataset.labels[dataset.labels.any(1)]
+    is_alone = config.loss == "rib" and with_class.all(0).any()  # nobody is without a class that all others show
+    extras = 0 if is_alone else (config.batch_size - 1) * config.crop_size**2
     trunk = 1 - STEM_SHARE
     per_image = config.iterations * trunk * pixels + (config.iterations - 1) * (
         BACKWARD_FACTOR * trunk * learned + (1 + BACKWARD_FACTOR * trunk) * extras
@@ -483,6 +520,7 @@ STAGE = Stage(
     fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
     work=_work,
     execute=_execute,
+    check=_check,
     estimate=_estimate,
     serves_in_part=True,
 )
