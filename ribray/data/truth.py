@@ -236,32 +236,36 @@ class Tally:
             f"({kinds}): see ribray check.{'' if numbering is None else f' {numbering}'}"
         )
 
-    def numbering(self) -> str | None:
-        """Say which other meaning of the masks' values agrees with the labels, where ours does not and one does."""
+    def numbering(self, masks: str = "the masks") -> str | None:
+        """Say which other meaning of the masks' values agrees with the labels, where ours does not and one does.
+
+        Args:
+            masks: what to call them.
+        """
         labelled = np.flatnonzero(self._with_class)
         # Images that hold just one of the two: (values, classes)
         apart = self._with_value[:, None] + self._with_class[None, :] - 2 * self._together
         if not apart[labelled + 1, labelled].any():
             return None
-        if (value := self._single_value()) is not None and len(labelled) > 1:
+        used = np.flatnonzero(self._with_value)
+        shown = used[(used != BACKGROUND) & (used != IGNORE)]
+        is_everywhere = shown.size == 1 and self._with_value[shown[0]] >= (1 - LEFT_OVER) * self._labelled
+        if is_everywhere and len(labelled) > 1:
             advice = _advice(labelled + 1, self._classes)
-            return f"The masks of {self.name} hold one value, {value}, for all classes. {advice}."
+            return f"There is one value, {shown[0]}, for all classes in {masks}. {advice}."
         for offset in (-1, 1):
             values = labelled + 1 + offset
             for some in (values >= BACKGROUND, values > BACKGROUND):  # a class of value 0 may be lost in the background
                 if self._fits(apart, values[some], labelled[some]):
-                    return self._of_offset(offset, values[some], labelled[some])
+                    return f"The values of {masks} are {self._of_offset(offset, values[some], labelled[some])}"
         best = self._best_values(apart, labelled)
-        if best is not None and self._explains(apart, best, labelled):
-            return self._of_order(best, labelled)
-        return None
-
-    def _single_value(self) -> int | None:
-        """Return the value that stands for every class, if there is one in (nearly) all masks of labelled images."""
-        used = np.flatnonzero(self._with_value)
-        used = used[(used != BACKGROUND) & (used != IGNORE)]
-        if used.size == 1 and self._with_value[used[0]] >= (1 - LEFT_OVER) * self._labelled:
-            return int(used[0])
+        if shown.size and best is not None and self._explains(apart, best, labelled):
+            moved = best != labelled + 1
+            pairs = self._pairs(best[moved], labelled[moved])
+            return (
+                f"The values of {masks} go with other classes: {pairs}. Write the classes' numbers, or bring the "
+                "classes into that order."
+            )
         return None
 
     def _fits(self, apart: np.ndarray, values: np.ndarray, columns: np.ndarray) -> bool:
@@ -287,23 +291,15 @@ class Tally:
         values = np.where(is_own, labelled + 1, used[among.argmin(0)])
         return values if len(set(values.tolist())) == len(values) and not is_own.all() else None
 
-    def _of_offset(self, offset: int, values: np.ndarray, labelled: np.ndarray) -> str:
-        is_low = offset < 0
-        away = "one too low" if is_low else "one too high"
-        remedy = "add 1 to every value" if is_low else "subtract 1 from every value"
-        otherwise = (
-            "the list of classes has one too many at its beginning" if is_low else "the list lacks the first class"
+    def _of_offset(self, offset: int, values: np.ndarray, columns: np.ndarray) -> str:
+        away, remedy, otherwise = (
+            ("low", "add 1 to", "has one too many at its beginning")
+            if offset < 0
+            else ("high", "subtract 1 from", "lacks the first one")
         )
         return (
-            f"The values of the masks of {self.name} are {away}: {self._pairs(values, labelled)}. Here 0 is "
-            f"background and classes count from 1: {remedy} but {IGNORE} (or the list of classes {otherwise})."
-        )
-
-    def _of_order(self, values: np.ndarray, labelled: np.ndarray) -> str:
-        moved = values != labelled + 1
-        return (
-            f"The values of the masks of {self.name} go with other classes: "
-            f"{self._pairs(values[moved], labelled[moved])}. Bring classes and values into one order."
+            f"one too {away}: {self._pairs(values, columns)}. Here 0 is background and classes count from 1: {remedy} "
+            f"every value but {IGNORE} (or the list of classes {otherwise})."
         )
 
     def _pairs(self, values: np.ndarray, columns: np.ndarray) -> str:
@@ -369,9 +365,9 @@ def require_foreground(dataset: Dataset, ids: Sequence[str], is_stopped: Callabl
     if IGNORE not in used:
         advice += " (and give outlines in pixels)"
     raise UsageError(
-        f"The masks of {dataset.name} show no class, so nothing can be judged by them: {lacking:,} of images with "
-        f"labels, such as {first}, hold only {' and '.join(map(str, used))}, where {_meaning(used)}. {advice}, or take "
-        "the masks away."
+        f"The masks of {dataset.name} show no class, so nothing can be judged by them: those of {lacking:,} labelled "
+        f"image(s), such as {first}, hold only {' and '.join(map(str, used))}, where {_meaning(used)}. {advice}, or "
+        "take the masks away."
     )
 
 

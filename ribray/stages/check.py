@@ -225,7 +225,7 @@ class _Collected:
         for split, summary in self._splits.items():
             summary.sizes = _extent(self._sizes[split])
             name = self._datasets[split].name
-            if (numbering := self._tallies[split].numbering()) is not None:
+            if (numbering := self._tallies[split].numbering(f"the masks of {name}")) is not None:
                 self._findings.append(Finding(truth.NUMBERS, split, split, numbering))
             if (note := self._without[split].note(name, summary.with_mask)) is not None:
                 self._notes.append(note)
