@@ -19,6 +19,7 @@ import numpy as np
 from ribray.data.dataset import Dataset, Problem, foreign_values, labels_of_mask, nearest
 from ribray.data.images import read_mask
 from ribray.data.lists import check_id, parse_id_list, read_text
+from ribray.data.names import composed
 from ribray.errors import ImageError, UsageError
 
 VOC_CLASSES = (
@@ -90,6 +91,14 @@ class VocDataset(Dataset):
     def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
         return self.root / _IMAGES / f"{id}.jpg"
 
+    def hidden_classes(self, id: str) -> np.ndarray:
+        """Return which classes have but objects marked difficult, (classes,) bool: VOC need not outline these."""
+        try:
+            names = difficult_names((self.root / _ANNOTATIONS / f"{id}.xml").read_bytes())
+        except OSError:
+            names = set()
+        return np.array([name in names for name in self.classes], dtype=bool)
+
     def _read_mask(self, id: str) -> np.ndarray | None:
         return _first_mask(self.root, self._mask_folders, id)
 
@@ -146,6 +155,18 @@ def parse_annotation(content: bytes, classes: Sequence[str], source: str) -> np.
             raise ImageError(f"{source} has an object '{name}', which is no class{nearest(name, classes)}.")
         labels[classes.index(name)] = True
     return labels
+
+
+def difficult_names(content: bytes) -> set[str]:
+    """Return the names in a VOC annotation of which every object is marked difficult; none of one that is no XML."""
+    try:
+        objects = defusedxml.ElementTree.fromstring(content, forbid_dtd=True).findall("object")
+    except (defusedxml.DefusedXmlException, ElementTree.ParseError, ValueError, LookupError):
+        return set()
+    marks = [((one.findtext("name") or "").strip(), (one.findtext("difficult") or "").strip()) for one in objects]
+    return {composed(name) for name, mark in marks if mark == "1"} - {
+        composed(name) for name, mark in marks if mark != "1"
+    }
 
 
 def _object_names(content: bytes, source: str) -> list[str]:

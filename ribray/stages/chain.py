@@ -208,7 +208,7 @@ def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
         files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)[:DRAWN_FROM]}
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
-    if "seed" in metrics:
+    if any("curve" in numbers for numbers in metrics.get("seed", {}).values()):
         figures.append(draw_curve(metrics["seed"], folder / "seed_curve.png"))
     return [figure for figure in figures if figure is not None]
 

@@ -19,7 +19,7 @@ from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
 from ribray.config import Experiment
-from ribray.data import open_dataset
+from ribray.data import open_dataset, truth
 from ribray.data.dataset import Dataset, Problem
 from ribray.data.depth import Scale
 from ribray.data.images import BLANK, image_size, tell_readings
@@ -91,19 +91,27 @@ class CheckWorker:
 
     def process(self, item: str) -> dict[str, Any]:
         """Return an image's width and height (None of one without readable header), how it was read, whether it has
-        a mask, and what is wrong as pairs of kind and sentence.
+        a mask, what its truth is beside its labels, and what is wrong as pairs of kind and sentence.
 
         A mask is judged beside its image, so not where there is none.
         """
         split, _, id = item.partition(TAB)
         dataset = self._datasets[split]
         size, problems, readings = _look_at_image(dataset, id)
-        of_mask = None if size is None else dataset.mask_problems(id)
+        seen = None if size is None else dataset.look_at_mask(id)
+        compared = None
+        if seen is not None:
+            problems += seen.problems
+            if seen.mask is not None and seen.fits:
+                found = truth.compare(dataset, id, seen.mask, seen.values)
+                problems += found.problems
+                compared = truth.record_of(seen.values, found)
         return {
             "size": size,
             "readings": readings,
-            "has_mask": of_mask is not None,
-            "problems": [(problem.kind, problem.sentence) for problem in [*problems, *(of_mask or [])]],
+            "has_mask": seen is not None,
+            "truth": compared,
+            "problems": [(problem.kind, problem.sentence) for problem in problems],
         }
 
 
@@ -188,7 +196,10 @@ class _Collected:
 
     def __init__(self, datasets: Mapping[str, Dataset]):
         self._splits = {split: _summarise(dataset) for split, dataset in datasets.items()}
+        self._datasets = datasets
         self._sizes: dict[str, Counter[tuple[int, int]]] = {split: Counter() for split in datasets}
+        self._tallies = {split: truth.Tally(dataset) for split, dataset in datasets.items()}
+        self._without = {split: truth.Without() for split in datasets}
         self._findings = [
             Finding(problem.kind, split, problem.id, problem.sentence)
             for split, dataset in datasets.items()
@@ -200,10 +211,15 @@ class _Collected:
     def take(self, item: str, record: Mapping[str, Any]) -> None:
         """Count an image that a worker has looked at."""
         split, _, id = item.partition(TAB)
+        dataset = self._datasets[split]
         if record["size"] is not None:
             self._sizes[split][tuple(record["size"])] += 1
+            if not record["has_mask"]:
+                self._without[split].add(id)
         self._readings[split].update(record["readings"])
         self._splits[split].with_mask += record["has_mask"]
+        if record["truth"] is not None:
+            self._tallies[split].add(id, record["truth"], dataset.labels[dataset.index(id)])
         self._findings += [Finding(kind, split, id, sentence) for kind, sentence in record["problems"]]
 
     def take_failure(self, item: str, error: str, tries: int) -> None:
@@ -215,6 +231,11 @@ class _Collected:
         """Return what came together."""
         for split, summary in self._splits.items():
             summary.sizes = _extent(self._sizes[split])
+            name = self._datasets[split].name
+            if (numbering := self._tallies[split].numbering(f"the masks of {name}")) is not None:
+                self._findings.append(Finding(truth.NUMBERS, split, split, numbering))
+            if (note := self._without[split].note(name, summary.with_mask)) is not None:
+                self._notes.append(note)
         order = {split: place for place, split in enumerate(self._splits)}
         findings = sorted(set(self._findings), key=lambda one: (order[one.split], one.kind, one.id, one.sentence))
         notes = [note for split, counts in self._readings.items() for note in tell_readings(counts, f" of '{split}'")]

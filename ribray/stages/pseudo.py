@@ -25,7 +25,7 @@ from ribray.masks.pseudo import walk_scores
 from ribray.masks.saliency import mark_conflicts, read_saliency
 from ribray.masks.seed import winner
 from ribray.models.irnet import load_irnet
-from ribray.stages import confident, irn, refine, seed
+from ribray.stages import confident, irn, judging, refine, seed
 from ribray.stages.artifacts import trained_weights
 from ribray.stages.mask_pool import (
     MASK,
@@ -142,6 +142,7 @@ def pseudo_ids(context: Context) -> list[str]:
 
 
 def _check(context: Context) -> None:
+    seed.require_truth(context)
     if context.experiment.pseudo.crf == "dense":
         require_crf()
     if (folder := _saliency(context)) is not None and not folder.is_dir():
@@ -191,7 +192,7 @@ def _execute(context: Context) -> None:
     failed, names = len(result.failures), ["background", *dataset.classes]
     metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
     if counts.images:
-        metrics |= counts.summary(names) | {"walk": {**walk.summary(names), "failed": failed}}
+        metrics |= judging.summarise(context, NAME, counts, names) | {"walk": {**walk.summary(names), "failed": failed}}
     run.write_metrics(NAME, {**metrics, "timing": result.timing})
     write_covers(context, NAME, [id for id in ids if id not in result.failures])
 

@@ -354,7 +354,8 @@ class _TrialRunner:
         numbers = dict(_numbers(_metrics(request.directory, self.job.request.sweep.stages)))
         value = numbers.get(metric)
         if value is None:
-            return Outcome("failed", None, numbers, len(result.failures), f"It wrote no {metric}: is there a truth?")
+            reason = f"It wrote no {metric}: is there a truth, with pixels of classes?"
+            return Outcome("failed", None, numbers, len(result.failures), reason)
         return Outcome("finished", value, numbers, len(result.failures))
 
 
