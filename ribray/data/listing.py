@@ -14,6 +14,7 @@ from ribray.data.names import composed
 _PASSED_OVER = ("@eaDir", "__MACOSX")
 """Folders that network drives and archivers leave behind; beside these, whatever begins with a dot."""
 _SEPARATORS = re.compile(r"[_\-. ]+")
+_NUMBER = re.compile(r"\d+")
 _SIMILAR = 0.6
 """How alike two names must be to be taken for each other's misspelling, of 1."""
 _COMPARED = 20
@@ -120,8 +121,8 @@ class Near:
     def find(self, name: str) -> str | None:
         """Return the name that is the same but for case, signs between letters, ending, folder or an affix.
 
-        Where there is none, return the one of most similar spelling among those with the same digits, zeros aside:
-        ``img_12`` is no misspelling of ``img_13``. None where none is similar.
+        Where there is none, return the one of most similar spelling among those with the same numbers: ``img_12`` may
+        be meant for ``imgs_0012``, but not for ``img_13``. None where none is similar.
         """
         for part in _parts(name):
             if (found := self._by_key.get(_key(part))) is not None:
@@ -129,8 +130,9 @@ class Near:
         if not self._left:
             return None
         self._left -= 1
-        similar = difflib.get_close_matches(name, self._by_digits.get(_digits(name), ()), n=1, cutoff=_SIMILAR)
-        return similar[0] if similar else None
+        last = posixpath.basename(posixpath.splitext(name)[0])
+        similar = difflib.get_close_matches(_key(last), self._by_numbers.get(_numbers(last), ()), n=1, cutoff=_SIMILAR)
+        return self._by_key[similar[0]] if similar else None
 
     def hint(self, name: str) -> str:
         """Return `` (did you mean 'x'?)``, or nothing where no name is near."""
@@ -147,15 +149,16 @@ class Near:
         return by_key
 
     @cached_property
-    def _by_digits(self) -> dict[str, list[str]]:
-        by_digits: dict[str, list[str]] = {}
-        for name in self._by_key.values():
-            by_digits.setdefault(_digits(name), []).append(name)
-        return by_digits
+    def _by_numbers(self) -> dict[tuple[str, ...], list[str]]:
+        """The keys of names by the numbers in their last parts."""
+        by_numbers: dict[tuple[str, ...], list[str]] = {}
+        for key, name in self._by_key.items():
+            by_numbers.setdefault(_numbers(posixpath.basename(name)), []).append(key)
+        return by_numbers
 
 
-def _digits(name: str) -> str:
-    return "".join(letter for letter in name if letter.isdecimal() and letter != "0")
+def _numbers(name: str) -> tuple[str, ...]:
+    return tuple(number.lstrip("0") for number in _NUMBER.findall(name))
 
 
 def _key(name: str) -> str:

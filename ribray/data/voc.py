@@ -10,6 +10,7 @@ ROOT/classes.txt                         optional: class names in the order of t
                                          otherwise VOC's 20
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +19,7 @@ import numpy as np
 from ribray.data.dataset import Dataset, Problem
 from ribray.data.images import IMAGE_SUFFIXES, read_mask
 from ribray.data.listing import Listing, Near, printable
-from ribray.data.lists import PICTURES, IdList, check_id, lines, read_list, read_text
+from ribray.data.lists import PICTURES, IdList, check_id, lines, read_id_list, read_list, read_text
 from ribray.data.names import composed
 from ribray.data.voc_labels import (
     ANNOTATIONS,
@@ -83,7 +84,8 @@ class VocDataset(Dataset):
 
         findings = [
             *_double_pictures(listed, pictures),
-            *(one for listing in masks.values() for one in _odd_masks(listing, listed.ids, pictures)),
+            *(one for listing in masks.values() for one in _masks_of_no_image(root, listing, listed.ids, pictures)),
+            *(one for listing in masks.values() for one in _masks_of_other_endings(listing, listed.ids)),
         ]
         notes = [*notes, *_case_notes(root), *_list_notes(root, listed, self._mask_folders, classes)]
         rows: list[np.ndarray | Problem] = [np.zeros(len(classes), bool)] * len(listed.ids)
@@ -92,7 +94,7 @@ class VocDataset(Dataset):
             labels = VocLabels(root, split, classes, order, pictures, listed)
             rows = labels.find(self._missing)
             findings += labels.findings(rows)
-            notes += labels.notes()
+            notes += labels.notes(rows)
         known = [(id, row) for id, row in zip(listed.ids, rows, strict=True) if not isinstance(row, Problem)]
         problems = [*listed.problems, *(row for row in rows if isinstance(row, Problem))]
         super().__init__(
@@ -335,18 +337,27 @@ def _double_pictures(listed: IdList, pictures: Listing) -> Iterator[Problem]:
             yield Problem(id, sentence, "two pictures")
 
 
-def _odd_masks(masks: Listing, ids: Iterable[str], pictures: Listing) -> Iterator[Problem]:
-    """Yield masks that belong to no image, and those that are no PNG."""
-    wanted = set(map(composed, ids))
-    for id in masks:
-        if id not in pictures and id not in wanted:
-            name = masks.names(id)[0]
-            sentence = (
-                f"{printable(str(masks.folder / name))} belongs to no picture in {PICTURES}{pictures.near.hint(id)}."
-            )
-            yield Problem(printable(f"{masks.folder.name}/{name}"), sentence, "mask of no image")
+def _masks_of_no_image(root: Path, masks: Listing, ids: Iterable[str], pictures: Listing) -> Iterator[Problem]:
+    """Yield masks without a picture, those of listed images aside: of these, the picture is what is missing."""
+    left = {id for id in masks if id not in pictures}.difference(map(composed, ids))
+    for id in sorted(left.difference(_listed_anywhere(root)) if left else ()):
+        name = masks.names(id)[0]
+        file = printable(str(masks.folder / name))
+        sentence = f"{file} belongs to no picture in {PICTURES}{pictures.near.hint(id)}."
+        yield Problem(printable(f"{masks.folder.name}/{name}"), sentence, "mask of no image")
+
+
+def _listed_anywhere(root: Path) -> Iterator[str]:
+    """Yield the ids of all lists that can be read, of whatever split."""
+    for file in (file for folder in _LISTS for file in (root / folder).glob("*.txt")):
+        with contextlib.suppress(UsageError):
+            yield from map(composed, read_id_list(file))
+
+
+def _masks_of_other_endings(masks: Listing, ids: Iterable[str]) -> Iterator[Problem]:
+    wanted = set(map(composed, ids)).difference(masks)
     for name in masks.others:
         id = composed(str(PurePosixPath(name).with_suffix("")))
-        if id in wanted and id not in masks and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+        if id in wanted and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
             sentence = f"{masks.folder / name} is not read: a mask is a PNG, {id}.png."
             yield Problem(f"{masks.folder.name}/{name}", sentence, "mask ending")

@@ -148,17 +148,7 @@ class VocLabels:
         return Problem(id, f"{sentence}.", "labels")
 
     def findings(self, rows: Sequence[np.ndarray | Problem]) -> Iterator[Problem]:
-        """Yield what is wrong with the names of classes, and signs that other labels contradict.
-
-        Raises:
-            UsageError: there is no label, since every name is that of no class.
-        """
-        known = [row for row in rows if not isinstance(row, Problem)]
-        if self._unknown:
-            sentence = self._on_unknown_names(np.any(known, axis=0) if known else np.zeros(len(self._classes), bool))
-            if not known and 2 * len(self._unknown) > len(rows):  # else something else is wrong, too
-                raise UsageError(sentence)
-            yield Problem(ANNOTATIONS, sentence, "unknown class")
+        """Yield the signs of a list that other labels contradict."""
         if self._column is None:
             return
         name = self._classes[self._column]
@@ -172,18 +162,40 @@ class VocLabels:
                 )
                 yield Problem(id, sentence, "sign")
 
-    def _on_unknown_names(self, used: np.ndarray) -> str:
-        """Say which names are no classes, in a form to be pasted into a recipe."""
+    def notes(self, rows: Sequence[np.ndarray | Problem]) -> Iterator[str]:
+        """Yield how labels were read, where they could be read in another way.
+
+        Raises:
+            UsageError: no image has labels, since the annotations name other classes.
+        """
+        if self._by_lists:
+            yield (
+                f"{self._by_lists} images have neither annotation nor mask: their labels are those of the lists "
+                f"{self._root / MAIN}/CLASS_{self._base}.txt."
+            )
         counts = Counter(itertools.chain.from_iterable(self._unknown))
+        known = [row for row in rows if not isinstance(row, Problem)]
+        if not known and 2 * len(self._unknown) > len(rows):  # else something else is wrong, too
+            raise UsageError(self._on_unknown_names(counts, np.zeros(len(self._classes), bool)))
+        if max(counts.values(), default=0) > 1:  # else a slip, of which the image's own sentence says enough
+            yield f"{self._on_unknown_names(counts, np.any(known, axis=0))} Until then these images are left out."
+
+    def _on_unknown_names(self, counts: Mapping[str, int], used: np.ndarray) -> str:
+        """Say which names are no classes, in a form to be pasted into a recipe.
+
+        Args:
+            counts: images by name.
+            used: (classes,) bool, whether a class is in an image.
+        """
         folder = self._root / ANNOTATIONS
         cased = {name: other for name in sorted(counts) if (other := in_other_case(name, self._classes)) is not None}
         if len(cased) == len(counts):
-            pairs = ", ".join(f"'{name}' ({counts[name]} images) for '{other}'" for name, other in cased.items())
+            pairs = ", ".join(f"'{name}' (images: {counts[name]}) for '{other}'" for name, other in cased.items())
             return (
                 f"{folder} has names that differ from a class in case only: {pairs}. Write them as the classes are "
                 "written, or give the classes as these are written by data.classes, in the order of the mask values."
             )
-        names = ", ".join(f"'{name}' ({counts[name]} images)" for name in sorted(counts))
+        names = ", ".join(f"'{name}' (images: {counts[name]})" for name in sorted(counts))
         own = self._classes if tuple(self._classes) != VOC_CLASSES else np.array(self._classes)[used].tolist()
         pasted = [*own, *(name for name in sorted(counts) if name not in cased and not is_background(name))]
         return (
@@ -191,14 +203,6 @@ class VocLabels:
             f"`classes: {_as_yaml(pasted)}` below `data:` in the recipe, in the order of the mask values 1, 2, …, or "
             f"one a line in {self._root / CLASSES}."
         )
-
-    def notes(self) -> Iterator[str]:
-        """Yield how labels were read, where they could be read in another way."""
-        if self._by_lists:
-            yield (
-                f"{self._by_lists} images have neither annotation nor mask: their labels are those of the lists "
-                f"{self._root / MAIN}/CLASS_{self._base}.txt."
-            )
 
 
 def _row_of_signs(signs: Sequence[int | None]) -> np.ndarray | None:
