@@ -112,6 +112,9 @@ class DataConfig(_Section):
     """Held-out split: validation of the classifier and of the segmentation network."""
     image_list: str | None = None
     """File with one image id a line: only these images of ``train_split`` are refined."""
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Class names of data in VOC layout, in the order of the mask values 1, 2, …; default: the root's classes.txt, or
+    else VOC's 20."""
     seed: Seed = 0
     """Seed of the synthetic world."""
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -120,6 +123,17 @@ class DataConfig(_Section):
     def _needs_root(self) -> "DataConfig":
         if self.root is None and self.kind != "synthetic":
             raise ValueError(f"data.root is missing: set it to the folder that holds the {self.kind} data")
+        return self
+
+    @model_validator(mode="after")
+    def _names_classes_of_voc(self) -> "DataConfig":
+        if self.classes is not None and self.kind != "voc":
+            elsewhere = {
+                "coco": "classes are the categories of its annotations",
+                "folder": "classes stand in classes.txt",
+                "synthetic": "data.synthetic.classes is their number",
+            }
+            raise ValueError(f"data.classes belongs to kind: voc; of kind: {self.kind}, {elsewhere[self.kind]}")
         return self
 
 

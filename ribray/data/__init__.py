@@ -16,7 +16,7 @@ Opener = Callable[[DataConfig, str, Path, bool], Dataset]
 def _open_voc(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
     from ribray.data.voc import open_voc
 
-    return open_voc(root, split, labelled)
+    return open_voc(root, split, labelled, data.classes)
 
 
 def _open_coco(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:

@@ -21,7 +21,8 @@ from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import image_size, tell_readings
-from ribray.data.lists import read_id_list
+from ribray.data.listing import Near
+from ribray.data.lists import id_finder, read_list
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, target_views
 from ribray.errors import ImageError, UsageError
 from ribray.models import build_classifier
@@ -88,17 +89,26 @@ def finished_ids(folder: Path) -> set[str]:
 def wanted_ids(context: Context) -> list[str]:
     """Return the images to refine, in the order of the split: those of ``data.image_list``, up to ``refine.limit``.
 
+    An image of the list that the split had to leave out is none of them, and is a failure.
+
     Raises:
         UsageError: the list names an image that is not in the split.
     """
     dataset, config = context.training_set, context.experiment
     ids = list(dataset.ids)
     if config.data.image_list is not None:
-        listed = read_id_list(storage.absolute(config.data.image_list))
-        for id in listed:
-            if id not in dataset:
-                raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}.")
-        chosen = set(listed)
+        left_out = [problem.id for problem in dataset.problems]
+        listed = read_list(storage.absolute(config.data.image_list), id_finder([*left_out, *ids]))
+        chosen = set(listed.ids)
+        for id in listed.ids if not chosen.issubset([*left_out, *ids]) else ():
+            if id not in dataset and id not in left_out:
+                near = Near([*ids, *left_out]).hint(id)
+                raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}{near}.")
+        if listed.signs:
+            context.tell(
+                f"{listed.source} has a sign on its lines, as VOC's lists of a class have: all its images are refined, "
+                "whatever the sign."
+            )
         ids = [id for id in ids if id in chosen]
     return ids[: config.refine.limit]
 
