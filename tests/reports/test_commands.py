@@ -2,16 +2,160 @@
 
 import io
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from ribray import storage
 from ribray.cluster.sweep import Outcome, Searched
 from ribray.config import load_experiment
+from ribray.models import build_classifier
+from ribray.models.weights import save_classifier
 from ribray.report.ledger import read_ledger
+from ribray.run import Run
+from ribray.stages import refine
 from ribray.stages import sweep as sweeps
+from ribray.stages.chain import Planned, Request, parse_stages, plan_chain
 from ribray.sweep_file import Trial, trial_id, validate_sweep
+from tests.reports import drawn
+
+# --- a plan, and looking at a run, write nothing -----------------------------------------------------------------
+
+
+def tree(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Return a folder and everything below it: when it was changed, and what is in it."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in (root, *root.rglob("*"))
+    }
+
+
+@pytest.fixture
+def small_world() -> list[str]:
+    """Settings of the quickstart for a world of a few pictures."""
+    return ["data.synthetic.train_images=20", "data.synthetic.eval_images=4", "tracking.wandb=disabled"]
+
+
+@pytest.fixture
+def with_classifier(tmp_path: Path, ribray) -> tuple[Path, Path]:
+    """A recipe, and the directory of its run, which has its classifier and nothing else."""
+    drawn.folder(tmp_path / "data")
+    torch.manual_seed(0)
+    save_classifier(build_classifier("small", 3, 8), tmp_path / "classifier.safetensors")
+    classifier = {"checkpoint": str(tmp_path / "classifier.safetensors")}
+    recipe = drawn.recipe(tmp_path / "recipe.yaml", tmp_path / "data", classifier=classifier)
+    assert ribray("run", recipe, "--out", tmp_path / "run", "--stages", "classifier") == 0
+    return recipe, tmp_path / "run"
+
+
+def plan(settings: Sequence[str], out: Path, recipe: str = "quickstart", **options) -> dict[str, Planned]:
+    experiment = load_experiment(recipe, settings)
+    options.setdefault("stages", parse_stages(None))
+    text = io.StringIO()
+    return {each.stage: each for each in plan_chain(Request(experiment, recipe, out, **options), Console(file=text))}
+
+
+def test_the_plan_of_a_run_that_does_not_exist_makes_nothing_and_knows_the_drawn_world(small_world, tmp_path):
+    (tmp_path / "runs").mkdir()
+    before = tree(tmp_path)
+    for sources in ("rib", "cam", "both"):
+        planned = plan([*small_world, f"masks.source={sources}"], tmp_path / "runs" / "new")
+        assert tree(tmp_path) == before
+        refined = planned["refine"]
+        assert (refined.total, refined.done, refined.source) == (20, 0, "new")
+        assert refined.estimate.seconds > 0
+        assert refined.estimate.bytes > 0
+        assert (planned["seed"].total, planned["classifier"].unit) == (20, "epochs")
+    assert {"evaluate", "cam: evaluate"} <= set(planned)
+    assert planned["evaluate"].total == 4
+
+
+def test_the_plan_beside_a_run_at_work_says_what_is_done_and_changes_nothing(with_classifier, tmp_path, ribray, capsys):
+    recipe, directory = with_classifier
+    with Run.open(directory):
+        (directory / "maps").mkdir()
+        before = tree(tmp_path)
+        planned = plan([], directory, str(recipe))
+        assert (planned["classifier"].done, planned["classifier"].source) == (1, "here")
+        assert planned["refine"].total == 9
+        forked = plan([], directory, str(recipe), fork=tmp_path / "fork")
+        assert (forked["classifier"].done, forked["classifier"].source) == (1, str(directory))
+        redone = plan([], directory, str(recipe), redo="classifier")
+        assert (redone["classifier"].done, redone["classifier"].source) == (0, "new")
+        capsys.readouterr()
+        assert ribray("run", recipe, "--out", directory, "--plan", "--set", "masks.source=both") == 0
+        assert "9 of 9 images" in capsys.readouterr().out
+        assert ribray("status", directory) == 0
+        assert "A process is working on it." in capsys.readouterr().out
+        assert tree(tmp_path) == before
+    assert ribray("status", directory) == 0
+    assert tree(tmp_path) == before
+
+
+def test_a_plan_refuses_what_the_run_would(with_classifier, tmp_path, ribray, capsys):
+    recipe, directory = with_classifier
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    before = tree(tmp_path)
+    for arguments, said in (
+        (("--out", directory, "--set", "classifier.backbone=resnet18", "--set", "classifier.output_stride=16"), "redo"),
+        (("--out", tmp_path / "thesis"), "holds other files"),
+        (("--out", recipe), "is a file"),
+        (("--out", recipe / "run"), "is a file"),
+        (("--out", tmp_path / "new", "--stages", "refine"), "needs stage 'classifier'"),
+        (("--out", directory, "--fork", directory), "another directory"),
+        (("--out", tmp_path / "new", "--fork", tmp_path / "fork"), "is no run directory"),
+        (("--out", directory, "--redo", "everything"), "no such stage"),
+    ):
+        assert ribray("run", recipe, *arguments, "--plan") == 2
+        assert said in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def test_the_state_of_a_run_is_told_without_drawing_its_world_anew(small_world, tmp_path, ribray, capsys):
+    settings = [*small_world, f"classifier.checkpoint={tmp_path / 'classifier.safetensors'}"]
+    save_classifier(build_classifier("small", 6, 8), tmp_path / "classifier.safetensors")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert ribray("run", "quickstart", "--out", tmp_path / "run", "--stages", "classifier", *arguments) == 0
+    storage.remove_folder(tmp_path / "run" / "data")
+    before = tree(tmp_path)
+    planned = plan(settings, tmp_path / "run")
+    assert (planned["classifier"].done, planned["classifier"].source) == (1, "here")
+    capsys.readouterr()
+    assert ribray("status", tmp_path / "run") == 0
+    assert "1 of 1 checkpoint" in capsys.readouterr().out
+    assert tree(tmp_path) == before
+
+
+def test_a_plan_on_an_object_store_puts_nothing(small_world, bucket):
+    bucket.joinpath("beside.txt").write_text("here")
+    assert plan(small_world, bucket / "run", stages=("classifier", "refine"))["refine"].total == 20
+    assert storage.list_ids(bucket, "") == {"beside.txt"}
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    yield before + 1
+    torch.set_num_threads(before)
+
+
+def test_a_plan_that_cannot_be_timed_leaves_the_number_of_threads(small_world, tmp_path, monkeypatch, threads):
+    def too_large(*_):
+        raise MemoryError
+
+    class Network(torch.nn.Module):
+        forward = too_large
+
+    monkeypatch.setattr(refine, "build_classifier", lambda *_: Network())
+    with pytest.raises(MemoryError):
+        plan(small_world, tmp_path / "run")
+    assert torch.get_num_threads() == threads
+
 
 # --- how much of a search is left --------------------------------------------------------------------------------
 
@@ -105,8 +249,6 @@ def test_only_the_end_of_a_trials_log_is_read(tmp_path):
 
 
 def test_a_log_on_an_object_store_is_not_asked_for():
-    from ribray import storage
-
     place = storage.path("memory://sweep/trials/one.log")
     place.write_text("refine: 3 of 9 images\n")
     assert sweeps._last_line(place) == ""
