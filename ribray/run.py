@@ -135,6 +135,26 @@ def require_free(location: Path, kind: str) -> None:
         raise UsageError(f"{location} holds other files and is no {kind} directory; choose another --out.")
 
 
+def require_outside(location: Path, allowed: str | None = None) -> None:
+    """Check that what is to be written at ``location`` gets in the way of no run, and of no sweep.
+
+    Args:
+        location: absolute path or URL of a file or a folder.
+        allowed: a folder of a run where it may lie.
+
+    Raises:
+        UsageError: it lies in the directory of one, which removes and replaces what is in its way.
+    """
+    for folder in (location, *location.parents):
+        kind = next((name for name, mark in MARKS.items() if (folder / mark).is_file()), None)
+        if kind is not None:
+            inside = location.relative_to(folder).parts[:1]
+            if inside == (allowed,):
+                return
+            hint = f", or one in {folder / allowed}" if allowed is not None else ""
+            raise UsageError(f"{location} lies in {folder}, which holds a {kind}; choose another --out{hint}.")
+
+
 @contextlib.contextmanager
 def _told(location: Path) -> Iterator[None]:
     """Turn what an object store's client raises in a ``with`` block into a sentence."""

@@ -358,6 +358,11 @@ def _draw_world(context: Context) -> None:
 def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
     """Refuse whatever can be refused before anything starts, and forget what is to be made again (not for a plan)."""
     remade = _from(request.redo) if request.redo is not None else ()
+    if request.redo is not None and request.redo not in request.stages:
+        raise UsageError(
+            f"--redo {request.redo} is not among --stages {','.join(request.stages)}: add it, or it would be removed "
+            "and not made again."
+        )
     main = parts[0].context
     imported = {name for name in STAGES if name not in remade and main.imported(name) is not None}
     needed = [name for name in STAGES if name in request.stages or feeds(name, request.stages, imported)]

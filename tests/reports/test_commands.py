@@ -5,21 +5,26 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from ribray import storage
 from ribray.cluster.sweep import Outcome, Searched
-from ribray.config import load_experiment
+from ribray.config import SegmentationConfig, load_experiment
+from ribray.errors import UsageError
 from ribray.models import build_classifier
+from ribray.models.deeplab import save_deeplab
 from ribray.models.weights import save_classifier
 from ribray.report.ledger import read_ledger
-from ribray.run import Run
+from ribray.run import Run, require_outside
 from ribray.stages import refine
 from ribray.stages import sweep as sweeps
 from ribray.stages.chain import Planned, Request, parse_stages, plan_chain
+from ribray.stages.segmentation import build_deeplab
 from ribray.sweep_file import Trial, trial_id, validate_sweep
+from tests.by_hand import begin, put_masks
 from tests.reports import drawn
 
 # --- a plan, and looking at a run, write nothing -----------------------------------------------------------------
@@ -46,7 +51,7 @@ def with_classifier(tmp_path: Path, ribray) -> tuple[Path, Path]:
     torch.manual_seed(0)
     save_classifier(build_classifier("small", 3, 8), tmp_path / "classifier.safetensors")
     classifier = {"checkpoint": str(tmp_path / "classifier.safetensors")}
-    recipe = drawn.recipe(tmp_path / "recipe.yaml", tmp_path / "data", classifier=classifier)
+    recipe = drawn.recipe(tmp_path / "recipe.yaml", tmp_path / "data", classifier=classifier, evaluate={"crf": "none"})
     assert ribray("run", recipe, "--out", tmp_path / "run", "--stages", "classifier") == 0
     return recipe, tmp_path / "run"
 
@@ -109,6 +114,7 @@ def test_a_plan_refuses_what_the_run_would(with_classifier, tmp_path, ribray, ca
         (("--out", directory, "--fork", directory), "another directory"),
         (("--out", tmp_path / "new", "--fork", tmp_path / "fork"), "is no run directory"),
         (("--out", directory, "--redo", "everything"), "no such stage"),
+        (("--out", directory, "--redo", "classifier", "--stages", "refine"), "--redo classifier is not among --stages"),
     ):
         assert ribray("run", recipe, *arguments, "--plan") == 2
         assert said in capsys.readouterr().err
@@ -155,6 +161,60 @@ def test_a_plan_that_cannot_be_timed_leaves_the_number_of_threads(small_world, t
     with pytest.raises(MemoryError):
         plan(small_world, tmp_path / "run")
     assert torch.get_num_threads() == threads
+
+
+# --- what is written, and where ----------------------------------------------------------------------------------
+
+
+def test_a_stage_that_would_be_removed_and_not_made_again_is_refused(with_classifier, tmp_path, ribray, capsys):
+    recipe, directory = with_classifier
+    assert ribray("run", recipe, "--out", directory, "--stages", "classifier", "--redo", "seed") == 2
+    assert "--redo seed is not among --stages classifier" in capsys.readouterr().err
+    assert (directory / "classifier" / "stage.json").exists()
+
+
+def test_nothing_foreign_is_written_into_a_run(with_classifier, tmp_path, ribray, capsys):
+    recipe, directory = with_classifier
+    before = tree(directory)
+    for folder in (directory, directory / "maps"):
+        assert ribray("check", recipe, "--out", folder) == 2
+        error = capsys.readouterr().err
+        assert f"{folder} lies in {directory}, which holds a run" in " ".join(error.split())
+    assert tree(directory) == before
+
+
+def test_an_export_replaces_no_file_of_a_run(with_classifier, tmp_path, ribray, capsys):
+    _, directory = with_classifier
+    put_masks(begin(Run.read(directory), "pseudo"), {"img00": np.zeros(drawn.SIZE, np.uint8)})
+    before = tree(directory)
+    for file in ("experiment.yaml", "metrics.json", "maps/masks.json"):
+        assert ribray("export", directory, "--format", "coco", "--out", directory / file) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"choose another --out, or one in {directory / 'exports'}" in error
+    assert tree(directory) == before
+    assert ribray("export", directory, "--format", "coco", "--out", directory / "exports" / "mine.json") == 0
+    assert ribray("export", directory, "--format", "coco", "--out", tmp_path / "mine.json") == 0
+
+
+def test_predictions_are_not_put_where_a_stage_of_the_run_would_remove_them(with_classifier, tmp_path, ribray, capsys):
+    _, directory = with_classifier
+    folder = begin(Run.read(directory), "segmentation")
+    config = SegmentationConfig(backbone="small", weights="none")
+    save_deeplab(build_deeplab(config, 3), folder / "weights.safetensors")
+    assert ribray("predict", directory, tmp_path / "data", "--out", directory / "predictions") == 2
+    assert f"lies in {directory}, which holds a run" in " ".join(capsys.readouterr().err.split())
+    assert not (directory / "predictions").exists()
+
+
+@pytest.mark.parametrize("mark", ["experiment.yaml", "sweep.json"])
+def test_a_place_in_a_run_is_refused_but_where_exports_lie(mark, tmp_path):
+    (tmp_path / "run" / "exports").mkdir(parents=True)
+    (tmp_path / "run" / mark).write_text("")
+    require_outside(tmp_path / "elsewhere" / "x.json")
+    require_outside(tmp_path / "run" / "exports" / "x.json", allowed="exports")
+    for place in (tmp_path / "run" / mark, tmp_path / "run" / "predictions", tmp_path / "run"):
+        with pytest.raises(UsageError, match="exports"):
+            require_outside(place, allowed="exports")
 
 
 # --- how much of a search is left --------------------------------------------------------------------------------
