@@ -404,7 +404,7 @@ def trial_id(settings: Mapping[str, Any]) -> str:
     """Return a name for a set of values that is a safe file name, and differs between sets that mean different runs."""
     last = [key.rpartition(".")[2] for key in settings]
     names = [name if last.count(name) == 1 else key for key, name in zip(settings, last, strict=True)]
-    values = [value if isinstance(value, str) else json.dumps(value) for value in settings.values()]
+    values = [value if isinstance(value, str) else json.dumps(value, default=str) for value in settings.values()]
     text = ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
     safe = re.sub(r"[^\w.,=+-]", "_", text)
     if safe == text and len(text) <= 100:

@@ -1,5 +1,7 @@
 """The sweep file: what it accepts, and the trials that follow from it."""
 
+from datetime import date
+
 import pytest
 
 from ribray.config import flatten, load_experiment, to_values, to_yaml
@@ -205,6 +207,13 @@ def test_values_that_look_like_numbers_reach_a_trial_as_what_they_are():
     assert (experiment.tracking.group, experiment.tracking.tags) == ("1e5", ("1e5", "on"))
     assert experiment.classifier.weights == "2e3"
     assert (experiment.refine.lr, experiment.segmentation.iterations) == (1e-5, 30_000)
+
+
+def test_a_date_in_a_sweep_is_answered_with_the_quotes():
+    sweep = validate_sweep({**PLAIN, "space": {"data.train_split": [date(2024, 1, 2)]}}, "study.yaml")
+    (trial,) = trials_of(sweep, base_experiment(sweep))
+    with pytest.raises(UsageError, match=r"data\.train_split: .* is text in quotes"):
+        base_experiment(sweep, (), trial.settings)
 
 
 def test_what_a_sweep_sets_is_not_changed_by_overrides():

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ribray import storage
 from ribray.cluster.sweep import Outcome, Searched
-from ribray.config import SegmentationConfig, load_experiment
+from ribray.config import SegmentationConfig, load_experiment, to_yaml
 from ribray.errors import UsageError
 from ribray.models import build_classifier
 from ribray.models.deeplab import save_deeplab
@@ -23,7 +23,7 @@ from ribray.stages import refine
 from ribray.stages import sweep as sweeps
 from ribray.stages.chain import Planned, Request, parse_stages, plan_chain
 from ribray.stages.segmentation import build_deeplab
-from ribray.sweep_file import Trial, trial_id, validate_sweep
+from ribray.sweep_file import Trial, base_experiment, read_base, trial_id, trials_of, validate_sweep
 from tests.by_hand import begin, put_masks
 from tests.reports import drawn
 
@@ -297,6 +297,40 @@ def test_a_ledger_without_counts_of_draws_is_read(search, tmp_path):
     ledger.write_text(ledger.read_text().replace('"draws": 1,', ""))
     asked, _ = search.go_on()
     assert asked.drawn == 2
+
+
+def touched(space: dict, base: str | dict = "quickstart") -> set[str]:
+    """Return the stages that the trials of a sweep do for themselves."""
+    values = {"base": base, "stages": ["refine", "seed"], "metric": "seed.rib.miou", "space": space}
+    definition = validate_sweep(values, "study.yaml")
+    request = sweeps.SweepRequest(definition, Path("study.yaml"), "A study.", Path("out"))
+    recipe = read_base(definition)
+    experiment = base_experiment(definition, recipe=recipe)
+    return sweeps._check(request, experiment, trials_of(definition, experiment), recipe)
+
+
+def test_a_sweep_over_the_seed_of_a_runs_recipe_shares_nothing_that_has_a_seed(tmp_path):
+    (tmp_path / "experiment.yaml").write_text(to_yaml(load_experiment("quickstart", ["seed=4"])))
+    assert {"classifier", "refine", "seed", "irn"} <= touched({"seed": {"seeds": [4, 5]}}, str(tmp_path))
+    assert "classifier" not in touched({"refine.seed": {"seeds": [4, 5]}}, str(tmp_path))
+
+
+def test_other_data_is_other_work_for_every_stage(tmp_path):
+    for space in ({"data.seed": [0, 1]}, {"data.synthetic.classes": [3, 6]}, {"data.train_split": ["train", "val"]}):
+        assert "classifier" in touched(space)
+    with pytest.raises(UsageError, match=r"depends on data\.seed"):  # there is no drawn world
+        touched({"data.seed": [0, 1]}, {"recipe": "voc12", "set": {"data.root": "/data"}})
+
+
+def test_trials_have_the_recipe_as_it_was_when_the_sweep_began(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data: {kind: synthetic}\nrefine: {iterations: 3}\n")
+    definition = validate_sweep({**SEARCH, "base": str(file)}, "study.yaml")
+    recipe = read_base(definition)
+    file.write_text("data: {kind: synthetic}\nrefine: {iterations: 9}\n")
+    settings = {"refine.loss": "bce_tanh"}
+    experiment = base_experiment(definition, (), settings, recipe)
+    assert (experiment.refine.iterations, experiment.refine.loss) == (3, "bce_tanh")
 
 
 def test_only_the_end_of_a_trials_log_is_read(tmp_path):
