@@ -45,7 +45,7 @@ KINDS: dict[str, Opener] = {
 }
 """How each `data.kind` is opened; a new kind is one line here and one in `DataConfig.kind`."""
 
-_MADE_HERE = ("synthetic",)  # draws its root itself
+_MADE_HERE = ("synthetic",)  # its root need not be there
 
 
 def open_dataset(data: DataConfig, split: str, root: str | Path | None = None, *, labelled: bool = True) -> Dataset:

@@ -126,6 +126,14 @@ class Dataset(ABC):
         """
         return read_picture(self.image_path(id))
 
+    def size(self, id: str) -> tuple[int, int]:
+        """Return an image's height and width in pixels, without reading the pixels.
+
+        Raises:
+            ImageError: it is missing or damaged.
+        """
+        return image_size(self.image_path(id))
+
     def mask(self, id: str) -> np.ndarray | None:
         """Read an image's truth, (H, W) uint8: 0 background, class + 1, 255 ignore; None where there is none.
 
@@ -198,7 +206,7 @@ class Dataset(ABC):
     def _read_mask(self, id: str) -> np.ndarray | None: ...
 
     def _require_size(self, id: str, mask: np.ndarray) -> None:
-        height, width = image_size(self.image_path(id))
+        height, width = self.size(id)
         if mask.shape != (height, width):
             raise ImageError(
                 f"The mask of {id} is {mask.shape[1]} × {mask.shape[0]} pixels, but its image is {width} × {height}."

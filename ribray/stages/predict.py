@@ -39,9 +39,9 @@ from ribray.errors import UsageError
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.progress import show_progress
 from ribray.report.overlays import legend_overlay
-from ribray.run import FAILURES_FILE, Failure
+from ribray.run import FAILURES_FILE, Failure, require_outside
 from ribray.run import RECORD_FILE as STAGE_RECORD
-from ribray.stages import classifier, segmentation
+from ribray.stages import classifier, export, segmentation
 from ribray.stages.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
 from ribray.stages.finished import Artifact, FinishedRun
 from ribray.stages.mask_pool import SUFFIX, mask_path
@@ -258,6 +258,8 @@ def _claim(out: Path, network: Network, root: Path) -> None:
             raise UsageError(f"{out} holds predictions by another network or of other images; choose another --out.")
     elif out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} holds other files; choose another --out.")
+    else:
+        require_outside(out, allowed=export.FOLDER)
     storage.require_writable(out)
     storage.write_json(out / RECORD_FILE, record)
     storage.remove_leftovers(out)

@@ -20,7 +20,7 @@ from ribray.cluster.session import usable_cores
 from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
-from ribray.data.images import image_size, tell_readings
+from ribray.data.images import tell_readings
 from ribray.data.listing import Near
 from ribray.data.lists import id_finder, read_list
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, target_views
@@ -498,7 +498,7 @@ def _estimate(context: Context, work: Work) -> Estimate:
 def _area(dataset: Dataset, id: str) -> int | None:
     """Return the pixels of an image, None of one that cannot be read."""
     try:
-        height, width = image_size(dataset.image_path(id))
+        height, width = dataset.size(id)
     except ImageError:
         return None
     return height * width
@@ -512,12 +512,14 @@ def _seconds_per_pixel(context: Context) -> float:
     image = torch.zeros(1, 3, 256, 256, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(context.experiment.cluster.threads_per_worker)
-    with torch.no_grad():
-        model(image)
-        began = time.monotonic()
-        model(image).sum().item()
-    torch.set_num_threads(threads)
-    return (time.monotonic() - began) / (image.shape[-1] * image.shape[-2])
+    try:
+        with torch.no_grad():
+            model(image)
+            began = time.monotonic()
+            model(image).sum().item()
+        return (time.monotonic() - began) / (image.shape[-1] * image.shape[-2])
+    finally:
+        torch.set_num_threads(threads)
 
 
 STAGE = Stage(
