@@ -446,7 +446,7 @@ class _Notes:
             self._print(f"Note: {sentence}")
 
     def _print(self, sentence: str) -> None:
-        self._context.console.print(sentence, highlight=False, markup=False)
+        self._context.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 SAMPLED_IMAGES = 50
