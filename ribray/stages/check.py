@@ -25,7 +25,6 @@ from ribray.data.depth import Scale
 from ribray.data.images import BLANK, image_size, tell_readings
 from ribray.errors import ImageError, UsageError, ValuesError
 from ribray.progress import show_progress
-from ribray.run import require_outside
 
 NAME = "check"
 REPORT_FILE = "check.json"
@@ -160,21 +159,15 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     return collected.report(result.stopped)
 
 
-def require_place(folder: Path) -> None:
-    """Refuse, before every image is read, a folder that ``check.json`` cannot be written into.
+def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
+    """Write ``check.json`` into ``folder`` and return its path.
 
     Raises:
-        UsageError: it lies in a run's or a sweep's directory, or cannot be written.
+        UsageError: it cannot be written.
     """
     folder = storage.absolute(folder)
-    require_outside(folder)
     if storage.is_local(folder):
         storage.require_writable(folder)
-
-
-def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
-    """Write ``check.json`` into ``folder`` (see `require_place`) and return its path."""
-    folder = storage.absolute(folder)
     splits = {name: {**asdict(summary), "unused": summary.unused} for name, summary in report.splits.items()}
     storage.write_json(
         folder / REPORT_FILE,
