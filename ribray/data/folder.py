@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ribray.data.class_folders import no_labels, read_class_folders
+from ribray.data.class_folders import no_labels, read_class_folders, some
 from ribray.data.dataset import Dataset, Problem, nearest
 from ribray.data.files import is_photograph, list_files
 from ribray.data.ids import Absences, Nearest, Photographs, difference, without_ending
@@ -173,8 +173,9 @@ class _Content:
             UsageError: there is no such split, or its list is broken.
         """
         check_id(split, "The name of a split")
-        if self._holds(f"{SPLITS}/{split}.txt"):
-            return self._read_list(self.root / SPLITS / f"{split}.txt")
+        name = f"{SPLITS}/{split}.txt"
+        if self._holds(name):
+            return self._read_list(self.root / self._names[composed(name)])
         if split in self.labels.splits:
             return self.labels.splits[split], []
         if split == WHOLE:
@@ -223,11 +224,12 @@ class _Content:
         """
         if (target := self.listing.broken.get(name)) is not None:
             raise UsageError(f"{self.root / name} is a link that leads nowhere (to {target}).")
-        return name in self._names
+        return composed(name) in self._names
 
     @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(self.listing.names)
+    def _names(self) -> dict[str, str]:
+        """Names of files as the file system has them, by their composed form."""
+        return {composed(name): name for name in self.listing.names}
 
     def _read_table(self) -> _Labels:
         file, files = self.root / LABELS, self.photographs.files
@@ -282,6 +284,11 @@ class _Content:
         if not used:
             self.notes.append(
                 f"Nothing in {self.root} names a class: '{UNNAMED}' stands for them ({CLASSES} can name them)."
+            )
+        if used and all(name.isdecimal() for name in used):
+            self.notes.append(
+                f"{self.root / LABELS} has numbers for classes ({some(used)}), which are taken for names, 0 included: an "
+                "image that shows none of the classes has an empty cell."
             )
         return [self.labels.decomposed.get(name, name) for name in used] or [UNNAMED]
 

@@ -79,7 +79,7 @@ def _doubts(name: str, classes: Collection[str], source: str, separator: str) ->
         how = _how_to_write(_parts(name, _MARKS), separator)
         yield f"{source} has a class '{shown}' with {marks[0]} in its name: {how}; it is taken for one."
     elif _is_joined(name, classes):
-        how = _how_to_write(_parts(name, _GAPS), separator)
+        how = _how_to_write(_parts(name, _JOINTS), separator)
         yield f"{source} has a class '{shown}', made of names of other classes: {how}; it is taken for one."
     if composed(name).casefold().strip(" _") in NO_CLASS:
         yield (
@@ -117,11 +117,12 @@ def recombined(names: Sequence[str], source: str, separator: str) -> list[tuple[
 
 def several(name: str) -> list[str]:
     """Return the names that a name may hold, with delimiters or else with blanks between them; none where it is one."""
-    return next((parts for mark in (_MARKS, _GAPS) if len(parts := _parts(name, mark)) > 1), [])
+    return next((parts for mark in (_MARKS, _JOINTS) if len(parts := _parts(name, mark)) > 1), [])
 
 
 _MARKS = re.compile(r"[;,|\t\[\]\"']+")
 _GAPS = re.compile(r"[\s/+&]+(?:and\s+)?")
+_JOINTS = re.compile(r"[\s/+&:_.-]+(?:and[\s_-]+)?")
 
 
 def _parts(name: str, between: re.Pattern[str]) -> list[str]:
@@ -130,7 +131,7 @@ def _parts(name: str, between: re.Pattern[str]) -> list[str]:
 
 def _is_joined(name: str, classes: Collection[str]) -> bool:
     """Whether a name is made of names of other classes."""
-    parts = [part.casefold() for part in _parts(name, _GAPS)]
+    parts = [part.casefold() for part in _parts(name, _JOINTS)]
     return len(parts) > 1 and {other.casefold() for other in classes}.issuperset(parts)
 
 

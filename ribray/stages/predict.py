@@ -154,13 +154,15 @@ def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
     What lies in ``out`` is no image to predict.
 
     Raises:
-        UsageError: there is no image, or two have the same id.
+        UsageError: the folder cannot be listed, there is no image, or two have the same id.
     """
     if not source.is_dir():
         if not source.exists():
             raise UsageError(f"{source} does not exist; give an image, or a folder of images.")
         return source.parent, [source.name], []
     listing = list_files(source, without=out)
+    if reason := listing.closed.get(""):
+        raise UsageError(f"{source} cannot be listed: {reason}.")
     names = listing.photographs
     if not names:
         raise UsageError(f"{source} holds no image (with ending {', '.join(IMAGE_SUFFIXES)}).")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from upath import UPath
 
+from ribray import storage
 from ribray.config import DataConfig
 from ribray.data import Dataset, open_dataset
 from ribray.data.files import list_files
@@ -152,6 +153,15 @@ def test_hidden_and_system_folders_are_passed_over(root: Path) -> None:
     assert f"{root}/.thumbs/a.jpg is passed over" in sentence
 
 
+def test_a_folder_on_an_object_store_is_the_same(root: Path, bucket: Path) -> None:
+    relabel(root, "img00,", f"{bucket / 'photos' / 'img00.jpg'},")
+    storage.copy_folder(root, bucket / "photos")
+    dataset = opened(bucket / "photos")
+    assert_whole(dataset)
+    folder(root)
+    assert dataset.fingerprint() == opened(root).fingerprint()
+
+
 def test_an_object_store_is_listed_by_one_request() -> None:
     store = UPath("memory://listing/photos")
     for name in ("a/x.jpg", "masks/a/x.png", ".hidden/x.jpg", "@eaDir/x.jpg", "out/x.jpg", "notes.txt"):
@@ -287,7 +297,7 @@ def test_a_column_per_class_is_read(root: Path, flags: str) -> None:
         ("id,cat,cat", ["1,0", "0,1"], "has the column 'cat' twice"),
         ("id,tag,dog", ["1,0", "0,1"], "holds 0 and 1 in column 'tag' and in 'dog'"),
         ("id,note", ["x", "y"], "must begin with the line 'id,classes'"),
-        ("image,file,classes", ["1,cat", "2,dog"], "'image' and 'file', each of which may be that of ids"),
+        ("image,file,classes", ["img05,cat", "img06,dog"], "'image' and 'file', each of which may be that of ids"),
         ("id,label,category", ["cat,a", "dog,a"], "'label' and 'category', each of which may be that of classes"),
     ],
 )
@@ -393,6 +403,7 @@ def test_a_table_of_another_name_is_named_and_no_folders_are_read_for_it(tmp_pat
         ("{0} sea", "write '{0};sea'"),
         ("{0}/sea", "write '{0};sea'"),
         ("{0} and bird", "write '{0};bird'"),
+        ("{0}_bird", "write '{0};bird'"),
     ],
 )
 def test_several_names_in_a_cell_are_found_and_not_split(root: Path, cell: str, written: str) -> None:
@@ -478,6 +489,7 @@ def test_numbers_as_names_are_found_where_a_mask_has_others(root: Path) -> None:
     found = wrong(opened(root))
     assert {id for _, id, _ in found} == {"0", "1", "2"}
     assert "has a class '0', which by its place is value 1 in a mask" in found[0][2]
+    assert "has numbers for classes (0, 1, 2), which are taken for names, 0 included" in opened(root).notes[0]
     for value in (3, 2, 1):
         relabel(root, f",{value - 1}\n", f",{value}\n")
     assert wrong(opened(root)) == []
