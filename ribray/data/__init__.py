@@ -28,7 +28,7 @@ def _open_coco(data: DataConfig, split: str, root: Path, labelled: bool) -> Data
 def _open_folder(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
     from ribray.data.folder import open_folder
 
-    return open_folder(root, split)
+    return open_folder(root, split, labelled)
 
 
 def _open_synthetic(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:

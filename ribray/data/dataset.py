@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -61,6 +62,9 @@ class Dataset(ABC):
         notes: sentences on how the data was read, where it could be read in another way; told once.
     """
 
+    separator: ClassVar[str] = ""
+    """Between several names of classes, where the layout has them in one cell."""
+
     def __init__(
         self,
         name: str,
@@ -86,7 +90,9 @@ class Dataset(ABC):
         self.labels = np.asarray(labels, dtype=bool).reshape(len(self.ids), len(self.classes))
         self.palette = colour_map() if palette is None else palette
         self.problems = tuple(problems)
-        doubtful = (Problem(name_, sentence, "class name") for name_, sentence in doubtful_names(classes, name))
+        doubtful = (
+            Problem(name_, sentence, "class name") for name_, sentence in doubtful_names(classes, name, self.separator)
+        )
         self.findings = (*doubtful, *findings)
         self.notes = tuple(notes)
 

@@ -208,7 +208,7 @@ def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"{path} does not exist.") from None
+        raise ImageError(f"{path} {_absence(path)}.") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path} {_instead_of(path, expected)}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -224,6 +224,11 @@ def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
 def _reason(error: object) -> str:
     text = " ".join(str(error).split()).removeprefix("image file is ").rstrip(".")
     return text or type(error).__name__
+
+
+def _absence(path: Path) -> str:
+    """Say what is there instead of a file."""
+    return f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else "does not exist"
 
 
 def _instead_of(path: Path, expected: str) -> str:

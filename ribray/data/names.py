@@ -1,14 +1,25 @@
 """Names of classes: which are refused, and which are read but may not mean what they seem to."""
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from ribray.errors import UsageError
 
 BACKGROUND_NAME = "background"
 """Reserved: it is mask value 0 of every data set, and no class."""
-DELIMITERS = {";": "a semicolon", ",": "a comma", "|": "a bar", "\t": "a tab", "[": "a bracket", "]": "a bracket"}
+DELIMITERS = {
+    ";": "a semicolon",
+    ",": "a comma",
+    "|": "a bar",
+    "\t": "a tab",
+    "[": "a bracket",
+    "]": "a bracket",
+    '"': "a quote",
+}
 """Characters that separate names elsewhere: where one stands inside a name, several names were probably meant."""
+NO_CLASS = frozenset({"none", "nan", "null", "n/a", "nothing", "void", "ignore", "ignored", "unlabeled", "unlabelled"})
+"""Words by which people and programs mean that there is no class, or that pixels do not count."""
 
 
 def composed(text: str) -> str:
@@ -44,39 +55,86 @@ def require_distinct(classes: Sequence[str], source: str) -> None:
         seen.add(name)
 
 
-def doubtful_names(classes: Sequence[str], source: str) -> list[tuple[str, str]]:
+def doubtful_names(classes: Sequence[str], source: str, separator: str = "") -> list[tuple[str, str]]:
     """Return classes whose names may not mean what they seem to, each with a sentence.
 
     Args:
         classes: as they stand in the data.
         source: what to call the data in messages.
+        separator: between several names where the layout has them in one cell.
     """
-    found = []
+    found = [(name, sentence) for name in classes for sentence in _doubts(name, classes, source, separator)]
     first: dict[str, str] = {}
     for name in classes:
-        if marks := [DELIMITERS[mark] for mark in DELIMITERS if mark in name]:
-            found.append(
-                (
-                    name,
-                    f"{source} has a class '{name}' with {marks[0]} in its name: if several are meant, "
-                    "separate them as the layout asks for; it is taken for one.",
-                )
-            )
-        if name != composed(name):
-            found.append(
-                (
-                    name,
-                    f"{source} writes the class '{composed(name)}' in decomposed Unicode (letter and accent "
-                    "apart): it is read in the composed form.",
-                )
-            )
         other = first.setdefault(composed(name).casefold(), name)
         if other != name:
-            found.append(
-                (
-                    name,
-                    f"{source} has the classes '{other}' and '{name}', which differ in case only: they are "
-                    "taken for two.",
-                )
-            )
+            both = f"{source} has the classes '{other}' and '{name}', which differ in case only"
+            found.append((name, f"{both}: they are taken for two."))
     return found
+
+
+def _doubts(name: str, classes: Collection[str], source: str, separator: str) -> Iterator[str]:
+    shown = " ".join(name.split())
+    if marks := [DELIMITERS[mark] for mark in DELIMITERS if mark in name]:
+        how = _how_to_write(_parts(name, _MARKS), separator)
+        yield f"{source} has a class '{shown}' with {marks[0]} in its name: {how}; it is taken for one."
+    elif _is_joined(name, classes):
+        how = _how_to_write(_parts(name, _JOINTS), separator)
+        yield f"{source} has a class '{shown}', made of names of other classes: {how}; it is taken for one."
+    if composed(name).casefold().strip(" _") in NO_CLASS:
+        yield (
+            f"{source} has a class '{shown}', whose name says that it is none: an image that shows no class has no "
+            "label, and pixels that do not count are 255 in a mask; it is taken for one."
+        )
+    if name != composed(name):
+        yield (
+            f"{source} writes the class '{composed(name)}' in decomposed Unicode (letter and accent apart): it is read "
+            "in the composed form."
+        )
+
+
+def recombined(names: Sequence[str], source: str, separator: str) -> list[tuple[str, str]]:
+    """Return names that seem to hold several, each with a sentence, where no single word is a name.
+
+    So it is where all together have no more words than there are names, and a word is first in one and last in
+    another: ``cat sea``, ``dog cat`` and ``dog sea``, but not ``traffic light`` and ``traffic sign``, nor ``red car``,
+    ``red bus``, ``grey car`` and ``grey bus``.
+    """
+    made_of = {name: parts for name in names if len(parts := _parts(name, _GAPS)) > 1}
+    words = {word.casefold() for parts in made_of.values() for word in parts}
+    first, last = ({parts[place].casefold() for parts in made_of.values()} for place in (0, -1))
+    if len(words) > len(made_of) or not first & last:
+        return []
+    return [
+        (
+            name,
+            f"{source} has a class '{name}', whose words other classes have, too: {_how_to_write(parts, separator)}.",
+        )
+        for name, parts in made_of.items()
+        if not _is_joined(name, names)
+    ]
+
+
+def several(name: str) -> list[str]:
+    """Return the names that a name may hold, with delimiters or else with blanks between them; none where it is one."""
+    return next((parts for mark in (_MARKS, _JOINTS) if len(parts := _parts(name, mark)) > 1), [])
+
+
+_MARKS = re.compile(r"[;,|\t\[\]\"']+")
+_GAPS = re.compile(r"[\s/+&]+(?:and\s+)?")
+_JOINTS = re.compile(r"[\s/+&:_.-]+(?:and[\s_-]+)?")
+
+
+def _parts(name: str, between: re.Pattern[str]) -> list[str]:
+    return [part.strip() for part in between.split(name) if part.strip()]
+
+
+def _is_joined(name: str, classes: Collection[str]) -> bool:
+    """Whether a name is made of names of other classes."""
+    parts = [part.casefold() for part in _parts(name, _JOINTS)]
+    return len(parts) > 1 and {other.casefold() for other in classes}.issuperset(parts)
+
+
+def _how_to_write(parts: Sequence[str], separator: str) -> str:
+    how = f"write '{separator.join(dict.fromkeys(parts))}'" if separator else "separate them as the layout asks for"
+    return f"if several are meant, {how}"

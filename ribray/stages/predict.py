@@ -32,9 +32,11 @@ from ribray.cluster.session import Session, connect, require_shared
 from ribray.config import ClusterConfig, Experiment, SegmentationConfig, to_values, validate_experiment
 from ribray.data import synthetic
 from ribray.data.dataset import colour_map
+from ribray.data.files import list_files
 from ribray.data.images import IMAGE_SUFFIXES, read_picture, tell_readings
 from ribray.data.lists import check_id
 from ribray.data.mask_files import write_mask
+from ribray.data.names import composed
 from ribray.errors import UsageError
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.progress import show_progress
@@ -121,8 +123,10 @@ def predict_images(directory: Path, source: Path, out: Path, console: Console, s
     network = _network(finished)
     if network.uses_crf:
         require_crf()
-    root, names = find_images(source, out)
+    root, names, gaps = find_images(source, out)
     _claim(out, network, root)
+    for sentence in gaps:
+        console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
     failures = {name: Failure(name, NAME, fault) for name in names if (fault := _fault(name)) is not None}
     done = _finished_ids(out)
     left = [name for name in names if name not in failures and id_of(name) not in done]
@@ -152,30 +156,29 @@ def predict_images(directory: Path, source: Path, out: Path, console: Console, s
     return Predicted(out, len(names), earlier + made, len(failures), stopped)
 
 
-def find_images(source: Path, out: Path) -> tuple[Path, list[str]]:
-    """Return a folder and the file names below it of the images to predict, sorted; what lies in ``out`` is none.
+def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
+    """Return a folder, the file names below it of the images to predict, sorted, and what could not be looked into.
+
+    What lies in ``out`` is no image to predict.
 
     Raises:
-        UsageError: there is no image, or two have the same id.
+        UsageError: the folder cannot be listed, there is no image, or two have the same id.
     """
     if not source.is_dir():
         if not source.exists():
             raise UsageError(f"{source} does not exist; give an image, or a folder of images.")
-        return source.parent, [source.name]
-    files = (file for file in source.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    is_inside = source in out.parents
-    names = sorted(
-        file.relative_to(source).as_posix()
-        for file in files
-        if not file.name.startswith(".") and not (is_inside and file.is_relative_to(out))
-    )
+        return source.parent, [source.name], []
+    listing = list_files(source, without=out)
+    if reason := listing.closed.get(""):
+        raise UsageError(f"{source} cannot be listed: {reason}.")
+    names = listing.photographs
     if not names:
         raise UsageError(f"{source} holds no image (with ending {', '.join(IMAGE_SUFFIXES)}).")
     owners: dict[str, str] = {}
     for name in names:
-        if (other := owners.setdefault(id_of(name), name)) != name:
+        if (other := owners.setdefault(composed(id_of(name)), name)) != name:
             raise UsageError(f"{source / other} and {source / name} would have the same mask: rename one of the two.")
-    return source, names
+    return source, names, list(listing.gaps(source).values())
 
 
 def id_of(name: str) -> str:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ribray.config import DataConfig
 from ribray.data import Dataset, open_dataset
-from ribray.data.folder import parse_labels
+from ribray.data.label_table import LabelTable, parse_labels
+from ribray.data.lists import check_id
 from ribray.errors import ImageError, UsageError
 
 
@@ -92,7 +93,7 @@ def test_splits_are_lists_of_ids(folder_root: Path) -> None:
 def test_faults_outside_a_split_do_not_concern_it(folder_root: Path) -> None:
     (folder_root / "splits").mkdir()
     (folder_root / "splits/train.txt").write_text("three\nthree\nfour\n")
-    write_labels(folder_root, "beach/one,dog", "beach/one,cat", "three,cat")
+    write_labels(folder_root, "beach/one,dog", "beach/one,", "three,cat")
     problems = open_folder(folder_root, "train").problems
     assert {(problem.id, problem.kind) for problem in problems} == {
         ("three", "listed twice"),
@@ -100,12 +101,12 @@ def test_faults_outside_a_split_do_not_concern_it(folder_root: Path) -> None:
     }
 
 
-def test_rows_of_one_id_must_agree(folder_root: Path) -> None:
-    write_labels(folder_root, "beach/one,dog;sea", "beach/two,", "three,cat", "beach/one,sea; dog", "three,dog")
+def test_rows_of_one_id_must_agree_on_whether_it_shows_a_class(folder_root: Path) -> None:
+    write_labels(folder_root, "beach/one,dog;sea", "beach/two,", "three,cat", "beach/two, ;", "three,")
     dataset = open_folder(folder_root)
     assert dataset.ids == ("beach/one", "beach/two")
     assert {problem.id: problem.sentence.split(": ")[1] for problem in dataset.problems} == {
-        "beach/one": "keep one of the two.",
+        "beach/two": "keep one of the two.",
         "three": "the two disagree, so the image is left out.",
     }
 
@@ -128,7 +129,7 @@ def test_masks_are_read_by_id_and_are_no_images(folder_root: Path) -> None:
     ("content", "reason"),
     [
         (b"", "must begin with the line 'id,classes'"),
-        (b"id;classes\na;dog\n", "must begin with the line 'id,classes', columns separated by commas"),
+        (b"name;classes\na;dog\n", "must begin with the line 'id,classes', columns separated by commas"),
         (b"three,cat\n", "must begin with the line 'id,classes'"),
         (
             b"id,classes\nthree,cat,dog\n",
@@ -156,30 +157,42 @@ def test_a_missing_label_file_says_what_to_write(folder_root: Path) -> None:
         open_folder(folder_root)
 
 
+def parse(text: str) -> LabelTable:
+    def id_of(written: str, where: str) -> str:
+        check_id(written, where)
+        return written
+
+    return parse_labels(text, "labels.csv", id_of, lambda id: False)
+
+
 def test_label_files_as_spreadsheets_write_them() -> None:
     text = '\ufeffnotes, Classes ,ID\r\n"a, b",dog ; grey   seal;;dog,x/1\r\n\r\n,,\r\n,"",x/2'
-    rows, problems = parse_labels(text.removeprefix("\ufeff"), "labels.csv")
-    assert rows == {"x/1": ("dog", "grey seal"), "x/2": ()}
-    assert problems == {}
+    table = parse(text.removeprefix("\ufeff"))
+    assert table.rows == {"x/1": ("dog", "grey seal"), "x/2": ()}
+    assert table.problems == {}
+    assert table.notes == ()
 
 
 # --- any CSV ----------------------------------------------------------------------------------------------
 
-cells = st.sampled_from(["a", "b/c", "dog", ";", ",", '"', "\n", "\r\n", "..", "/", "\0", " ", "é", "id", "\\"])
+cells = st.sampled_from(
+    ["a", "b/c", "dog", ";", ",", '"', "\n", "\r\n", "..", "/", "\0", " ", "é", "id", "\\", "1", "0", "\t", "sep="]
+)
+headers = st.sampled_from(["id,classes\n", "id,cat,dog\n", "file;label\n", "id\timage\tclass\n"])
 
 
 @settings(settings.get_profile("parsers"))
-@given(st.one_of(st.text(), st.lists(cells).map("".join).map("id,classes\n".__add__)))
+@given(st.one_of(st.text(), st.builds(str.__add__, headers, st.lists(cells).map("".join))))
 def test_any_text_gives_labels_or_one_sentence(text: str) -> None:
     try:
-        rows, problems = parse_labels(text, "labels.csv")
+        table = parse(text)
     except UsageError as error:
         assert "labels.csv" in str(error)
         assert "\n" not in str(error)
         return
-    for id, names in rows.items():
+    for id, names in table.rows.items():
         assert ".." not in id.split("/")
         assert not id.startswith("/")
         assert id.isprintable()
         assert "" not in names
-    assert all(problem.id == id for id, problem in problems.items())
+    assert all(problem.id == id for id, problem in table.problems.items())
