@@ -24,6 +24,7 @@ from ribray.irn.random_walk import random_walk
 from ribray.masks.confident import cut, foreground_reading
 from ribray.masks.crf import LABEL_CRF, require_crf
 from ribray.models import Classifier, build_backbone
+from ribray.models.weights import drawn_with
 from ribray.rib.maps import MapRecord, localization_maps, to_arrays
 from ribray.rib.refine import EXPLOSION, FINISHED, TARGET_LOSS, Refinement, Refiner, Trace
 
@@ -198,8 +199,7 @@ def _check_steps(case: str, recorded: Arrays, refinement: Refinement, trace: Tra
 
 
 def _recorded_classifier() -> Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_WEIGHT_SEED)
+    with drawn_with(_WEIGHT_SEED):
         backbone = build_backbone(_BACKBONE, _OUTPUT_STRIDE)
         head = torch.empty(_HEAD_CLASSES, backbone.channels[-1], 1, 1).normal_(std=_HEAD_STD)
         classifier = Classifier(backbone, _HEAD_CLASSES)

@@ -23,6 +23,7 @@ from torch.nn import functional
 from ribray.data.synthetic import FAMILIES, HUES, draw_single
 from ribray.data.transforms import normalise
 from ribray.models.small import SmallBackbone
+from ribray.models.weights import drawn_with
 
 IMAGES = 2000
 EPOCHS = 12
@@ -81,8 +82,7 @@ class _Namer(nn.Module):
 
 def _network(seed: int) -> _Namer:
     """A network with weights of its own seed; the global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawn_with(seed):
         network = _Namer()
         for module in network.modules():
             if isinstance(module, nn.Conv2d):

@@ -4,13 +4,14 @@ Nothing that is read can run code: ``.safetensors`` files hold tensors only, and
 by torch's restricted reader.
 """
 
+import contextlib
 import hashlib
 import io
 import threading
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
@@ -41,6 +42,18 @@ _BLOCKS = {  # blocks of the third stage, by kind of block → architecture
     ("bottleneck", 6): "resnet50",
     ("bottleneck", 23): "resnet101",
 }
+
+
+@contextlib.contextmanager
+def drawn_with(seed: int) -> Iterator[None]:
+    """Draw the weights of networks that are built in a ``with`` block from ``seed`` alone.
+
+    What was drawn before the block, in whatever process, changes nothing about them, and torch's own random state is
+    the same after it as before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def load_backbone_weights(backbone: Backbone, weights: str, key: str = "classifier.weights") -> None:

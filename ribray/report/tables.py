@@ -1,5 +1,6 @@
 """Tables for the terminal: the seed of plain CAM and of RIB, and what a run did. Made to fit 80 columns."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ SEED_CRF, BEFORE_RETRAINING = "seed_crf", "before_retraining"
 """Parts of the metrics of stages ``confident`` and ``evaluate``."""
 
 FAILURES_SHOWN = 5
+"""Kinds of them; all of them stand in ``failures.jsonl``."""
 FINDINGS_SHOWN = 5
 """Of one kind; all of them stand in the check's file."""
 NAMES_SHOWN = 12
@@ -92,7 +94,7 @@ def run_summary(
     Args:
         metrics: a run's merged metrics; its "timing" part, and that of its variants, names the stages.
         out: the run directory.
-        failures: lines of ``failures.jsonl`` ("stage", "id", "error"); the last few are shown.
+        failures: lines of ``failures.jsonl`` ("stage", "id", "error"); one of each kind is shown.
         paths: what lies where, besides the run directory itself (such as "pictures" -> path).
         order: stages in the order of the chain; others come last.
     """
@@ -101,9 +103,11 @@ def run_summary(
     places.add_column(overflow="fold")
     for label, place in {"run": out, **(paths or {})}.items():
         places.add_row(escape(label), escape(str(place)))
-    parts: list[RenderableType] = [_stage_table(metrics, order), ""]
+    parts: list[RenderableType] = []
+    if metrics.get("timing") or "variants" in metrics:
+        parts += [_stage_table(metrics, order), ""]
     if failures:
-        parts.append(_failure_lines(failures))
+        parts.append(failure_lines(failures))
     return Group(*parts, places)
 
 
@@ -151,14 +155,31 @@ def headline(result: Mapping[str, Any]) -> str:
     return NOTHING
 
 
-def _failure_lines(failures: Sequence[Mapping[str, Any]]) -> Text:
-    text = Text(f"{len(failures)} failed", style="bold red")
-    if len(failures) > FAILURES_SHOWN:
-        text.append(f", the last {FAILURES_SHOWN}")
-    for failure in failures[-FAILURES_SHOWN:]:
-        text.append(f"\n  {failure['id']} ", style="not bold default")
-        text.append(f"({failure['stage']}) {failure['error']}", style="not bold dim default")
+def failure_lines(failures: Sequence[Mapping[str, Any]]) -> Text:
+    """Return how many images failed ("stage", "id", "error"), and one of each kind, the most frequent kinds first."""
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for failure in failures:
+        kinds.setdefault((failure["stage"], _kind(failure)), []).append(failure)
+    text = Text(f"{len(failures):,} failed", style="bold red")
+    for first, *others in sorted(kinds.values(), key=len, reverse=True)[:FAILURES_SHOWN]:
+        text.append(f"\n  {first['id']} ", style="not bold default")
+        text.append(f"({first['stage']}) {first['error']}", style="not bold dim default")
+        if others:
+            ids = _some([failure["id"] for failure in others], FAILURES_SHOWN)
+            text.append(f"\n    and {len(others):,} more of the kind: {ids}", style="not bold dim default")
+    if len(kinds) > FAILURES_SHOWN:
+        left = len(kinds) - FAILURES_SHOWN
+        text.append(
+            f"\n  and {left:,} more kind{'s' if left > 1 else ''}, see failures.jsonl", style="not bold dim default"
+        )
     return text.append("\n")
+
+
+def _kind(failure: Mapping[str, Any]) -> str:
+    """Return the sentence of a failure without what may differ from image to image: its id, files, and numbers."""
+    own = re.compile(rf"(?<!\w){re.escape(failure['id'])}(?!\w)")
+    words = ("0" if own.search(word) else word for word in failure["error"].split())
+    return re.sub(r"\d+", "0", " ".join(words))
 
 
 def plan_table(plan: Sequence[Any]) -> Table:
@@ -241,9 +262,9 @@ def _size(size: tuple[int, int] | None) -> str:
     return NOTHING if size is None else f"{size[0]}×{size[1]}"
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMES_SHOWN])
-    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
+def _some(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 def check_table(checks: Sequence[Any]) -> Table:

@@ -19,7 +19,7 @@ from ribray.data.dataset import Dataset
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, shuffled
 from ribray.errors import DamagedError, ImageError, UsageError
 from ribray.models import Classifier, build_classifier
-from ribray.models.weights import load_backbone_weights, load_classifier, reorder_head, save_classifier
+from ribray.models.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_classifier
 from ribray.stages.artifacts import WEIGHTS_FILE, record_weights
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
@@ -38,6 +38,21 @@ FORMAT = 1
 
 
 # --- the training, without Ray -----------------------------------------------------------------------------------
+
+
+def start_network(config: ClassifierConfig, classes: int) -> Classifier:
+    """Return the network before training: the configured weights below a head of random ones, drawn with the seed.
+
+    Raises:
+        UsageError: the backbone's weights cannot be had.
+    """
+    own = keyed_rng("classifier", "backbone", config.seed)  # other numbers than the head's
+    with drawn_with(int(own.integers(2**63))):
+        model = build_classifier(config.backbone, classes, config.output_stride)
+    with drawn_with(config.seed):
+        nn.init.kaiming_uniform_(model.head.weight, a=5**0.5)
+    load_backbone_weights(model.backbone, config.weights)
+    return model
 
 
 @dataclass(frozen=True)
@@ -114,9 +129,8 @@ class ClassifierTask(TrainingTask):
         self._errors: dict[str, str] = {}
 
     def model(self) -> Classifier:
-        """Return the network: the given backbone weights and a head drawn with the seed."""
+        """Return the network with the weights to start from."""
         config = self._config
-        torch.manual_seed(config.seed)
         model = build_classifier(config.backbone, len(self._train.classes), config.output_stride)
         load_classifier(model, self._start)
         return model
@@ -258,8 +272,8 @@ def _epochs_done(folder: Path) -> int:
 def _execute(context: Context) -> None:
     config, run, folder = context.experiment.classifier, context.run, context.own_folder(NAME)
     training_set = context.training_set
-    model = build_classifier(config.backbone, len(training_set.classes), config.output_stride)
     if config.checkpoint is not None:
+        model = build_classifier(config.backbone, len(training_set.classes), config.output_stride)
         load_classifier(model, storage.absolute(config.checkpoint))
         if config.checkpoint_classes is not None:
             reorder_head(model, config.checkpoint_classes, training_set.classes, "classifier.checkpoint_classes")
@@ -269,9 +283,7 @@ def _execute(context: Context) -> None:
         run.write_metrics(NAME, {"checkpoint": config.checkpoint})
         return
     require_enough(training_set, config)  # said before a cluster starts
-    torch.manual_seed(config.seed)
-    torch.nn.init.kaiming_uniform_(model.head.weight, a=5**0.5)
-    load_backbone_weights(model.backbone, config.weights)
+    model = start_network(config, len(training_set.classes))
     task = ClassifierTask(
         config,
         training_set,

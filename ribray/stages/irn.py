@@ -18,7 +18,7 @@ from ribray.errors import ImageError, UsageError
 from ribray.irn.loss import irn_loss
 from ribray.models import build_backbone, build_classifier
 from ribray.models.irnet import IRNet, load_irnet, save_irnet
-from ribray.models.weights import load_backbone_weights, load_classifier
+from ribray.models.weights import drawn_with, load_backbone_weights, load_classifier
 from ribray.stages import confident, refine
 from ribray.stages.artifacts import WEIGHTS_FILE, record_weights, trained_weights
 from ribray.stages.crops import CropBatch, CropTask
@@ -78,7 +78,7 @@ class IrnTask(CropTask):
         self._all_pairs = not has_room if config.all_pairs is None else config.all_pairs
 
     def model(self) -> IRNet:
-        """Return the network: the frozen backbone, and heads drawn with the seed."""
+        """Return the network with the weights to start from."""
         model = build_irnet(*self._backbone, self._config)
         load_irnet(model, self._start)
         return model
@@ -157,8 +157,8 @@ def _start(context: Context) -> IRNet:
         UsageError: the backbone's weights cannot be had.
     """
     config, classifier = context.experiment.irn, context.experiment.classifier
-    torch.manual_seed(config.seed)
-    model = build_irnet(*backbone_of(context), config)
+    with drawn_with(config.seed):
+        model = build_irnet(*backbone_of(context), config)
     weights, key = _weights_of(context)
     if weights != "classifier":
         load_backbone_weights(model.backbone, weights, key)

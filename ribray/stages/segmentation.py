@@ -15,7 +15,7 @@ from ribray.data.dataset import IGNORE, Dataset
 from ribray.errors import UsageError
 from ribray.models import build_backbone
 from ribray.models.deeplab import DeepLab, load_deeplab, predict, save_deeplab, segmentation_loss
-from ribray.models.weights import load_backbone_weights
+from ribray.models.weights import drawn_with, load_backbone_weights
 from ribray.run import Failure
 from ribray.stages import pseudo
 from ribray.stages.artifacts import WEIGHTS_FILE, read_own_mask, record_weights
@@ -78,7 +78,7 @@ class SegmentationTask(CropTask):
         self._config, self._start = config, start
 
     def model(self) -> DeepLab:
-        """Return the network: the given backbone weights and a head drawn with the seed."""
+        """Return the network with the weights to start from."""
         model = build_deeplab(self._config, len(self._dataset.classes))
         load_deeplab(model, self._start)
         return model
@@ -164,8 +164,8 @@ def _start(context: Context) -> DeepLab:
         UsageError: the backbone's weights cannot be had.
     """
     config = context.experiment.segmentation
-    torch.manual_seed(config.seed)
-    model = build_deeplab(config, len(context.training_set.classes))
+    with drawn_with(config.seed):
+        model = build_deeplab(config, len(context.training_set.classes))
     load_backbone_weights(model.backbone, *weights_of(context))
     return model
 

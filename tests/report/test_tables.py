@@ -134,12 +134,40 @@ def test_the_summary_has_a_line_per_stage_and_the_places():
     assert "failed," not in text
 
 
-def test_the_summary_ends_with_the_last_failures():
-    failures = [{"id": f"2008_{n:06d}", "stage": "refine", "error": "The image [x] is truncated."} for n in range(8)]
-    text = shown(run_summary(METRICS, "runs/first", failures=failures))
-    assert "8 failed, the last 5" in text
-    assert "2008_000007 (refine) The image [x] is truncated." in text
-    assert "2008_000002" not in text
+def failure(id: str, error: str, stage: str = "refine") -> dict[str, str]:
+    return {"id": id, "stage": stage, "error": error}
+
+
+def test_the_summary_ends_with_one_failure_of_each_kind_and_how_many_there_are():
+    """What differs between images of a kind are ids, paths that hold them, and numbers."""
+    failures = [
+        failure("b", "The image [x] is truncated (12 bytes)."),
+        failure("c", "The image [x] is truncated (7 bytes)."),
+        *(failure(f"a{n}", f"/data/x/a{n}.jpg does not exist.") for n in range(9)),
+        failure("b", "The image [x] is truncated (12 bytes).", "classifier"),
+    ]
+    lines = [
+        " ".join(line.split()) for line in shown(run_summary(METRICS, "runs/first", failures=failures)).splitlines()
+    ]
+    start = lines.index("12 failed")
+    assert lines[start + 1 : start + 6] == [
+        "a0 (refine) /data/x/a0.jpg does not exist.",
+        "and 8 more of the kind: a1, a2, a3, a4, a5 and 3 more",
+        "b (refine) The image [x] is truncated (12 bytes).",
+        "and 1 more of the kind: c",
+        "b (classifier) The image [x] is truncated (12 bytes).",
+    ]
+
+
+def test_of_many_kinds_of_failures_some_are_shown():
+    failures = [failure("a", f"It is {'very ' * n}bad.") for n in range(7)]
+    assert "and 2 more kinds, see failures.jsonl" in shown(run_summary(METRICS, "runs/first", failures=failures))
+
+
+def test_a_run_without_any_finished_stage_shows_no_empty_table():
+    text = shown(run_summary({"timing": {}}, "runs/first", failures=[failure("a", "It is bad.")]))
+    assert "images/s" not in text
+    assert "a (refine) It is bad." in text
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (3599.6, "1 h 00 min")])
