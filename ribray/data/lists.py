@@ -59,7 +59,7 @@ def check_id(id: str, where: str) -> None:
         UsageError: an absolute path, a part ``..``, ``.`` or nothing, a backslash, control characters,
             or too long.
     """
-    if fault := _fault(id):
+    if fault := id_fault(id):
         shown = id if len(id) <= 80 else id[:77] + "..."
         raise UsageError(
             f"{where} is {shown!r}, which {fault}: an image id is the image's path below its folder without "
@@ -88,7 +88,8 @@ def lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _fault(id: str) -> str | None:
+def id_fault(id: str) -> str | None:
+    """Return why an id could not be part of a file name, as the end of a sentence that begins with it; or None."""
     parts = id.split("/")
     if not id.strip():
         return "is empty"
