@@ -76,10 +76,10 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
     names = (split, *(f"{split}{year}" for year in YEARS))
     file, name, others = _find_annotations(root, names, (*_FORMS, *(() if labelled else (_IMAGE_INFO,))))
     if file is None:
-        folder = None if labelled else next((at for at in _folders(root, names, _FOLDERS) if at.is_dir()), None)
-        if folder is None:
+        folders = [] if labelled else _unlabelled(root, names)
+        if not folders:
             raise UsageError(_no_annotations(root, split, names, labelled))
-        return Layout(None, folder)
+        return Layout(None, folders[0])
     if file.name == _ROBOFLOW:
         return Layout(file, file.parent, note=_note(root, split, file, file.parent, others))
     own_names = dict.fromkeys((name, name.replace("-dev", ""), split))
@@ -132,8 +132,16 @@ def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool
         there = f"there is no file of annotations in {root}: {hint}"
     if (root / _ROBOFLOW).is_file():
         there = f"{root} holds one split in Roboflow's layout: data.root is the folder above, {root.name} the split"
+    if labelled and _unlabelled(root, names):
+        return f"{wanted} does not exist; {there}. Without labels, '{split}' can only be predicted (evaluate.splits)."
     pictures = "" if labelled else f" No list {_IMAGE_INFO.format(split)} and no folder {split} is there either."
     return f"{wanted} does not exist; {there}.{pictures}"
+
+
+def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
+    """Return the lists of images and the folders of a split that may have no annotations."""
+    lists = [file for name in names if (file := root / _IMAGE_INFO.format(name)).is_file()]
+    return lists + [folder for folder in _folders(root, names, _FOLDERS) if folder.is_dir()]
 
 
 def _other_root(root: Path) -> Path | None:

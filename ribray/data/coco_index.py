@@ -406,33 +406,38 @@ def _order_images(keys: Sequence[Hashable], located: Located, source: str) -> _O
     """Find for each image id its entry, and what is wrong with entries."""
     order = _Order([path or "" for path in located.paths])
     owners: dict[str, int] = {}  # row by id
+    firsts: dict[Hashable, int] = {}
     for row, key in enumerate(keys):
+        path = order.paths[row]
+        used = _NO_ROW
         if row in located.faults:
             sentence = f"images[{row}] of {source} {located.faults[row]}."
             order.problems.append(Problem(_label(key), sentence, "file name"))
-            order.rows.setdefault(key, _NO_ROW)
-            continue
-        path = order.paths[row]
-        id = id_of(path)
-        twin = owners.setdefault(composed(id), row)
-        if twin != row:
-            if order.paths[twin] == path:
-                which = "the first entry is used" if keys[twin] == key else "the annotations of both are used"
-                sentence = f"{source} lists {path} twice, as images[{twin}] and images[{row}]: {which}."
-                order.rows.setdefault(key, twin)
-            else:
-                sentence = f"{source} has {path} beside {order.paths[twin]}, both with id {id}: the first one is used."
-                order.rows.setdefault(key, _NO_ROW)
-            order.problems.append(Problem(id, sentence, "listed twice"))
-            continue
-        order.used.append(row)
-        other = order.rows.setdefault(key, row)
-        if other != row:
+        elif (twin := owners.setdefault(composed(id_of(path)), row)) == row:
+            used = row
+            order.used.append(row)
+        else:
+            used = twin if order.paths[twin] == path else _NO_ROW
+            order.problems.append(_listed_twice(order.paths, keys, twin, row, source))
+        first = firsts.setdefault(key, row)
+        owner = order.rows.setdefault(key, used)
+        if first != row and order.paths[first] != path:
             sentence = (
                 f"{source} gives the id {_label(key)} to two images, so that nobody knows whose annotations it is"
             )
-            order.unsure |= {unsure: sentence for unsure in (other, row) if unsure != _NO_ROW}
+            order.unsure |= {place: sentence for place in (owner, used) if place != _NO_ROW}
     return order
+
+
+def _listed_twice(paths: Sequence[str], keys: Sequence[Hashable], first: int, row: int, source: str) -> Problem:
+    """Say what becomes of an entry whose id is that of an earlier one."""
+    path, id = paths[row], id_of(paths[row])
+    if paths[first] != path:
+        sentence = f"{source} has {path} beside {paths[first]}, both with id {id}: the first one is used."
+    else:
+        which = "the first entry is used" if keys[first] == keys[row] else "the annotations of both are used"
+        sentence = f"{source} lists {path} twice, as images[{first}] and images[{row}]: {which}."
+    return Problem(id, sentence, "listed twice")
 
 
 def _without_image(keys: Sequence[Hashable], rows: Mapping[Hashable, int], source: str) -> list[Problem]:

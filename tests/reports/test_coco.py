@@ -419,6 +419,12 @@ def test_an_id_of_two_images_leaves_both_out(tmp_path: Path) -> None:
         predicted.mask("img00")
 
 
+def test_an_id_that_is_given_again_to_a_listed_picture_leaves_both_out(tmp_path: Path) -> None:
+    coco(tmp_path)
+    rewrite(tmp_path, lambda content: content["images"].append({"id": 1, "file_name": "img01.jpg"}))
+    assert open_coco(tmp_path).ids == IDS[2:]
+
+
 def test_a_picture_listed_twice_has_the_annotations_of_both(tmp_path: Path) -> None:
     coco(tmp_path)
 
@@ -562,7 +568,7 @@ def test_a_folder_without_annotations_can_be_predicted(tmp_path: Path) -> None:
     assert dataset.classes == CLASSES
     assert not dataset.has_masks
     assert "has no annotations: its images are the 2 pictures below" in dataset.notes[0]
-    with pytest.raises(UsageError, match=r"instances_test2014\.json does not exist; splits there are: train2014\."):
+    with pytest.raises(UsageError, match=r"splits there are: train2014\. Without labels, 'test' can only be predicted"):
         open_coco(tmp_path, "test")
 
 
