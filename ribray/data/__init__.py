@@ -22,7 +22,7 @@ def _open_voc(data: DataConfig, split: str, root: Path, labelled: bool) -> Datas
 def _open_coco(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
     from ribray.data.coco import open_coco
 
-    return open_coco(root, split)
+    return open_coco(root, split, labelled, data.train_split)
 
 
 def _open_folder(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:

@@ -175,9 +175,18 @@ def image_size(path: Path) -> tuple[int, int]:
         ImageError: as `read_image`, as far as the header tells.
     """
     with _decoding(path), path.open("rb") as stream, _opened(path, stream, _FORMATS) as image:
-        is_turned_already = image.format == "TIFF"
-        turned = not is_turned_already and _orientation(image) in (5, 6, 7, 8)
+        turned = image.format != "TIFF" and _lies_down(image)  # Pillow turns the sizes of a TIFF by itself
         return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether EXIF tells a viewer to swap a photograph's height and width.
+
+    Raises:
+        ImageError: as `image_size`.
+    """
+    with _decoding(path), path.open("rb") as stream, _opened(path, stream, _FORMATS) as image:
+        return _lies_down(image)
 
 
 # --- opening -----------------------------------------------------------------------------------------------
@@ -262,6 +271,10 @@ def _is_first_of_several(image: Image.Image) -> bool:
     with suppress(Exception):  # a GIF is looked through for it, and its later frames may be damaged
         return image.format in _SEVERAL and bool(getattr(image, "is_animated", False))
     return False
+
+
+def _lies_down(image: Image.Image) -> bool:
+    return _orientation(image) in (5, 6, 7, 8)
 
 
 def _over_white(image: Image.Image) -> tuple[Image.Image, tuple[int, int] | None]:

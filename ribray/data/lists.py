@@ -170,14 +170,14 @@ def _parse_path(text: str, where: str, known: Known | None, found: IdList) -> st
 
 def _of_path(text: str, known: Known, found: IdList) -> str | None:
     """Return the image that a path names with ending or without, if there is one."""
-    if _fault(text) is None and (id := known(text)) is not None:
+    if id_fault(text) is None and (id := known(text)) is not None:
         return id
     path, root = _below_pictures(text)
     for candidate in dict.fromkeys((text, path, path.removeprefix("/"))):
         stem, suffix = posixpath.splitext(candidate)
-        if _fault(candidate) is None and (id := known(candidate)) is not None:
+        if id_fault(candidate) is None and (id := known(candidate)) is not None:
             break
-        if suffix.lower() in IMAGE_SUFFIXES and _fault(stem) is None and (id := known(stem)) is not None:
+        if suffix.lower() in IMAGE_SUFFIXES and id_fault(stem) is None and (id := known(stem)) is not None:
             found.files.setdefault(id, candidate)
             break
     else:
@@ -211,7 +211,7 @@ def check_id(id: str, where: str, shown: str | None = None) -> None:
         UsageError: an absolute path, a part ``..``, ``.`` or nothing, a backslash, control characters,
             or too long.
     """
-    if fault := _fault(id):
+    if fault := id_fault(id):
         raise UsageError(
             f"{where} is {_short(id if shown is None else shown)!r}, which {fault}: an image id is the image's path "
             "below its folder without ending, such as 2007_000032."
@@ -239,7 +239,8 @@ def lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _fault(id: str) -> str | None:
+def id_fault(id: str) -> str | None:
+    """Return why an id could not be part of a file name, as the end of a sentence that begins with it; or None."""
     parts = id.split("/")
     if not id.strip():
         return "is empty"

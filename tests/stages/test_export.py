@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ribray.data.coco import parse_instances
+from ribray.data.coco_index import parse_instances
 from ribray.data.dataset import IGNORE
 from ribray.run import Run
 from tests.by_hand import begin, empty_run, put_masks, random_mask
 
-SIZES = {"one": (20, 30), "two": (20, 30)}
+SIZES = {"sub/one": (20, 30), "two": (20, 30)}
 ALL_VALUES = [0, 1, 2, IGNORE]
 
 
@@ -91,7 +91,7 @@ def test_pseudo_masks_of_coco_keep_the_datas_own_numbers(coco_run, ribray, capsy
     put_masks(begin(coco_run, "pseudo"), masks)
     assert ribray("export", coco_run.directory, "--format", "coco") == 0
     file = coco_run.directory / "exports" / "pseudo-train.json"
-    names = {"one": (5, "sub/one.png"), "two": (9, "two.png")}
+    names = {"sub/one": (5, "sub/one.png"), "two": (9, "two.png")}
     assert_masks_come_back(file, masks, {4: "cat", 90: "ant"}, names)
     shown = capsys.readouterr().out.replace("\n", "")
     assert "2 images, 3 annotations; 1 of the split have no mask" in shown
@@ -102,12 +102,12 @@ def test_pseudo_masks_of_coco_keep_the_datas_own_numbers(coco_run, ribray, capsy
 
 
 def test_an_export_can_be_learnt_from_again(coco_run, ribray, tmp_path):
-    masks = {"one": random_mask(1, (20, 30), ALL_VALUES), "two": np.zeros((20, 30), np.uint8)}
+    masks = {"sub/one": random_mask(1, (20, 30), ALL_VALUES), "two": np.zeros((20, 30), np.uint8)}
     put_masks(begin(coco_run, "pseudo"), masks)
     assert ribray("export", coco_run.directory, "--format", "coco", "--out", tmp_path / "deep" / "x.json") == 0
-    instances = parse_instances((tmp_path / "deep" / "x.json").read_bytes(), "x.json")
+    instances = parse_instances((tmp_path / "deep" / "x.json").read_bytes(), "x.json", tmp_path)
     assert instances.classes == ("cat", "ant")
-    assert instances.labels[instances.ids.index("one")].all()
+    assert instances.labels[instances.ids.index("sub/one")].all()
     assert not instances.labels[instances.ids.index("two")].any()
     assert not instances.problems
 
@@ -150,7 +150,7 @@ def test_a_damaged_mask_leaves_the_former_export_alone(coco_run, ribray, capsys)
     put_masks(folder, {"two": random_mask(0, (20, 30), [0, 3])})
     assert ribray("export", coco_run.directory, "--format", "coco") == 1
     assert "two.png holds the value 3, where 0 to 2" in capsys.readouterr().err.replace("\n", " ")
-    (folder / "one.png").write_bytes(b"x")
+    (folder / "sub/one.png").write_bytes(b"x")
     assert ribray("export", coco_run.directory, "--format", "coco") == 1
     assert file.read_bytes() == content
     assert [other.name for other in file.parent.iterdir()] == [file.name]
@@ -160,10 +160,10 @@ def test_a_run_on_plain_cams_and_a_fork_give_the_masks_they_stand_for(tmp_path, 
     data = {"kind": "coco", "root": str(coco_root)}
     run = empty_run(tmp_path / "run", {"data": data, "masks": {"source": "cam"}})
     variant = empty_run(run.variant_directory("cam"), {"data": data, "masks": {"source": "cam"}}, run)
-    masks = {"one": random_mask(1, (20, 30), ALL_VALUES)}
+    masks = {"sub/one": random_mask(1, (20, 30), ALL_VALUES)}
     put_masks(begin(variant, "pseudo"), masks)
     assert ribray("export", run.directory, "--format", "coco", "--out", tmp_path / "cam.json") == 0
-    names = {"one": (5, "sub/one.png")}
+    names = {"sub/one": (5, "sub/one.png")}
     assert_masks_come_back(tmp_path / "cam.json", masks, {4: "cat", 90: "ant"}, names)
 
     older = empty_run(tmp_path / "older", {"data": data})

@@ -1,0 +1,451 @@
+"""Where the files of a COCO split lie, and which picture an entry's ``file_name`` means.
+
+What is read without a word is COCO's own layout and a path below the split's folder. Whatever else can be read in
+one way only (the layouts of CVAT, Roboflow and Label Studio, paths of another machine, URLs) is read so, and told.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from posixpath import basename, splitext
+from urllib.parse import unquote
+
+from ribray.data.dataset import nearest
+from ribray.data.files import list_files
+from ribray.data.images import IMAGE_SUFFIXES
+from ribray.data.lists import id_fault
+from ribray.data.names import composed
+from ribray.errors import UsageError
+
+YEARS = ("2014", "2017")
+"""What may follow a split's name; the first one that is there is taken."""
+
+_ANNOTATIONS = "annotations"
+_ROBOFLOW = "_annotations.coco.json"
+_FORMS = (
+    f"{_ANNOTATIONS}/instances_{{}}.json",
+    f"{_ANNOTATIONS}/{{}}.json",
+    f"{{}}/{_ROBOFLOW}",
+    "{}.json",
+    "instances_{}.json",
+)
+"""Where a file of annotations may lie; the first is COCO's own."""
+_IMAGE_INFO = f"{_ANNOTATIONS}/image_info_{{}}.json"
+"""COCO's lists of images without annotations, such as those of its test splits."""
+_FOLDERS = ("{}", "images/{}")
+"""Where the pictures of a split may lie; the first is COCO's own."""
+_SHARED_FOLDERS = ("images", "data")
+"""Where the pictures of all splits may lie."""
+_OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "image_info_")
+_NAMED = 8
+"""Names that a sentence lists at most."""
+_MOST_SHOWN = 80
+"""Characters of a name in a sentence."""
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which files hold a split."""
+
+    annotations: Path | None
+    """None where a split without annotations is only to be predicted."""
+    folder: Path
+    doubt: str | None = None
+    """What is wrong unless the pictures are found in ``folder``."""
+    note: str | None = None
+    """What to tell of where the split was found, other than in COCO's own layout."""
+
+
+def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
+    """Find the annotations and the pictures of a split.
+
+    Args:
+        root: the data root.
+        split: such as ``train``, or a full name such as ``train2017``.
+        labelled: false where the images are only to be predicted, so that a list of images or a folder will do.
+
+    Raises:
+        UsageError: there is none; the sentence names what is there.
+    """
+    names = (split, *(f"{split}{year}" for year in YEARS))
+    file, name, others = _find_annotations(root, names, (*_FORMS, *(() if labelled else (_IMAGE_INFO,))))
+    if file is None:
+        folders = [] if labelled else _unlabelled(root, names)
+        if not folders:
+            raise UsageError(_no_annotations(root, split, names, labelled))
+        return Layout(None, folders[0])
+    if file.name == _ROBOFLOW:
+        return Layout(file, file.parent, note=_note(root, split, file, file.parent, others))
+    own_names = dict.fromkeys((name, name.replace("-dev", ""), split))
+    candidates = [*_folders(root, own_names, _FOLDERS), *_folders(root, ("",), _SHARED_FOLDERS)]
+    folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
+    if folder is None:
+        there = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
+        doubt = f"{candidates[0]} does not exist: put the images of {file.name} there (folders there are: {there})."
+        if root.name == _ANNOTATIONS:
+            doubt = f"{root} holds annotations: data.root must be the folder above, which holds the images too."
+        return Layout(file, root, doubt, _note(root, split, file, root, others))
+    usual = [root / form.format(name) for form in (_FORMS[0], _IMAGE_INFO)]
+    is_usual = file in usual and folder == candidates[0] and name in (split, names[1])
+    return Layout(file, folder, note=None if is_usual else _note(root, split, file, folder, others))
+
+
+def other_annotations(root: Path) -> list[Path]:
+    """Return every file in the root that may hold the annotations of a split."""
+    files = [file for form in _FORMS for file in root.glob(form.format("*")) if not _is_other_task(file)]
+    return list(dict.fromkeys(sorted(files)))
+
+
+def _find_annotations(root: Path, names: Sequence[str], forms: Sequence[str]) -> tuple[Path | None, str, list[Path]]:
+    """Return the first file of annotations, the name it goes by, and others of the same split."""
+    found = [(file, name) for form in forms for name in names if (file := root / form.format(name)).is_file()]
+    if not found:
+        return None, names[0], []
+    (file, name), *others = found
+    return file, name, [other for other, other_name in others if other_name == name]
+
+
+def _folders(root: Path, names: Iterable[str], forms: Sequence[str]) -> list[Path]:
+    return [root / form.format(name) for name in names for form in forms]
+
+
+def _note(root: Path, split: str, file: Path, folder: Path, others: Sequence[Path]) -> str:
+    there = [str(other.relative_to(root)) for other in others]
+    unread = f" ({_listed(there)} of the same name {'is' if len(there) == 1 else 'are'} not read)" if there else ""
+    return f"Split '{split}' of {root} is read from {file}{unread}, and its images from {folder}."
+
+
+def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool) -> str:
+    files = other_annotations(root)
+    splits = sorted({_split_of(root, file) for file in files})
+    wanted = root / _FORMS[0].format(names[1] if split.isalpha() else split)
+    there = f"splits there are: {_listed(splits)}{nearest(split, splits)}"
+    if not splits:
+        other = _other_root(root)
+        hint = f"did you mean data.root={other}?" if other else f"data.root must hold {'/'.join(wanted.parts[-2:])}"
+        there = f"there is no file of annotations in {root}: {hint}"
+    if (root / _ROBOFLOW).is_file():
+        there = f"{root} holds one split in Roboflow's layout: data.root is the folder above, {root.name} the split"
+    if labelled and _unlabelled(root, names):
+        return f"{wanted} does not exist; {there}. Without labels, '{split}' can only be predicted (evaluate.splits)."
+    pictures = "" if labelled else f" No list {_IMAGE_INFO.format(split)} and no folder {split} is there either."
+    return f"{wanted} does not exist; {there}.{pictures}"
+
+
+def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
+    """Return the lists of images and the folders of a split that may have no annotations."""
+    lists = [file for name in names if (file := root / _IMAGE_INFO.format(name)).is_file()]
+    return lists + [folder for folder in _folders(root, names, _FOLDERS) if folder.is_dir()]
+
+
+def _other_root(root: Path) -> Path | None:
+    """Return the folder above or below that has annotations in COCO's layout, if there is one."""
+    below = sorted(place for place in root.iterdir() if place.is_dir())
+    return next((place for place in (root.parent, *below) if any(place.glob(_FORMS[0].format("*")))), None)
+
+
+def _split_of(root: Path, file: Path) -> str:
+    """Return the name by which a file of annotations can be asked for."""
+    return file.parent.name if file.name == _ROBOFLOW else file.stem.removeprefix("instances_")
+
+
+def _is_other_task(file: Path) -> bool:
+    return file.name.startswith((*_OTHER_TASKS, "."))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "") or "none"
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Located:
+    """Which picture each of some names means."""
+
+    paths: list[str | None]
+    """Below the folder, where the picture need not be; None where no picture can be named."""
+    faults: dict[int, str]
+    """Why not, by place: the end of a sentence that begins with the place."""
+    searched: list[int]
+    """Places of names that were no path below the folder, and whose picture was found all the same."""
+
+
+def locate(names: Sequence[str], folder: Path) -> Located:
+    """Find the picture that each name means; the folder is listed only if a name is no plain path below it.
+
+    Args:
+        names: as ``file_name`` has them: paths with the separators of any system, absolute ones of another machine,
+            URLs, and such without ending.
+        folder: that of the split; no path leads out of it.
+    """
+    finder = _Finder(folder, names)
+    paths: list[str | None] = []
+    faults: dict[int, str] = {}
+    loose: dict[int, bool] = {}
+    for place, name in enumerate(names):
+        try:
+            found = finder.find(name)
+        except _NoPictureError as error:
+            faults[place] = f"has file_name {shown(name)}, {error}"
+            paths.append(None)
+            continue
+        paths.append(found.path)
+        if found.is_loose:
+            loose[place] = found.is_there
+    for place, other in _contested(names, paths, loose):
+        faults[place] = (
+            f"has file_name {shown(names[place])}, which would be {paths[place]} in {folder}, as "
+            f"{shown(names[other])} would: {_ADVICE}"
+        )
+    searched = [place for place, is_there in loose.items() if is_there and place not in faults]
+    return Located([None if place in faults else path for place, path in enumerate(paths)], faults, searched)
+
+
+def as_they_are(paths: Sequence[str]) -> Located:
+    """Take paths below the folder for what they are, but for such as cannot be part of an id."""
+    faults = {
+        place: f"has the name {shown(path)}, which {fault}: rename the file"
+        for place, path in enumerate(paths)
+        if (fault := id_fault(path))
+    }
+    return Located([None if place in faults else path for place, path in enumerate(paths)], faults, [])
+
+
+def id_of(path: str) -> str:
+    """Return the id of a picture: its path below the split's folder, without ending."""
+    stem, ending = splitext(path)
+    return stem if ending.lower() in IMAGE_SUFFIXES else path
+
+
+def shown(name: str) -> str:
+    """Return a name in quotes as it can stand in a sentence."""
+    short = name if len(name) <= _MOST_SHOWN else f"{name[: _MOST_SHOWN - 3]}..."
+    return f"'{short}'" if short.isprintable() else ascii(short)
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """Return the paths below ``folder`` of all pictures there, sorted."""
+    return sorted(path for path in list_files(folder).names if _has_ending(path))
+
+
+class Pictures:
+    """What lies in the folder of a split; listed when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def by_name(self) -> dict[str, list[str]]:
+        """Paths by file name in Unicode's composed form."""
+        return self._group(lambda path: composed(basename(path)))
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """Paths of pictures by file name without ending."""
+        return self._group(lambda path: composed(basename(id_of(path))))
+
+    def nearest(self, path: str) -> str:
+        """Return `` (there is y)`` for a path that is not there but for its case, ending or folder, or nothing."""
+        key = _alike(path)
+        within = next((other for other in self._by_likeness.get(key, ()) if (self._folder / other).is_file()), None)
+        if within is not None:
+            return f" (there is {within})"
+        beside = next((folder for folder in self._beside if (folder / path).is_file()), None)
+        return "" if beside is None else f" (there is one in {beside})"
+
+    @cached_property
+    def _by_likeness(self) -> dict[str, list[str]]:
+        return self._group(_alike)
+
+    @cached_property
+    def _beside(self) -> list[Path]:
+        return sorted(place for place in self._folder.parent.iterdir() if place != self._folder and place.is_dir())
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        return sorted(list_files(self._folder).names)
+
+    def _group(self, key: Callable[[str], str]) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = defaultdict(list)
+        for path in self._paths:
+            groups[key(path)].append(path)
+        return dict(groups)
+
+
+# --- the search for a picture ------------------------------------------------------------------------------------
+
+_ADVICE = "write the picture's path below that folder into file_name"
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
+_DRIVE = re.compile(r"[A-Za-z]:/")
+_WEB = ("http", "https", "file")
+_LABEL_STUDIO = "/data/local-files/?d="
+"""Before the path of a picture that Label Studio serves from a folder of its machine."""
+
+
+class _NoPictureError(Exception):
+    """No picture can be named; carries the end of a sentence that begins with the name."""
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name taken apart."""
+
+    parts: tuple[str, ...]
+    is_elsewhere: bool
+    """Whether it begins elsewhere than in the folder: with a host, a drive, a root, or ``..``."""
+    is_stray: bool = False
+    """Whether it begins in a folder that is not there."""
+
+    @property
+    def path(self) -> str:
+        return "/".join(self.parts)
+
+    @property
+    def has_ending(self) -> bool:
+        return _has_ending(self.parts[-1])
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it names a picture of just this depth."""
+        return not self.is_elsewhere and not self.is_stray
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: str
+    is_loose: bool = False
+    """Whether the name is no path below the folder: its beginning was passed over, or its ending added."""
+    is_there: bool = False
+    """Of a loose one: whether its picture was found."""
+
+
+class _Finder:
+    """Finds the picture that a name means."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder = folder
+        self._names = names
+        self._pictures = Pictures(folder)
+        self._heads: dict[str, bool] = {}
+
+    def find(self, text: str) -> _Found:
+        """Return the picture of a name.
+
+        Raises:
+            _NoPictureError: none can be named.
+        """
+        name = self._take_apart(text)
+        if name.is_exact and name.has_ending and name.path.isascii():
+            return _Found(name.path)
+        near = self._pictures.by_name.get(composed(name.parts[-1]), [])
+        if not name.has_ending:
+            near = [*near, *self._pictures.by_stem.get(composed(name.parts[-1]), [])]
+        if name.is_exact and name.path in near:
+            return _Found(name.path)
+        likeliest = _likeliest(name, near)
+        if len(likeliest) > 1:
+            some = " and ".join(likeliest[:2]) + (", …" if len(likeliest) > 2 else "")
+            raise _NoPictureError(f"and which picture that is in {self._folder} cannot be told ({some}): {_ADVICE}")
+        is_loose = not name.is_exact or not name.has_ending
+        if likeliest:
+            return _Found(likeliest[0], is_loose, is_there=True)
+        return _Found(name.parts[-1] if name.is_elsewhere else name.path, is_loose)
+
+    def _take_apart(self, text: str) -> _Name:
+        name = _parse(text)
+        if not name.parts:
+            raise _NoPictureError(f"which names no picture in {self._folder}: {_ADVICE}")
+        if (fault := id_fault(name.path)) is not None:
+            advice = f"give the picture in {self._folder} another name, there and in file_name"
+            raise _NoPictureError(f"which {fault}: {advice}")
+        if name.is_elsewhere or len(name.parts) == 1 or self._has_folder(name.parts[0]):
+            return name
+        below = self._without_own_name(name.parts)
+        if below is None and not self._some_are_plain:
+            return replace(name, is_stray=True)
+        return replace(name, parts=below or name.parts)
+
+    @cached_property
+    def _some_are_plain(self) -> bool:
+        """Whether a folder of some name is there: then all names are paths below this folder, be the file missing."""
+        names = map(_parse, self._names)
+        heads = {name.parts[0] for name in names if len(name.parts) > 1 and not name.is_elsewhere}
+        return any(self._has_folder(head) for head in heads if id_fault(head) is None)
+
+    def _has_folder(self, head: str) -> bool:
+        if head not in self._heads:
+            self._heads[head] = (self._folder / head).is_dir()
+        return self._heads[head]
+
+    def _without_own_name(self, parts: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Return the path below the folder for one that begins with the folder's own path, such as train2014/x.jpg."""
+        own = self._folder.parts
+        for count in range(min(len(parts) - 1, len(own)), 0, -1):
+            if parts[:count] == own[-count:]:
+                return parts[count:]
+        return None
+
+
+def _parse(text: str) -> _Name:
+    is_elsewhere = False
+    if _LABEL_STUDIO in text:
+        text, is_elsewhere = unquote(text.partition(_LABEL_STUDIO)[2]), True
+    elif url := _URL.match(text):
+        text, is_elsewhere = text[url.end() :], True
+        if url["scheme"].lower() in _WEB:
+            text = unquote(re.split(r"[?#]", text, maxsplit=1)[0])
+    text = text.replace("\\", "/")
+    if _DRIVE.match(text):
+        text, is_elsewhere = text[2:], True
+    parts = text.split("/")
+    is_elsewhere |= text.startswith("/") or ".." in parts
+    return _Name(tuple(part for part in parts if part not in ("", ".", "..")), is_elsewhere)
+
+
+def _likeliest(name: _Name, near: Sequence[str]) -> list[str]:
+    """Return the paths, of those with the same last part, that agree with a name the farthest."""
+    tails = [path for path in near if _is_tail(path, name)]
+    if name.is_exact:
+        return [path for path in tails if path.count("/") == len(name.parts) - 1]
+    if not tails:
+        return list(near) if name.is_elsewhere else []
+    depth = max(path.count("/") for path in tails)
+    return [path for path in tails if path.count("/") == depth]
+
+
+def _is_tail(path: str, name: _Name) -> bool:
+    """Whether a name ends with a path, which may have an ending more."""
+    own = composed(path if name.has_ending else id_of(path)).split("/")
+    return len(own) <= len(name.parts) and own == [composed(part) for part in name.parts[len(name.parts) - len(own) :]]
+
+
+def _contested(
+    names: Sequence[str], paths: Sequence[str | None], loose: Mapping[int, bool]
+) -> Iterator[tuple[int, int]]:
+    """Yield places of loose names whose picture is that of another name, each with the other's place."""
+    if not loose:
+        return
+    claims: dict[str | None, list[int]] = defaultdict(list)
+    for place, path in enumerate(paths):
+        claims[path].append(place)
+    for place in loose:
+        other = next((other for other in claims[paths[place]] if names[other] != names[place]), None)
+        if other is not None:
+            yield place, other
+
+
+def _has_ending(path: str) -> bool:
+    return splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def _alike(path: str) -> str:
+    """Return what is left of a path without folder, ending, case and Unicode form."""
+    return composed(basename(id_of(unquote(path)))).casefold()

@@ -1,0 +1,474 @@
+"""The index of a COCO annotations file: labels of the images, and where in the file each outline stands.
+
+Outlines are read again when the mask of their image is asked for, so that 82,783 images take some tens of
+megabytes, and a copy of the data set goes to a worker in little time.
+"""
+
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribray.data.coco_files import Located, as_they_are, id_of, locate
+from ribray.data.dataset import Problem
+from ribray.data.names import composed, is_background
+from ribray.errors import UsageError
+
+_ARRAYS = frozenset({"images", "annotations", "categories"})
+_NO_ROW = -1
+_CROWD, _OUTLINED = 1, 2
+"""Flags of an annotation."""
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes, as a file of annotations has them."""
+
+    entries: Sequence[tuple[int, str]]
+    """Ids and names."""
+    source: str
+    """What to call the file in messages."""
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Index of an annotations file. I images, A annotations of these, sorted by image."""
+
+    classes: tuple[str, ...]
+    """Category names in the order of the category ids."""
+    category_ids: tuple[int, ...]
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    """Of the pictures, below the folder of the split."""
+    image_ids: tuple[int, ...]
+    """As the file has them; where these are not all numbers, 1, 2, …"""
+    labels: np.ndarray
+    """(I, classes) bool; crowds count like objects."""
+    sizes: np.ndarray
+    """(I, 2) int32: height and width, 0 where the file does not say."""
+    first: np.ndarray
+    """(I + 1,) int64: the annotations of image i are those from first[i] to before first[i + 1]."""
+    columns: np.ndarray
+    """(A,) int32: class."""
+    crowds: np.ndarray
+    """(A,) bool."""
+    outlined: np.ndarray
+    """(A,) bool: has a segmentation."""
+    starts: np.ndarray
+    """(A,) int64: offset in the file, bytes."""
+    ends: np.ndarray
+    """(A,) int64: offset of the first byte after."""
+    problems: tuple[Problem, ...]
+    unsure: dict[str, str]
+    """Sentences by id: images that are only to be predicted, and whose annotations cannot be relied on."""
+    searched: int
+    """Images whose name was no path below the folder."""
+    example: tuple[str, str] | None
+    """The name of the first of these in the file, and its path."""
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether outlines are there: of some objects, or of crowds where there is nothing else."""
+        objects = self.outlined[~self.crowds]
+        return bool(objects.any() if objects.size else self.outlined.any())
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An entry of the images."""
+
+    id: Hashable
+    name: str
+    height: int
+    width: int
+
+
+@dataclass
+class _Found:
+    """What one pass over the file collects, in the file's order."""
+
+    images: list[_Image] = field(default_factory=list)
+    categories: list[tuple[int, str]] = field(default_factory=list)
+    image_ids: list[Hashable] = field(default_factory=list)  # of the annotations, like the rest
+    category_ids: list[int] = field(default_factory=list)
+    flags: array = field(default_factory=lambda: array("b"))
+    starts: array = field(default_factory=lambda: array("q"))
+    ends: array = field(default_factory=lambda: array("q"))
+
+
+def parse_instances(
+    content: bytes,
+    source: str,
+    folder: Path,
+    labelled: bool = True,
+    borrow: Callable[[], Categories] | None = None,
+) -> Instances:
+    """Index COCO instances JSON.
+
+    Args:
+        content: the file.
+        source: what to call it in messages.
+        folder: where the pictures lie.
+        labelled: whether images whose labels cannot be known are left out.
+        borrow: returns the categories to take where the file has none.
+
+    Raises:
+        UsageError: not JSON, or entries without the keys they need, or no categories.
+    """
+    found = _parse(content, source, _ARRAYS)
+    if not found.images or not (found.categories or borrow):
+        raise UsageError(f"{source} has no images or no categories: COCO instances have both, and annotations.")
+    categories = Categories(found.categories, source) if found.categories or borrow is None else borrow()
+    located = locate([image.name for image in found.images], folder)
+    return _build_index(found, categories, source, located, labelled)
+
+
+def parse_categories(content: bytes, source: str) -> Categories:
+    """Return the categories of COCO instances JSON, which may have none.
+
+    Raises:
+        UsageError: as `parse_instances`.
+    """
+    return Categories(_parse(content, source, frozenset({"categories"})).categories, source)
+
+
+def index_pictures(paths: Sequence[str], categories: Categories, source: str) -> Instances:
+    """Return an index of pictures without annotations.
+
+    Args:
+        paths: below the folder of the split.
+        categories: the classes.
+        source: what to call that folder in messages.
+
+    Raises:
+        UsageError: two categories of one id or name.
+    """
+    images = [_Image(number, path, 0, 0) for number, path in enumerate(paths, start=1)]
+    return _build_index(_Found(images), categories, source, as_they_are(paths), labelled=False)
+
+
+def _parse(content: bytes, source: str, arrays: frozenset[str]) -> _Found:
+    found = _Found()
+    try:
+        for name, number, element, start, end in _elements(content):
+            if name in arrays:
+                _collect(found, name, element, start, end, f"{name}[{number}] of {source}")
+    except RecursionError:
+        raise UsageError(f"{source} is nested too deeply to be COCO annotations.") from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number of thousands of digits
+        if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            raise UsageError(
+                f"{source} is a list, such as COCO has for results: instances are an object with the lists "
+                "images, annotations and categories."
+            ) from None
+        raise UsageError(f"{source} is not valid JSON: {' '.join(str(error).split())}.") from None
+    return found
+
+
+def _elements(content: bytes) -> Iterator[tuple[str, int, Any, int, int]]:
+    """Walk a JSON object and yield each element of its arrays in `_ARRAYS`.
+
+    An element comes as (array, number, value, start, end), the last two being offsets in bytes. One
+    is alive at a time; the outlines of a whole COCO split would take gigabytes as Python lists.
+
+    Raises:
+        ValueError: not a JSON object.
+    """
+    text = content.decode("latin-1")  # a character per byte: a place in the text is an offset in the file
+    decode = json.JSONDecoder().raw_decode
+    place = _skip(text, len(b"\xef\xbb\xbf") if content.startswith(b"\xef\xbb\xbf") else 0)
+    place = _expect(text, place, "{")
+    is_last = text[place : place + 1] == "}"
+    place += is_last
+    while not is_last:
+        key, place = decode(text, place)
+        place = _expect(text, _skip(text, place), ":")
+        if key in _ARRAYS and text[place : place + 1] == "[":
+            place = _skip(text, place + 1)
+            number = 0
+            while text[place : place + 1] != "]":
+                place = _expect(text, place, ",") if number else place
+                value, end = decode(text, place)
+                if not text[place:end].isascii():
+                    value = json.loads(content[place:end].decode("utf-8"))
+                yield key, number, value, place, end
+                number, place = number + 1, _skip(text, end)
+            place += 1
+        elif key in _ARRAYS:
+            raise json.JSONDecodeError(f"'{key}' is not a list", text, place)
+        else:
+            _, place = decode(text, place)
+        place = _skip(text, place)
+        is_last = text[place : place + 1] == "}"
+        place = _expect(text, place, "}" if is_last else ",")
+    if place != len(text):
+        raise json.JSONDecodeError("Extra data", text, place)
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _skip(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    return match.end() if match else place
+
+
+def _expect(text: str, place: int, character: str) -> int:
+    """Return the place after ``character`` and the white space that follows it."""
+    if text[place : place + 1] != character:
+        raise json.JSONDecodeError(f"Expecting '{character}'", text, place)
+    return _skip(text, place + 1)
+
+
+def _collect(found: _Found, name: str, element: Any, start: int, end: int, where: str) -> None:
+    if not isinstance(element, dict):
+        raise UsageError(f"{where} must have 'id' and other keys: it is no object.")
+    if name == "images":
+        picture = element.get("file_name") or element.get("coco_url")  # LVIS has the latter alone
+        if not isinstance(picture, str):
+            raise UsageError(f"{where} must have 'file_name' with a name.")
+        height, width = (_side(element, key, where) for key in ("height", "width"))
+        found.images.append(_Image(_image_id(element, "id", where), picture, height, width))
+    elif name == "categories":
+        label = element.get("name")
+        if not isinstance(label, str) or not label:
+            raise UsageError(f"{where} must have 'name' with a name.")
+        found.categories.append((_category_id(element, "id", where), label))
+    else:
+        if "segments_info" in element:
+            raise UsageError(f"{where} has segments_info: this is COCO's panoptic format, give the file of instances.")
+        found.image_ids.append(_image_id(element, "image_id", where))
+        found.category_ids.append(_category_id(element, "category_id", where))
+        is_crowd = _is_crowd(element.get("iscrowd"), where)
+        found.flags.append(_CROWD * is_crowd + _OUTLINED * bool(element.get("segmentation")))
+        found.starts.append(start)
+        found.ends.append(end)
+
+
+def _image_id(element: dict[str, Any], key: str, where: str) -> int | str:
+    value = element.get(key)
+    if type(value) is float:
+        value = as_number(value)
+    if type(value) not in (int, str) or value == "":
+        raise UsageError(f"{where} must have '{key}' with a number or a name.")
+    return value  # type: ignore[return-value]
+
+
+def _category_id(element: dict[str, Any], key: str, where: str) -> int:
+    number = as_number(element.get(key))
+    if number is None:
+        raise UsageError(f"{where} must have '{key}' with a number.")
+    return number
+
+
+def _side(element: dict[str, Any], key: str, where: str) -> int:
+    value = element.get(key)
+    side = 0 if value is None else as_number(value)
+    if side is None or not 0 <= side <= np.iinfo(np.int32).max:
+        raise UsageError(f"{where} must have '{key}' in pixels.")
+    return side
+
+
+def _is_crowd(value: Any, where: str) -> bool:
+    if value is None or value is False or value == 0:
+        return False
+    if value is True or value == 1:
+        return True
+    known = {"0": False, "false": False, "": False, "1": True, "true": True}
+    text = value.strip().lower() if isinstance(value, str) else None
+    if text is None or text.removesuffix(".0") not in known:
+        raise UsageError(f"{where} must have 'iscrowd' with 0 or 1.")
+    return known[text.removesuffix(".0")]
+
+
+def as_number(value: Any) -> int | None:
+    """Return the whole number that JSON has as ``7``, ``7.0`` or ``"7"``, or None for anything else."""
+    if type(value) is int:
+        return value
+    if type(value) is float:
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
+    return None
+
+
+# --- the index ---------------------------------------------------------------------------------------------
+
+
+def _build_index(found: _Found, categories: Categories, source: str, located: Located, labelled: bool) -> Instances:
+    columns_by_id, classes = _order_categories(categories, found.category_ids)
+    names = [image.name for image in found.images]
+    image_keys, annotation_keys = _same_ids(found)
+    order = _order_images(image_keys, located, source)
+    rows = np.array([order.rows.get(key, _NO_ROW) for key in annotation_keys], dtype=np.int64)
+    columns = np.array([columns_by_id.get(id, _NO_ROW) for id in found.category_ids], dtype=np.int32)
+    is_known = (rows != _NO_ROW) & (columns != _NO_ROW)
+    problems = [*order.problems, *_without_image(annotation_keys, order.rows, source)]
+    unsure = _of_unknown_category(found, order, rows, columns, source) | order.unsure
+
+    is_used = np.zeros(len(names), dtype=bool)
+    is_used[order.used] = True
+    if labelled:
+        is_used[list(unsure)] = False
+        problems += [
+            Problem(id_of(order.paths[row]), f"{sentence}: {id_of(order.paths[row])} is left out.", "annotation")
+            for row, sentence in unsure.items()
+        ]
+    new_rows = np.cumsum(is_used) - 1
+    used = np.flatnonzero(is_used).tolist()
+    chosen = np.flatnonzero(is_known & is_used[rows])
+    chosen = chosen[np.argsort(rows[chosen], kind="stable")]
+    rows, columns = new_rows[rows[chosen]], columns[chosen]
+    searched = [row for row in located.searched if is_used[row]]
+    flags = np.frombuffer(found.flags, dtype=np.int8)[chosen]
+    labels = np.zeros((len(used), len(classes)), dtype=bool)
+    labels[rows, columns] = True
+    paths = tuple(order.paths[row] for row in used)
+    sizes = [(found.images[row].height, found.images[row].width) for row in used]
+    return Instances(
+        classes=classes,
+        category_ids=tuple(id for id, _ in sorted(categories.entries)),
+        ids=tuple(map(id_of, paths)),
+        paths=paths,
+        image_ids=_numbers([image_keys[row] for row in used]),
+        labels=labels,
+        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        first=np.searchsorted(rows, np.arange(len(used) + 1)),
+        columns=columns,
+        crowds=(flags & _CROWD).astype(bool),
+        outlined=(flags & _OUTLINED).astype(bool),
+        starts=np.frombuffer(found.starts, dtype=np.int64)[chosen],
+        ends=np.frombuffer(found.ends, dtype=np.int64)[chosen],
+        problems=tuple(problems),
+        unsure={id_of(order.paths[row]): f"{sentence}." for row, sentence in unsure.items() if is_used[row]},
+        searched=len(searched),
+        example=(names[searched[0]], order.paths[searched[0]]) if searched else None,
+    )
+
+
+def _order_categories(categories: Categories, used: Sequence[int]) -> tuple[dict[Hashable, int], tuple[str, ...]]:
+    """Return the class of each category id, and the names of the classes.
+
+    Raises:
+        UsageError: two have one id or name, or one is the background.
+    """
+    ordered, source = sorted(categories.entries), categories.source
+    for id, name in ordered:
+        if is_background(name):
+            count = sum(other == id for other in used)
+            raise UsageError(
+                f"{source} has a category '{name}' (id {id}), and that name is reserved: background is mask value 0 "
+                f"and no class. Take it out of the categories{f', and its {count} annotations too' if count else ''}."
+            )
+    for keys in ([id for id, _ in ordered], [composed(name) for _, name in ordered]):
+        if twice := [key for key, count in Counter(keys).items() if count > 1]:
+            raise UsageError(f"{source} has two categories of the same id or name ({twice[0]}).")
+    return {id: column for column, (id, _) in enumerate(ordered)}, tuple(name for _, name in ordered)
+
+
+def _same_ids(found: _Found) -> tuple[list[Hashable], list[Hashable]]:
+    """Return the ids of the images, and those that annotations name, so that the same image has the same id.
+
+    They are numbers where all images have such, ``"7"`` included, and text otherwise.
+    """
+    ids = [image.id for image in found.images]
+    if {type(id) for id in (*ids, *found.image_ids)} <= {int}:
+        return ids, found.image_ids
+    texts = {id for id in ids if isinstance(id, str)}
+    numbers: list[Hashable] = [as_number(id) for id in ids]
+    if None in numbers or len({as_number(text) for text in texts}) < len(texts):  # 01 beside 1 are two images
+        return [str(id) for id in ids], [str(id) for id in found.image_ids]
+    return numbers, [id if (number := as_number(id)) is None else number for id in found.image_ids]
+
+
+@dataclass
+class _Order:
+    """Which entries of the images are used. Rows are places among the entries."""
+
+    paths: list[str]
+    """Of every entry; empty where no picture can be named."""
+    rows: dict[Hashable, int] = field(default_factory=dict)
+    """The entry of each image id, _NO_ROW where it cannot be used."""
+    used: list[int] = field(default_factory=list)
+    unsure: dict[int, str] = field(default_factory=dict)
+    """Beginnings of sentences: entries whose annotations cannot be known."""
+    problems: list[Problem] = field(default_factory=list)
+
+
+def _order_images(keys: Sequence[Hashable], located: Located, source: str) -> _Order:
+    """Find for each image id its entry, and what is wrong with entries."""
+    order = _Order([path or "" for path in located.paths])
+    owners: dict[str, int] = {}  # row by id
+    firsts: dict[Hashable, int] = {}
+    for row, key in enumerate(keys):
+        path = order.paths[row]
+        used = _NO_ROW
+        if row in located.faults:
+            sentence = f"images[{row}] of {source} {located.faults[row]}."
+            order.problems.append(Problem(_label(key), sentence, "file name"))
+        elif (twin := owners.setdefault(composed(id_of(path)), row)) == row:
+            used = row
+            order.used.append(row)
+        else:
+            used = twin if order.paths[twin] == path else _NO_ROW
+            order.problems.append(_listed_twice(order.paths, keys, twin, row, source))
+        first = firsts.setdefault(key, row)
+        owner = order.rows.setdefault(key, used)
+        if first != row and order.paths[first] != path:
+            sentence = (
+                f"{source} gives the id {_label(key)} to two images, so that nobody knows whose annotations it is"
+            )
+            order.unsure |= {place: sentence for place in (owner, used) if place != _NO_ROW}
+    return order
+
+
+def _listed_twice(paths: Sequence[str], keys: Sequence[Hashable], first: int, row: int, source: str) -> Problem:
+    """Say what becomes of an entry whose id is that of an earlier one."""
+    path, id = paths[row], id_of(paths[row])
+    if paths[first] != path:
+        sentence = f"{source} has {path} beside {paths[first]}, both with id {id}: the first one is used."
+    else:
+        which = "the first entry is used" if keys[first] == keys[row] else "the annotations of both are used"
+        sentence = f"{source} lists {path} twice, as images[{first}] and images[{row}]: {which}."
+    return Problem(id, sentence, "listed twice")
+
+
+def _without_image(keys: Sequence[Hashable], rows: Mapping[Hashable, int], source: str) -> list[Problem]:
+    """Return one problem per image that annotations name and that is not there."""
+    problems: dict[Hashable, Problem] = {}
+    unknown = set(keys) - rows.keys()
+    for place, key in enumerate(keys if unknown else ()):
+        if key in unknown and key not in problems:
+            label = _label(key)
+            sentence = f"annotations[{place}] of {source} names image {label}, which is not among the images."
+            problems[key] = Problem(label, sentence, "annotation")
+    return list(problems.values())
+
+
+def _of_unknown_category(
+    found: _Found, order: _Order, rows: np.ndarray, columns: np.ndarray, source: str
+) -> dict[int, str]:
+    """Return the beginning of a sentence for each entry of an image that has an annotation of no known category."""
+    unsure: dict[int, str] = {}
+    for place in np.flatnonzero((rows != _NO_ROW) & (columns == _NO_ROW)).tolist():
+        category = found.category_ids[place]
+        sentence = f"annotations[{place}] of {source} names category {category}, which is not among the categories"
+        unsure.setdefault(int(rows[place]), sentence)
+    return unsure
+
+
+def _label(key: Hashable) -> str:
+    """Return an image id as it can stand in a sentence."""
+    return str(key) if str(key).isprintable() else ascii(key)
+
+
+def _numbers(ids: Sequence[Hashable]) -> tuple[int, ...]:
+    numbers = tuple(id for id in ids if isinstance(id, int))
+    return numbers if len(numbers) == len(ids) else tuple(range(1, len(ids) + 1))
