@@ -22,7 +22,7 @@ from ribray.data.coco_files import Layout, Pictures, find_layout, other_annotati
 from ribray.data.coco_index import Categories, Instances, index_pictures, parse_categories, parse_instances
 from ribray.data.coco_masks import draw_mask, is_blank, reach
 from ribray.data.dataset import IGNORE, Dataset
-from ribray.data.images import image_size, is_turned
+from ribray.data.images import Picture, image_size, is_turned
 from ribray.data.lists import id_fault
 from ribray.errors import ImageError, UsageError
 
@@ -67,9 +67,9 @@ class CocoDataset(Dataset):
     def has_masks(self) -> bool:  # noqa: D102 - see Dataset
         return self._instances.has_truth
 
-    def image(self, id: str) -> np.ndarray:  # noqa: D102 - see Dataset
+    def picture(self, id: str) -> Picture:  # noqa: D102 - see Dataset
         try:
-            return super().image(id)
+            return super().picture(id)
         except ImageError:
             with contextlib.suppress(OSError):
                 if not self.image_path(id).exists():

@@ -287,8 +287,8 @@ class _Content:
             )
         if used and all(name.isdecimal() for name in used):
             self.notes.append(
-                f"{self.root / LABELS} has numbers for classes ({some(used)}), which are taken for names, 0 included: "
-                "an image that shows none of the classes has an empty cell."
+                f"{self.root} has numbers for classes ({some(used)}), which are taken for names, 0 included: an image "
+                "that shows none of the classes has an empty cell."
             )
         return [self.labels.decomposed.get(name, name) for name in used] or [UNNAMED]
 

@@ -297,7 +297,7 @@ def test_a_folder_of_plain_names_is_not_listed(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("the folder was listed")
 
     coco(tmp_path, files=lambda id: f"{CAMERAS[IDS.index(id)]}.jpg")
-    monkeypatch.setattr("ribray.storage.list_files", refuse)
+    monkeypatch.setattr("ribray.data.coco_files.list_files", refuse)
     assert len(open_coco(tmp_path)) == 9
 
 
