@@ -128,8 +128,8 @@ class MasksResult:
 
     failures: dict[str, Failure]
     """Images without a mask, or whose mask cannot be judged."""
-    without: set[str]
-    """Images without a mask."""
+    without: dict[str, Failure]
+    """Of these, the images without a mask."""
     stopped: bool
     timing: dict[str, Any]
 
@@ -149,7 +149,7 @@ def run_masks(
     """Make the masks of ``ids`` and add up the counts, each under its name."""
     plan = PoolPlan.of(name, context.experiment.cluster, context.session, chunk_size=chunk_size, gpu=gpu)
     failures: dict[str, Failure] = {}
-    without: set[str] = set()
+    without: dict[str, Failure] = {}
     made = 0
 
     def on_done(id: str, record: Mapping[str, Any]) -> None:
@@ -164,14 +164,24 @@ def run_masks(
                 counts[kind].merge(id, values)
 
     def on_failed(id: str, error: str, tries: int) -> None:
-        without.add(id)
-        failures[id] = Failure(id, name, error, tries)
+        failures[id] = without[id] = Failure(id, name, error, tries)
         context.run.event(name, "failed", id=id, error=error)
 
     storage.remove_leftovers(arguments["folder"])
     with show_progress(context.console, title or name, len(ids)) as bar:
         result = Pool(plan, worker_class, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
     return MasksResult(failures, without, result.stopped, per_second(made, result.seconds) | {"workers": plan.workers})
+
+
+def require_any_mask(context: Context, name: str, wanted: int, without: Mapping[str, Failure]) -> None:
+    """Check that a stage has made one of ``wanted`` masks at least.
+
+    Raises:
+        StageError: every image is ``without``; the stage does not count as done.
+    """
+    if len(without) == wanted:
+        is_empty = not finished_masks(context.own_folder(name))
+        context.require_any_done(name, wanted, 0, without, is_empty)
 
 
 def write_covers(context: Context, name: str, ids: Iterable[str]) -> None:
