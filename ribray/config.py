@@ -112,6 +112,8 @@ class DataConfig(_Section):
     """Held-out split: validation of the classifier and of the segmentation network."""
     image_list: str | None = None
     """File with one image id a line: only these images of ``train_split`` are refined."""
+    least_readable: Share = 0.5
+    """Share of its images that a training must be able to read; with fewer it fails, and is made anew next time."""
     seed: Seed = 0
     """Seed of the synthetic world."""
     synthetic: SyntheticConfig = SyntheticConfig()

@@ -38,7 +38,7 @@ LASTING = ("finished", "diverged", "stopped")
 """What a trial stays when the sweep is started again; others are run."""
 LOCK_SECONDS = 60.0
 """How long a trial waits for the process of an interrupted sweep to let go of its directory."""
-NO_PART_OF_A_RESULT = ("cluster.", "tracking.")
+NO_PART_OF_A_RESULT = ("cluster.", "tracking.", "data.least_readable")
 
 
 @dataclass(frozen=True)
