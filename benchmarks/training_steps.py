@@ -41,6 +41,7 @@ class InTurns(TrainingTask):
         # What loading processes have ready when their turn begins is used up before the clock starts.
         self._ahead = 2 * loader_workers
         self._task, self._steps, self._rounds, self._folder = task, steps, rounds, folder
+        self.unreadable = task.unreadable
         self.steps = (1 + rounds) * len(PRECISIONS) * (self._ahead + steps) + 1
         self.period = self.steps
         self.precision = PRECISIONS[0]

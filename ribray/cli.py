@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ribray import __version__
 from ribray.config import find_recipe, load_experiment, shipped_recipes, to_yaml
-from ribray.errors import RibrayError, UsageError
+from ribray.errors import RibrayError, StageError, UsageError
 
 EXIT_DONE, EXIT_FAILURES, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 130
 DEFAULT_OUT = "runs"
@@ -288,10 +288,18 @@ def import_maps(
     from ribray.stages.chain import run_import
 
     request = _request(recipe, out, settings, "refine")
-    result = run_import(request, source, console, _stop_on_signals())
-    failures = [vars(failure) for failure in result.failures]
-    console.print("", run_summary(result.metrics, request.directory, failures=failures))
-    _exit(result.stopped, bool(failures))
+
+    def tell(result: Any) -> None:
+        failures = [vars(failure) for failure in result.failures]
+        console.print("", run_summary(result.metrics, request.directory, failures=failures))
+
+    try:
+        result = run_import(request, source, console, _stop_on_signals())
+    except StageError as error:
+        tell(error.result)
+        raise
+    tell(result)
+    _exit(result.stopped, bool(result.failures))
 
 
 @app.command()
@@ -335,13 +343,16 @@ def predict(
     ],
 ) -> None:
     """Predict the masks of any photographs with a run's segmentation network."""
+    from ribray.report.tables import failure_lines
     from ribray.stages.predict import predict_images
 
     predicted = predict_images(directory, images, out, console, _stop_on_signals())
-    failed = f", {predicted.failed} failed (failures.jsonl)" if predicted.failed else ""
+    if predicted.failures:
+        console.print("", failure_lines([vars(failure) for failure in predicted.failures]), sep="\n")
+    failed = f", {len(predicted.failures)} failed (failures.jsonl)" if predicted.failures else ""
     text = f"{predicted.done} of {predicted.images} images{failed}: {escape(str(predicted.folder))}"
     console.print(text, highlight=False, soft_wrap=True)
-    _exit(predicted.stopped, predicted.failed > 0)
+    _exit(predicted.stopped, bool(predicted.failures))
 
 
 @app.command()
@@ -401,21 +412,30 @@ def _output(out: Path | None, name: str) -> Path:
 
 
 def _run(request: Any) -> Any:
-    from ribray.report.tables import run_summary
-    from ribray.stages import STAGES
     from ribray.stages.chain import run_chain
 
-    result = run_chain(request, console, _stop_on_signals())
+    try:
+        result = run_chain(request, console, _stop_on_signals())
+    except StageError as error:  # what the other stages have come to is told all the same
+        _print_run(request, error.result)
+        raise
+    _print_run(request, result)
+    return result
+
+
+def _print_run(request: Any, result: Any) -> None:
+    from ribray.report.tables import run_summary
+    from ribray.stages import STAGES
+
     console.print()
     _print_results(request, result.metrics)
     failures = [vars(failure) for failure in result.failures]
-    if result.metrics["timing"]:
+    if result.metrics["timing"] or failures:
         console.print(run_summary(result.metrics, request.directory, failures=failures, order=tuple(STAGES)))
     for figure in result.figures:
         _say_place("picture", figure)
     for command in result.sync_commands:  # on one line, to be copied
         _say_place("W&B", command)
-    return result
 
 
 def _say_place(label: str, place: Path | str) -> None:

@@ -126,6 +126,8 @@ class DataConfig(_Section):
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Class names of data in VOC layout, in the order of the mask values 1, 2, …; default: the root's classes.txt, or
     else VOC's 20."""
+    least_readable: Share = 0.5
+    """Share of its images that a training must be able to read; with fewer it fails, and is made anew next time."""
     seed: Seed = 0
     """Seed of the synthetic world."""
     synthetic: SyntheticConfig = SyntheticConfig()

@@ -394,8 +394,12 @@ class Run:
         """Forget a stage: its record first, so that a removal cut short is still a removal."""
         (self.directory / folder / RECORD_FILE).unlink(missing_ok=True)
         storage.remove_folder(self.directory / folder)
-        self._metrics_file(stage).unlink(missing_ok=True)
+        self.remove_metrics(stage)
         self.write_failures([failure for failure in self.failures() if failure.stage != stage])
+
+    def remove_metrics(self, stage: str) -> None:
+        """Forget a stage's numbers."""
+        self._metrics_file(stage).unlink(missing_ok=True)
 
     # --- numbers, failures, events ------------------------------------------------------------------------------
 

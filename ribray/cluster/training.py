@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ribray import storage
-from ribray.errors import DamagedError, DivergedError, RibrayError
+from ribray.errors import DamagedError, DivergedError, RibrayError, UnreadableError
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,15 @@ class TrainingTask(Protocol):
     """float32, bfloat16, or auto: bfloat16 on a GPU."""
     divergence_bound: float = math.inf
     """Training ends as diverged once the loss passes it, up or down, or is not finite."""
+    unreadable: dict[str, str]
+    """Images that could not be read so far, and why: this rank's; at a validation or checkpoint those of all ranks."""
+
+    def require_readable(self) -> None:
+        """Check, on every rank alike, that enough of the training's images can still have been read at its end.
+
+        Raises:
+            UnreadableError: too few.
+        """
 
     def model(self) -> nn.Module:
         """Return the network with its starting weights."""
@@ -109,6 +118,7 @@ def run_training(
 
     Raises:
         DivergedError: the loss left its bound; the log holds the steps up to there.
+        UnreadableError: too few of the images can be read.
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
     import ray.train.torch  # takes a second, which the workers of a pool need not spend
@@ -142,12 +152,27 @@ def run_training(
     except ray.train.TrainingFailedError as error:
         raise RibrayError(f"Training failed: {_last_line(error)}") from error
     if refusal.exists():
-        said = storage.read_object(refusal, "start the training again")
-        raise (DivergedError if said.get("diverged") is True else RibrayError)(str(said.get("sentence")))
+        raise _refused(storage.read_object(refusal, "start the training again"))
     if not weights.exists():
         raise RibrayError(f"Training ended without writing {weights}; start it again to go on.")
     storage.remove_folder(plan.folder / WORK_FOLDER)
     return read_log(plan.folder)
+
+
+def _refusal(error: RibrayError) -> dict[str, Any]:
+    """Return an error for the user as JSON values."""
+    said: dict[str, Any] = {"sentence": str(error), "diverged": isinstance(error, DivergedError)}
+    if isinstance(error, UnreadableError):
+        said |= {"unreadable": dict(error.unreadable), "can_go_on": error.can_go_on}
+    return said
+
+
+def _refused(said: Mapping[str, Any]) -> RibrayError:
+    """Return the error that `_refusal` was made of."""
+    sentence, unreadable = str(said.get("sentence")), said.get("unreadable")
+    if isinstance(unreadable, dict):
+        return UnreadableError(sentence, unreadable, said.get("can_go_on") is True)
+    return DivergedError(sentence) if said.get("diverged") is True else RibrayError(sentence)
 
 
 def _fit(trainer: Any, ends: Sequence[Path], stop_requested: Callable[[], bool]) -> bool:
@@ -220,9 +245,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     try:
         _train(task, plan, rank, world)
     except RibrayError as error:
-        storage.write_json(
-            plan.folder / REFUSAL_FILE, {"diverged": isinstance(error, DivergedError), "sentence": str(error)}
-        )
+        storage.write_json(plan.folder / REFUSAL_FILE, _refusal(error))
 
 
 def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> None:
@@ -233,7 +256,9 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
     optimizer = task.optimizer(model)
     starting_rates = [group["lr"] for group in optimizer.param_groups]
     checkpoint = plan.folder / WORK_FOLDER / CHECKPOINT_FILE
-    first_step = _restore(checkpoint, plan.identity, model, optimizer, device)
+    first_step, missed = _restore(checkpoint, plan.identity, model, optimizer, device)
+    task.unreadable |= missed
+    can_go_on = first_step > 0 and not missed
     module.train()
     with contextlib.closing(_Log(plan.folder, rank, first_step)) as log:
         for step, batch in enumerate(task.batches(first_step, rank, world), start=first_step):
@@ -251,27 +276,33 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
             _require_bounded(loss, step, task.divergence_bound)
             metrics, is_last = {}, done == task.steps
             validates = is_last or done % task.period == 0
+            saves = validates or done % plan.checkpoint_steps == 0
             if validates:
                 module.eval()
                 with torch.no_grad(), _autocast(task.precision, device):
                     seen = task.validate(model, done, rank, world, device)
+            if saves:
+                _look_at_unreadable(task, world, can_go_on)
+            if validates:
+                with torch.no_grad(), _autocast(task.precision, device):
                     metrics = task.conclude(model, _gather(seen, world))
                 module.train()
                 log.add({"epoch": epoch, "step": step, "validation": metrics})
             if is_last:
                 if rank == 0:
                     task.save(model, plan.folder / plan.weights)
-            elif validates or done % plan.checkpoint_steps == 0:
+            elif saves:
                 log.flush()  # the lines of steps that a checkpoint spares
+                can_go_on = not task.unreadable
                 if rank == 0:
-                    _save(checkpoint, plan.identity, model, optimizer, done)
+                    _save(checkpoint, plan.identity, model, optimizer, done, task.unreadable)
                 ray.train.report({"step": done, **metrics})
 
 
 def _restore(
     location: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> int:
-    """Load the last checkpoint, if there is one, and return the step to go on with.
+) -> tuple[int, dict[str, str]]:
+    """Load the last checkpoint, if there is one; return the step to go on with, and what could not be read up to there.
 
     A damaged one, and one of another training, count as none; nothing is changed by them.
     """
@@ -279,14 +310,14 @@ def _restore(
         state = torch.load(io.BytesIO(storage.read_bytes(location)), map_location=device, weights_only=True)
         _require_fitting(state, identity, model, optimizer)
     except FileNotFoundError:
-        return 0
+        return 0, {}
     except Exception as error:  # noqa: BLE001  (on damaged bytes torch raises almost anything)
         reason = storage.reason(error)
         logger.warning("%s is of no use (%s): the training starts from its beginning", location, reason)
-        return 0
+        return 0, {}
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+    return state["step"], state.get("unreadable", {})
 
 
 def _require_fitting(state: Any, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -301,14 +332,42 @@ def _require_fitting(state: Any, identity: str, model: nn.Module, optimizer: tor
         raise ValueError("it is of another optimiser")
 
 
-def _save(location: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    location: Path,
+    identity: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    unreadable: Mapping[str, str],
+) -> None:
     """Write a checkpoint in place of the one before, whole or not at all.
 
     Ray Train's own register of checkpoints is a file that a kill can leave half-written, and then nothing resumes.
     """
-    state = {"training": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    state = {
+        "training": identity,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "unreadable": dict(unreadable),
+    }
     with storage.replacing(location) as stream:
         torch.save(state, stream)
+
+
+def _look_at_unreadable(task: TrainingTask, world: int, can_go_on: bool) -> None:
+    """Tell every rank what all could not read, and end the training where that is too much.
+
+    Raises:
+        UnreadableError: it is.
+    """
+    for missed in _gather(task.unreadable, world):
+        task.unreadable |= missed
+    try:
+        task.require_readable()
+    except UnreadableError as error:
+        error.can_go_on = can_go_on
+        raise
 
 
 class _Log:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from ribray import storage
 from ribray.config import Experiment
 from ribray.data.synthetic import make_world
-from ribray.errors import UsageError
+from ribray.errors import StageError, UsageError
 from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
 from ribray.report.tables import METHOD_NAMES
 from ribray.run import Failure, Run
@@ -117,7 +117,8 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
 
     Raises:
         UsageError: something is wrong; nothing was started.
-        RibrayError: a stage failed as a whole.
+        StageError: a stage came to nothing; it holds the result of the others.
+        RibrayError: a stage broke off.
     """
     with _opened(request, console, stop) as parts:
         _check(parts, request)
@@ -126,20 +127,44 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
         for context in others:
             context.run.write_experiment(context.experiment, request.recipe)
         with tracked([main, *others]):
-            for part in parts:
-                for name in request.stages:
-                    if name in part.stages and not stop.is_set():
-                        _run_stage(part, STAGES[name])
+            errors = _run_stages(parts, request, stop)
             main.run.rewrite_metrics()
             metrics = _in_order(main.run.metrics())
             figures = [] if stop.is_set() else _draw(parts, metrics)
             log_run(main, figures)
             for context in others:
                 log_run(context, [])
-        failures = [failure for part in parts for failure in part.context.run.failures()]
-        tracked_runs = [] if request.experiment.tracking.wandb == "disabled" else [part.context.run for part in parts]
-        command = sync_command(run.directory for run in tracked_runs)
-        return Result(metrics, failures, figures, [command] if command else [], stop.is_set())
+            failures = [failure for part in parts for failure in part.context.run.failures()]
+            is_tracked = request.experiment.tracking.wandb != "disabled"
+            command = sync_command(part.context.run.directory for part in parts) if is_tracked else None
+            result = Result(metrics, failures, figures, [command] if command else [], stop.is_set())
+            for error in errors:
+                error.result = result
+                raise error
+        return result
+
+
+def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) -> list[StageError]:
+    """Run the stages that are asked for, but none that needs one that came to nothing; return the errors of these."""
+    errors: list[StageError] = []
+    failed_before: list[str] = []
+    for part in parts:
+        failed = [name for name in failed_before if name not in part.stages]  # a variant has its own of the others
+        for name in request.stages:
+            if name not in part.stages or stop.is_set():
+                continue
+            title, console = f"[bold]{part.title}{name}[/bold]", part.context.console
+            if missing := [other for other in failed if feeds(other, (name,))]:
+                console.print(f"{title}: not begun, as stage '{missing[0]}' failed", highlight=False)
+                continue
+            try:
+                _run_stage(part, STAGES[name])
+            except StageError as error:
+                console.print(f"{title}: [red]failed[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
+                errors.append(error)
+                failed.append(name)
+        failed_before += failed
+    return errors
 
 
 def _in_order(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -153,12 +178,17 @@ def run_import(request: Request, source: Path, console: Console, stop: threading
 
     Raises:
         UsageError: something is wrong; nothing was started.
+        StageError: no image's maps could be taken; it holds the result.
     """
     with _opened(request, console, stop) as parts:
         context = parts[0].context
         run = context.run
-        with run.timed(TITLE):
-            import_maps(context, storage.absolute(source))
+        try:
+            with run.timed(TITLE):
+                import_maps(context, storage.absolute(source))
+        except StageError as error:
+            error.result = Result(run.metrics(), run.failures(), [], [], stop.is_set())
+            raise
         run.write_experiment(request.experiment, request.recipe)
         return Result(run.metrics(), run.failures(), [], [], stop.is_set())
 
@@ -283,7 +313,7 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
         context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
         metrics, failures = run.metrics(), Counter(failure.stage for failure in run.failures())
         for name, stage in STAGES.items():
-            if (variant is None or name in MASK_STAGES) and context.has(name):
+            if (variant is None or name in MASK_STAGES) and (context.has(name) or failures[name]):
                 work = stage.work(context)
                 statuses.append(
                     StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {}), variant)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ribray import storage
-from ribray.cluster.training import Total, TrainingTask, read_log
+from ribray.cluster.training import Total, read_log
 from ribray.config import ClassifierConfig
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, shuffled
@@ -24,9 +24,11 @@ from ribray.stages.artifacts import WEIGHTS_FILE, record_weights
 from ribray.stages.stage import Context, Stage, Work
 from ribray.stages.train import (
     START_FILE,
+    ReadingTask,
     Trained,
     hash_file,
     loader_workers,
+    look_ahead,
     polynomial_decay,
     train,
     weights_fingerprint,
@@ -112,21 +114,30 @@ class Batch:
         return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes)
 
 
-class ClassifierTask(TrainingTask):
+class ClassifierTask(ReadingTask):
     """docs/method.md, section 1: SGD with polynomial decay on randomly resized, flipped and cropped images.
 
     The order of images is a permutation keyed by (seed, epoch); each rank takes every ``world``-th image of a batch.
     An epoch has whole batches only; the images left over sit it out.
     """
 
-    def __init__(self, config: ClassifierConfig, train: Dataset, held_out: Dataset, start: Path, loader_workers: int):
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        train: Dataset,
+        held_out: Dataset,
+        start: Path,
+        loader_workers: int,
+        least_readable: float = 0.0,
+    ):
         require_enough(train, config)
+        super().__init__(NAME, least_readable)
         self.period, self.precision = len(train) // config.batch_size, config.precision
         self.steps = self.period * config.epochs
         self.divergence_bound = config.divergence_bound
         self._config, self._train, self._held_out, self._start = config, train, held_out, start
         self._loader_workers = loader_workers
-        self._errors: dict[str, str] = {}
+        self._held_out_errors: dict[str, str] = {}
 
     def model(self) -> Classifier:
         """Return the network with the weights to start from."""
@@ -152,13 +163,24 @@ class ClassifierTask(TrainingTask):
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[Batch]:
         """Yield this rank's share of each batch."""
         shares = (self._share(step, rank, world) for step in range(first_step, self.steps))
-        yield from self._load(self._train, shares)
+        yield from self._load(self._train, shares, self.unreadable)
+
+    def wanted(self) -> int:
+        """Return the number of different images in all epochs' whole batches."""
+        asked = np.zeros(len(self._train), bool)
+        for epoch in range(self._config.epochs):
+            asked[self._order(epoch)[: self.period * self._config.batch_size]] = True
+            if asked.all():
+                break
+        return int(asked.sum())
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return shuffled("order", self._config.seed, epoch, len(self._train))
 
     def _share(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
         epoch, place = divmod(step, self.period)
-        order = shuffled("order", self._config.seed, epoch, len(self._train))
         size = self._config.batch_size
-        return [(epoch, int(place)) for place in order[place * size : (place + 1) * size][rank::world]]
+        return [(epoch, int(place)) for place in self._order(epoch)[place * size : (place + 1) * size][rank::world]]
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the mean loss over the batch; an unreadable image adds nothing."""
@@ -176,7 +198,7 @@ class ClassifierTask(TrainingTask):
         places = [(-1, place) for place in range(rank, len(self._held_out), world)]
         shares = [places[start : start + size] for start in range(0, len(places), size)]
         logits, labels = [], []
-        for batch in self._load(self._held_out, shares):
+        for batch in self._load(self._held_out, shares, self._held_out_errors):
             readable = batch.weights > 0
             logits.append(model(batch.images(device)).float().cpu()[readable].numpy())
             labels.append(batch.labels[readable].numpy())
@@ -184,7 +206,7 @@ class ClassifierTask(TrainingTask):
         return {
             "logits": np.concatenate([np.empty((0, classes), np.float32), *logits]),
             "labels": np.concatenate([np.empty((0, classes), np.float32), *labels]),
-            "errors": dict(self._errors),
+            "errors": dict(self._held_out_errors),
         }
 
     def conclude(self, model: Classifier, parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -196,7 +218,7 @@ class ClassifierTask(TrainingTask):
 
         logits = np.concatenate([part["logits"] for part in parts])
         labels = np.concatenate([part["labels"] for part in parts])
-        errors = {id: error for part in parts for id, error in part["errors"].items()}
+        errors = {id: error for part in parts for id, error in part["errors"].items()} | self.unreadable
         occurring = labels.any(0)
         if not occurring.any():
             return {"loss": None, "map": None, "images": len(labels), "unreadable": errors}
@@ -215,7 +237,10 @@ class ClassifierTask(TrainingTask):
         """Write the weights as safetensors."""
         save_classifier(model, destination)
 
-    def _load(self, dataset: Dataset, shares: Iterable[list[tuple[int, int]]]) -> Iterator[Batch]:
+    def _load(
+        self, dataset: Dataset, shares: Iterable[list[tuple[int, int]]], errors: dict[str, str]
+    ) -> Iterator[Batch]:
+        """Yield batches, and note what cannot be read."""
         loader: Iterable[Batch] = DataLoader(
             _Samples(dataset, self._config),
             batch_sampler=shares,
@@ -223,7 +248,7 @@ class ClassifierTask(TrainingTask):
             collate_fn=Batch.of,
         )
         for batch in loader:
-            self._errors |= batch.errors
+            errors |= batch.errors
             yield batch
 
 
@@ -280,16 +305,19 @@ def _execute(context: Context) -> None:
         run.begin(FOLDER, context.key(NAME))
         save_classifier(model, folder / WEIGHTS_FILE)
         record_weights(context, NAME, WEIGHTS_FILE)
+        context.replace_failures(NAME, {})
         run.write_metrics(NAME, {"checkpoint": config.checkpoint})
         return
     require_enough(training_set, config)  # said before a cluster starts
     model = start_network(config, len(training_set.classes))
+    look_ahead(context, NAME, training_set, training_set.ids)
     task = ClassifierTask(
         config,
         training_set,
         context.dataset(context.experiment.data.eval_split),
         folder / START_FILE,
         loader_workers(context),
+        context.experiment.data.least_readable,
     )
     run.begin(FOLDER, context.key(NAME))
     save_classifier(model, folder / START_FILE)
@@ -306,23 +334,31 @@ def _finish(context: Context, trained: Trained) -> None:
     config, log = context.experiment.classifier, trained.log
     epochs = [line for line in log if "validation" in line]
     last = epochs[-1]["validation"]
-    # One line in failures.jsonl per bad image is enough, and refinement writes it.
     unreadable = {id: error for line in epochs for id, error in line["validation"]["unreadable"].items()}
     for id, error in unreadable.items():
         context.run.event(NAME, "image left out", id=id, error=error)
+    context.replace_failures(NAME, {})  # one line per bad image is enough, and refinement writes it
     metrics = {
         "loss": [line["loss"] for line in log if "loss" in line][-1],
         "validation_loss": last["loss"],
         "map": last["map"],
         "epochs": config.epochs,
-        "images": len(context.training_set),
+        "images": sum(id not in unreadable for id in context.training_set.ids),
         "validation_images": last["images"],
-        "failed": len(unreadable),
+        "left_out": len(unreadable),
         "classes": list(context.training_set.classes),
     }
     context.run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
     text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} held-out images"
     context.console.print(f"  final loss {metrics['loss']:.4f}{text}", highlight=False)
+    if unreadable:
+        reason = next(iter(unreadable.values()))
+        what = f"{len(unreadable):,} image(s) could not be read and were left out; see events/. The first: {reason}"
+        context.console.print(f"  {what}", highlight=False, markup=False, soft_wrap=True)
+    if not last["images"]:
+        split = context.dataset(context.experiment.data.eval_split).name
+        text = f"  Note: no image of {split} could be read, so nothing is known of the classifier on held-out images."
+        context.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 STAGE = Stage(

@@ -15,7 +15,16 @@ from ribray.masks.crf import LABEL_CRF, CrfParameters, require_crf
 from ribray.rib.maps import Size, localization_maps
 from ribray.stages import judging, refine, seed
 from ribray.stages.artifacts import read_map
-from ribray.stages.mask_pool import MASK, Made, MaskWorker, finished_masks, mask_work, run_masks, write_covers
+from ribray.stages.mask_pool import (
+    MASK,
+    Made,
+    MaskWorker,
+    finished_masks,
+    mask_work,
+    require_any_mask,
+    run_masks,
+    write_covers,
+)
 from ribray.stages.stage import Context, Stage
 
 NAME = "confident"
@@ -93,6 +102,7 @@ def _execute(context: Context) -> None:
     if result.stopped:
         return
     context.replace_failures(NAME, result.failures)
+    require_any_mask(context, NAME, len(ids), result.without)
     failed = len(result.failures)
     metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
     if counts.images:

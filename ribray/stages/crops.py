@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ribray.cluster.training import TrainingTask
 from ribray.config import IrnConfig, SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.transforms import Box, augment_pair, keyed_rng, normalise_crops, shuffled
 from ribray.errors import ImageError
 from ribray.stages.artifacts import read_own_mask
-from ribray.stages.train import polynomial_decay
+from ribray.stages.train import ReadingTask, polynomial_decay
 
 DrawScale = Callable[[np.random.Generator], float]
 """Draws the random scale of an image."""
@@ -96,7 +95,7 @@ def _stacked(samples: list[tuple[np.ndarray, np.ndarray, Box, tuple[str, str] | 
     )
 
 
-class CropTask(TrainingTask):
+class CropTask(ReadingTask):
     """A training on crops of images and their masks, but for its network and loss."""
 
     def __init__(
@@ -108,12 +107,17 @@ class CropTask(TrainingTask):
         ids: Sequence[str],
         draw_scale: DrawScale,
         loader_workers: int,
+        least_readable: float = 0.0,
     ):
+        super().__init__(name, least_readable)
         self.precision = config.precision
         self._dataset, self._loader_workers = dataset, loader_workers
         self._plan = CropPlan(name, config.seed, config.batch_size, config.crop_size, draw_scale)
         self._images = MaskedImages(dataset, masks, ids, self._plan)
-        self._errors: dict[str, str] = {}
+
+    def wanted(self) -> int:
+        """Return the number of different images in all batches."""
+        return min(self.steps * self._plan.batch_size, len(self._images.ids))
 
     def decay(self, step: int) -> float:
         """Return the polynomial decay."""
@@ -123,5 +127,6 @@ class CropTask(TrainingTask):
         """Yield this rank's share of each batch, and note what cannot be read."""
         steps = range(first_step, self.steps)
         for batch in crop_batches(self._images, self._plan, steps, rank, world, self._loader_workers):
-            self._errors = batch.errors | self._errors  # what was met first says most
+            for id, error in batch.errors.items():
+                self.unreadable.setdefault(id, error)  # what was met first says most
             yield batch

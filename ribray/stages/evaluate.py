@@ -15,7 +15,7 @@ from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.run import Failure
 from ribray.stages import judging, segmentation
 from ribray.stages.artifacts import trained_weights
-from ribray.stages.mask_pool import MASK, Made, MaskWorker, mask_work, run_masks, write_covers
+from ribray.stages.mask_pool import MASK, Made, MaskWorker, mask_work, require_any_mask, run_masks, write_covers
 from ribray.stages.stage import Context, Stage, Work, per_second
 
 NAME = "evaluate"
@@ -98,6 +98,7 @@ def _execute(context: Context) -> None:
     for network, (where, weights, title) in networks.items():
         counts = Bootstrapped(MaskCounts(len(names)))
         failed: dict[str, Failure] = {}
+        without: dict[str, Failure] = {}
         for dataset, labels in zip(datasets, _labelled(context), strict=True):
             arguments = {
                 "dataset": dataset,
@@ -112,6 +113,7 @@ def _execute(context: Context) -> None:
             if result.stopped:
                 return
             failed |= result.failures
+            without |= result.without
             made += result.timing["images"]
             seconds += result.timing["seconds"]
         summary: dict[str, Any] = {"images": sum(map(len, datasets)) - len(failed), "failed": len(failed)}
@@ -119,6 +121,7 @@ def _execute(context: Context) -> None:
             summary = {**judging.summarise(context, NAME, counts, names), "failed": len(failed)}
         failures |= failed
         if network == MASK:
+            require_any_mask(context, NAME, sum(map(len, datasets)), without)
             metrics |= summary
         else:
             metrics[network] = summary

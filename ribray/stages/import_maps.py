@@ -112,7 +112,10 @@ def import_maps(context: Context, source: Path) -> None:
     with show_progress(context.console, TITLE, len(wanted), len(wanted) - len(left)) as bar:
         result = Pool(plan, ImportWorker, arguments).run(left, on_done, on_failed, bar, context.stop.is_set)
     context.replace_failures(name, failures)
-    images = len(refine.finished_ids(folder).intersection(wanted))
+    imported = refine.finished_ids(folder)
+    images = len(imported.intersection(wanted))
+    if not result.stopped:
+        context.require_any_done(name, len(wanted), images, failures, is_empty=not imported)
     metrics = {"images": images, "failed": len(failures), "imported": str(source)}
     run.write_metrics(name, {**metrics, "timing": per_second(result.done, result.seconds)})
 

@@ -30,9 +30,9 @@ from ribray.stages.train import (
     fixed_ids,
     known_ids,
     loader_workers,
+    look_ahead,
     outgrown,
     report_unreadable,
-    require_any,
     train,
     weights_fingerprint,
 )
@@ -68,9 +68,10 @@ class IrnTask(CropTask):
         ids: Sequence[str],
         start: Path,
         loader_workers: int,
+        least_readable: float = 0.0,
     ):
         masks, draw_scale = functools.partial(mask_path, labels), functools.partial(_scale_between, *config.scale_range)
-        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers)
+        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers, least_readable)
         self.steps, self.period = _steps(config, ids), max(1, len(ids) // config.batch_size)
         self._config, self._backbone, self._start = config, backbone, start
         cells = -(-config.crop_size // STRIDE)
@@ -101,29 +102,31 @@ class IrnTask(CropTask):
         labels = functional.interpolate(batch.labels[:, None].to(device), size, mode="nearest-exact")[:, 0]
         return irn_loss(boundary, displacement, labels, self._config.radius, self._all_pairs, total).loss
 
+    def wanted(self) -> int:
+        """Return the number of all images: the mean displacement asks for every one."""
+        return len(self._images.ids)
+
     def validate(self, model: IRNet, step: int, rank: int, world: int, device: torch.device) -> dict[str, Any]:
-        """Return, at the end, the sum of this rank's images' mean displacements (2,), and unreadable images."""
-        displacements, images, wanted = np.zeros(2), 0, 0
+        """Return, at the end, the sum of this rank's images' mean displacements (2,), and how many images these are."""
+        displacements, images = np.zeros(2), 0
         if step == self.steps:
             model.displacement_mean.zero_()
-            wanted = len(self._images.ids[rank::world])
             for id in self._images.ids[rank::world]:
                 try:
                     image = self._dataset.image(id)
-                except ImageError:
+                except ImageError as error:
+                    self.unreadable.setdefault(id, str(error))
                     continue
                 _, displacement = model(normalise(image)[None].to(device))
                 displacements += displacement[0].double().mean((1, 2)).cpu().numpy()
                 images += 1
-        return {"displacements": displacements, "images": images, "wanted": wanted, "errors": dict(self._errors)}
+        return {"displacements": displacements, "images": images, "is_last": step == self.steps}
 
     def conclude(self, model: IRNet, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Give the network the mean displacement that evaluation takes off, and return it."""
-        errors = {id: error for part in parts for id, error in part["errors"].items()}
-        images = sum(part["images"] for part in parts)
-        metrics: dict[str, Any] = {"unreadable": errors}
-        if sum(part["wanted"] for part in parts):
-            require_any(images, errors)
+        metrics: dict[str, Any] = {"unreadable": dict(self.unreadable)}
+        if parts[0]["is_last"]:
+            images = sum(part["images"] for part in parts)
             mean = sum(part["displacements"] for part in parts) / images
             model.displacement_mean.copy_(torch.from_numpy(mean))
             metrics["displacement_mean"] = mean.tolist()
@@ -202,6 +205,7 @@ def _execute(context: Context) -> None:
     ids = confident.labelled_ids(context)
     if not ids:
         raise UsageError(f"No image has confident labels in {labels}; there is nothing for stage '{NAME}' to learn.")
+    look_ahead(context, NAME, context.training_set, ids)
     run.begin(FOLDER, context.key(NAME))
     folder = context.own_folder(NAME)
     ids = fixed_ids(context, NAME, ids)
@@ -215,6 +219,7 @@ def _execute(context: Context) -> None:
         ids,
         folder / START_FILE,
         loader_workers(context),
+        context.experiment.data.least_readable,
     )
     trained = train(context, NAME, task, folder, config.workers)
     if trained is None:

@@ -142,8 +142,8 @@ class MasksResult:
 
     failures: dict[str, Failure]
     """Images without a mask, or whose mask cannot be judged."""
-    without: set[str]
-    """Images without a mask."""
+    without: dict[str, Failure]
+    """Of these, the images without a mask."""
     stopped: bool
     timing: dict[str, Any]
 
@@ -163,7 +163,7 @@ def run_masks(
     """Make the masks of ``ids``, add up the counts, each under its name, and tell where the truth seems wrong."""
     plan = PoolPlan.of(name, context.experiment.cluster, context.session, chunk_size=chunk_size, gpu=gpu)
     failures: dict[str, Failure] = {}
-    without: set[str] = set()
+    without: dict[str, Failure] = {}
     made = 0
     notes: Counter[str] = Counter()
     labelled: Dataset = arguments.get("labels") or arguments.get("judge") or arguments["dataset"]
@@ -184,8 +184,7 @@ def run_masks(
                 counts[kind].merge(id, values)
 
     def on_failed(id: str, error: str, tries: int) -> None:
-        without.add(id)
-        failures[id] = Failure(id, name, error, tries)
+        failures[id] = without[id] = Failure(id, name, error, tries)
         context.run.event(name, "failed", id=id, error=error)
 
     storage.remove_leftovers(arguments["folder"])
@@ -197,6 +196,17 @@ def run_masks(
     if MASK in counts and not result.stopped:
         judging.tell_agreement(context, tally)
     return MasksResult(failures, without, result.stopped, per_second(made, result.seconds) | {"workers": plan.workers})
+
+
+def require_any_mask(context: Context, name: str, wanted: int, without: Mapping[str, Failure]) -> None:
+    """Check that a stage has made one of ``wanted`` masks at least.
+
+    Raises:
+        StageError: every image is ``without``; the stage does not count as done.
+    """
+    if len(without) == wanted:
+        is_empty = not finished_masks(context.own_folder(name))
+        context.require_any_done(name, wanted, 0, without, is_empty)
 
 
 def write_covers(context: Context, name: str, ids: Iterable[str]) -> None:

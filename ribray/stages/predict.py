@@ -61,7 +61,8 @@ class Predicted:
     images: int
     done: int
     """Images that have a mask now."""
-    failed: int
+    failures: list[Failure]
+    """Images without one, by the names of their files."""
     stopped: bool
 
 
@@ -152,8 +153,9 @@ def predict_images(directory: Path, source: Path, out: Path, console: Console, s
         made, stopped = result.done, result.stopped
     for sentence in tell_readings(remarks):
         console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
-    _write_failures(out, failures.values())
-    return Predicted(out, len(names), earlier + made, len(failures), stopped)
+    failed = sorted(failures.values(), key=lambda one: one.id)
+    _write_failures(out, failed)
+    return Predicted(out, len(names), earlier + made, failed, stopped)
 
 
 def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
@@ -281,7 +283,7 @@ def _plan(config: ClusterConfig, session: Session, images: int) -> PoolPlan:
 
 
 def _write_failures(out: Path, failures: Iterable[Failure]) -> None:
-    rows = [json.dumps(vars(failure), ensure_ascii=False) for failure in sorted(failures, key=lambda one: one.id)]
+    rows = [json.dumps(vars(failure), ensure_ascii=False) for failure in failures]
     if rows or (out / FAILURES_FILE).exists():
         text = "".join(f"{row}\n" for row in rows)
         storage.write_bytes(out / FAILURES_FILE, text.encode("utf-8", "backslashreplace"))  # names may be no Unicode

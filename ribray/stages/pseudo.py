@@ -34,6 +34,7 @@ from ribray.stages.mask_pool import (
     finished_masks,
     mask_path,
     mask_work,
+    require_any_mask,
     run_masks,
     write_covers,
 )
@@ -189,6 +190,7 @@ def _execute(context: Context) -> None:
     if result.stopped:
         return
     context.replace_failures(NAME, result.failures)
+    require_any_mask(context, NAME, len(ids), result.without)
     failed, names = len(result.failures), ["background", *dataset.classes]
     metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
     if counts.images:

@@ -26,7 +26,7 @@ from ribray.data.lists import id_finder, read_list
 from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, target_views
 from ribray.errors import ImageError, UsageError
 from ribray.models import build_classifier
-from ribray.models.weights import load_classifier
+from ribray.models.weights import drawn_with, load_classifier
 from ribray.progress import show_progress
 from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import empty_arrays, to_arrays, write_maps
@@ -389,6 +389,8 @@ def _execute(context: Context) -> None:
     failures = {failure.id: failure for failure in itertools.compress(earlier, ~made)} | failures
     context.replace_failures(NAME, failures)
     count = int(done.sum()) + result.done
+    if not count and not result.stopped:
+        context.require_any_done(NAME, len(wanted), count, failures, is_empty=not finished_ids(folder))
     metrics = {"images": count, "failed": len(failures), "precision": precision}
     run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
 
@@ -508,7 +510,9 @@ def _seconds_per_pixel(context: Context) -> float:
     """Time a forward pass of the classifier on one thread (or the GPU) of this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, dataset = context.experiment.classifier, context.training_set
-    model = build_classifier(config.backbone, len(dataset.classes), config.output_stride).to(device).eval()
+    with drawn_with(config.seed):
+        model = build_classifier(config.backbone, len(dataset.classes), config.output_stride)
+    model = model.to(device).eval()
     image = torch.zeros(1, 3, 256, 256, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(context.experiment.cluster.threads_per_worker)

@@ -13,7 +13,7 @@ from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.truth import Tally, look
-from ribray.errors import ImageError, RibrayError
+from ribray.errors import ImageError, StageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
@@ -177,8 +177,9 @@ def _execute(context: Context) -> None:
     if result.stopped:
         return
     context.replace_failures(NAME, failures)
-    if not curves["cam"].images:
-        raise RibrayError("No image could be evaluated: none of them has both a map and a readable mask.")
+    context.require_any_done(NAME, len(ids), curves["cam"].images, failures)
+    if not ids:
+        raise StageError(f"No image of {dataset.name} has a map, so there is no seed to judge.")
     judging.tell_agreement(context, tally)
     wanted = set(_judged(context, refine.wanted_ids(context)))
     unrefined = sum(failure.stage == refine.NAME and failure.id in wanted for failure in run.failures())

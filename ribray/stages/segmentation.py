@@ -28,9 +28,10 @@ from ribray.stages.train import (
     finished_steps,
     fixed_ids,
     loader_workers,
+    look_ahead,
     outgrown,
     report_unreadable,
-    require_any,
+    require_share,
     train,
     weights_fingerprint,
 )
@@ -71,9 +72,10 @@ class SegmentationTask(CropTask):
         ids: Sequence[str],
         start: Path,
         loader_workers: int,
+        least_readable: float = 0.0,
     ):
         draw_scale = functools.partial(_scale_among, config.random_scales)
-        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers)
+        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers, least_readable)
         self.steps, self.period = config.iterations, max(LEAST_PERIOD, len(ids) // config.batch_size)
         self._config, self._start = config, start
 
@@ -95,15 +97,12 @@ class SegmentationTask(CropTask):
         """Return the share's part of the loss over the batch's pixels."""
         return segmentation_loss(model(batch.images(device)), batch.labels.to(device), total)
 
-    def validate(self, model: DeepLab, step: int, rank: int, world: int, device: torch.device) -> dict[str, str]:
-        """Return unreadable images; held-out images are the next stage's."""
-        return self._errors
+    def validate(self, model: DeepLab, step: int, rank: int, world: int, device: torch.device) -> None:
+        """Do nothing: held-out images are the next stage's."""
 
-    def conclude(self, model: DeepLab, parts: list[dict[str, str]]) -> dict[str, Any]:
+    def conclude(self, model: DeepLab, parts: list[None]) -> dict[str, Any]:
         """Return unreadable images."""
-        errors = {id: error for part in parts for id, error in part.items()}
-        require_any(len(self._images.ids) - len(errors), errors)
-        return {"unreadable": errors}
+        return {"unreadable": dict(self.unreadable)}
 
     def save(self, model: DeepLab, destination: Path) -> None:
         """Write the weights as safetensors."""
@@ -192,6 +191,7 @@ def _execute(context: Context) -> None:
     ids = pseudo.pseudo_ids(context)
     if not ids:
         raise UsageError(f"There is no pseudo mask in {masks}; there is nothing for stage '{NAME}' to learn.")
+    look_ahead(context, NAME, dataset, ids)
     run.begin(FOLDER, context.key(NAME))
     folder = context.own_folder(NAME)
     ids = fixed_ids(context, NAME, ids)
@@ -199,7 +199,8 @@ def _execute(context: Context) -> None:
         save_deeplab(_start(context), folder / START_FILE)
 
     def learn(masks: Callable[[str], Path], where: Path, title: str) -> Trained | None:
-        task = SegmentationTask(config, dataset, masks, ids, folder / START_FILE, loader_workers(context))
+        start, least = folder / START_FILE, context.experiment.data.least_readable
+        task = SegmentationTask(config, dataset, masks, ids, start, loader_workers(context), least)
         return train(context, title, task, where, config.workers)
 
     metrics: dict[str, Any] = {}
@@ -217,8 +218,11 @@ def _execute(context: Context) -> None:
         metrics["first_loss"] = first.loss
         trainings.append(first)
         read = functools.partial(mask_path, folder / FILLED_FOLDER)
-        ids = [id for id in ids if id not in filled.without]
-        lost = {id: filled.failures[id] for id in filled.without}
+        lost = filled.without
+        context.replace_failures(NAME, lost)
+        missing = {id: failure.error for id, failure in lost.items()}
+        require_share(NAME, len(ids), missing, context.experiment.data.least_readable)
+        ids = [id for id in ids if id not in lost]
     trained = learn(read, folder, f"{NAME}, re-training" if config.retrain else NAME)
     if trained is None:
         return

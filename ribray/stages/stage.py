@@ -16,7 +16,7 @@ from ribray.cluster.session import Session, connect, inside_job, require_shared
 from ribray.config import Experiment, flatten, to_values
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
-from ribray.errors import UsageError
+from ribray.errors import StageError, UsageError
 from ribray.run import RECORD_FILE, Failure, Run, StageKey, select_configuration
 from ribray.tracking import Tracker
 
@@ -244,6 +244,39 @@ class Context:
         """Write a stage's failures in place of those it had before."""
         others = [failure for failure in self.run.failures() if failure.stage != stage]
         self.run.write_failures([*others, *failures.values()])
+
+    def require_any_done(
+        self, stage: str, wanted: int, done: int, failures: "Mapping[str, Failure]", is_empty: bool = True
+    ) -> None:
+        """Check, at a stage's end, that it has done any of its images; else it is forgotten, but for its failures.
+
+        Args:
+            stage: its name.
+            wanted: images that it was to do.
+            done: of these, by whatever process.
+            failures: images that failed.
+            is_empty: whether its folder holds no other images either, which would be kept.
+
+        Raises:
+            StageError: all that it was to do has failed.
+        """
+        if done or not wanted:
+            return
+        if is_empty:
+            self.run.remove_stage(stage, self.stages[stage].folder)
+        else:
+            self.run.remove_metrics(stage)
+        self.replace_failures(stage, failures)
+        examples = [example(failure.id, failure.error) for failure in failures.values()]
+        raise StageError(f"Stage '{stage}' has done none of its {wanted:,} images{''.join(examples[:1])}; {MENDED}.")
+
+
+MENDED = "mend them, and the same command goes on"
+
+
+def example(id: str, error: str) -> str:
+    """Return the middle of a sentence on several images: what is wrong with one of them."""
+    return f", as with {id}: {error.removesuffix('.')}"
 
 
 def of_a_kind(sentences: Sequence[str]) -> str:

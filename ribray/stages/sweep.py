@@ -40,7 +40,7 @@ LOCK_SECONDS = 60.0
 """How long a trial waits for the process of an interrupted sweep to let go of its directory."""
 LOG_END = 4096
 """Bytes of a trial's log that are looked at for its last line."""
-NO_PART_OF_A_RESULT = ("cluster.", "tracking.")
+NO_PART_OF_A_RESULT = ("cluster.", "tracking.", "data.least_readable")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ribray import storage
-from ribray.cluster.training import LOG_FILE, TrainingPlan, TrainingTask, read_log, run_training
-from ribray.errors import DamagedError, RibrayError, UsageError
+from ribray.cluster.training import LOG_FILE, WORK_FOLDER, TrainingPlan, TrainingTask, read_log, run_training
+from ribray.data.dataset import Dataset
+from ribray.data.transforms import shuffled
+from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError, UsageError
 from ribray.progress import show_progress
 from ribray.run import Failure
-from ribray.stages.artifacts import WEIGHTS_FILE
-from ribray.stages.stage import Context, per_second
+from ribray.stages.artifacts import WEIGHTS_FILE, recorded_weights
+from ribray.stages.stage import MENDED, Context, example, per_second
 
 START_FILE = "start.safetensors"
 IDS_FILE = "ids.json"
@@ -26,6 +29,9 @@ NAMED_WEIGHTS = ("imagenet", "none", "synthetic", "classifier")
 POLL_SECONDS = 0.5
 TRACK_SECONDS = 10.0
 POLYNOMIAL_POWER = 0.9
+LOOKS = 20
+"""A look at the first images takes this number over ``data.least_readable`` of them: where that share is readable, the
+chance to meet none of it is below exp(-20)."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,86 @@ class Trained:
         return per_second(self.steps * batch_size, self.seconds) | {"workers": workers}
 
 
-def train(context: Context, title: str, task: TrainingTask, folder: Path, workers: int) -> Trained | None:
-    """Train with a progress bar, or go on where an earlier process stopped; None where the user stopped it."""
+class ReadingTask(TrainingTask):
+    """A training that counts the images it cannot read."""
+
+    def __init__(self, stage: str, least_readable: float):
+        """Begin to count.
+
+        Args:
+            stage: the stage that trains.
+            least_readable: share of the images that must be readable.
+        """
+        self.stage, self.least_readable = stage, least_readable
+        self.unreadable = {}
+
+    def wanted(self) -> int:
+        """Return how many different images the training asks for."""
+        raise NotImplementedError
+
+    def require_readable(self) -> None:
+        """Check that enough of the images can be read.
+
+        Raises:
+            UnreadableError: too few.
+        """
+        if self.unreadable:
+            require_share(self.stage, self.wanted(), self.unreadable, self.least_readable)
+
+
+def require_share(stage: str, wanted: int, unreadable: Mapping[str, str], least: float) -> None:
+    """Check that at least one image, and a share ``least`` of the ``wanted``, is not among the ``unreadable``.
+
+    Raises:
+        UnreadableError: there are fewer.
+    """
+    needed = max(1, math.ceil(least * wanted))
+    if wanted - len(unreadable) >= needed:
+        return
+    of_wanted = f"{len(unreadable):,} of the {wanted:,}" if len(unreadable) < wanted else f"any of the {wanted:,}"
+    asks = f", and data.least_readable={least:g} asks for {needed:,}" if len(unreadable) < wanted else ""
+    raise UnreadableError(
+        f"Stage '{stage}' cannot read {of_wanted} images to learn from{asks}{_first(unreadable)}; {MENDED}.", unreadable
+    )
+
+
+def look_ahead(context: Context, stage: str, dataset: Dataset, ids: Sequence[str]) -> None:
+    """Look for an image that can be read, before a cluster starts and hours are spent on a folder that is empty.
+
+    Raises:
+        UnreadableError: there is none among so many, chosen at random, that there can hardly be enough.
+    """
+    least = context.experiment.data.least_readable
+    looks = min(len(ids), math.ceil(LOOKS / least)) if least else len(ids)
+    unreadable: dict[str, str] = {}
+    for place in shuffled("look", 0, 0, len(ids))[:looks]:
+        try:
+            dataset.image(ids[place])
+            return
+        except ImageError as error:
+            unreadable[ids[place]] = str(error)
+    context.replace_failures(stage, _failures(stage, unreadable))
+    of_all = f" that it looked at, of {len(ids):,}," if looks < len(ids) else ""
+    raise UnreadableError(
+        f"Stage '{stage}' cannot read any of the {looks:,} images{of_all} to learn from{_first(unreadable)}; {MENDED}.",
+        unreadable,
+    )
+
+
+def _first(unreadable: Mapping[str, str]) -> str:
+    return example(*next(iter(unreadable.items())))
+
+
+def _failures(stage: str, unreadable: Mapping[str, str]) -> dict[str, Failure]:
+    return {id: Failure(id, stage, error) for id, error in unreadable.items()}
+
+
+def train(context: Context, title: str, task: ReadingTask, folder: Path, workers: int) -> Trained | None:
+    """Train with a progress bar, or go on where an earlier process stopped; None where the user stopped it.
+
+    Raises:
+        UnreadableError: too few of the images can be read; what was learnt from the few is forgotten.
+    """
     cluster = context.experiment.cluster
     plan = TrainingPlan(
         folder,
@@ -77,6 +161,9 @@ def train(context: Context, title: str, task: TrainingTask, folder: Path, worker
             live,
         ):
             log = run_training(task, plan, context.stop.is_set)
+    except UnreadableError as error:
+        _forget(context, task.stage, folder, error)
+        raise
     finally:
         log_news()
     if log is None:
@@ -88,6 +175,15 @@ def train(context: Context, title: str, task: TrainingTask, folder: Path, worker
             f"{folder / LOG_FILE} is damaged (it does not end with step {task.steps - 1}); use --redo to train again."
         )
     return Trained(log, time.monotonic() - began, task.steps - bar.earlier)
+
+
+def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) -> None:
+    """Forget a training on too few images, but for why: the next one begins anew, or before the first was missed."""
+    if not error.can_go_on:
+        storage.remove_folder(folder / WORK_FOLDER)
+        if not recorded_weights(context.run.record(context.stages[stage].folder) or {}):
+            context.run.remove_stage(stage, context.stages[stage].folder)
+    context.replace_failures(stage, _failures(stage, error.unreadable))
 
 
 def _identity(context: Context, folder: Path) -> str:
@@ -149,16 +245,6 @@ def hash_file(location: str, key: str) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise UsageError(f"{key}={location} cannot be read: {storage.reason(error)}.") from None
-
-
-def require_any(readable: int, errors: Mapping[str, str]) -> None:
-    """Check, before a network is saved, that it has seen anything.
-
-    Raises:
-        RibrayError: no image was readable.
-    """
-    if not readable:
-        raise RibrayError(f"None of the training images can be read, for example: {next(iter(errors.values()), '-')}")
 
 
 def report_unreadable(

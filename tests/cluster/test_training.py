@@ -15,7 +15,7 @@ from ribray.cluster.training import CHECKPOINT_FILE, LOG_FILE, WORK_FOLDER, _req
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.synthetic import make_world
-from ribray.errors import DivergedError, RibrayError, UsageError
+from ribray.errors import DivergedError, RibrayError, UnreadableError, UsageError
 from ribray.models import build_classifier
 from ribray.models.weights import load_backbone_weights, save_classifier
 from ribray.stages.classifier import ClassifierTask
@@ -102,6 +102,34 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint_with_the_same_weights(
     disturbed.marker = tmp_path / "killed"
     weights, log = train(disturbed, tmp_path / "run", 1, checkpoint_steps)
     assert disturbed.marker.exists()
+    for name, tensor in undisturbed[0].items():
+        assert torch.equal(weights[name], tensor), name
+    assert log == undisturbed[1]
+
+
+class Unmounted(ClassifierTask):
+    """Its pictures are gone once the second epoch has begun."""
+
+    root: Path
+
+    def batches(self, first_step, rank, world):
+        for step, batch in enumerate(super().batches(first_step, rank, world), start=first_step):
+            if step == 5:
+                self.root.rename(self.root.with_name("away"))
+            yield batch
+
+
+@pytest.mark.slow
+def test_a_training_whose_pictures_went_away_goes_on_from_before_once_they_are_back(world, undisturbed, tmp_path):
+    disturbed = task(world, of=Unmounted)
+    disturbed.root, disturbed.least_readable = world / "data", 0.5
+    with pytest.raises(UnreadableError, match=r"data\.least_readable=0\.5 asks for 11, as with train_00") as raised:
+        train(disturbed, tmp_path / "run", 1)
+    (world / "away").rename(world / "data")
+    assert raised.value.can_go_on
+    assert len(raised.value.unreadable) == 16
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    weights, log = train(task(world), tmp_path / "run", 1)
     for name, tensor in undisturbed[0].items():
         assert torch.equal(weights[name], tensor), name
     assert log == undisturbed[1]

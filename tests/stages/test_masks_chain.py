@@ -11,7 +11,7 @@ from PIL import Image
 from ribray import storage
 from ribray.data import open_dataset
 from ribray.data.mask_files import read_mask_file, write_mask
-from ribray.errors import UsageError
+from ribray.errors import UnreadableError, UsageError
 from ribray.run import Run
 from ribray.stages.chain import read_status
 from tests.tiny import BAND, EVERYTHING, RETRAINED, chain, experiment
@@ -222,3 +222,27 @@ def test_a_truth_that_was_mended_is_judged_and_a_redo_forgets_variants_too(whole
 def test_splits_that_share_images_are_refused(whole):
     with pytest.raises(UsageError, match="'val_0000' is in more than one of"):
         chain(whole, [*RETRAINED, "evaluate.splits=[val,val]"], stages="evaluate")
+
+
+@pytest.mark.on_demand
+@pytest.mark.parametrize(("training", "source"), [("irn", "confident"), ("segmentation", "pseudo")])
+def test_a_training_whose_masks_are_damaged_is_made_by_the_same_command(training, source, whole, tmp_path):
+    """The first start sets them aside and fails; the second one makes them again, and the same network from them."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for mask in (out / source).glob("*.png"):
+        mask.write_bytes(b"no mask")
+    with pytest.raises(UnreadableError, match=f"'{training}' cannot read any of the 10 images to learn from") as raised:
+        chain(out, RETRAINED, stages=EVERYTHING, redo=training)
+    result = raised.value.result
+    assert {failure.stage for failure in result.failures} == {training}
+    assert len(result.failures) == 10
+    assert training not in result.metrics
+    assert result.metrics["seed"] == storage.read_json(whole / "metrics.json")["seed"]
+    assert not (out / training).exists()
+
+    result, _ = chain(out, RETRAINED, stages=EVERYTHING)
+    assert not result.failures
+    for weights in ("irn", "segmentation/first", "segmentation"):
+        name = f"{weights}/weights.safetensors"
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
