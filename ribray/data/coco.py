@@ -105,7 +105,8 @@ class CocoDataset(Dataset):
         near = ""
         with contextlib.suppress(OSError):
             near = self._pictures.nearest(self._instances.paths[self.index(id)])
-        return f"{self.image_path(id)} does not exist{near}: {self.source} names it."
+        owner = "" if self.source == self.folder else f": {self.source} names it"
+        return f"{self.image_path(id)} does not exist{near}{owner}."
 
     def _read_mask(self, id: str) -> np.ndarray | None:
         if not self.has_masks:
@@ -114,15 +115,15 @@ class CocoDataset(Dataset):
         if id in self._instances.unsure:
             raise ImageError(self._instances.unsure[id])
         instances = self._read_instances(row)
-        height, width = self._size(row)
-        try:
-            mask = draw_mask(instances, height, width, f"an object of image {id} in {self.source}")
-        except ImageError:
-            self._require_stated(id, (height, width))  # a reason for what is wrong with the outline
-            raise
+        size = self._size(row)
         extent = reach(segmentation for _, segmentation in instances)
-        if not _holds((height, width), extent):
-            self._require_unturned(id, (height, width), extent)
+        try:
+            mask = draw_mask(instances, *size, f"an object of image {id} in {self.source}")
+        except ImageError:
+            self._require_stated(id, size)  # a reason for what is wrong with the outline
+            self._require_unturned(id, size, extent)
+            raise
+        self._require_unturned(id, size, extent)
         return mask
 
     def _size(self, row: int) -> tuple[int, int]:
@@ -183,8 +184,10 @@ class CocoDataset(Dataset):
 
     def _require_unturned(self, id: str, size: tuple[int, int], extent: tuple[float, float]) -> None:
         """Refuse an image that EXIF turns and whose outlines fit it only before that."""
+        if _holds(size, extent) or not _holds(size[::-1], extent):
+            return
         path = self.image_path(id)
-        if _holds(size[::-1], extent) and image_size(path) == size and is_turned(path):
+        if image_size(path) == size and is_turned(path):
             raise ImageError(
                 f"The outlines of image {id} in {self.source} fit the {_by(size[::-1])} pixels of its file, but its "
                 f"EXIF orientation turns it to {_by(size)}: save the picture without the turn in its EXIF data."

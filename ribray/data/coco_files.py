@@ -128,14 +128,20 @@ def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool
     there = f"splits there are: {_listed(splits)}{nearest(split, splits)}"
     if not splits:
         other = _other_root(root)
-        hint = f"did you mean data.root={other}?" if other else f"data.root must hold {'/'.join(wanted.parts[-2:])}"
-        there = f"there is no file of annotations in {root}: {hint}"
+        hint = f"did you mean data.root={other}?" if other else f"JSON files there are: {_listed(_json_files(root))}"
+        there = f"no file of annotations is known by its place in {root}: {hint}"
     if (root / _ROBOFLOW).is_file():
         there = f"{root} holds one split in Roboflow's layout: data.root is the folder above, {root.name} the split"
     if labelled and _unlabelled(root, names):
         return f"{wanted} does not exist; {there}. Without labels, '{split}' can only be predicted (evaluate.splits)."
     pictures = "" if labelled else f" No list {_IMAGE_INFO.format(split)} and no folder {split} is there either."
     return f"{wanted} does not exist; {there}.{pictures}"
+
+
+def _json_files(root: Path) -> list[str]:
+    return sorted(
+        file.relative_to(root).as_posix() for pattern in ("*.json", "*/*.json") for file in root.glob(pattern)
+    )
 
 
 def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
@@ -254,12 +260,12 @@ class Pictures:
 
     def nearest(self, path: str) -> str:
         """Return `` (there is y)`` for a path that is not there but for its case, ending or folder, or nothing."""
-        key = _alike(path)
-        within = next((other for other in self._by_likeness.get(key, ()) if (self._folder / other).is_file()), None)
-        if within is not None:
-            return f" (there is {within})"
-        beside = next((folder for folder in self._beside if (folder / path).is_file()), None)
-        return "" if beside is None else f" (there is one in {beside})"
+        folders = (self._folder.parent, *self._beside)
+        if (beside := next((folder for folder in folders if (folder / path).is_file()), None)) is not None:
+            return f" (there is one in {beside})"
+        alike = self._by_likeness.get(_alike(path), ())
+        within = next((other for other in alike if (self._folder / other).is_file()), None)
+        return "" if within is None else f" (there is {within})"
 
     @cached_property
     def _by_likeness(self) -> dict[str, list[str]]:
@@ -334,7 +340,7 @@ class _Finder:
         self._folder = folder
         self._names = names
         self._pictures = Pictures(folder)
-        self._heads: dict[str, bool] = {}
+        self._heads: dict[tuple[str, bool], bool] = {}
 
     def find(self, text: str) -> _Found:
         """Return the picture of a name.
@@ -368,10 +374,10 @@ class _Finder:
             raise _NoPictureError(f"which {fault}: {advice}")
         if name.is_elsewhere or len(name.parts) == 1 or self._has_folder(name.parts[0]):
             return name
-        below = self._without_own_name(name.parts)
-        if below is None and not self._some_are_plain:
-            return replace(name, is_stray=True)
-        return replace(name, parts=below or name.parts)
+        if (below := self._without_own_name(name.parts)) is not None:
+            return replace(name, parts=below)
+        is_known = self._some_are_plain or self._has_folder(name.parts[0], beside=True)  # and the picture is not there
+        return replace(name, is_stray=not is_known)
 
     @cached_property
     def _some_are_plain(self) -> bool:
@@ -380,10 +386,11 @@ class _Finder:
         heads = {name.parts[0] for name in names if len(name.parts) > 1 and not name.is_elsewhere}
         return any(self._has_folder(head) for head in heads if id_fault(head) is None)
 
-    def _has_folder(self, head: str) -> bool:
-        if head not in self._heads:
-            self._heads[head] = (self._folder / head).is_dir()
-        return self._heads[head]
+    def _has_folder(self, head: str, beside: bool = False) -> bool:
+        """Whether there is a folder of this name in the split's folder, or beside it."""
+        if (head, beside) not in self._heads:
+            self._heads[head, beside] = ((self._folder.parent if beside else self._folder) / head).is_dir()
+        return self._heads[head, beside]
 
     def _without_own_name(self, parts: tuple[str, ...]) -> tuple[str, ...] | None:
         """Return the path below the folder for one that begins with the folder's own path, such as train2014/x.jpg."""

@@ -225,6 +225,15 @@ def test_a_path_whose_folder_is_there_means_no_other_picture(tmp_path: Path) -> 
         dataset.image("cam1/img08")
 
 
+def test_a_path_into_another_splits_folder_means_no_picture_of_this_one(tmp_path: Path) -> None:
+    coco(tmp_path, split="val2014")
+    coco(tmp_path, image=named("val2014/{id}.jpg"))
+    dataset = open_coco(tmp_path)
+    assert dataset.ids[0] == "val2014/img00"
+    with pytest.raises(ImageError, match=r"train2014/val2014/img00\.jpg does not exist \(there is one in "):
+        dataset.image("val2014/img00")
+
+
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "..\\..\\etc\\passwd"])
 def test_nothing_outside_the_folder_is_opened(tmp_path: Path, name: str) -> None:
     coco(tmp_path, image=lambda entry, number: entry | ({"file_name": name} if number == 0 else {}))
@@ -484,8 +493,12 @@ def test_a_size_before_exif_turns_the_picture_is_said(tmp_path: Path, outline: t
     assert remedy in sentence
 
 
-def test_outlines_before_exif_turns_the_picture_are_said(tmp_path: Path) -> None:
-    coco(tmp_path, instance=corners(5, 50, 5, 63, 20, 63))
+LYING = {"size": [SIZE[1], SIZE[0]], "counts": [10, 20, SIZE[0] * SIZE[1] - 30]}
+
+
+@pytest.mark.parametrize("outline", [[[5, 50, 5, 63, 20, 63]], LYING])
+def test_outlines_before_exif_turns_the_picture_are_said(tmp_path: Path, outline: Any) -> None:
+    coco(tmp_path, instance=lambda one, number, mask: one | {"segmentation": outline})
     lay_down(tmp_path)
     with pytest.raises(
         ImageError, match="fit the 48 × 64 pixels of its file, but its EXIF orientation turns it to 64 × 48"
