@@ -16,9 +16,9 @@ from ribray import storage
 from ribray.cluster.training import Total, TrainingTask, read_log
 from ribray.config import ClassifierConfig
 from ribray.data.dataset import Dataset
-from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, shuffled
+from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, shuffled
 from ribray.errors import DamagedError, ImageError, UsageError
-from ribray.models import Classifier, build_classifier
+from ribray.models import Classifier, build_classifier, normalisation_of
 from ribray.models.weights import load_backbone_weights, load_classifier, reorder_head, save_classifier
 from ribray.stages.artifacts import WEIGHTS_FILE, record_weights
 from ribray.stages.stage import Context, Stage, Work
@@ -92,9 +92,9 @@ class Batch:
             dict(sample.error for sample in samples if sample.error is not None),
         )
 
-    def images(self, device: torch.device) -> Tensor:
+    def images(self, device: torch.device, normalisation: Normalisation) -> Tensor:
         """Return the normalised crops, (n, 3, S, S) float32 on ``device``."""
-        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes)
+        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes, normalisation)
 
 
 class ClassifierTask(TrainingTask):
@@ -111,6 +111,7 @@ class ClassifierTask(TrainingTask):
         self.divergence_bound = config.divergence_bound
         self._config, self._train, self._held_out, self._start = config, train, held_out, start
         self._loader_workers = loader_workers
+        self._normalisation = normalisation_of(config.backbone)
         self._errors: dict[str, str] = {}
 
     def model(self) -> Classifier:
@@ -148,7 +149,7 @@ class ClassifierTask(TrainingTask):
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the mean loss over the batch; an unreadable image adds nothing."""
-        logits = model(batch.images(device)).float()
+        logits = model(batch.images(device, self._normalisation)).float()
         labels, weights = batch.labels.to(device), batch.weights.to(device)
         if self._config.loss == "rib":
             per_image = -(logits * labels).sum(1)
@@ -164,7 +165,7 @@ class ClassifierTask(TrainingTask):
         logits, labels = [], []
         for batch in self._load(self._held_out, shares):
             readable = batch.weights > 0
-            logits.append(model(batch.images(device)).float().cpu()[readable].numpy())
+            logits.append(model(batch.images(device, self._normalisation)).float().cpu()[readable].numpy())
             labels.append(batch.labels[readable].numpy())
         classes = len(self._train.classes)
         return {
@@ -268,7 +269,9 @@ def _execute(context: Context) -> None:
     require_enough(training_set, config)  # said before a cluster starts
     torch.manual_seed(config.seed)
     torch.nn.init.kaiming_uniform_(model.head.weight, a=5**0.5)
-    load_backbone_weights(model.backbone, config.weights)
+    source = load_backbone_weights(model.backbone, config.weights)
+    if source is not None:
+        context.console.print(f"{NAME}: {source}", highlight=False)
     task = ClassifierTask(
         config,
         training_set,

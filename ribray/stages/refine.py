@@ -21,7 +21,7 @@ from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
 from ribray.data.images import image_size
 from ribray.data.lists import read_id_list
-from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, target_views
+from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, target_views
 from ribray.errors import ImageError, UsageError
 from ribray.models import build_classifier
 from ribray.models.weights import load_classifier
@@ -139,8 +139,17 @@ class _Preparation:
     sample therefore depends on the data alone, not on when a thread was done.
     """
 
-    def __init__(self, id: str, dataset: Dataset, order: ExtraOrder, config: RefineConfig, threads: ThreadPoolExecutor):
+    def __init__(
+        self,
+        id: str,
+        dataset: Dataset,
+        order: ExtraOrder,
+        config: RefineConfig,
+        threads: ThreadPoolExecutor,
+        normalisation: Normalisation,
+    ):
         self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
+        self._normalisation = normalisation
         present = np.flatnonzero(dataset.labels[dataset.index(id)])
         self._available = order.available(id, present.tolist())
         self._order = order.draw(id, present.tolist())
@@ -164,7 +173,7 @@ class _Preparation:
 
     def _see(self) -> _Target:
         image = self._dataset.image(self._id)
-        views = target_views(image, self._config.scales)
+        views = target_views(image, self._config.scales, self._normalisation)
         return _Target((image.shape[0], image.shape[1]), [_ready_to_copy(view) for view in views])
 
     def _cut(self, place: int, turn: int) -> _Crop:
@@ -237,6 +246,7 @@ class RefineWorker:
         model = build_classifier(classes=len(dataset.classes), **classifier)
         load_classifier(model, weights)
         self._refiner = Refiner(model, config, precision, self._device)
+        self._normalisation = model.backbone.normalisation
         self._dataset, self._config, self._folder = dataset, config, folder
         self._order = ExtraOrder(dataset.ids, dataset.labels, config.seed)
         self._threads = ThreadPoolExecutor(loader_threads, thread_name_prefix="loader")
@@ -282,7 +292,7 @@ class RefineWorker:
         }
 
     def _prepare(self, item: str) -> _Preparation:
-        return _Preparation(item, self._dataset, self._order, self._config, self._threads)
+        return _Preparation(item, self._dataset, self._order, self._config, self._threads, self._normalisation)
 
     def _extras(self, preparation: _Preparation) -> tuple[torch.Tensor, torch.Tensor] | None:
         if preparation.per_step == 0:
@@ -295,7 +305,7 @@ class RefineWorker:
                 self._dataset.labels[[crop.place for crop in crops]],
             )
         )
-        return normalise_crops(pixels, [crop.box for crop in crops]), labels
+        return normalise_crops(pixels, [crop.box for crop in crops], self._normalisation), labels
 
 
 def _ready_to_copy(tensor: torch.Tensor) -> torch.Tensor:

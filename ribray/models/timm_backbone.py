@@ -1,0 +1,268 @@
+"""Any convolutional network of timm as a backbone (extra ``ribray[timm]``).
+
+A network of timm is taken apart into layers that follow one another; that they do is not read off its code but
+computed once: the layers in a row must give what the network's own ``forward_features`` gives. timm's ``feature_info``
+says where its stages end.
+"""
+
+import difflib
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ribray.config import TIMM_PREFIX
+from ribray.data.transforms import Normalisation
+from ribray.errors import UsageError
+from ribray.models.backbone import Backbone
+
+_SIDE = 64
+"""Of the image, in pixels, that shows how a network is built."""
+_LEVELS = 5
+_STEM_LEVEL = 2  # which ends at stride 8
+
+
+def import_timm() -> Any:
+    """Return the package timm.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import timm
+    except ImportError:
+        raise UsageError("A backbone of timm needs the package timm: pip install 'ribray[timm]'.") from None
+    return timm
+
+
+def require_name(name: str) -> str:
+    """Return timm's own name of ``timm/NAME``.
+
+    Raises:
+        UsageError: timm has no such network, or is not installed.
+    """
+    timm, own = import_timm(), name.removeprefix(TIMM_PREFIX)
+    if timm.is_model(own):
+        return own
+    known = timm.list_models(exclude_filters="")
+    close = [f"{TIMM_PREFIX}{each}" for each in difflib.get_close_matches(own, known, n=3, cutoff=0.6)]
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    raise UsageError(f"timm has no network '{own}'{hint}.")
+
+
+def timm_normalisation(name: str) -> Normalisation:
+    """Return the mean and deviation that ``timm/NAME`` was trained with.
+
+    Raises:
+        UsageError: timm has no such network, or is not installed.
+    """
+    settings = import_timm().get_pretrained_cfg(require_name(name))
+    return Normalisation(settings.mean, settings.std)
+
+
+class TimmBackbone(Backbone):
+    """A network of timm without its classification layer.
+
+    Attributes:
+        network: timm's own, so that its weights load under timm's names.
+    """
+
+    outer = "network."
+
+    def __init__(self, network: Any, name: str) -> None:
+        """Take a network apart, which is this backbone's from then on.
+
+        Args:
+            network: as ``timm.create_model`` returns it; it loses its classification layer.
+            name: what to call it.
+
+        Raises:
+            UsageError: it has no maps, a layer behind the pooling, or layers that do not follow one another.
+        """
+        super().__init__()
+        self.name = name
+        was_training = network.training
+        network.eval()
+        image = torch.zeros(1, 3, _SIDE, _SIDE)
+        image[..., ::3, ::5] = 1.0
+        with torch.no_grad():
+            expected = _features_of(network, image, name)
+            _require_linear_head(network, expected, name)
+            layers = _layers_of(network, image, expected, name)
+            sizes = _sizes_of(layers, image)
+        self._layer_names = [each for each, _ in layers]
+        self._ends = _ends(network, self._layer_names, [_SIDE / side for _, side in sizes], name)
+        self._stem_end = self._ends[_STEM_LEVEL]
+        network.reset_classifier(0, "")
+        self.network = network
+        self.strides = tuple(_SIDE // sizes[end][1] for end in self._ends)  # type: ignore[assignment]
+        self.channels = tuple(sizes[end][0] for end in self._ends)  # type: ignore[assignment]
+        self.normalisation = Normalisation(network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+        self.train(was_training)
+
+    def stem_modules(self) -> list[nn.Module]:
+        """Return the layers of the stages up to stride 8."""
+        return self._layers()[: self._stem_end + 1]
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return what the last stage of stride 8 gives for ``images`` (N, 3, H, W)."""
+        for layer in self._layers()[: self._stem_end + 1]:
+            images = layer(images)
+        return images
+
+    def trunk(self, stem: Tensor) -> Tensor:
+        """Return the last level from the output of the stem."""
+        for layer in self._layers()[self._stem_end + 1 :]:
+            stem = layer(stem)
+        return stem
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs of the five stages."""
+        levels: list[Tensor] = []
+        for place, layer in enumerate(self._layers()):
+            images = layer(images)
+            levels += [images] * self._ends.count(place)
+        return levels
+
+    def _layers(self) -> list[nn.Module]:
+        return [self.network.get_submodule(name) for name in self._layer_names]
+
+
+def create_timm(name: str, output_stride: int) -> nn.Module:
+    """Return timm's own network ``timm/NAME`` with random weights.
+
+    Raises:
+        UsageError: timm is not installed or has no such network, or not at this output stride.
+    """
+    own = require_name(name)
+    options = {} if output_stride == 32 else {"output_stride": output_stride}
+    try:
+        return import_timm().create_model(own, pretrained=False, **options)
+    except (TypeError, NotImplementedError, AssertionError, ValueError, RuntimeError, KeyError):
+        if not options:
+            raise
+        TimmBackbone(import_timm().create_model(own, pretrained=False), name)  # what else is wrong says more
+        raise UsageError(f"{name} has no output stride {output_stride} in timm: set output_stride to 32.") from None
+
+
+def build_timm(name: str, output_stride: int) -> TimmBackbone:
+    """Build the backbone ``timm/NAME`` with random weights.
+
+    Raises:
+        UsageError: as `create_timm`, or the network is of a kind that has no class activation maps.
+    """
+    backbone = TimmBackbone(create_timm(name, output_stride), name)
+    if backbone.strides[-1] != output_stride:
+        raise UsageError(f"{name} has output stride {backbone.strides[-1]}, not {output_stride}.")
+    return backbone
+
+
+# --- taking a network apart --------------------------------------------------------------------------------------
+
+
+def _features_of(network: Any, image: Tensor, name: str) -> Tensor:
+    """Return what is pooled, (1, C, h, w).
+
+    Raises:
+        UsageError: it is no map.
+    """
+    try:
+        features = network.forward_features(image)
+    except Exception as error:  # noqa: BLE001 - an assertion on the image's size, as of networks of patches
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{name} cannot run on images of any size ({reason}), as networks of patches cannot: "
+            "a convolutional network is needed."
+        ) from None
+    if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[1] != network.num_features:
+        raise UsageError(
+            f"{name} has no maps of features (channels, height, width) before its head, from which a class activation "
+            "map could be made: a convolutional network is needed."
+        )
+    return features
+
+
+def _require_linear_head(network: Any, features: Tensor, name: str) -> None:
+    """Refuse a network whose logits are not a linear layer on the mean of its features.
+
+    Raises:
+        UsageError: it is one.
+    """
+    classifier = network.get_classifier()
+    pooled = network.forward_head(features, pre_logits=True).flatten(1)
+    mean = features.mean((2, 3))
+    is_linear = isinstance(classifier, nn.Linear | nn.Conv2d | nn.Identity) and pooled.shape == mean.shape
+    if not is_linear or not torch.allclose(pooled, mean, rtol=1e-4, atol=1e-6):
+        raise UsageError(
+            f"{name} has a layer between pooling and classification, so that the classification of its features is no "
+            "class activation map: a network is needed whose head is one linear layer on globally averaged features."
+        )
+
+
+def _layers_of(network: Any, image: Tensor, expected: Tensor, name: str) -> list[tuple[str, nn.Module]]:
+    """Return the layers, with their names, that one after the other give ``expected``.
+
+    Raises:
+        UsageError: there are no such layers.
+    """
+    layers: list[tuple[str, nn.Module]] = []
+    for child_name, child in network.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            layers += [(f"{child_name}.{each}", layer) for each, layer in child.named_children()]
+        else:
+            layers.append((child_name, child))
+    features, used = image, []
+    for each in layers:
+        if features.shape == expected.shape and torch.equal(features, expected):
+            break
+        try:
+            features = each[1](features)
+        except Exception:  # noqa: BLE001 - a layer that follows another one may raise anything
+            break
+        used.append(each)
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            break
+    if not isinstance(features, Tensor) or features.shape != expected.shape or not torch.equal(features, expected):
+        raise UsageError(
+            f"{name} is not built of layers that follow one another, so it cannot be divided into a frozen stem and "
+            "what learns: choose a network such as a ResNet, RegNet or EfficientNet."
+        )
+    return used
+
+
+def _sizes_of(layers: list[tuple[str, nn.Module]], image: Tensor) -> list[tuple[int, int]]:
+    """Return channels and side of what every layer puts out for a square image."""
+    sizes = []
+    for _, layer in layers:
+        image = layer(image)
+        sizes.append((image.shape[1], image.shape[2]))
+    return sizes
+
+
+def _ends(network: Any, names: list[str], strides: list[float], name: str) -> list[int]:
+    """Return the place of the layer with which each of the five levels ends; the last one is the last layer.
+
+    A network that begins with a stride of 4 has that as its first level, too, as a ResNet's max-pool is one.
+
+    Raises:
+        UsageError: its stages have other strides, or end inside a layer.
+    """
+    stages = [info["module"] for info in network.feature_info if info["reduction"] > 1]
+    ends = [*(_end_of(stage, names) for stage in stages[:-1]), len(names) - 1][-_LEVELS:]
+    if len(ends) == _LEVELS - 1 and 4 in strides:
+        ends.insert(0, strides.index(4))
+    found = [strides[end] for end in ends if end is not None]
+    if len(found) != _LEVELS or found[1:3] != [4, 8] or found[0] not in (2, 4) or any(stride % 1 for stride in found):
+        told = ", ".join(f"{stride:g}" for stride in found) or "none"
+        raise UsageError(
+            f"{name} has stages of strides {told}, where five of 2 or 4, 4, 8, and then up to 32 are needed."
+        )
+    return [end for end in ends if end is not None]
+
+
+def _end_of(stage: str, names: list[str]) -> int | None:
+    """Return the place of a stage's last layer; None of a stage that ends inside a layer."""
+    places = [place for place, name in enumerate(names) if name == stage or name.startswith(f"{stage}.")]
+    return places[-1] if places else None
