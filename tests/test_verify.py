@@ -25,7 +25,7 @@ REFINEMENTS = {
 def assert_reproduced(folder: Path, case: str) -> None:
     checks = verify(folder / "golden", only=case)
     assert [check for check in checks if not check.ok] == []
-    assert {check.case for check in checks} == {"rib weights", case}
+    assert {check.case for check in checks} == {"rib weights", f"{case}, plain", f"{case}, folded"}
     quantities = {check.quantity for check in checks}
     assert {
         "losses",

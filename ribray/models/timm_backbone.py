@@ -1,8 +1,7 @@
 """Any convolutional network of timm as a backbone (extra ``ribray[timm]``).
 
-A network of timm is taken apart into layers that follow one another; that they do is not read off its code but
-computed once: the layers in a row must give what the network's own ``forward_features`` gives. timm's ``feature_info``
-says where its stages end.
+It is taken apart into layers that follow one another (`ribray.models.layered`); timm's ``feature_info`` says where its
+stages end.
 """
 
 import difflib
@@ -15,10 +14,8 @@ from torch import Tensor, nn
 from ribray.config import TIMM_PREFIX
 from ribray.data.transforms import Normalisation
 from ribray.errors import UsageError
-from ribray.models.backbone import Backbone
+from ribray.models.layered import SIDE, Layered, layers_in_a_row, not_in_a_row, sample_image, sizes_of
 
-_SIDE = 64
-"""Of the image, in pixels, that shows how a network is built."""
 _LEVELS = 5
 _STEM_LEVEL = 2  # which ends at stride 8
 
@@ -62,14 +59,8 @@ def timm_normalisation(name: str) -> Normalisation:
     return Normalisation(settings.mean, settings.std)
 
 
-class TimmBackbone(Backbone):
-    """A network of timm without its classification layer.
-
-    Attributes:
-        network: timm's own, so that its weights load under timm's names.
-    """
-
-    outer = "network."
+class TimmBackbone(Layered):
+    """A network of timm without its classification layer."""
 
     def __init__(self, network: Any, name: str) -> None:
         """Take a network apart, which is this backbone's from then on.
@@ -81,53 +72,22 @@ class TimmBackbone(Backbone):
         Raises:
             UsageError: it has no maps, a layer behind the pooling, or layers that do not follow one another.
         """
-        super().__init__()
-        self.name = name
         was_training = network.training
         network.eval()
-        image = torch.zeros(1, 3, _SIDE, _SIDE)
-        image[..., ::3, ::5] = 1.0
+        image = sample_image()
         with torch.no_grad():
             expected = _features_of(network, image, name)
             _require_linear_head(network, expected, name)
-            layers = _layers_of(network, image, expected, name)
-            sizes = _sizes_of(layers, image)
-        self._layer_names = [each for each, _ in layers]
-        self._ends = _ends(network, self._layer_names, [_SIDE / side for _, side in sizes], name)
-        self._stem_end = self._ends[_STEM_LEVEL]
+        layers = layers_in_a_row(network, image, lambda features: torch.equal(features, expected))
+        if layers is None:
+            raise not_in_a_row(name)
+        strides = [SIDE / side for side in sizes_of(network, layers, image)]
+        ends = _ends(network, layers, strides, name)
+        settings = network.pretrained_cfg
         network.reset_classifier(0, "")
-        self.network = network
-        self.strides = tuple(_SIDE // sizes[end][1] for end in self._ends)  # type: ignore[assignment]
-        self.channels = tuple(sizes[end][0] for end in self._ends)  # type: ignore[assignment]
-        self.normalisation = Normalisation(network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
-        self.train(was_training)
-
-    def stem_modules(self) -> list[nn.Module]:
-        """Return the layers of the stages up to stride 8."""
-        return self._layers()[: self._stem_end + 1]
-
-    def stem(self, images: Tensor) -> Tensor:
-        """Return what the last stage of stride 8 gives for ``images`` (N, 3, H, W)."""
-        for layer in self._layers()[: self._stem_end + 1]:
-            images = layer(images)
-        return images
-
-    def trunk(self, stem: Tensor) -> Tensor:
-        """Return the last level from the output of the stem."""
-        for layer in self._layers()[self._stem_end + 1 :]:
-            stem = layer(stem)
-        return stem
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs of the five stages."""
-        levels: list[Tensor] = []
-        for place, layer in enumerate(self._layers()):
-            images = layer(images)
-            levels += [images] * self._ends.count(place)
-        return levels
-
-    def _layers(self) -> list[nn.Module]:
-        return [self.network.get_submodule(name) for name in self._layer_names]
+        network.train(was_training)
+        normalisation = Normalisation(settings["mean"], settings["std"])
+        super().__init__(network, layers, ends[_STEM_LEVEL] + 1, name, normalisation, ends)
 
 
 def create_timm(name: str, output_stride: int) -> nn.Module:
@@ -199,46 +159,6 @@ def _require_linear_head(network: Any, features: Tensor, name: str) -> None:
             f"{name} has a layer between pooling and classification, so that the classification of its features is no "
             "class activation map: a network is needed whose head is one linear layer on globally averaged features."
         )
-
-
-def _layers_of(network: Any, image: Tensor, expected: Tensor, name: str) -> list[tuple[str, nn.Module]]:
-    """Return the layers, with their names, that one after the other give ``expected``.
-
-    Raises:
-        UsageError: there are no such layers.
-    """
-    layers: list[tuple[str, nn.Module]] = []
-    for child_name, child in network.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList):
-            layers += [(f"{child_name}.{each}", layer) for each, layer in child.named_children()]
-        else:
-            layers.append((child_name, child))
-    features, used = image, []
-    for each in layers:
-        if features.shape == expected.shape and torch.equal(features, expected):
-            break
-        try:
-            features = each[1](features)
-        except Exception:  # noqa: BLE001 - a layer that follows another one may raise anything
-            break
-        used.append(each)
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            break
-    if not isinstance(features, Tensor) or features.shape != expected.shape or not torch.equal(features, expected):
-        raise UsageError(
-            f"{name} is not built of layers that follow one another, so it cannot be divided into a frozen stem and "
-            "what learns: choose a network such as a ResNet, RegNet or EfficientNet."
-        )
-    return used
-
-
-def _sizes_of(layers: list[tuple[str, nn.Module]], image: Tensor) -> list[tuple[int, int]]:
-    """Return channels and side of what every layer puts out for a square image."""
-    sizes = []
-    for _, layer in layers:
-        image = layer(image)
-        sizes.append((image.shape[1], image.shape[2]))
-    return sizes
 
 
 def _ends(network: Any, names: list[str], strides: list[float], name: str) -> list[int]:
