@@ -118,18 +118,20 @@ class ResNet(ResidualBackbone):
     Args:
         name: torchvision's name of the architecture, such as "resnet50".
         output_stride: pixels per cell of the last level.
+        network: its own layers are used where it is given, which have that output stride.
 
     Output stride 32: as torchvision has it.
     Output stride 16: the last stage runs at stride 1, without dilation (docs/method.md, section 1).
     Output stride 8: the last two stages run at stride 1 with dilations 2 and 4 (DeepLab-v2, Chen et al.).
     """
 
-    def __init__(self, name: str, output_stride: int) -> None:
+    def __init__(self, name: str, output_stride: int, network: Any = None) -> None:
         super().__init__()
         import torchvision  # two seconds that a process without a ResNet need not spend
 
-        self.name = name
-        network = torchvision.models.get_model(name, weights=None)
+        self.name, is_given = name, network is not None
+        if not is_given:
+            network = torchvision.models.get_model(name, weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
             network.bn1,
@@ -141,11 +143,13 @@ class ResNet(ResidualBackbone):
         if output_stride == 32:
             self.strides = (4, 4, 8, 16, 32)
         elif output_stride == 16:
-            _set_stride_one(self.layer4, dilation=1)
+            if not is_given:
+                _set_stride_one(self.layer4, dilation=1)
             self.strides = (4, 4, 8, 16, 16)
         elif output_stride == 8:
-            _set_stride_one(self.layer3, dilation=2)
-            _set_stride_one(self.layer4, dilation=4)
+            if not is_given:
+                _set_stride_one(self.layer3, dilation=2)
+                _set_stride_one(self.layer4, dilation=4)
             self.strides = (4, 4, 8, 8, 8)
         else:
             raise ValueError(f"A ResNet has output stride 32, 16 or 8, not {output_stride}.")

@@ -60,29 +60,30 @@ class Layered(Backbone):
 
     def stem_modules(self) -> list[nn.Module]:
         """Return the layers of the stem."""
-        return self._layers()[: self._stem_layers]
+        return self.layers()[: self._stem_layers]
 
     def stem(self, images: Tensor) -> Tensor:
         """Return what the last layer of the stem gives for ``images`` (N, 3, H, W)."""
-        for layer in self._layers()[: self._stem_layers]:
+        for layer in self.layers()[: self._stem_layers]:
             images = layer(images)
         return images
 
     def trunk(self, stem: Tensor) -> Tensor:
         """Return the last level from the output of the stem."""
-        for layer in self._layers()[self._stem_layers :]:
+        for layer in self.layers()[self._stem_layers :]:
             stem = layer(stem)
         return stem
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the output of the last layer of every level."""
         levels: list[Tensor] = []
-        for place, layer in enumerate(self._layers()):
+        for place, layer in enumerate(self.layers()):
             images = layer(images)
             levels += [images] * self._ends.count(place)
         return levels
 
-    def _layers(self) -> list[nn.Module]:
+    def layers(self) -> list[nn.Module]:
+        """Return the layers in order."""
         return [self.network.get_submodule(name) for name in self._names]
 
 
@@ -130,6 +131,23 @@ def not_in_a_row(name: str) -> UsageError:
     return UsageError(
         f"{name} is not built of layers that follow one another, so it cannot be divided into a frozen stem and what "
         "learns: choose a network such as a ResNet, RegNet or EfficientNet."
+    )
+
+
+def behind_pooling(name: str) -> UsageError:
+    """Return the refusal of a network that does more than average its features before it classifies them."""
+    return UsageError(
+        f"{name} does more than to average its maps of features before its head (a layer behind the pooling, say), so that "
+        "its head on them is no class activation map: a network is needed whose head is one linear layer on globally "
+        "averaged features."
+    )
+
+
+def cannot_run(name: str, error: Exception) -> UsageError:
+    """Return the refusal of a network that takes images of one size."""
+    return UsageError(
+        f"{name} cannot run on images of any size ({' '.join(str(error).split())}), as networks of patches cannot: a "
+        "convolutional network is needed."
     )
 
 

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from ribray.config import TIMM_PREFIX
 from ribray.data.transforms import Normalisation
 from ribray.errors import UsageError
-from ribray.models.layered import SIDE, Layered, layers_in_a_row, not_in_a_row, sample_image, sizes_of
+from ribray.models.layered import (
+    SIDE,
+    Layered,
+    behind_pooling,
+    cannot_run,
+    layers_in_a_row,
+    not_in_a_row,
+    sample_image,
+    sizes_of,
+)
 
 _LEVELS = 5
 _STEM_LEVEL = 2  # which ends at stride 8
@@ -131,11 +140,7 @@ def _features_of(network: Any, image: Tensor, name: str) -> Tensor:
     try:
         features = network.forward_features(image)
     except Exception as error:  # noqa: BLE001 - an assertion on the image's size, as of networks of patches
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"{name} cannot run on images of any size ({reason}), as networks of patches cannot: "
-            "a convolutional network is needed."
-        ) from None
+        raise cannot_run(name, error) from None
     if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[1] != network.num_features:
         raise UsageError(
             f"{name} has no maps of features (channels, height, width) before its head, from which a class activation "
@@ -155,10 +160,7 @@ def _require_linear_head(network: Any, features: Tensor, name: str) -> None:
     mean = features.mean((2, 3))
     is_linear = isinstance(classifier, nn.Linear | nn.Conv2d | nn.Identity) and pooled.shape == mean.shape
     if not is_linear or not torch.allclose(pooled, mean, rtol=1e-4, atol=1e-6):
-        raise UsageError(
-            f"{name} has a layer between pooling and classification, so that the classification of its features is no "
-            "class activation map: a network is needed whose head is one linear layer on globally averaged features."
-        )
+        raise behind_pooling(name)
 
 
 def _ends(network: Any, names: list[str], strides: list[float], name: str) -> list[int]:
