@@ -188,7 +188,9 @@ def _head_of(network: nn.Module, head: Part | None, name: str) -> tuple[str, nn.
 def _same(module: nn.Module, other: Any) -> bool:
     """Whether a module of the copy is what was handed over: its weights are equal, and it is of the same kind."""
     mine, theirs = getattr(module, "weight", None), getattr(other, "weight", None)
-    return type(module) is type(other) and mine is not None and mine.shape == theirs.shape and torch.equal(mine, theirs)
+    if type(module) is not type(other) or mine is None or theirs is None:
+        return False
+    return mine.shape == theirs.shape and torch.equal(mine, theirs)
 
 
 def _head_weight(head: nn.Module, name: str) -> Tensor:

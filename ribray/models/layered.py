@@ -137,9 +137,9 @@ def not_in_a_row(name: str) -> UsageError:
 def behind_pooling(name: str) -> UsageError:
     """Return the refusal of a network that does more than average its features before it classifies them."""
     return UsageError(
-        f"{name} does more than to average its maps of features before its head (a layer behind the pooling, say), so that "
-        "its head on them is no class activation map: a network is needed whose head is one linear layer on globally "
-        "averaged features."
+        f"{name} does more than to average its maps of features before its head (a layer behind the pooling, say), so "
+        "that its head on them is no class activation map: a network is needed whose head is one linear layer on "
+        "globally averaged features."
     )
 
 
