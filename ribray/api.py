@@ -25,7 +25,7 @@ from torch import nn
 from ribray import storage
 from ribray.config import RefineConfig, explain_invalid
 from ribray.data.dataset import Dataset, colour_map
-from ribray.data.images import read_image
+from ribray.data.images import Picture, read_image
 from ribray.data.transforms import Normalisation, normalise
 from ribray.errors import UsageError
 from ribray.models.adopt import Part, adopt, class_names, is_softmax
@@ -219,7 +219,7 @@ class RIB:
                 )
             finally:
                 preparation.cancel()
-        record = MapRecord.from_arrays(to_arrays(refinement, pixels.shape[:2], config.scales))  # type: ignore[arg-type]
+        record = MapRecord.from_arrays(to_arrays(refinement, pixels.shape[:2], config.scales))
         chosen = tuple(int(index) for index in record.classes)
         return Result(
             image=pixels,
@@ -275,7 +275,9 @@ class RIB:
                 raise UsageError(f"There is no class {name}: the network has {self._classifier.classes}, from 0.")
             return int(name)
         if self.names is None:
-            raise UsageError(f"The names of the network's classes are not known: give the index of '{name}', or names=.")
+            raise UsageError(
+                f"The names of the network's classes are not known: give the index of '{name}', or names=."
+            )
         known: dict[str, int] = {}
         for index, full in enumerate(self.names):
             for alias in (full, *full.split(",")):  # ImageNet's names are lists of synonyms
@@ -316,6 +318,9 @@ class _Gallery:
 
     def index(self, id: str) -> int:
         return self.ids.index(id)
+
+    def picture(self, id: str) -> Picture:
+        return Picture(self.image(id))
 
     def image(self, id: str) -> np.ndarray:
         return read_pixels(self._images[id])
@@ -377,9 +382,9 @@ def _of_tensor(image: torch.Tensor) -> np.ndarray:
     pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
     if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
         raise UsageError(f"An image tensor is (3, height, width) float, not {tuple(image.shape)} {image.dtype}.")
-    if not 0 <= pixels.min() or not pixels.max() <= 1:
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # what is no number is not either
         raise UsageError(
-            f"An image tensor has values in 0…1, not {pixels.min():.3g} to {pixels.max():.3g}: hand it over before it is "
-            "normalised."
+            f"An image tensor has values in 0…1, not {pixels.min():.3g} to {pixels.max():.3g}: hand it over before "
+            "it is normalised."
         )
     return (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()

@@ -258,9 +258,10 @@ def check(
 ) -> None:
     """Look at every image and mask of a recipe's data; exit code 1 where something is wrong with one."""
     from ribray.report.tables import data_report
-    from ribray.stages.check import check_data, write_report
+    from ribray.stages.check import check_data, require_place, write_report
 
     experiment = load_experiment(recipe, settings or [])
+    require_place(out or Path())
     report = check_data(experiment, console, _stop_on_signals())
     location = write_report(report, experiment, out or Path())
     console.print("", data_report(report), "", sep="\n")

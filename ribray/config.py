@@ -4,6 +4,7 @@ A recipe is a YAML file with any of the keys below; what it leaves out keeps its
 changes one key. Unknown keys and values out of range are refused with a sentence.
 """
 
+import copy
 import difflib
 import math
 import reprlib
@@ -47,6 +48,16 @@ Backbone = Annotated[str, AfterValidator(_known_backbone)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exponents(cls, values: Any) -> Any:
+        """YAML 1.1 reads ``3e4`` as text, and so it is left but where a whole number belongs (fractions take text)."""
+        if not isinstance(values, Mapping):
+            return values
+        fields = cls.model_fields.items()
+        whole = [name for name, field in fields if isinstance(values.get(name), str) and _has(field.annotation, int)]
+        return {**values, **{name: _number_if_one(values[name]) for name in whole}}
 
 
 MOST_THRESHOLDS = 10_000
@@ -127,6 +138,9 @@ class DataConfig(_Section):
     """Held-out split: validation of the classifier and of the segmentation network."""
     image_list: str | None = None
     """File with one image id a line: only these images of ``train_split`` are refined."""
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Class names of data in VOC layout, in the order of the mask values 1, 2, …; default: the root's classes.txt, or
+    else VOC's 20."""
     seed: Seed = 0
     """Seed of the synthetic world."""
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -135,6 +149,17 @@ class DataConfig(_Section):
     def _needs_root(self) -> "DataConfig":
         if self.root is None and self.kind != "synthetic":
             raise ValueError(f"data.root is missing: set it to the folder that holds the {self.kind} data")
+        return self
+
+    @model_validator(mode="after")
+    def _names_classes_of_voc(self) -> "DataConfig":
+        if self.classes is not None and self.kind != "voc":
+            elsewhere = {
+                "coco": "classes are the categories of its annotations",
+                "folder": "classes stand in classes.txt",
+                "synthetic": "data.synthetic.classes is their number",
+            }
+            raise ValueError(f"data.classes belongs to kind: voc; of kind: {self.kind}, {elsewhere[self.kind]}")
         return self
 
 
@@ -491,7 +516,8 @@ class Experiment(_Section):
     """Everything that decides the results of a run, and how it is carried out."""
 
     seed: Seed = 0
-    """Default of the seeds of data, classifier, refine, irn and segmentation."""
+    """Default of the seeds of data, classifier, refine, irn and segmentation; ``--set seed=N`` changes those of a
+    recipe that equal its own ``seed``, and leaves others as they are."""
     data: DataConfig
     classifier: ClassifierConfig = ClassifierConfig()
     refine: RefineConfig = RefineConfig()
@@ -507,16 +533,12 @@ class Experiment(_Section):
     @model_validator(mode="before")
     @classmethod
     def _spread_seed(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or not isinstance(values.get("seed", 0), int):
+        if not isinstance(values, Mapping):
             return values
         spread = dict(values)
-        for name, field in cls.model_fields.items():
+        for name in _seeded_sections():
             section = spread.get(name, {})
-            if (
-                _is_section(field.annotation)
-                and "seed" in field.annotation.model_fields
-                and isinstance(section, Mapping)
-            ):
+            if isinstance(section, Mapping):
                 spread[name] = {**section, "seed": section.get("seed", values.get("seed", 0))}
         return spread
 
@@ -544,8 +566,14 @@ class Experiment(_Section):
         )
 
 
-def _is_section(annotation: Any) -> typing.TypeGuard[type[_Section]]:
-    return isinstance(annotation, type) and issubclass(annotation, _Section)
+def _seeded_sections() -> list[str]:
+    """Return the names of the sections with a seed of their own."""
+    sections = {name: field.annotation for name, field in Experiment.model_fields.items()}
+    return [
+        name
+        for name, section in sections.items()
+        if isinstance(section, type) and issubclass(section, _Section) and "seed" in section.model_fields
+    ]
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -557,22 +585,62 @@ def shipped_recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def load_experiment(recipe: str, overrides: Iterable[str] = ()) -> Experiment:
-    """Read a recipe and apply overrides.
+def load_experiment(recipe: str, overrides: Iterable[str | Mapping[str, Any]] = ()) -> Experiment:
+    """Read a recipe and apply overrides (see `change`).
 
     Args:
         recipe: a shipped name (``voc12``) or the path of a YAML file.
-        overrides: ``key.path=value`` strings, values parsed as YAML; later ones win.
+        overrides: ``key.path=value`` strings, or mappings of key paths to values.
 
     Raises:
         UsageError: no such recipe, broken YAML, an unknown key, or a value of the wrong type or range.
     """
-    source = find_recipe(recipe)
-    values = read_yaml(source)
+    return validate_experiment(change(read_recipe(recipe), overrides), str(recipe))
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Return the raw values of a recipe, given by its shipped name or its path.
+
+    Raises:
+        UsageError: no such recipe, or broken YAML.
+    """
+    values = read_yaml(find_recipe(recipe))
     values.pop("provenance", None)  # a run's experiment.yaml is a recipe too
+    return values
+
+
+def change(values: Mapping[str, Any], overrides: Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the raw values of a recipe with overrides applied; later ones win.
+
+    Args:
+        values: of the recipe.
+        overrides: ``key.path=value`` strings, their values parsed as YAML, and mappings of key paths to values that
+            are taken as they are. One of ``seed`` also stands for the sections' seeds that the recipe has from its own
+            (see `Experiment.seed`).
+
+    Raises:
+        UsageError: a string of another form, broken YAML, or a key below a value.
+    """
+    changed = copy.deepcopy(dict(values))
+    settings: list[tuple[str, Any, str]] = []
     for override in overrides:
-        _apply_override(values, override)
-    return validate_experiment(values, str(recipe))
+        if isinstance(override, str):
+            settings.append(_parse_override(override))
+        else:
+            settings += [(key, copy.deepcopy(value), key) for key, value in override.items()]
+    if any(key == "seed" for key, _, _ in settings):
+        _forget_spread_seeds(changed)
+    for key, value, shown in settings:
+        _apply_override(changed, key, value, shown)
+    return changed
+
+
+def _forget_spread_seeds(values: dict[str, Any]) -> None:
+    """Remove the sections' seeds that equal the recipe's own: a resolved recipe has them all written out."""
+    for name in _seeded_sections() if "seed" in values else ():
+        section = values.get(name)
+        if isinstance(section, dict) and "seed" in section and section["seed"] == values["seed"]:
+            del section["seed"]
 
 
 def find_recipe(recipe: str) -> Path:
@@ -587,7 +655,7 @@ def find_recipe(recipe: str) -> Path:
     location = storage.absolute(recipe)
     if location.is_file():
         return location
-    hint = nearest(recipe, shipped)
+    hint = nearest(location.stem, shipped)
     raise UsageError(
         f"There is no recipe '{recipe}'{hint}; shipped are {', '.join(shipped)}, or give the path of a YAML file."
     )
@@ -628,7 +696,8 @@ def validate_experiment(values: Mapping[str, Any], source: str) -> Experiment:
         raise UsageError(f"{source}: the values are nested too deeply.") from None
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _parse_override(override: str) -> tuple[str, Any, str]:
+    """Return key and value of ``key.path=value``, and the text to show in messages."""
     key, separator, text = override.partition("=")
     key, shown = key.strip(), _short_text(" ".join(override.split()))
     if not separator or not key:
@@ -637,23 +706,29 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = parse_yaml(text)
     except YamlError as error:
         raise UsageError(f"--set {shown}: the value is not valid YAML: {error}.") from None
-    if isinstance(value, str):
-        value = _number_if_one(value)
+    return key, value, f"--set {shown}"
+
+
+def _apply_override(values: dict[str, Any], key: str, value: Any, shown: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"--set {shown}: '{section}' is a value, not a section.")
+            raise UsageError(f"{shown}: '{section}' is a value, not a section.")
         values = inner
     values[last] = value
 
 
 def _number_if_one(text: str) -> str | float:
-    """YAML 1.1 reads ``1e-5`` as text; a user means the number."""
     try:
         return float(text) if any(digit in text for digit in "0123456789") else text
     except ValueError:
         return text
+
+
+def _has(annotation: Any, kind: type) -> bool:
+    """Whether a type is, or is a union or the like of, ``kind``."""
+    return annotation is kind or any(_has(part, kind) for part in typing.get_args(annotation))
 
 
 def explain_invalid(error: ValidationError, model: type[BaseModel]) -> str:
@@ -670,7 +745,9 @@ def explain_invalid(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     if first["type"] == "value_error" and isinstance(first["input"], (Mapping, BaseModel)):
         return f"{key + ': ' if key else ''}{message}."
-    return f"{key}: {message[0].lower() + message[1:]}, not {_shorten(first['input'])}."
+    is_other = first["type"] == "string_type" and not isinstance(first["input"], (Mapping, list, type(None)))
+    hint = "; what YAML takes for a number, a date, or on and off is text in quotes" if is_other else ""
+    return f"{key}: {message[0].lower() + message[1:]}, not {_shorten(first['input'])}{hint}."
 
 
 def _shorten(value: Any) -> str:

@@ -17,6 +17,10 @@ class ImageError(RibrayError):
     """One image cannot be used. It becomes one line of ``failures.jsonl`` and the run goes on."""
 
 
+class ValuesError(ImageError):
+    """An image can be decoded, but nobody can say how bright its values are."""
+
+
 class DamagedError(ImageError):
     """A file holds something else than what was written: it cannot be used, but it can be made again."""
 

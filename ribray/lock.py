@@ -31,6 +31,8 @@ SILENT_SECONDS = 30.0
 GIVE_UP_SECONDS = 20.0
 """So long without being able to beat, and an owner takes itself for dead: before others do."""
 WATCH_SECONDS = 0.5
+LOOK_SECONDS = 0.5
+"""So long a lock of the operating system is tried for: who only looks whether it is held has it for a moment."""
 SAME_START_SECONDS = 2.0
 """A process that started at another time than the owner only has its number; the system's clock may be corrected."""
 
@@ -63,7 +65,7 @@ def take(directory: Path, on_lost: Callable[[], None] = lambda: None) -> Lock:
     """
     if not storage.is_local(directory):
         return StoreLock(directory / LOCK_NAME, on_lost)
-    lock = filelock.FileLock(directory / LOCK_NAME, blocking=False)
+    lock = filelock.FileLock(directory / LOCK_NAME, timeout=LOOK_SECONDS)
     try:
         lock.acquire()
     except filelock.Timeout:

@@ -106,24 +106,64 @@ def hold(location: Path, kind: str, on_lost: Callable[[], None] = lambda: None) 
         HeldError: another process holds the directory.
         UsageError: it cannot be written, or it holds something else.
     """
-    local = storage.is_local(location)
-    if local and location.exists() and not location.is_dir():
-        raise UsageError(f"{location} is a file; --out must name a directory.")
-    try:
-        other = next((name for name, mark in MARKS.items() if name != kind and (location / mark).exists()), None)
-        if other is not None:
-            raise UsageError(f"{location} holds a {other}, not a {kind}; choose another --out.")
-        is_ours = (location / lock.LOCK_NAME).exists() or (location / MARKS[kind]).exists()
-        if not is_ours and location.is_dir() and any(location.iterdir()):
-            raise UsageError(f"{location} holds other files and is no {kind} directory; choose another --out.")
+    with _told(location):
+        require_free(location, kind)
         storage.require_writable(location)
-        return lock.take(location, on_lost)
-    except lock.TakenError:
-        raise HeldError(f"Another {kind} is working in {location}; wait for it, or stop it first.") from None
+        try:
+            return lock.take(location, on_lost)
+        except lock.TakenError:
+            raise HeldError(f"Another {kind} is working in {location}; wait for it, or stop it first.") from None
+
+
+def require_free(location: Path, kind: str) -> None:
+    """Check that a directory is there for a run (or a sweep), or may become one's; nothing is written.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    if storage.is_local(location):
+        there = next(place for place in (location, *location.parents) if place.exists())
+        if there == location and not there.is_dir():
+            raise UsageError(f"{location} is a file; --out must name a directory.")
+        if not there.is_dir():
+            raise UsageError(f"Cannot write in {location}: {there} is a file; choose another --out directory.")
+    other = next((name for name, mark in MARKS.items() if name != kind and (location / mark).exists()), None)
+    if other is not None:
+        raise UsageError(f"{location} holds a {other}, not a {kind}; choose another --out.")
+    is_ours = (location / lock.LOCK_NAME).exists() or (location / MARKS[kind]).exists()
+    if not is_ours and location.is_dir() and any(location.iterdir()):
+        raise UsageError(f"{location} holds other files and is no {kind} directory; choose another --out.")
+
+
+def require_outside(location: Path, allowed: str | None = None) -> None:
+    """Check that what is to be written at ``location`` gets in the way of no run, and of no sweep.
+
+    Args:
+        location: absolute path or URL of a file or a folder.
+        allowed: a folder of a run where it may lie.
+
+    Raises:
+        UsageError: it lies in the directory of one, which removes and replaces what is in its way.
+    """
+    for folder in (location, *location.parents):
+        kind = next((name for name, mark in MARKS.items() if (folder / mark).is_file()), None)
+        if kind is not None:
+            inside = location.relative_to(folder).parts[:1]
+            if inside == (allowed,):
+                return
+            hint = f", or one in {folder / allowed}" if allowed is not None else ""
+            raise UsageError(f"{location} lies in {folder}, which holds a {kind}; choose another --out{hint}.")
+
+
+@contextlib.contextmanager
+def _told(location: Path) -> Iterator[None]:
+    """Turn what an object store's client raises in a ``with`` block into a sentence."""
+    try:
+        yield
     except RibrayError:
         raise
     except Exception as error:
-        if local:
+        if storage.is_local(location):
             raise
         raise UsageError(f"{location} cannot be used: {storage.reason(error)}.") from error
 
@@ -164,6 +204,18 @@ class Run:
         for folder in (run.directory, run.directory / "metrics"):  # nobody else writes while the lock is held
             storage.remove_leftovers(folder, recursive=False)
         return run
+
+    @classmethod
+    def look(cls, directory: str | Path, parent: "Run | None" = None) -> "Run":
+        """Look at a run directory, or at a place where one may be made, without holding or making it.
+
+        Raises:
+            UsageError: it holds something else.
+        """
+        location = storage.absolute(directory)
+        with _told(location):
+            require_free(location, "run")
+        return cls(location, parent or cls._recorded_parent(location))
 
     @classmethod
     def read(cls, directory: str | Path) -> "Run":
@@ -227,7 +279,8 @@ class Run:
     def variant(self) -> str | None:
         """The name of a variant, which lies in ``variants/NAME`` of its run; None for a run itself."""
         folder, owner = self.directory.parent, self.directory.parent.parent
-        is_variant = folder.name == VARIANTS_FOLDER and (owner / lock.LOCK_NAME).exists()
+        is_of_owner = self.parent is not None and self.parent.directory == owner
+        is_variant = folder.name == VARIANTS_FOLDER and (is_of_owner or (owner / lock.LOCK_NAME).exists())
         return self.directory.name if is_variant else None
 
     def variant_directory(self, name: str) -> Path:

@@ -175,10 +175,11 @@ def read_bytes(location: Path) -> bytes:
         RibrayError: it cannot be read.
     """
     try:
-        if not is_local(location):  # asked for at once: between two requests it may be replaced
-            return location.fs.cat_file(location.path)  # type: ignore[attr-defined]
-        with open(location, "rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
+        if is_local(location):
+            with open(location, "rb") as stream:
+                content = stream.read(MOST_BYTES + 1)
+        else:
+            content = _get(location, MOST_BYTES + 1)
     except FileNotFoundError:
         raise
     except IsADirectoryError:
@@ -188,6 +189,20 @@ def read_bytes(location: Path) -> bytes:
     if len(content) > MOST_BYTES:
         raise DamagedError(f"{location} is larger than {MOST_BYTES // 2**20:,} MiB; {MADE_AGAIN}.")
     return content
+
+
+def _get(location: Path, most: int) -> bytes:
+    """Return the first ``most`` bytes of an object, in one request: between two it may be replaced."""
+    try:
+        return location.fs.cat_file(location.path, start=0, end=most)  # type: ignore[attr-defined]
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except Exception as error:  # clients of object stores have exceptions of their own
+        with contextlib.suppress(Exception):
+            if location.fs.size(location.path) == 0:  # type: ignore[attr-defined]
+                return b""  # which has no bytes that a range could name
+        code = (error.errno if isinstance(error, OSError) else None) or errno.EIO
+        raise OSError(code, reason(error)) from error
 
 
 def read_json(location: Path, remedy: str = MADE_AGAIN) -> Any:

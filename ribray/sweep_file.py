@@ -18,12 +18,25 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ribray import storage
-from ribray.config import Experiment, explain_invalid, flatten, load_experiment, nearest, read_yaml, to_values
+from ribray.config import (
+    Experiment,
+    change,
+    explain_invalid,
+    flatten,
+    nearest,
+    read_recipe,
+    read_yaml,
+    shipped_recipes,
+    to_values,
+    validate_experiment,
+)
 from ribray.errors import UsageError
 
 SEEDED_STAGES = ("classifier", "refine", "irn", "segmentation")
 """Stages with a seed of their own, in the order of the chain: ``repeats: N`` repeats the first one of a trial's."""
 MOST_TRIALS = 10_000
+_RUN_FILE = "experiment.yaml"
+"""In the directory of a run: its recipe."""
 
 
 class _Model(BaseModel):
@@ -80,7 +93,8 @@ class BaseRecipe(_Model):
     """What every trial starts from."""
 
     recipe: str
-    """A shipped recipe, the path of one, or the directory of a run, whose finished stages are then reused."""
+    """A shipped recipe, the path of one, or the directory of a run, whose finished stages are then reused; a shipped
+    recipe's name always means that recipe."""
     set: dict[str, Any] = {}
     """Keys of the recipe that are changed for all trials."""
 
@@ -233,13 +247,13 @@ def find_sweep(name: str) -> Path:
     Raises:
         UsageError: neither a shipped name nor a file.
     """
-    location, shipped = Path(name).expanduser(), shipped_sweeps()
+    location, shipped = storage.absolute(name), shipped_sweeps()
     if location.is_file():
         return location
-    if (stem := location.name.removesuffix(".yaml")) in shipped:
+    if (stem := name.removesuffix(".yaml")) in shipped:
         return shipped[stem]
     raise UsageError(
-        f"There is no sweep '{name}'{nearest(name, shipped)}; shipped are {', '.join(shipped)}, "
+        f"There is no sweep '{name}'{nearest(location.stem, shipped)}; shipped are {', '.join(shipped)}, "
         "or give the path of a YAML file."
     )
 
@@ -278,25 +292,43 @@ def title_of(location: Path) -> str:
 # --- trials ------------------------------------------------------------------------------------------------------
 
 
-def as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings in the form of ``--set``."""
-    return [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
+def read_base(sweep: SweepFile) -> dict[str, Any]:
+    """Return the raw values of the recipe that a sweep starts from; a run's directory stands for the run's recipe.
+
+    Raises:
+        UsageError: no such recipe, or broken YAML.
+    """
+    run = base_run(sweep)
+    return read_recipe(sweep.base.recipe if run is None else str(run / _RUN_FILE))
 
 
-def base_experiment(sweep: SweepFile, overrides: Iterable[str] = (), settings: Mapping[str, Any] = {}) -> Experiment:
+def base_experiment(
+    sweep: SweepFile,
+    overrides: Iterable[str] = (),
+    settings: Mapping[str, Any] = {},
+    recipe: Mapping[str, Any] | None = None,
+) -> Experiment:
     """Return the base's configuration, or with ``settings`` that of a trial.
 
     Args:
-        sweep: gives the recipe and what it sets; a run's directory stands for the configuration of that run.
+        sweep: says what it sets for all trials.
         overrides: ``key=value`` strings of the command line.
         settings: of a trial.
+        recipe: raw values of the base's recipe, where they were read before.
 
     Raises:
         UsageError: as `load_experiment` raises it.
     """
-    run_file = storage.absolute(sweep.base.recipe) / "experiment.yaml"
-    recipe = str(run_file) if run_file.is_file() else sweep.base.recipe
-    return load_experiment(recipe, [*as_overrides(sweep.base.set), *overrides, *as_overrides(settings)])
+    values = read_base(sweep) if recipe is None else recipe
+    return validate_experiment(change(values, [sweep.base.set, *overrides, settings]), sweep.base.recipe)
+
+
+def base_run(sweep: SweepFile) -> Path | None:
+    """Return the run's directory that a sweep starts from; None where it starts from a recipe."""
+    if sweep.base.recipe in shipped_recipes():
+        return None
+    directory = storage.absolute(sweep.base.recipe)
+    return directory if (directory / _RUN_FILE).is_file() else None
 
 
 def trials_of(sweep: SweepFile, base: Experiment) -> list[Trial]:
@@ -369,10 +401,10 @@ def scaled(key: str, factor: Any, flat: Mapping[str, Any]) -> Any:
 
 
 def trial_id(settings: Mapping[str, Any]) -> str:
-    """Return a name for a set of values that is a safe file name and differs between any two sets."""
+    """Return a name for a set of values that is a safe file name, and differs between sets that mean different runs."""
     last = [key.rpartition(".")[2] for key in settings]
     names = [name if last.count(name) == 1 else key for key, name in zip(settings, last, strict=True)]
-    values = [value if isinstance(value, str) else json.dumps(value) for value in settings.values()]
+    values = [value if isinstance(value, str) else json.dumps(value, default=str) for value in settings.values()]
     text = ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
     safe = re.sub(r"[^\w.,=+-]", "_", text)
     if safe == text and len(text) <= 100:

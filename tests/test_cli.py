@@ -127,8 +127,7 @@ def test_a_plan_does_nothing_and_says_what_would_be_done(ribray, tmp_path):
     code, text, _ = ribray(*quickstart(tmp_path / "run", "refine.limit=5"), "--plan")
     assert code == 0
     assert "5 of 5 images" in text
-    assert not (tmp_path / "run" / "maps").exists()
-    assert not (tmp_path / "run" / "experiment.yaml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_prints_what_can_be_read_again(ribray, tmp_path):

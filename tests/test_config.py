@@ -74,6 +74,65 @@ def test_printed_configuration_is_a_recipe_with_the_same_meaning(tmp_path):
     assert load_experiment(write(tmp_path, to_yaml(experiment))) == experiment
 
 
+SEEDED = ("data", "classifier", "refine", "irn", "segmentation")
+
+
+def seeds(experiment: Experiment) -> list[int]:
+    return [experiment.seed, *(getattr(experiment, section).seed for section in SEEDED)]
+
+
+def test_a_seed_that_is_set_wins_over_those_that_a_resolved_recipe_has_from_its_own(tmp_path):
+    recipe = write(tmp_path, to_yaml(load_experiment("quickstart", ["seed=4"])))
+    assert seeds(load_experiment(recipe)) == [4] * 6
+    assert seeds(load_experiment(recipe, ["seed=7"])) == [7] * 6
+    assert seeds(load_experiment(recipe, [{"seed": 7}])) == [7] * 6
+    assert seeds(load_experiment(recipe, ["seed=1e1"])) == [10] * 6
+    assert seeds(load_experiment(recipe, ["seed=3.0"])) == [3] * 6
+    assert seeds(load_experiment(recipe, ["refine.seed=4", "seed=7"])) == [7, 7, 7, 4, 7, 7]
+    assert seeds(load_experiment(recipe, ["seed=7", "refine.seed=5"])) == [7, 7, 7, 5, 7, 7]
+
+
+def test_a_seed_that_is_set_leaves_sections_that_a_recipe_gave_one_of_their_own(tmp_path):
+    both = write(tmp_path, {**VOC, "seed": 0, "refine": {"seed": 5}})
+    assert seeds(load_experiment(both, ["seed=7"])) == [7, 7, 7, 5, 7, 7]
+    resolved = write(tmp_path, to_yaml(load_experiment(both)))
+    assert seeds(load_experiment(resolved, ["seed=7"])) == [7, 7, 7, 5, 7, 7]
+    section_only = write(tmp_path, {**VOC, "refine": {"seed": 0}})
+    assert seeds(load_experiment(section_only, ["seed=7"])) == [7, 7, 7, 0, 7, 7]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "voc12"])
+def test_a_resolved_recipe_without_overrides_reads_as_before(name, tmp_path):
+    experiment = load_experiment(name, ["seed=2", "irn.seed=5"])
+    again = load_experiment(write(tmp_path, to_yaml(experiment)))
+    assert to_values(again) == to_values(experiment)
+
+
+def test_text_stays_text_and_exponents_are_numbers_where_a_number_belongs(tmp_path):
+    file = write(tmp_path, "data: {kind: voc, root: x}\nsegmentation: {iterations: 3e4}\ntracking: {group: '1e5'}\n")
+    for experiment in (
+        load_experiment(file),
+        load_experiment("voc12", ["segmentation.iterations=3e4", "tracking.group='1e5'", "data.root=x"]),
+        load_experiment("voc12", ["segmentation.iterations=3e4", 'tracking.group="1e5"', "data.root=x"]),
+        load_experiment("voc12", [{"segmentation.iterations": "3e4", "tracking.group": "1e5"}]),
+    ):
+        assert experiment.segmentation.iterations == 30_000
+        assert experiment.tracking.group == "1e5"
+    assert load_experiment("voc12", ["refine.lr=1e-5"]).refine.lr == 1e-5
+
+
+@pytest.mark.parametrize("text", ["2024", "2024-01-02", "on", "1_000"])
+def test_text_that_yaml_takes_for_something_else_is_answered_with_the_quotes(text):
+    with pytest.raises(UsageError, match=r"tracking\.group: .* is text in quotes"):
+        load_experiment("voc12", [f"tracking.group={text}"])
+    assert load_experiment("voc12", [f'tracking.group="{text}"']).tracking.group == text
+
+
+def test_a_path_that_does_not_exist_is_no_shipped_recipe():
+    with pytest.raises(UsageError, match=r"no recipe '/no/such/quickstart.yaml' \(did you mean quickstart\?\)"):
+        load_experiment("/no/such/quickstart.yaml")
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

@@ -15,7 +15,8 @@ from torch import nn
 
 from ribray import storage
 from ribray.cluster.training import _restore
-from ribray.data.voc import VOC_CLASSES, parse_annotation
+from ribray.data.annotations import parse_annotation
+from ribray.data.voc import VOC_CLASSES
 from ribray.errors import RibrayError
 from ribray.models.weights import read_state
 from ribray.rib.imported import read_class_maps

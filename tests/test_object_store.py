@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ribray import lock, storage
-from ribray.errors import HeldError, UsageError
+from ribray.errors import DamagedError, HeldError, UsageError
 from ribray.run import Failure, Run
 
 
@@ -29,6 +29,27 @@ def test_files_are_written_listed_copied_and_removed(bucket, tmp_path):
     storage.remove_folder(folder)
     storage.remove_folder(folder)
     assert not folder.exists()
+
+
+def test_no_more_is_fetched_than_a_file_of_a_run_may_hold(bucket, monkeypatch):
+    requests = []
+
+    async def counted(self, method, *args, **kwargs):
+        requests.append((method, kwargs.get("Range")))
+        return await call(self, method, *args, **kwargs)
+
+    call = type(bucket.fs)._call_s3
+    for name, size in (("large", 51), ("full", 50), ("empty", 0)):
+        (bucket / name).write_bytes(b"x" * size)
+    monkeypatch.setattr(type(bucket.fs), "_call_s3", counted)
+    monkeypatch.setattr(storage, "MOST_BYTES", 50)
+    with pytest.raises(DamagedError, match=r"/large is larger than"):
+        storage.read_bytes(bucket / "large")
+    assert storage.read_bytes(bucket / "full") == b"x" * 50
+    assert requests == [("get_object", "bytes=0-50")] * 2  # one each
+    assert storage.read_bytes(bucket / "empty") == b""
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(bucket / "missing")
 
 
 def test_what_another_process_writes_is_seen_at_once(bucket):

@@ -1,8 +1,10 @@
 """The sweep file: what it accepts, and the trials that follow from it."""
 
+from datetime import date
+
 import pytest
 
-from ribray.config import flatten, to_values
+from ribray.config import flatten, load_experiment, to_values, to_yaml
 from ribray.errors import UsageError
 from ribray.sweep_file import (
     Scheduler,
@@ -125,7 +127,7 @@ def test_rungs_grow_by_the_factor_and_end_at_the_last():
 @pytest.mark.parametrize("name", list(shipped_sweeps()))
 def test_every_shipped_sweep_has_a_header_and_trials_on_its_base_and_on_voc(name):
     location = find_sweep(name)
-    assert find_sweep(f"anywhere/{name}.yaml") == location
+    assert find_sweep(f"{name}.yaml") == location
     text = location.read_text()
     assert title_of(location).endswith(".")
     assert f"ribray sweep {name}" in text
@@ -157,3 +159,64 @@ def _with_base(name):
 def test_an_unknown_sweep_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match="did you mean error_bars"):
         find_sweep("error_bar")
+
+
+@pytest.mark.parametrize("place", ["/no/such/folder/error_bars.yaml", "./error_bars.yaml", "folder/error_bars"])
+def test_a_path_that_does_not_exist_is_no_shipped_sweep(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="There is no sweep") as caught:
+        find_sweep(place)
+    assert place in str(caught.value)
+    assert "did you mean error_bars" in str(caught.value)
+
+
+def test_a_shipped_recipes_name_is_that_recipe_also_beside_a_run_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "experiment.yaml").write_text("data: {kind: voc, root: elsewhere}\n")
+    named = validate_sweep(PLAIN, "study.yaml")
+    assert base_experiment(named).data.kind == "synthetic"
+    assert base_experiment(with_base(named, "./quickstart")).data.kind == "voc"
+
+
+def resolved(folder, settings=(), recipe="quickstart"):
+    """A resolved recipe, as a run has it."""
+    file = folder / "experiment.yaml"
+    file.write_text(to_yaml(load_experiment(recipe, settings)))
+    return str(file)
+
+
+def test_a_sweep_over_the_seed_of_a_resolved_recipe_varies_every_section(tmp_path):
+    resolved(tmp_path, ["seed=4", "irn.seed=9"])
+    sweep = validate_sweep({**PLAIN, "base": str(tmp_path), "space": {"seed": {"seeds": [4, 5]}}}, "study.yaml")
+    found = [base_experiment(sweep, (), trial.settings) for trial in trials_of(sweep, base_experiment(sweep))]
+    assert [(each.seed, each.data.seed, each.refine.seed, each.irn.seed) for each in found] == [
+        (4, 4, 4, 9),
+        (5, 5, 5, 9),
+    ]
+    held = validate_sweep({**PLAIN, "base": {"recipe": str(tmp_path), "set": {"seed": 3}}}, "study.yaml")
+    assert base_experiment(held).classifier.seed == 3
+    assert base_experiment(held, ["refine.seed=8"], {"seed": 6}).refine.seed == 8
+    assert base_experiment(held, ["refine.seed=8"], {"seed": 6}).data.seed == 6
+
+
+def test_values_that_look_like_numbers_reach_a_trial_as_what_they_are():
+    sweep = validate_sweep({**PLAIN, "base": {"recipe": "quickstart", "set": {"tracking.group": "1e5"}}}, "study.yaml")
+    settings = {"classifier.weights": "2e3", "refine.lr": "1e-5", "segmentation.iterations": "3e4"}
+    experiment = base_experiment(sweep, ['tracking.tags=["1e5", "on"]'], settings)
+    assert (experiment.tracking.group, experiment.tracking.tags) == ("1e5", ("1e5", "on"))
+    assert experiment.classifier.weights == "2e3"
+    assert (experiment.refine.lr, experiment.segmentation.iterations) == (1e-5, 30_000)
+
+
+def test_a_date_in_a_sweep_is_answered_with_the_quotes():
+    sweep = validate_sweep({**PLAIN, "space": {"data.train_split": [date(2024, 1, 2)]}}, "study.yaml")
+    (trial,) = trials_of(sweep, base_experiment(sweep))
+    with pytest.raises(UsageError, match=r"data\.train_split: .* is text in quotes"):
+        base_experiment(sweep, (), trial.settings)
+
+
+def test_what_a_sweep_sets_is_not_changed_by_overrides():
+    sweep = validate_sweep({**PLAIN, "base": {"recipe": "quickstart", "set": {"irn": {"epochs": 2}}}}, "study.yaml")
+    assert base_experiment(sweep, ["irn.epochs=5"]).irn.epochs == 5
+    assert base_experiment(sweep).irn.epochs == 2

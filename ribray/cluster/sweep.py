@@ -5,6 +5,7 @@ trials at a time gets through on any cluster. Tune's own files (TensorBoard even
 never read: a sweep goes on from its ledger.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from ray import tune
+from ray.tune.search import Searcher
 
 from ribray import storage
 from ribray.errors import UsageError
@@ -68,8 +71,10 @@ class Searched:
     search: Search
     space: Mapping[str, Axis]
     """By key; factors are resolved to values."""
-    evaluated: Sequence[tuple[Mapping[str, Any], float]]
-    """Settings of finished trials and their metric."""
+    drawn: int
+    """How many of the samples were drawn already."""
+    evaluated: Sequence[tuple[Mapping[str, Any], float | None]]
+    """Settings of these trials and their metric; None of one that diverged."""
     unfinished: Sequence[Mapping[str, Any]]
     """Settings of trials that were begun: they come first."""
     integers: Collection[str] = ()
@@ -84,6 +89,7 @@ def run_sweep(
     stop_requested: Callable[[], bool],
     while_waiting: Callable[[], None] = lambda: None,
     searched: Searched | None = None,
+    on_equal: Callable[[Trial], None] = lambda trial: None,
 ) -> bool:
     """Run trials, at most ``plan.max_concurrent`` at a time; on a cluster that is connected already.
 
@@ -95,6 +101,7 @@ def run_sweep(
         stop_requested: asked every half second; once true, trials are left where they are.
         while_waiting: called as often.
         searched: suggests trials in place of ``trials``.
+        on_equal: called, in this process, with a trial that the search suggests again; it is not run again.
 
     Returns:
         False where a stop request ended it.
@@ -121,8 +128,8 @@ def run_sweep(
             metric=VALUE,
             mode=plan.mode,
             max_concurrent_trials=plan.max_concurrent,
-            num_samples=1 if searched is None else searched.search.samples - len(searched.evaluated),
-            search_alg=None if searched is None else optuna_search(searched, plan.mode),
+            num_samples=1 if searched is None else searched.search.samples - searched.drawn,
+            search_alg=None if searched is None else DistinctDraws(searched, plan.mode, on_equal),
             scheduler=_scheduler(plan),
             reuse_actors=True,  # the process has torch already
             trial_dirname_creator=lambda trial: f"{trial.trial_id}-{_trial_of(trial.config).id}",
@@ -190,16 +197,72 @@ def optuna_search(searched: Searched, mode: str) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     distributions = {key: _distribution(axis, key in searched.integers) for key, axis in searched.space.items()}
+    seed = searched.search.seed
+    if searched.drawn:  # or the first draws would come again
+        seed = int(np.random.SeedSequence([seed, searched.drawn]).generate_state(1)[0])
     search = OptunaSearch(
         space=distributions,
         metric=VALUE,
         mode=mode,
-        seed=searched.search.seed,
+        seed=seed,
         points_to_evaluate=[dict(settings) for settings in searched.unfinished] or None,
     )
     for settings, value in searched.evaluated:
-        search.add_evaluated_point(dict(settings), value)
+        with contextlib.suppress(ValueError):  # of a space that is smaller now
+            search.add_evaluated_point(dict(settings), value, pruned=value is None)
     return search
+
+
+class DistinctDraws(Searcher):
+    """An Optuna search whose equal draws are one trial: each counts as a sample, and is run the first time only.
+
+    A draw that comes again is answered with the metric of its trial; while that has none, Optuna forgets the draw.
+    """
+
+    def __init__(self, searched: Searched, mode: Literal["max", "min"], on_equal: Callable[[Trial], None]):
+        super().__init__(VALUE, mode)
+        self._search, self._on_equal = optuna_search(searched, mode), on_equal
+        self._left = searched.search.samples - searched.drawn
+        self._values = {trial_id(settings): value for settings, value in searched.evaluated}
+        self._drawn: dict[str, tuple[str, str]] = {}
+        """By Tune's name of a trial: Optuna's name of the draw, and the trial's id."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process, as `_Telling` does."""
+        return {**self.__dict__, "_on_equal": None}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the next settings that were not drawn before, or that there are no more."""
+        while self._left:
+            self._left -= 1
+            draw = f"{trial_id}-{self._left}"
+            settings: dict[str, Any] = self._search.suggest(draw)
+            trial = _trial_of(settings)
+            if trial.id not in self._values:
+                self._values[trial.id] = None
+                self._drawn[trial_id] = (draw, trial.id)
+                return settings
+            self._tell(draw, self._values[trial.id])
+            self._on_equal(trial)
+        return str(self.FINISHED)
+
+    def _tell(self, draw: str, value: float | None) -> None:
+        self._search.on_trial_complete(draw, None if value is None else {VALUE: value}, error=value is None)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass on what a scheduler compares trials by; a training that diverged has none."""
+        if VALUE in result:
+            self._search.on_trial_result(self._drawn[trial_id][0], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Pass on what came of a trial."""
+        draw, name = self._drawn[trial_id]
+        self._values[name] = (result or {}).get(VALUE)
+        self._search.on_trial_complete(draw, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save the state of the search, as Tune wants it; nobody reads it."""
+        self._search.save(checkpoint_path)
 
 
 def _distribution(axis: Axis, is_integer: bool) -> Any:

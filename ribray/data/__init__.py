@@ -16,7 +16,7 @@ Opener = Callable[[DataConfig, str, Path, bool], Dataset]
 def _open_voc(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
     from ribray.data.voc import open_voc
 
-    return open_voc(root, split, labelled)
+    return open_voc(root, split, labelled, data.classes)
 
 
 def _open_coco(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
@@ -45,7 +45,7 @@ KINDS: dict[str, Opener] = {
 }
 """How each `data.kind` is opened; a new kind is one line here and one in `DataConfig.kind`."""
 
-_MADE_HERE = ("synthetic",)  # draws its root itself
+_MADE_HERE = ("synthetic",)  # its root need not be there
 
 
 def open_dataset(data: DataConfig, split: str, root: str | Path | None = None, *, labelled: bool = True) -> Dataset:

@@ -73,6 +73,14 @@ class CocoDataset(Dataset):
         row = self.index(id)
         return self._instances.image_ids[row], self._instances.file_names[row]
 
+    def hidden_classes(self, id: str) -> np.ndarray:  # noqa: D102 - see Dataset
+        row, index = self.index(id), self._instances
+        of_image = slice(index.first[row], index.first[row + 1])
+        hidden = np.zeros(len(self.classes), dtype=bool)
+        hidden[index.columns[of_image][index.crowds[of_image]]] = True
+        # Of several objects any one may lie behind another.
+        return hidden | (self.labels[row] if of_image.stop - of_image.start > 1 else False)
+
     def _read_mask(self, id: str) -> np.ndarray | None:
         if not self.has_masks:
             return None

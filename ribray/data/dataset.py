@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ribray.data.images import image_size, read_image
+from ribray.data.images import Picture, image_size, read_picture
 from ribray.data.names import composed, doubtful_names, require_distinct
 from ribray.errors import ImageError, UsageError
 
@@ -31,6 +31,19 @@ class Problem:
     """For the person at the keyboard: which file or line, what is wrong, what would be right."""
     kind: str
     """A word or two for a table: ``listed twice``, ``no labels``, ``not listed``, ``annotation``, …"""
+
+
+@dataclass(frozen=True)
+class SeenMask:
+    """A mask as it was read, and what is wrong with it."""
+
+    mask: np.ndarray | None
+    """(height, width) uint8; None where it cannot be read."""
+    values: np.ndarray
+    """Those that occur, rising."""
+    fits: bool
+    """Whether it is of its image's size."""
+    problems: tuple[Problem, ...]
 
 
 class Dataset(ABC):
@@ -103,7 +116,23 @@ class Dataset(ABC):
         Raises:
             ImageError: it is missing or damaged.
         """
-        return read_image(self.image_path(id))
+        return self.picture(id).pixels
+
+    def picture(self, id: str) -> Picture:
+        """Read an image, and how it was read.
+
+        Raises:
+            ImageError: it is missing or damaged.
+        """
+        return read_picture(self.image_path(id))
+
+    def size(self, id: str) -> tuple[int, int]:
+        """Return an image's height and width in pixels, without reading the pixels.
+
+        Raises:
+            ImageError: it is missing or damaged.
+        """
+        return image_size(self.image_path(id))
 
     def mask(self, id: str) -> np.ndarray | None:
         """Read an image's truth, (H, W) uint8: 0 background, class + 1, 255 ignore; None where there is none.
@@ -114,27 +143,38 @@ class Dataset(ABC):
         mask = self._read_mask(id)
         if mask is not None:
             self._require_size(id, mask)
-            self._require_range(id, mask)
+            self._require_range(id, values_of(mask))
         return mask
 
-    def mask_problems(self, id: str) -> list[Problem] | None:
-        """Return all that is wrong with an image's mask, of which `mask` raises the first; None where there is no mask.
+    def look_at_mask(self, id: str) -> SeenMask | None:
+        """Return an image's mask with all that is wrong with it, of which `mask` raises the first; None where is none.
 
         The image itself must be there, to compare sizes.
         """
         try:
             mask = self._read_mask(id)
         except ImageError as error:
-            return [Problem(id, str(error), "mask unreadable")]
+            return SeenMask(None, np.zeros(0, np.intp), False, (Problem(id, str(error), "mask unreadable"),))
         if mask is None:
             return None
-        problems = []
-        for kind, require in (("mask size", self._require_size), ("mask values", self._require_range)):
-            try:
-                require(id, mask)
-            except ImageError as error:
-                problems.append(Problem(id, str(error), kind))
-        return problems
+        values, problems, fits = values_of(mask), [], True
+        try:
+            self._require_size(id, mask)
+        except ImageError as error:
+            problems.append(Problem(id, str(error), "mask size"))
+            fits = False
+        try:
+            self._require_range(id, values)
+        except ImageError as error:
+            problems.append(Problem(id, str(error), "mask values"))
+        return SeenMask(mask, values, fits, tuple(problems))
+
+    def hidden_classes(self, id: str) -> np.ndarray:
+        """Return which classes of an image may be without a pixel in a sound mask, (classes,) bool.
+
+        Their objects may lie below ignored pixels alone, as COCO's crowds do, or behind others.
+        """
+        return np.zeros(len(self.classes), dtype=bool)
 
     def fingerprint(self) -> str:
         """Return a hash of ids, labels and class names; pixels do not enter."""
@@ -166,14 +206,14 @@ class Dataset(ABC):
     def _read_mask(self, id: str) -> np.ndarray | None: ...
 
     def _require_size(self, id: str, mask: np.ndarray) -> None:
-        height, width = image_size(self.image_path(id))
+        height, width = self.size(id)
         if mask.shape != (height, width):
             raise ImageError(
                 f"The mask of {id} is {mask.shape[1]} × {mask.shape[0]} pixels, but its image is {width} × {height}."
             )
 
-    def _require_range(self, id: str, mask: np.ndarray) -> None:
-        strays = foreign_values(mask, len(self.classes))
+    def _require_range(self, id: str, values: np.ndarray) -> None:
+        strays = values[(values > len(self.classes)) & (values != IGNORE)]
         if strays.size:
             raise ImageError(
                 f"The mask of {id} holds the value {strays[0]}, where 0 to {len(self.classes)} and {IGNORE} are known."
@@ -190,8 +230,13 @@ def fingerprint_of(ids: Sequence[str], labels: np.ndarray, classes: Sequence[str
 
 def foreign_values(mask: np.ndarray, classes: int) -> np.ndarray:
     """Return the values of a uint8 mask that are neither background, nor a class, nor ignore."""
-    used = np.flatnonzero(_histogram(mask))
+    used = values_of(mask)
     return used[(used > classes) & (used != IGNORE)]
+
+
+def values_of(mask: np.ndarray) -> np.ndarray:
+    """Return the values that occur in a uint8 mask, rising."""
+    return np.flatnonzero(_histogram(mask))
 
 
 def labels_of_mask(mask: np.ndarray, classes: int) -> np.ndarray:

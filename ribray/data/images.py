@@ -1,18 +1,21 @@
 """Reading photographs and masks from files, local or remote.
 
 A photograph is read as a viewer shows it. Whatever is wrong with a file is an `ImageError` that names it: no
-damaged image is passed on half-decoded.
+damaged image is passed on half-decoded. Where a file could be read in another way, `read_picture` tells which way was
+taken.
 """
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
+from ribray.data.depth import Scale, colour_in_eight_bits, deep_colour, grey_in_eight_bits
 from ribray.errors import ImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -21,7 +24,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 # Only these are tried: some of Pillow's other formats start programs (EPS), none of them holds photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _MASK_FORMATS = ("PNG",)
+_SEVERAL = ("PNG", "WEBP", "GIF", "TIFF")  # of these, more than one picture in a file means frames or pages
 _MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a gigabyte of RGB; beyond it, it only warns
+_EXTRA_SAMPLES = 338  # the tag by which a TIFF names channels beyond three
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
 _PNG_BIT_DEPTH = 24  # offset of the bit depth in a PNG file
 
 _TURNS = {
@@ -39,20 +45,104 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd metadata beside sound pixels
 
 
-def read_image(path: Path) -> np.ndarray:
+@dataclass(frozen=True)
+class Picture:
+    """A photograph as it was read."""
+
+    pixels: np.ndarray
+    """(H, W, 3) uint8, RGB."""
+    scale: Scale | None = None
+    """How more than eight bits were brought to eight."""
+    choices: tuple[str, ...] = ()
+    """What else it holds that could be read in another way, and how it was read."""
+    opacity: tuple[int, int] | None = None
+    """Least and greatest alpha, of 255; None where it has none."""
+
+    @property
+    def readings(self) -> tuple[Scale | str, ...]:
+        """How it was read where that could be done in another way, in words that go for many pictures."""
+        return self.choices if self.scale is None else (self.scale, *self.choices)
+
+    @property
+    def blank(self) -> str | None:
+        """`TRANSPARENT`, `SINGLE_VALUE` or `LOW_CONTRAST` where it shows nothing; None where it does."""
+        if self.opacity is not None and self.opacity[1] < _OPAQUE:
+            return TRANSPARENT
+        sample = self.pixels[:: self.pixels.shape[0] // 16 + 1, :: self.pixels.shape[1] // 16 + 1]
+        if _levels(sample) > _CONTRAST or (levels := _levels(self.pixels)) > _CONTRAST:
+            return None
+        return LOW_CONTRAST if levels else SINGLE_VALUE
+
+    @property
+    def remarks(self) -> tuple[Scale | str, ...]:
+        """All that a person should know of it, in words that go for many pictures."""
+        return self.readings if self.blank is None else (*self.readings, self.blank)
+
+
+TRANSPARENT, SINGLE_VALUE, LOW_CONTRAST = "transparent", "single value", "low contrast"
+_OPAQUE = 128
+_CONTRAST = 3
+"""No photograph spans so few of 255 levels: it was saved as 0 and 1, or shows nothing."""
+BLANK = {
+    TRANSPARENT: "pixels that are hardly opaque anywhere, so that it is white",
+    SINGLE_VALUE: "the same value in all pixels",
+    LOW_CONTRAST: f"no values that differ by more than {_CONTRAST} of 255",
+}
+"""What a picture that shows nothing holds."""
+
+
+def read_picture(path: Path) -> Picture:
     """Read a photograph as a viewer shows it: turned as EXIF says, in colour, eight bits, alpha over white.
 
-    Returns:
-        (H, W, 3) uint8, RGB.
-
     Raises:
-        ImageError: the file is missing, empty, damaged, truncated, no image, or unreasonably large.
+        ImageError: the file is missing, empty, damaged, truncated, no image, or unreasonably large, or its values have
+            no agreed brightness.
     """
-    with _decoding(path), _opened(path, io.BytesIO(_read_bytes(path)), _FORMATS) as image:
+    content = _read_bytes(path)
+    with _decoding(path), _opened(path, io.BytesIO(content), _FORMATS) as image:
+        scale, choices = None, []
+        stored = deep_colour(image, path)
         image.load()
         orientation = _orientation(image)  # after load(), which turns a TIFF by itself
-        shown = _to_rgb(image, path)
-        return np.array(shown.transpose(_TURNS[orientation]) if orientation in _TURNS else shown)
+        shown: Image.Image = image
+        if stored is not None:
+            shown, scale = colour_in_eight_bits(image, stored, content, path)
+        elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            shown, scale = grey_in_eight_bits(image, content, path)
+        if _is_first_of_several(image):
+            choices.append("several pictures in one file, of which the first is read")
+        if image.mode == "RGBA" and _EXTRA_SAMPLES not in getattr(image, "tag_v2", (_EXTRA_SAMPLES,)):
+            choices.append("a fourth channel that the file does not name, which is read as opacity")
+        shown, opacity = _over_white(shown)
+        pixels = np.array(shown.transpose(_TURNS[orientation]) if orientation in _TURNS else shown)
+        return Picture(pixels, scale, tuple(choices), opacity)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return the pixels that `read_picture` reads, (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: as there.
+    """
+    return read_picture(path).pixels
+
+
+def tell_readings(counts: Mapping[Scale | str, int], whose: str = "") -> list[str]:
+    """Say how pictures were read, and what those hold that show nothing, in a sentence each.
+
+    Args:
+        counts: of `Picture.readings` and of `Picture.blank`, how many pictures each goes for.
+        whose: what to add to "images", such as " of split 'train'".
+    """
+    sentences = []
+    for what, count in sorted(counts.items(), key=lambda item: (-item[1], str(item[0]))):
+        images, hold = ("image", "holds") if count == 1 else ("images", "hold")
+        sentences.append(f"{count} {images}{whose} {hold} {BLANK.get(str(what), what)}.")
+    if sum(isinstance(what, Scale) for what in counts) > 1:
+        sentences.append(
+            f"The brightness of these images{whose} is not comparable: save them with 8 bits, scaled alike."
+        )
+    return sentences
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -101,7 +191,7 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _opened(path: Path, stream: io.IOBase, formats: tuple[str, ...]) -> Image.Image:
+def _opened(path: Path, stream: io.IOBase, formats: tuple[str, ...]) -> ImageFile.ImageFile:
     """Read the header of an image and refuse one that would fill the memory."""
     image = Image.open(stream, formats=formats)  # type: ignore[arg-type]
     if image.width * image.height > _MAX_PIXELS:
@@ -145,6 +235,8 @@ def _instead_of(path: Path, expected: str) -> str:
         return "cannot be read any more"
     if not start:
         return "is empty (0 bytes)"
+    if start[:4] in _TIFF_STARTS:
+        return f"is a TIFF that is damaged or has pixels of a kind that is not read, not {expected} that can be read"
     is_text = not any(byte < 9 or 13 < byte < 32 for byte in start)
     return f"is {'a text file' if is_text else 'damaged or of another format'}, not {expected} that can be read"
 
@@ -160,30 +252,30 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(image, path)).convert("RGB")
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        white = Image.new("RGBA", coloured.size, "white")
-        return Image.alpha_composite(white, coloured).convert("RGB")
-    return image.convert("RGB")
+def _is_first_of_several(image: Image.Image) -> bool:
+    """Whether other frames or pages follow; the second picture of a JPEG file belongs to its first one."""
+    with suppress(Exception):  # a GIF is looked through for it, and its later frames may be damaged
+        return image.format in _SEVERAL and bool(getattr(image, "is_animated", False))
+    return False
 
 
-def _eight_bits(image: Image.Image, path: Path) -> np.ndarray:
-    """Scale 16-bit grey to 8 bits by its high byte, which is what Pillow does for 16-bit colour."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-        raise ImageError(
-            f"{path} holds {_kind(image.mode)} pixels, which have no agreed brightness: save it with 8 bits."
-        )
-    return (values.astype(np.uint16) >> 8).astype(np.uint8)
+def _over_white(image: Image.Image) -> tuple[Image.Image, tuple[int, int] | None]:
+    """Return the image in RGB, and the least and greatest alpha where it has any."""
+    if not image.has_transparency_data:
+        return image.convert("RGB"), None
+    coloured = image.convert("RGBA")
+    white = Image.new("RGBA", coloured.size, "white")
+    alpha = np.asarray(coloured.getchannel("A"))
+    return Image.alpha_composite(white, coloured).convert("RGB"), (int(alpha.min()), int(alpha.max()))
+
+
+def _levels(pixels: np.ndarray) -> int:
+    """Return the span of the values (H, W, 3) of the channel that has most."""
+    return int((pixels.max((0, 1)) - pixels.min((0, 1))).max())
 
 
 def _kind(mode: str) -> str:
     names = {
-        "I": "32-bit",
-        "F": "floating-point",
         "RGB": "RGB",
         "RGBA": "RGB with alpha",
         "LA": "grey with alpha",

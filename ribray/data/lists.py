@@ -1,69 +1,220 @@
-"""Lists of image ids: one id a line, as PASCAL VOC keeps its splits.
+"""Lists of image ids: one id a line, as PASCAL VOC keeps its splits, or in the other forms that people have.
+
+    2007_000032                                                           an id
+    2007_000032.jpg   ./2007_000032.jpg   JPEGImages\\2007_000032.jpg      the picture's file
+    /JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png     the picture and its mask (PSA, IRN)
+    2007_000032 -1                                                        an id, and whether a class is there (VOC)
 
 Ids become parts of file names, in the data root and in the run. Every parser of this package passes them
 through `check_id`, so that nothing outside those two folders is ever named.
 """
 
+import posixpath
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ribray.data.dataset import Problem
+from ribray.data.images import IMAGE_SUFFIXES
+from ribray.data.names import composed
 from ribray.errors import UsageError
 
+PICTURES = "JPEGImages"
+"""PASCAL VOC's folder of pictures; in a path, what stands up to it is not part of the id."""
+
+_BYTE_ORDER_MARK = "\ufeff"
 _MAX_PART_BYTES = 200  # a file name may have 255, endings and temporary names included
 
+_ENDING = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
+_PAIR = re.compile(rf"(?P<picture>.+?(?:{_ENDING}))[\s,;]+(?P<mask>\S.*?(?:{_ENDING}))", re.IGNORECASE)
+_BETWEEN_WORDS = re.compile(r"[\s,;|\"']+")
+_SIGNED = re.compile(r"(?P<id>.*\S)\s+(?P<sign>-1|\+?1|0)")
 
-def read_id_list(path: Path) -> tuple[str, ...]:
+Known = Callable[[str], str | None]
+"""Returns the id of an image that there is, given an id in either Unicode form; None for that of no image."""
+
+
+@dataclass
+class IdList:
+    """What a list of ids says."""
+
+    source: str
+    """What to call it in messages."""
+    ids: tuple[str, ...] = ()
+    """Each once, in the order of the list."""
+    problems: list[Problem] = field(default_factory=list)
+    """One for each id that was listed again."""
+    signs: dict[str, int] = field(default_factory=dict)
+    """Of lines such as ``2007_000032 -1``: -1 for an image without the class, 1 for one with it, 0 for a difficult
+    one."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Names of files with ending, by id, of lines that name a file."""
+    roots: dict[str, None] = field(default_factory=dict)
+    """Folders that stand before `PICTURES` in a line, in the order of the list; empty for the root itself."""
+    mask_folders: dict[str, None] = field(default_factory=dict)
+    """Names of the folders that hold the masks of lines that name both files."""
+    notes: list[str] = field(default_factory=list)
+    """How the list was made, where it is no file of its own."""
+
+
+def id_finder(ids: Iterable[str]) -> Known:
+    """Return a function that finds an id among ``ids``, in either Unicode form."""
+    by_form = {composed(id): id for id in ids}
+    return lambda id: by_form.get(composed(id))
+
+
+def read_id_list(path: Path, known: Known | None = None) -> tuple[str, ...]:
     """Read the ids of a list file, each once, in the order of the file.
 
     Raises:
         UsageError: no such file, not UTF-8 text, or a line that is no id.
     """
-    return parse_id_list(read_text(path), str(path))[0]
+    return read_list(path, known).ids
 
 
-def parse_id_list(text: str, source: str) -> tuple[tuple[str, ...], list[Problem]]:
+def parse_id_list(text: str, source: str, known: Known | None = None) -> tuple[tuple[str, ...], list[Problem]]:
+    """Return the ids of a list, each once, and a problem for each that was listed again; see `parse_list`."""
+    found = parse_list(text, source, known)
+    return found.ids, found.problems
+
+
+def read_list(path: Path, known: Known | None = None) -> IdList:
+    """Read a list file and all that its lines say.
+
+    Raises:
+        UsageError: no such file, not UTF-8 text, or a line that is no id.
+    """
+    return parse_list(read_text(path), str(path), known)
+
+
+def parse_list(text: str, source: str, known: Known | None = None) -> IdList:
     """Parse a list of ids; blank lines, spaces around ids and any kind of line end are fine.
 
     Args:
-        text: the list.
+        text: the list, each line in one of the forms above.
         source: what to call it in messages.
-
-    Returns:
-        the ids, each once, and a problem for each that was listed again.
+        known: finds the images that there are. A line that is such an id as it stands is that id, whatever else it
+            could be read as (``beach 1``, ``scan.png``); without it, no line is taken for an id with a sign.
 
     Raises:
         UsageError: a line that is no id.
     """
+    found = IdList(source)
     first_lines: dict[str, int] = {}
     problems: dict[str, Problem] = {}
+    ids: list[str] = []
     for number, line in enumerate(lines(text), start=1):
-        id = line.strip()
-        if not id:
+        line = line.replace(_BYTE_ORDER_MARK, "").strip()
+        if not line:
             continue
-        check_id(id, f"line {number} of {source}")
-        first = first_lines.setdefault(id, number)
-        if first != number:
+        id = _parse_line(line, f"line {number} of {source}", known, found)
+        first = first_lines.setdefault(composed(id), number)
+        if first == number:
+            ids.append(id)
+        else:
             sentence = f"{source} lists {id} on line {first} and again on line {number}: keep one of the two."
-            problems.setdefault(id, Problem(id, sentence, "listed twice"))
-    return tuple(first_lines), list(problems.values())
+            problems.setdefault(composed(id), Problem(id, sentence, "listed twice"))
+    found.ids, found.problems = tuple(ids), list(problems.values())
+    return found
 
 
-def check_id(id: str, where: str) -> None:
+def _parse_line(line: str, where: str, known: Known | None, found: IdList) -> str:
+    """Return the id of one line, and add to ``found`` what else the line says."""
+    if known is not None and (id := _of_path(line, known, found)) is not None:
+        return id
+    if pair := _PAIR.fullmatch(line):
+        return _parse_pair(pair["picture"], pair["mask"], where, known, found)
+    if known is not None and (signed := _SIGNED.fullmatch(line)):
+        id = _parse_path(signed["id"], where, known, found)
+        found.signs.setdefault(id, int(signed["sign"]))
+        return id
+    if known is not None:
+        _require_nothing_else(line, where, known)
+    return _parse_path(line, where, known, found)
+
+
+def _require_nothing_else(line: str, where: str, known: Known) -> None:
+    """Refuse a line that begins with a picture that there is, and then says something about it."""
+    first, *others = [word for word in _BETWEEN_WORDS.split(line) if word] or [line]
+    is_file = posixpath.splitext(first)[1].lower() in IMAGE_SUFFIXES
+    has_numbers = len(others) > 1 and all(word.isdecimal() for word in others)
+    if first != line and (is_file or has_numbers) and (id := _of_path(first, known, IdList(where))) is not None:
+        raise UsageError(f"{where} is {_short(line)!r}, where only the image's id can be read: write {id} alone.")
+
+
+def _parse_pair(picture: str, mask: str, where: str, known: Known | None, found: IdList) -> str:
+    id = _parse_path(picture, where, known, found)
+    folder, name = posixpath.split(mask.replace("\\", "/"))
+    if composed(posixpath.splitext(name)[0]) != composed(posixpath.basename(id)):
+        raise UsageError(
+            f"{where} names the picture {_short(picture)!r} and beside it {_short(mask)!r}, where a mask has its "
+            f"picture's name: write the id alone, such as {_short(id)}."
+        )
+    found.mask_folders.setdefault(posixpath.basename(folder))
+    return id
+
+
+def _parse_path(text: str, where: str, known: Known | None, found: IdList) -> str:
+    """Return the id that a path of a picture stands for, whether there is such a picture or not."""
+    if known is not None and (id := _of_path(text, known, found)) is not None:
+        return id
+    path, root = _below_pictures(text)
+    stem, suffix = posixpath.splitext(path)
+    id = stem if suffix.lower() in IMAGE_SUFFIXES else path
+    check_id(id, where, shown=text)
+    if root is not None:
+        found.roots.setdefault(root)
+    return id
+
+
+def _of_path(text: str, known: Known, found: IdList) -> str | None:
+    """Return the image that a path names with ending or without, if there is one."""
+    if _fault(text) is None and (id := known(text)) is not None:
+        return id
+    path, root = _below_pictures(text)
+    for candidate in dict.fromkeys((text, path, path.removeprefix("/"))):
+        stem, suffix = posixpath.splitext(candidate)
+        if _fault(candidate) is None and (id := known(candidate)) is not None:
+            break
+        if suffix.lower() in IMAGE_SUFFIXES and _fault(stem) is None and (id := known(stem)) is not None:
+            found.files.setdefault(id, candidate)
+            break
+    else:
+        return None
+    if root is not None and candidate != text:
+        found.roots.setdefault(root)
+    return id
+
+
+def _below_pictures(text: str) -> tuple[str, str | None]:
+    """Return a path below the folder of pictures, and the path of that folder's root where the text names one."""
+    parts = text.replace("\\", "/").split("/")
+    while len(parts) > 1 and parts[0] == ".":
+        parts = parts[1:]
+    folders = [part.casefold() for part in parts[:-1]]
+    if PICTURES.casefold() not in folders:
+        return "/".join(parts), None
+    place = len(folders) - folders[::-1].index(PICTURES.casefold())
+    return "/".join(parts[place:]), "/".join(parts[: place - 1])
+
+
+def check_id(id: str, where: str, shown: str | None = None) -> None:
     """Refuse an id that could name anything but a file below a root.
 
     Args:
         id: parts separated by ``/``, without the file's ending.
         where: for the message, such as ``line 3 of train.txt``.
+        shown: what to show of it in the message, where that is not the id.
 
     Raises:
         UsageError: an absolute path, a part ``..``, ``.`` or nothing, a backslash, control characters,
             or too long.
     """
     if fault := _fault(id):
-        shown = id if len(id) <= 80 else id[:77] + "..."
         raise UsageError(
-            f"{where} is {shown!r}, which {fault}: an image id is the image's path below its folder without "
-            "ending, such as 2007_000032."
+            f"{where} is {_short(id if shown is None else shown)!r}, which {fault}: an image id is the image's path "
+            "below its folder without ending, such as 2007_000032."
         )
 
 
@@ -105,3 +256,7 @@ def _fault(id: str) -> str | None:
     if any(len(part.encode("utf-8")) > _MAX_PART_BYTES for part in parts):
         return "is too long for a file name"
     return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."

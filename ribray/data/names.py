@@ -13,7 +13,7 @@ DELIMITERS = {";": "a semicolon", ",": "a comma", "|": "a bar", "\t": "a tab", "
 
 def composed(text: str) -> str:
     """Return text in Unicode's composed form (NFC): ``é`` may be one character or two, and looks the same."""
-    return unicodedata.normalize("NFC", text)
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def is_background(name: str) -> bool:

@@ -9,6 +9,7 @@ side: another size shows the same picture in another resolution.
 """
 
 import colorsys
+import hashlib
 import io
 import math
 from collections.abc import Callable
@@ -333,10 +334,7 @@ def draw(
         image (size, size, 3) uint8; mask (size, size) uint8, 0 background, otherwise class index + 1;
         labels (classes,) bool.
     """
-    rng = keyed_rng("synthetic", seed, split, index)
-    kinds = [index % classes]  # in turn, so that the smallest world has every class
-    if rng.uniform() < TWO_CREATURES:
-        kinds.append((kinds[0] + 1 + int(rng.integers(classes - 1))) % classes)
+    rng, kinds = _kinds(split, index, seed, classes)
     canvas = draw_landscape(rng, size)
     row, column = divmod(int(rng.integers(4)), 2)
     cells, scale = [(0, 0, 1)], 1.0
@@ -351,6 +349,15 @@ def draw(
     for creature, kind in zip(creatures, kinds, strict=True):  # heads last: none is hidden
         draw_head(rng, canvas, creature, kind + 1)
     return finished(rng, canvas), canvas.mask, np.isin(np.arange(classes), kinds)
+
+
+def _kinds(split: str, index: int, seed: int, classes: int) -> tuple[np.random.Generator, list[int]]:
+    """The kinds of creature in a picture, and what goes on to draw it."""
+    rng = keyed_rng("synthetic", seed, split, index)
+    kinds = [index % classes]  # in turn, so that the smallest world has every class
+    if rng.uniform() < TWO_CREATURES:
+        kinds.append((kinds[0] + 1 + int(rng.integers(classes - 1))) % classes)
+    return rng, kinds
 
 
 def draw_single(seed: int, index: int, size: int = 112) -> tuple[np.ndarray, int | None, int | None]:
@@ -394,7 +401,7 @@ def make_world(root: Path, config: SyntheticConfig, seed: int, progress: Progres
     Raises:
         UsageError: another world, or other data, lies there.
     """
-    manifest = {"version": VERSION, "seed": seed} | config.model_dump()
+    manifest = _manifest(config, seed)
     if _is_finished(root, manifest):
         return
     storage.write_json(root / MANIFEST, manifest | {"finished": False})
@@ -415,8 +422,8 @@ def make_world(root: Path, config: SyntheticConfig, seed: int, progress: Progres
     storage.write_json(root / MANIFEST, manifest | {"finished": True})
 
 
-def open_synthetic(data: DataConfig, split: str, root: Path, progress: Progress | None = None) -> Dataset:
-    """Open a split, `train` or `val`, of the world in `root`, which is drawn first if it is not there.
+def open_synthetic(data: DataConfig, split: str, root: Path) -> Dataset:
+    """Open a split, `train` or `val`, of the world in `root`; nothing is written where it is not there yet.
 
     Raises:
         UsageError: there is no such split, or another world, or other data, lies in `root`.
@@ -424,9 +431,67 @@ def open_synthetic(data: DataConfig, split: str, root: Path, progress: Progress 
     splits = _splits(data.synthetic)
     if split not in splits:
         raise UsageError(f"The synthetic world has no split '{split}', only {' and '.join(splits)}.")
-    make_world(root, data.synthetic, data.seed, progress)
-    classes = data.synthetic.classes
-    return VocDataset(root, split, class_names(classes), palette(classes))
+    if _is_finished(root, _manifest(data.synthetic, data.seed)):
+        return DrawnWorld(root, split, data.synthetic)
+    return UndrawnWorld(root, split, data.synthetic, data.seed)
+
+
+class DrawnWorld(VocDataset):
+    """A split of a world that `make_world` has written."""
+
+    def __init__(self, root: Path, split: str, config: SyntheticConfig) -> None:
+        """Read the split's list and masks."""
+        super().__init__(root, split, class_names(config.classes), palette(config.classes))
+        self._size = config.image_size
+
+    def fingerprint(self) -> str:  # noqa: D102 - see Dataset
+        return _with_size(super().fingerprint(), self._size)
+
+
+class UndrawnWorld(Dataset):
+    """A split of a world that `make_world` has not written, and that looks the same: pictures are drawn when asked for.
+
+    It is for those who only look, at a run that has not begun or whose world was removed.
+    """
+
+    def __init__(self, root: Path, split: str, config: SyntheticConfig, seed: int) -> None:
+        """Name the pictures and their labels."""
+        self._root, self._split, self._config, self._seed = root, split, config, seed
+        indices = range(_splits(config)[split])
+        kinds = np.zeros((len(indices), config.classes), bool)
+        for index in indices:
+            kinds[index, _kinds(split, index, seed, config.classes)[1]] = True
+        names, ids = class_names(config.classes), [picture_id(split, index) for index in indices]
+        super().__init__(f"split '{split}' of {root}", names, ids, kinds, palette=palette(config.classes))
+
+    def fingerprint(self) -> str:  # noqa: D102 - see Dataset
+        return _with_size(super().fingerprint(), self._config.image_size)
+
+    @property
+    def has_masks(self) -> bool:  # noqa: D102 - see Dataset
+        return True
+
+    def size(self, id: str) -> tuple[int, int]:  # noqa: D102 - see Dataset
+        return self._config.image_size, self._config.image_size
+
+    def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
+        return self._root / "JPEGImages" / f"{id}.jpg"
+
+    def image(self, id: str) -> np.ndarray:  # noqa: D102 - see Dataset
+        return np.array(Image.open(io.BytesIO(_jpeg(self._draw(id)[0]))))
+
+    def _read_mask(self, id: str) -> np.ndarray | None:
+        return self._draw(id)[1]
+
+    def _draw(self, id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return draw(self._split, self.index(id), self._seed, self._config.image_size, self._config.classes)
+
+
+def _with_size(fingerprint: str, size: int) -> str:
+    """Tell apart worlds of the same labels in other sizes; of the usual size, the fingerprint is any data's."""
+    if size == SyntheticConfig().image_size:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {size}".encode()).hexdigest()
 
 
 def picture_id(split: str, index: int) -> str:
@@ -445,6 +510,10 @@ def palette(classes: int) -> np.ndarray:
 
 def _splits(config: SyntheticConfig) -> dict[str, int]:
     return {"train": config.train_images, "val": config.eval_images}
+
+
+def _manifest(config: SyntheticConfig, seed: int) -> dict[str, int]:
+    return {"version": VERSION, "seed": seed} | config.model_dump()
 
 
 def _is_finished(root: Path, manifest: dict[str, int]) -> bool:

@@ -1,43 +1,49 @@
 """PASCAL VOC 2012, and any data in its layout.
 
-ROOT/JPEGImages/ID.jpg
-ROOT/ImageSets/Segmentation/SPLIT.txt     or ImageSets/Main/SPLIT.txt
-ROOT/Annotations/ID.xml                   image-level labels; where there is none, they come from the mask
-ROOT/SegmentationClass/ID.png             truth
-ROOT/SegmentationClassAug/ID.png          truth of the augmented set, for split train_aug
+ROOT/JPEGImages/ID.jpg                   or with another ending of a picture
+ROOT/ImageSets/Segmentation/SPLIT.txt    or ImageSets/Main/SPLIT.txt; ribray.data.lists has the forms of its lines
+ROOT/ImageSets/Main/CLASS_SPLIT.txt      ids with the sign of one class: labels where there is no other source
+ROOT/Annotations/ID.xml                  image-level labels; where there is none, they come from the mask
+ROOT/SegmentationClass/ID.png            truth
+ROOT/SegmentationClassAug/ID.png         truth of the augmented set, for split train_aug
+ROOT/classes.txt                         optional: class names in the order of the mask values 1, 2, …, one a line;
+                                         otherwise VOC's 20
 """
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from xml.etree import ElementTree
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
-import defusedxml
-import defusedxml.ElementTree
 import numpy as np
 
-from ribray.data.dataset import Dataset, Problem, foreign_values, labels_of_mask, nearest
-from ribray.data.images import read_mask
-from ribray.data.lists import check_id, parse_id_list, read_text
+from ribray.data.annotations import difficult_names
+from ribray.data.dataset import Dataset, Problem
+from ribray.data.images import IMAGE_SUFFIXES, read_mask
+from ribray.data.listing import Listing, Near, printable
+from ribray.data.lists import PICTURES, IdList, check_id, lines, read_id_list, read_list, read_text
+from ribray.data.names import composed
+from ribray.data.voc_labels import (
+    ANNOTATIONS,
+    CLASSES,
+    MAIN,
+    MASK_SUFFIXES,
+    MASKS,
+    VOC_CLASSES,
+    VocLabels,
+    class_lists,
+    class_of_list,
+    picture_finder,
+)
 from ribray.errors import ImageError, UsageError
-
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person",
-    "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 
 AUGMENTED_SPLIT = "train_aug"
 _AUGMENTED_HINT = (
     "put the 10,582 ids of the augmented training set there, one a line, and their masks in SegmentationClassAug/"
 )
-_IMAGES = "JPEGImages"
-_ANNOTATIONS = "Annotations"
-_MASKS = "SegmentationClass"
 _AUGMENTED_MASKS = "SegmentationClassAug"
-_LISTS = ("ImageSets/Segmentation", "ImageSets/Main")
-
-_READERS = 16  # threads; most of the time goes into waiting for the disk and into PNG decoding
+_IMAGE_SETS = "ImageSets"
+_LISTS = ("ImageSets/Segmentation", MAIN)
+_OWN_FOLDERS = (PICTURES, ANNOTATIONS, MASKS, _AUGMENTED_MASKS, "SegmentationObject", _IMAGE_SETS)
 
 
 class VocDataset(Dataset):
@@ -50,8 +56,9 @@ class VocDataset(Dataset):
         classes: Sequence[str] = VOC_CLASSES,
         palette: np.ndarray | None = None,
         labelled: bool = True,
+        notes: Iterable[str] = (),
     ) -> None:
-        """Read the split's list and the image-level labels of every image.
+        """Read the split's list and the image-level labels of every image, and look which pictures there are.
 
         Args:
             root: the folder with JPEGImages.
@@ -59,134 +66,307 @@ class VocDataset(Dataset):
             classes: names of the mask values 1, 2, …
             palette: (256, 3) uint8, a colour per mask value; default: VOC's own.
             labelled: whether to read labels, and leave out images without; false for images that are only predicted,
-                such as those of the test split.
+                such as those of the test split. Where ImageSets has no list at all, these are all pictures.
+            notes: how the classes were found, where there was a choice.
 
         Raises:
-            UsageError: the folder or the list is missing, or the list is broken.
+            UsageError: the folder or the list is missing, the list is broken, or no annotation names a class.
         """
         self.root = root
         self.split = split
         _require_layout(root)
-        listed, problems = _read_split(root, split)
-        self._has_annotations = (root / _ANNOTATIONS).is_dir()
-        folders = (_AUGMENTED_MASKS, _MASKS) if split == AUGMENTED_SPLIT else (_MASKS,)
-        self._mask_folders = tuple(folder for folder in folders if (root / folder).is_dir())
+        pictures = Listing(root / PICTURES, IMAGE_SUFFIXES)
+        listed = _read_split(root, split, classes, pictures, labelled)
+        self._mask_folders = _truth_folders(root, split, listed)
+        masks = {folder: Listing(root / folder, MASK_SUFFIXES) for folder in self._mask_folders}
+        self._missing = dict(_missing_pictures(root, listed.ids, pictures))
+        self._pictures = dict(_unusual_names(listed.ids, pictures, ".jpg", listed.files))
+        self._masks = {folder: dict(_unusual_names(listed.ids, masks[folder], ".png")) for folder in masks}
 
-        found: list[np.ndarray | Problem]
+        findings = [
+            *_double_pictures(listed, pictures),
+            *(one for listing in masks.values() for one in _masks_of_no_image(root, listing, listed.ids, pictures)),
+            *(one for listing in masks.values() for one in _masks_of_other_endings(listing, listed.ids)),
+        ]
+        notes = [*notes, *_case_notes(root), *_list_notes(root, listed, self._mask_folders, classes)]
+        rows: list[np.ndarray | Problem] = [np.zeros(len(classes), bool)] * len(listed.ids)
         if labelled:
-            with ThreadPoolExecutor(_READERS) as readers:
-                found = list(readers.map(lambda id: self._labels_or_problem(id, classes), listed))
-        else:
-            found = [np.zeros(len(classes), bool)] * len(listed)
-        known = [(id, row) for id, row in zip(listed, found, strict=True) if not isinstance(row, Problem)]
-        problems += [row for row in found if isinstance(row, Problem)]
-        labels = np.array([row for _, row in known], dtype=bool).reshape(len(known), len(classes))
-        super().__init__(f"split '{split}' of {root}", classes, [id for id, _ in known], labels, problems, palette)
+            order = dict.fromkeys((*self._mask_folders, _AUGMENTED_MASKS, MASKS))
+            labels = VocLabels(root, split, classes, order, pictures, listed)
+            rows = labels.find(self._missing)
+            findings += labels.findings(rows)
+            notes += labels.notes(rows)
+        known = [(id, row) for id, row in zip(listed.ids, rows, strict=True) if not isinstance(row, Problem)]
+        problems = [*listed.problems, *(row for row in rows if isinstance(row, Problem))]
+        super().__init__(
+            f"split '{split}' of {root}",
+            classes,
+            [id for id, _ in known],
+            np.array([row for _, row in known], dtype=bool).reshape(len(known), len(classes)),
+            problems,
+            palette,
+            findings,
+            notes,
+        )
 
     @property
     def has_masks(self) -> bool:  # noqa: D102 - see Dataset
         return bool(self._mask_folders)
 
     def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
-        return self.root / _IMAGES / f"{id}.jpg"
+        if id in self._missing:
+            raise ImageError(self._missing[id])
+        return self.root / PICTURES / self._file_name(id)
+
+    def coco_image(self, id: str) -> tuple[int, str]:  # noqa: D102 - see Dataset
+        return self.index(id) + 1, f"{id}{PurePosixPath(self._file_name(id)).suffix}"
+
+    def _file_name(self, id: str) -> str:
+        return self._pictures.get(id, f"{id}.jpg")
+
+    def hidden_classes(self, id: str) -> np.ndarray:
+        """Return which classes have but objects marked difficult, (classes,) bool: VOC need not outline these."""
+        try:
+            names = difficult_names((self.root / ANNOTATIONS / f"{id}.xml").read_bytes())
+        except OSError:
+            names = set()
+        return np.array([name in names for name in self.classes], dtype=bool)
 
     def _read_mask(self, id: str) -> np.ndarray | None:
-        return _first_mask(self.root, self._mask_folders, id)
-
-    def _labels_or_problem(self, id: str, classes: Sequence[str]) -> np.ndarray | Problem:
-        try:
-            return self._labels(id, classes)
-        except ImageError as error:
-            return Problem(id, str(error), "labels")
-
-    def _labels(self, id: str, classes: Sequence[str]) -> np.ndarray:
-        """Return the classes of one image, (classes,) bool, from its XML or else from its mask."""
-        annotation = self.root / _ANNOTATIONS / f"{id}.xml"
-        if self._has_annotations:
-            try:
-                return parse_annotation(annotation.read_bytes(), classes, str(annotation))
-            except FileNotFoundError:
-                pass  # the usual case for images of the augmented set that come with a mask only
-            except OSError as error:
-                raise ImageError(f"{annotation} cannot be read: {error.strerror or error}.") from None
-        mask = _first_mask(self.root, dict.fromkeys((*self._mask_folders, _AUGMENTED_MASKS, _MASKS)), id)
-        if mask is None:
-            raise ImageError(f"{id} has no labels: neither {annotation} nor a mask {_MASKS}/{id}.png exists.")
-        strays = foreign_values(mask, len(classes))
-        if strays.size:
-            raise ImageError(f"The mask of {id} holds the value {strays[0]}, but the classes end at {len(classes)}.")
-        return labels_of_mask(mask, len(classes))
+        for folder in self._mask_folders:
+            file = self.root / folder / self._masks[folder].get(id, f"{id}.png")
+            if file.is_file():
+                return read_mask(file)
+        return None
 
 
-def open_voc(root: Path, split: str, labelled: bool = True) -> VocDataset:
-    """Open a split of PASCAL VOC 2012.
-
-    Raises:
-        UsageError: see `VocDataset`.
-    """
-    return VocDataset(root, split, labelled=labelled)
-
-
-def parse_annotation(content: bytes, classes: Sequence[str], source: str) -> np.ndarray:
-    """Return which classes a VOC annotation lists, (classes,) bool; objects marked difficult count.
-
-    An annotation without objects is an image known to be empty.
+def open_voc(root: Path, split: str, labelled: bool = True, classes: Sequence[str] | None = None) -> VocDataset:
+    """Open a split of PASCAL VOC 2012, or of other classes in its layout.
 
     Args:
-        content: the XML file.
-        classes: names, in the order of the result.
-        source: what to call the file in messages.
+        root: the folder with JPEGImages.
+        split: name of a list in ImageSets.
+        labelled: as for `VocDataset`.
+        classes: names of the mask values 1, 2, …; default: those of classes.txt, or else VOC's.
 
     Raises:
-        ImageError: not XML, XML with entities or a DTD, no annotation, or an unknown class name.
+        UsageError: see `VocDataset`; or a class has a blank name.
     """
-    labels = np.zeros(len(classes), dtype=bool)
-    for name in _object_names(content, source):
-        if name not in classes:
-            raise ImageError(f"{source} has an object '{name}', which is no class{nearest(name, classes)}.")
-        labels[classes.index(name)] = True
-    return labels
+    file = root / CLASSES
+    own = _stripped(lines(read_text(file))) if file.is_file() else None
+    if classes is None:
+        return VocDataset(root, split, VOC_CLASSES if own is None else own, labelled=labelled)
+    chosen = _stripped(classes)
+    if len(chosen) < len(classes):
+        raise UsageError("data.classes has a blank name: write one name for each of the mask values 1, 2, …")
+    differs = own is not None and list(map(composed, own)) != list(map(composed, chosen))
+    notes = [f"The classes are those of data.classes; {file} has others and is not read."] if differs else []
+    return VocDataset(root, split, chosen, labelled=labelled, notes=notes)
 
 
-def _object_names(content: bytes, source: str) -> list[str]:
-    try:
-        tree = defusedxml.ElementTree.fromstring(content, forbid_dtd=True)
-    except defusedxml.DefusedXmlException:
-        raise ImageError(f"{source} declares a document type or entities: remove the declaration.") from None
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise ImageError(f"{source} is not valid XML: {error}.") from None
-    if tree.tag != "annotation":
-        raise ImageError(f"{source} is no VOC annotation: its root is <{tree.tag}>, not <annotation>.")
-    names = [(item.findtext("name") or "").strip() for item in tree.findall("object")]  # not the names of parts
-    if "" in names:
-        raise ImageError(f"{source} has an object without a name.")
-    return names
+def _stripped(names: Iterable[str]) -> list[str]:
+    """Return names without spaces around them and with single ones inside; blank ones are left out."""
+    return [" ".join(name.split()) for name in names if name.strip()]
 
 
-def _require_layout(root: Path) -> None:
-    if (root / _IMAGES).is_dir():
-        return
-    inner = [root / place for place in ("VOC2012", "VOCdevkit/VOC2012") if (root / place / _IMAGES).is_dir()]
-    hint = f"did you mean data.root={inner[0]}?" if inner else "data.root must be the folder that holds it."
-    raise UsageError(f"{root} has no folder {_IMAGES}: {hint}")
+# --- lists -------------------------------------------------------------------------------------------------------
 
 
-def _read_split(root: Path, split: str) -> tuple[tuple[str, ...], list[Problem]]:
+def _read_split(root: Path, split: str, classes: Sequence[str], pictures: Listing, labelled: bool) -> IdList:
     check_id(split, "The name of a split")
     for folder in _LISTS:
         file = root / folder / f"{split}.txt"
         if file.is_file():
-            return parse_id_list(read_text(file), str(file))
-    missing = root / _LISTS[0] / f"{split}.txt"
-    if split == AUGMENTED_SPLIT:
-        raise UsageError(f"{missing} does not exist: {_AUGMENTED_HINT}.")
+            return read_list(file, picture_finder(pictures))
+    if files := list(class_lists(root, split, classes).values()):
+        ids = tuple(dict.fromkeys(id for file in files for id in read_list(file, picture_finder(pictures)).ids))
+        note = (
+            f"{root / MAIN / split}.txt does not exist: the split is made of {len(files)} lists of classes, from "
+            f"{files[0].name} on."
+        )
+        return IdList(str(root / MAIN), ids, notes=[note])
     existing = sorted({file.stem for folder in _LISTS for file in (root / folder).glob("*.txt")})
-    raise UsageError(f"{missing} does not exist; lists there are: {', '.join(existing) or 'none'}.")
+    misplaced = _misplaced(root, split)
+    if not existing and misplaced is None and not labelled:
+        return _all_pictures(split, pictures)
+    missing = f"{root / _LISTS[0] / split}.txt does not exist"
+    if misplaced is not None:
+        raise UsageError(f"{missing}, but {misplaced} does: move or rename it.")
+    if split == AUGMENTED_SPLIT:
+        raise UsageError(f"{missing}: {_AUGMENTED_HINT}.")
+    plain = [name for name in existing if class_of_list(name, classes) is None] or existing
+    raise UsageError(f"{missing}{Near(existing).hint(split)}; lists there are: {', '.join(plain) or 'none'}.")
 
 
-def _first_mask(root: Path, folders: Iterable[str], id: str) -> np.ndarray | None:
+def _all_pictures(split: str, pictures: Listing) -> IdList:
+    ids = tuple(pictures)
+    for id in ids:
+        check_id(id, f"the name of a picture in {pictures.folder}")
+    note = f"{_IMAGE_SETS} has no list: split '{split}' is all {len(ids)} pictures in {pictures.folder}."
+    return IdList(str(pictures.folder), ids, notes=[note])
+
+
+def _misplaced(root: Path, split: str) -> Path | None:
+    """Return a list of the split's name that does not lie where lists do, or is spelt a little differently."""
+    names = {_bare(f"{split}.txt"), _bare(split)}
+    roots = [root, *(folder for folder in root.iterdir() if folder.name.casefold() == _IMAGE_SETS.casefold())]
+    folders = [*roots, *(inner for folder in roots[1:] if folder.is_dir() for inner in folder.iterdir())]
     for folder in folders:
-        file = root / folder / f"{id}.png"
-        if file.is_file():
-            return read_mask(file)
+        for file in folder.iterdir() if folder.is_dir() else ():
+            is_split = folder in [root / place for place in _LISTS] and file.suffix == ".txt"
+            if _bare(file.name) in names and file.is_file() and not (is_split and split != AUGMENTED_SPLIT):
+                return file
     return None
+
+
+def _bare(name: str) -> str:
+    return name.casefold().replace("_", "").replace("-", "")
+
+
+def _list_notes(root: Path, listed: IdList, truth: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
+    """Yield how lines were read that have a sign, or name files of elsewhere."""
+    yield from listed.notes
+    if listed.signs:
+        column = class_of_list(Path(listed.source).stem, classes)
+        meaning = "but its name begins with that of no class, so the sign is passed over"
+        if column is not None:
+            meaning = f"a label of '{classes[column]}' (1 and 0: in the image, -1: not)"
+        yield f"{listed.source} has a sign on its lines, {meaning}; all its {len(listed.ids)} images are used."
+    here = [part for part in str(root).replace("\\", "/").split("/") if part]
+    for other in listed.roots:
+        parts = [part for part in other.split("/") if part not in ("", ".", "..")]
+        if parts and here[-len(parts) :] != parts:
+            yield (
+                f"{listed.source} names pictures in {other}/{PICTURES}: those of the same names in {root / PICTURES} "
+                "are read."
+            )
+            break
+    for folder in listed.mask_folders:
+        if truth and folder not in truth:
+            yield f"{listed.source} names masks in {folder}: truth is read from {' and '.join(truth)}, for this split."
+
+
+# --- pictures, masks and folders ---------------------------------------------------------------------------------
+
+
+def _require_layout(root: Path) -> None:
+    if not (root / PICTURES).is_dir():
+        raise UsageError(f"{root} has no folder {PICTURES}: {_nearest_root(root)}")
+
+
+def _nearest_root(root: Path) -> str:
+    """Say where the folder of pictures may be instead."""
+    for above in (root.parent, root.parent.parent):
+        if (above / PICTURES).is_dir():
+            return f"did you mean data.root={above}?"
+    folders = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
+    for folder in folders:
+        if folder.name.casefold() == PICTURES.casefold():
+            return f"it has {folder.name}, which must be spelt {PICTURES}."
+    deeper = [inner for folder in folders for inner in (folder, folder / "VOC2012", folder / "VOCdevkit/VOC2012")]
+    if inner := [str(place) for place in deeper if (place / PICTURES).is_dir()]:
+        return f"did you mean data.root={' or '.join(inner)}?"
+    for folder in (root, *(folder for folder in folders if folder.name not in _OWN_FOLDERS)):
+        if any(PurePosixPath(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir()):
+            where = "itself" if folder == root else f"in its folder {folder.name}"
+            return f"it has pictures {where}: put them into {PICTURES}, or use data.kind=folder."
+    return "data.root must be the folder that holds it."
+
+
+def _case_notes(root: Path) -> Iterator[str]:
+    """Yield which folders are not read since their names are written in another case."""
+    absent = [name for name in (ANNOTATIONS, MASKS, _AUGMENTED_MASKS) if not (root / name).is_dir()]
+    for entry in root.iterdir() if absent else ():
+        for name in absent:
+            if entry.name.casefold() == name.casefold():
+                yield f"{entry} is not read: VOC's layout has {name} in its place."
+
+
+def _truth_folders(root: Path, split: str, listed: IdList) -> tuple[str, ...]:
+    """Return the folders of masks that are truth, the first one first; another one where a list names it alone."""
+    is_augmented = split == AUGMENTED_SPLIT
+    if not is_augmented and _AUGMENTED_MASKS in listed.mask_folders:
+        is_augmented = not (root / MASKS).is_dir()
+    folders = (_AUGMENTED_MASKS, MASKS) if is_augmented else (MASKS,)
+    return tuple(folder for folder in folders if (root / folder).is_dir())
+
+
+def _unusual_names(
+    ids: Iterable[str], listing: Listing, suffix: str, named: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield ids whose file is not called ID + ``suffix``, with the file's name; ``named`` are names that lists have."""
+    for id in ids:
+        names = listing.names(id)
+        name = named[id] if named and named.get(id) in names else next(iter(names), None)
+        if name is not None and name != f"{id}{suffix}":
+            yield id, name
+
+
+def _missing_pictures(root: Path, ids: Iterable[str], pictures: Listing) -> Iterator[tuple[str, str]]:
+    """Yield ids without a picture, each with a sentence that names the nearest thing there is."""
+    elsewhere: dict[str, str] | None = None
+    for id in ids:
+        if id in pictures:
+            continue
+        if elsewhere is None:
+            elsewhere = {**_other_pictures(root), **_other_files(pictures)}
+        sentence = f"{pictures.folder}/{id}.jpg does not exist, nor a picture {id} with another ending"
+        if (found := elsewhere.get(composed(id))) is not None:
+            yield id, f"{sentence}; there is {found}."
+        else:
+            yield id, f"{sentence}{pictures.near.hint(id)}."
+
+
+def _other_files(pictures: Listing) -> dict[str, str]:
+    """Return files with endings of no picture, by what would be their ids."""
+    read = ", ".join(IMAGE_SUFFIXES)
+    return {
+        composed(str(PurePosixPath(name).with_suffix(""))): f"{PICTURES}/{name}, but only {read} are read"
+        for name in pictures.others
+    }
+
+
+def _other_pictures(root: Path) -> dict[str, str]:
+    """Return pictures in the root and in folders below it that are none of VOC's, by what would be their ids."""
+    found: dict[str, str] = {}
+    own = [entry for entry in root.iterdir() if entry.name not in _OWN_FOLDERS and not entry.name.startswith(".")]
+    for entry in (*own, *(inner for folder in own if folder.is_dir() for inner in folder.iterdir())):
+        name = PurePosixPath(entry.name)
+        if name.suffix.lower() in IMAGE_SUFFIXES:
+            found.setdefault(composed(name.stem), f"{entry}: put it into {PICTURES}")
+    return found
+
+
+def _double_pictures(listed: IdList, pictures: Listing) -> Iterator[Problem]:
+    for id in listed.ids:
+        names = pictures.names(id)
+        if len(names) > 1:
+            used = listed.files[id] if listed.files.get(id) in names else names[0]
+            sentence = f"{pictures.folder} has {' and '.join(names)} for {id}: {used} is used; keep one of them."
+            yield Problem(id, sentence, "two pictures")
+
+
+def _masks_of_no_image(root: Path, masks: Listing, ids: Iterable[str], pictures: Listing) -> Iterator[Problem]:
+    """Yield masks without a picture, those of listed images aside: of these, the picture is what is missing."""
+    left = {id for id in masks if id not in pictures}.difference(map(composed, ids))
+    for id in sorted(left.difference(_listed_anywhere(root)) if left else ()):
+        name = masks.names(id)[0]
+        file = printable(str(masks.folder / name))
+        sentence = f"{file} belongs to no picture in {PICTURES}{pictures.near.hint(id)}."
+        yield Problem(printable(f"{masks.folder.name}/{name}"), sentence, "mask of no image")
+
+
+def _listed_anywhere(root: Path) -> Iterator[str]:
+    """Yield the ids of all lists that can be read, of whatever split."""
+    for file in (file for folder in _LISTS for file in (root / folder).glob("*.txt")):
+        with contextlib.suppress(UsageError):
+            yield from map(composed, read_id_list(file))
+
+
+def _masks_of_other_endings(masks: Listing, ids: Iterable[str]) -> Iterator[Problem]:
+    wanted = set(map(composed, ids)).difference(masks)
+    for name in masks.others:
+        id = composed(str(PurePosixPath(name).with_suffix("")))
+        if id in wanted and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+            sentence = f"{masks.folder / name} is not read: a mask is a PNG, {id}.png."
+            yield Problem(f"{masks.folder.name}/{name}", sentence, "mask ending")

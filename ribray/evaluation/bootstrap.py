@@ -88,6 +88,10 @@ class Counts(Protocol):
     def overlaps(self, record: Mapping[str, Any]) -> Overlaps:
         """Return the overlaps of the image that `to_sparse` recorded."""
 
+    @property
+    def has_foreground(self) -> bool:
+        """Whether a true pixel of a class was counted."""
+
     def quoted(self) -> int:
         """Return the index of the reading whose mean IoU is quoted."""
 
@@ -126,5 +130,5 @@ class Bootstrapped(Generic[C]):
             names: class names, background first.
         """
         summary = self.counts.summary(names)
-        interval = self._bootstrap.interval(self.counts.quoted())
+        interval = self._bootstrap.interval(self.counts.quoted()) if self.counts.has_foreground else None
         return {"miou": summary["miou"], INTERVAL: None if interval is None else list(interval), **summary}

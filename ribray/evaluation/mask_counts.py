@@ -56,6 +56,11 @@ class MaskCounts:
         intersection, union = overlap(matrix)
         return Overlaps(classes, intersection[:, None], union[:, None])
 
+    @property
+    def has_foreground(self) -> bool:
+        """Whether a true pixel of a class was counted; without any a mean IoU says nothing."""
+        return bool(self.matrix[BACKGROUND + 1 :].any())
+
     def quoted(self) -> int:
         """Return the index of the one reading there is."""
         return 0
@@ -68,12 +73,15 @@ class MaskCounts:
 
         Returns:
             ``miou`` and ``per_class`` IoU in percent, unknown pixels read as background; ``unknown``, their share in
-            percent; ``miou_known``, the mean IoU where the mask is known; ``images``.
+            percent; ``miou_known``, the mean IoU where the mask is known; ``images``. Where the truth has no foreground
+            there is no IoU.
         """
         known, unknown = self.matrix[:, : self.classes], self.matrix[:, self.classes]
         read = known.copy()
         read[:, BACKGROUND] += unknown
         total = int(self.matrix.sum())
+        if not self.has_foreground:
+            read, known = np.zeros_like(read), np.zeros_like(known)
         return {
             "miou": _number(miou(read)),
             "per_class": {name: _number(value) for name, value in zip(names, iou(read), strict=True)},

@@ -166,6 +166,11 @@ class ThresholdCurve:
         """Return the mIoU in percent at every threshold: (T,), `nan` where no pixel was counted."""
         return miou(_confusions(self.counts))
 
+    @property
+    def has_foreground(self) -> bool:
+        """Whether a true pixel of a class was counted; without any a mean IoU says nothing."""
+        return bool(self.counts[BACKGROUND + 1 :].any())
+
     def best(self) -> BestThreshold:
         """Return the threshold with the highest mIoU, of several equally good ones the lowest.
 
@@ -190,14 +195,18 @@ class ThresholdCurve:
     def summary(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Return what a run's metrics keep of the curve, as JSON values; IoUs in percent.
 
+        Where the truth has no foreground there is no mean IoU, no best threshold and no curve.
+
         Args:
             class_names: (classes,) names, background first.
 
         Raises:
-            ValueError: no pixel was counted, or there are not as many names as classes.
+            ValueError: there are not as many names as classes.
         """
         if len(class_names) != self.classes:
             raise ValueError(f"There are {len(class_names)} class names for {self.classes} classes with background.")
+        if not self.has_foreground:
+            return {"miou": None, "threshold": None, "per_class": dict.fromkeys(class_names), "images": self.images}
         best = self.best()
         per_class = [None if np.isnan(value) else float(value) for value in best.per_class]
         return {

@@ -6,21 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ribray.data.dataset import BACKGROUND, IGNORE
-from ribray.data.images import read_image
+from ribray.data.depth import FULL, SIXTEEN_BITS
+from ribray.data.images import Picture, read_picture
 from ribray.errors import ImageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Endings of saliency maps, in the order in which they are looked for."""
 
 SALIENT = 0.5
 """Share of full brightness from which a pixel is salient."""
+BINARY = "a saliency map of the values 0 and 1 alone, of which 1 is read as salient"
+NOTHING = "no salient pixel in the saliency map"
+"""What a person should know of a map."""
 
 
-def read_saliency(folder: Path, id: str, size: tuple[int, int], threshold: float = SALIENT) -> NDArray[np.bool_]:
+def read_saliency(
+    folder: Path, id: str, size: tuple[int, int], threshold: float = SALIENT
+) -> tuple[NDArray[np.bool_], str | None]:
     """Read which pixels of an image are salient, from the grey picture ``folder/id`` with one of `SUFFIXES`.
 
-    Grey may be stored with 1, 8 or 16 bits (of which the high byte counts), or as equal red, green and blue;
-    what is transparent is white.
+    Grey may be stored with 1, 8 or 16 bits, as numbers from 0 to 1, or as equal red, green and blue. A map of the
+    values 0 and 1 alone is a mask: a soft map whose strongest pixel has 1 of 255 is far rarer.
 
     Args:
         folder: the saliency maps of a data set.
@@ -29,22 +35,39 @@ def read_saliency(folder: Path, id: str, size: tuple[int, int], threshold: float
         threshold: share of full brightness from which a pixel is salient.
 
     Returns:
-        (height, width) bool.
+        (height, width) bool, and what a person should know: `BINARY`, `NOTHING` or None.
 
     Raises:
-        ImageError: there is no such file, or it is damaged, coloured, or of another size than the image.
+        ImageError: there is no such file, or it is damaged, coloured, transparent, or of another size than the image.
     """
     candidates = [folder / f"{id}{suffix}" for suffix in SUFFIXES]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise ImageError(f"{id} has no saliency map: none of {', '.join(map(str, candidates))} exists.")
-    picture = read_image(path)
-    grey = picture[..., 0]
-    if (picture != grey[..., None]).any():
-        raise ImageError(f"{path} is coloured, where a saliency map is grey.")
+    picture = read_picture(path)
+    grey = picture.pixels[..., 0]
+    if (picture.pixels != grey[..., None]).any():
+        raise ImageError(f"{path} is coloured, where a saliency map is grey: 255 is salient, 0 is not.")
+    if picture.opacity is not None and picture.opacity[0] < np.iinfo(np.uint8).max:
+        raise ImageError(f"{path} is transparent in places, which may mean either: save it as grey without alpha.")
     if grey.shape != size:
         raise ImageError(f"{path} is {grey.shape[1]} × {grey.shape[0]} pixels, but its image is {size[1]} × {size[0]}.")
-    return grey >= threshold * np.iinfo(np.uint8).max
+    white = _white(picture)
+    if white == np.iinfo(np.uint8).max and grey.max() == 1:
+        return grey > 0, BINARY
+    salient = grey >= threshold * white
+    return salient, None if salient.any() else NOTHING
+
+
+def _white(picture: Picture) -> float:
+    """Return the grey that means full saliency.
+
+    A weak map need not reach it: values of 16 bits are a share of 65535, unless they end at 255 or are 0 and 1.
+    """
+    white, scale, top = np.iinfo(np.uint8).max, picture.scale, picture.pixels.max()
+    if scale is None or scale.kind != SIXTEEN_BITS or (scale.white == white and top in (1, white)):
+        return white
+    return white * FULL / scale.white
 
 
 def mark_conflicts(mask: NDArray[np.uint8], salient: NDArray[np.bool_]) -> NDArray[np.uint8]:

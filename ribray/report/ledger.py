@@ -28,6 +28,7 @@ class _Trial(_Part):
     id: str
     directory: Annotated[str, AfterValidator(_inside)]
     settings: dict[str, Any]
+    draws: int = 1
     status: Literal["waiting", "running", "finished", "diverged", "stopped", "failed"]
     value: float | None
     metrics: dict[str, float | Annotated[list[float], Field(min_length=2, max_length=2)] | None]

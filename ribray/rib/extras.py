@@ -18,7 +18,8 @@ class ExtraOrder:
     """The order in which other training images are drawn as extra samples of a target.
 
     A candidate shares no class with the target and has at least one class of its own: an image without any
-    would cost a forward and a backward pass and add nothing to L_RIB.
+    would cost a forward and a backward pass and add nothing to L_RIB. Only where there is no such image, those without
+    any class are the candidates; a loss that looks at absent classes, too, can learn from them.
 
     Args:
         ids: the images that extra samples are drawn from, each id once.
@@ -38,9 +39,12 @@ class ExtraOrder:
     def candidates(self, target: str, present: Sequence[int]) -> np.ndarray:
         """Return the indices, in increasing order, of the images that may accompany ``target``."""
         taken = np.logical_or.reduce(self._by_class[list(present)], axis=0)
-        disjoint = np.logical_and(self._has_object, ~taken)
-        if target in self._index:
-            disjoint[self._index[target]] = False
+        for might in (self._has_object, ~self._has_object):
+            disjoint = np.logical_and(might, ~taken)
+            if target in self._index:
+                disjoint[self._index[target]] = False
+            if disjoint.any():
+                break
         return np.flatnonzero(disjoint)
 
     def available(self, target: str, present: Sequence[int]) -> int:

@@ -146,7 +146,7 @@ class Refiner:
         target_losses: list[float] = []
 
         with self._exact_float32():
-            self._restore_initial_weights()
+            self.restore()
             optimizer = torch.optim.SGD(
                 [{"params": parameters, "lr": lr} for parameters, lr in self.groups],
                 momentum=self.config.momentum,
@@ -293,7 +293,8 @@ class Refiner:
             matmul.allow_tf32 = allowed
 
     @torch.no_grad()
-    def _restore_initial_weights(self) -> None:
+    def restore(self) -> None:
+        """Give the classifier its initial weights W₀ again."""
         torch._foreach_copy_(self.learnable, self.initial_weights)
         self.network.refresh()
 

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
         files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)[:DRAWN_FROM]}
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
-    if "seed" in metrics:
+    if any("curve" in numbers for numbers in metrics.get("seed", {}).values()):
         figures.append(draw_curve(metrics["seed"], folder / "seed_curve.png"))
     return [figure for figure in figures if figure is not None]
 
@@ -240,20 +240,22 @@ def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[Mask
 
 
 def plan_chain(request: Request, console: Console) -> list[Planned]:
-    """Return what `run_chain` would do, without doing it or starting a cluster.
+    """Return what `run_chain` would do, without doing it or starting a cluster; nothing is written, and nothing held.
 
     Raises:
         UsageError: as `run_chain` would.
     """
-    with _opened(request, console, threading.Event()) as parts:
-        _check(parts, request, redo=False)
-        remade = _from(request.redo) if request.redo is not None else ()
-        return [
-            _planned(part, name, name in remade)
-            for part in parts
-            for name in request.stages
-            if name in part.stages and (remade or _import_spares(part.context, name) is None)
-        ]
+    stop = threading.Event()
+    run = Run.look(request.directory, _forked(request))
+    parts = _parts(request, run, Run.look, console, stop)
+    _check(parts, request, redo=False)
+    remade = _from(request.redo) if request.redo is not None else ()
+    return [
+        _planned(part, name, name in remade)
+        for part in parts
+        for name in request.stages
+        if name in part.stages and (remade or _import_spares(part.context, name) is None)
+    ]
 
 
 def _planned(part: Part, name: str, is_remade: bool) -> Planned:
@@ -292,15 +294,14 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
 @contextlib.contextmanager
 def _opened(request: Request, console: Console, stop: threading.Event) -> Iterator[list[Part]]:
     """Hold the run directory, with its data at hand, for the length of a ``with`` block."""
-    parent = None
-    directory = request.out
-    if request.fork is not None:
-        parent, directory = Run.read(request.out), request.fork
-        if parent.directory == storage.absolute(directory):
-            raise UsageError(f"--fork {directory} must be another directory than the run it starts from.")
+    parent = _forked(request)
     with contextlib.ExitStack() as held:
-        run = held.enter_context(Run.open(directory, parent, stop.set))
-        parts = _parts(request, run, held, console, stop)
+
+        def open_run(directory: Path, parent: Run | None) -> Run:
+            return held.enter_context(Run.open(directory, parent, stop.set))
+
+        run = open_run(request.directory, parent)
+        parts = _parts(request, run, open_run, console, stop)
         context = parts[0].context
         with context.resources:
             if request.experiment.data.kind == "synthetic":
@@ -308,12 +309,26 @@ def _opened(request: Request, console: Console, stop: threading.Event) -> Iterat
             yield parts
 
 
+def _forked(request: Request) -> Run | None:
+    """Return the run that a fork starts from; None without a fork.
+
+    Raises:
+        UsageError: it is no run directory, or the fork itself.
+    """
+    if request.fork is None:
+        return None
+    parent = Run.read(request.out)
+    if parent.directory == storage.absolute(request.fork):
+        raise UsageError(f"--fork {request.fork} must be another directory than the run it starts from.")
+    return parent
+
+
 CAM = "cam"
 """The variant whose masks are made from plain CAMs."""
 
 
 def _parts(
-    request: Request, run: Run, held: contextlib.ExitStack, console: Console, stop: threading.Event
+    request: Request, run: Run, open_run: Callable[[Path, Run], Run], console: Console, stop: threading.Event
 ) -> list[Part]:
     """Return the run, and after it the variant on plain CAMs where one is asked for.
 
@@ -327,7 +342,7 @@ def _parts(
     part = Part(main, tuple(STAGES) if source == "both" else tuple(name for name in STAGES if name not in MASK_STAGES))
     if not set(request.stages).intersection(MASK_STAGES):
         return [part]
-    sub_run = held.enter_context(Run.open(run.variant_directory(CAM), run, stop.set))
+    sub_run = open_run(run.variant_directory(CAM), run)
     on_cams = experiment.on_cams()
     variant = Context(on_cams, sub_run, STAGES, console, Tracker(on_cams, sub_run), stop, main.resources)
     variant.share_session(main)
@@ -343,6 +358,11 @@ def _draw_world(context: Context) -> None:
 def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
     """Refuse whatever can be refused before anything starts, and forget what is to be made again (not for a plan)."""
     remade = _from(request.redo) if request.redo is not None else ()
+    if request.redo is not None and request.redo not in request.stages:
+        raise UsageError(
+            f"--redo {request.redo} is not among --stages {','.join(request.stages)}: add it, or it would be removed "
+            "and not made again."
+        )
     main = parts[0].context
     imported = {name for name in STAGES if name not in remade and main.imported(name) is not None}
     needed = [name for name in STAGES if name in request.stages or feeds(name, request.stages, imported)]

@@ -19,11 +19,13 @@ from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
 from ribray.config import Experiment
-from ribray.data import open_dataset
+from ribray.data import open_dataset, truth
 from ribray.data.dataset import Dataset, Problem
-from ribray.data.images import image_size
-from ribray.errors import ImageError, UsageError
+from ribray.data.depth import Scale
+from ribray.data.images import BLANK, image_size, tell_readings
+from ribray.errors import ImageError, UsageError, ValuesError
 from ribray.progress import show_progress
+from ribray.run import require_outside
 
 NAME = "check"
 REPORT_FILE = "check.json"
@@ -32,7 +34,7 @@ CHUNK = 16
 TAB = "\t"
 """Between the split and the id of an item; neither can hold it (`ribray.data.lists.check_id`)."""
 
-MISSING, UNREADABLE, TRUNCATED = "missing", "unreadable", "truncated"
+MISSING, UNREADABLE, TRUNCATED, VALUES = "missing", "unreadable", "truncated", "values"
 
 
 @dataclass(frozen=True)
@@ -89,34 +91,46 @@ class CheckWorker:
         self._datasets = datasets
 
     def process(self, item: str) -> dict[str, Any]:
-        """Return an image's width and height (None of one without readable header), whether it has a mask, and
-        what is wrong as pairs of kind and sentence.
+        """Return an image's width and height (None of one without readable header), how it was read, whether it has
+        a mask, what its truth is beside its labels, and what is wrong as pairs of kind and sentence.
 
         A mask is judged beside its image, so not where there is none.
         """
         split, _, id = item.partition(TAB)
         dataset = self._datasets[split]
-        size, problems = _look_at_image(dataset, id)
-        of_mask = None if size is None else dataset.mask_problems(id)
+        size, problems, readings = _look_at_image(dataset, id)
+        seen = None if size is None else dataset.look_at_mask(id)
+        compared = None
+        if seen is not None:
+            problems += seen.problems
+            if seen.mask is not None and seen.fits:
+                found = truth.compare(dataset, id, seen.mask, seen.values)
+                problems += found.problems
+                compared = truth.record_of(seen.values, found)
         return {
             "size": size,
-            "has_mask": of_mask is not None,
-            "problems": [(problem.kind, problem.sentence) for problem in [*problems, *(of_mask or [])]],
+            "readings": readings,
+            "has_mask": seen is not None,
+            "truth": compared,
+            "problems": [(problem.kind, problem.sentence) for problem in problems],
         }
 
 
-def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, list[Problem]]:
-    """Return width and height as far as they can be known, and what is wrong."""
+def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, list[Problem], tuple[Scale | str, ...]]:
+    """Return width and height as far as they can be known, what is wrong, and how the image was read."""
     try:
-        height, width = dataset.image(id).shape[:2]
-        return (width, height), []
+        picture = dataset.picture(id)
+        height, width = picture.pixels.shape[:2]
+        blank = picture.blank
+        problems = [] if blank is None else [Problem(id, f"{dataset.image_path(id)} holds {BLANK[blank]}.", blank)]
+        return (width, height), problems, picture.readings
     except ImageError as error:
-        sentence = str(error)
+        sentence, kind = str(error), VALUES if isinstance(error, ValuesError) else TRUNCATED
     try:
         height, width = image_size(dataset.image_path(id))
-        return (width, height), [Problem(id, sentence, TRUNCATED)]  # the header is sound, the pixels are not
+        return (width, height), [Problem(id, sentence, kind)], ()  # the header is sound, the pixels are not
     except ImageError:
-        return None, [Problem(id, sentence, UNREADABLE if _exists(dataset, id) else MISSING)]
+        return None, [Problem(id, sentence, UNREADABLE if _exists(dataset, id) else MISSING)], ()
 
 
 def _exists(dataset: Dataset, id: str) -> bool:
@@ -146,15 +160,21 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     return collected.report(result.stopped)
 
 
-def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
-    """Write ``check.json`` into ``folder`` and return its path.
+def require_place(folder: Path) -> None:
+    """Refuse, before every image is read, a folder that ``check.json`` cannot be written into.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: it lies in a run's or a sweep's directory, or cannot be written.
     """
     folder = storage.absolute(folder)
+    require_outside(folder)
     if storage.is_local(folder):
         storage.require_writable(folder)
+
+
+def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
+    """Write ``check.json`` into ``folder`` (see `require_place`) and return its path."""
+    folder = storage.absolute(folder)
     splits = {name: {**asdict(summary), "unused": summary.unused} for name, summary in report.splits.items()}
     storage.write_json(
         folder / REPORT_FILE,
@@ -183,20 +203,30 @@ class _Collected:
 
     def __init__(self, datasets: Mapping[str, Dataset]):
         self._splits = {split: _summarise(dataset) for split, dataset in datasets.items()}
+        self._datasets = datasets
         self._sizes: dict[str, Counter[tuple[int, int]]] = {split: Counter() for split in datasets}
+        self._tallies = {split: truth.Tally(dataset) for split, dataset in datasets.items()}
+        self._without = {split: truth.Without() for split in datasets}
         self._findings = [
             Finding(problem.kind, split, problem.id, problem.sentence)
             for split, dataset in datasets.items()
             for problem in (*dataset.problems, *dataset.findings)
         ]
+        self._readings: dict[str, Counter[Scale | str]] = {split: Counter() for split in datasets}
         self._notes = list(dict.fromkeys(note for dataset in datasets.values() for note in dataset.notes))
 
     def take(self, item: str, record: Mapping[str, Any]) -> None:
         """Count an image that a worker has looked at."""
         split, _, id = item.partition(TAB)
+        dataset = self._datasets[split]
         if record["size"] is not None:
             self._sizes[split][tuple(record["size"])] += 1
+            if not record["has_mask"]:
+                self._without[split].add(id)
+        self._readings[split].update(record["readings"])
         self._splits[split].with_mask += record["has_mask"]
+        if record["truth"] is not None:
+            self._tallies[split].add(id, record["truth"], dataset.labels[dataset.index(id)])
         self._findings += [Finding(kind, split, id, sentence) for kind, sentence in record["problems"]]
 
     def take_failure(self, item: str, error: str, tries: int) -> None:
@@ -208,9 +238,15 @@ class _Collected:
         """Return what came together."""
         for split, summary in self._splits.items():
             summary.sizes = _extent(self._sizes[split])
+            name = self._datasets[split].name
+            if (numbering := self._tallies[split].numbering(f"the masks of {name}")) is not None:
+                self._findings.append(Finding(truth.NUMBERS, split, split, numbering))
+            if (note := self._without[split].note(name, summary.with_mask)) is not None:
+                self._notes.append(note)
         order = {split: place for place, split in enumerate(self._splits)}
         findings = sorted(set(self._findings), key=lambda one: (order[one.split], one.kind, one.id, one.sentence))
-        return CheckReport(self._splits, findings, stopped, self._notes)
+        notes = [note for split, counts in self._readings.items() for note in tell_readings(counts, f" of '{split}'")]
+        return CheckReport(self._splits, findings, stopped, [*self._notes, *notes])
 
 
 def _summarise(dataset: Dataset) -> SplitSummary:

@@ -175,7 +175,10 @@ class ClassifierTask(TrainingTask):
         }
 
     def conclude(self, model: Classifier, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return loss and mAP (percent; over classes that occur) of the held-out images."""
+        """Return loss and mAP (percent; over classes that occur) of the held-out images.
+
+        There is no mAP where every image shows every class: nothing could be ranked wrongly.
+        """
         from sklearn.metrics import average_precision_score  # a second that refinement's workers need not spend
 
         logits = np.concatenate([part["logits"] for part in parts])
@@ -190,7 +193,7 @@ class ClassifierTask(TrainingTask):
         precision = average_precision_score(labels[:, occurring], logits[:, occurring], average="macro")
         return {
             "loss": float(loss),
-            "map": 100 * float(precision),
+            "map": None if labels.all() else 100 * float(precision),
             "images": len(labels),
             "unreadable": errors,
         }

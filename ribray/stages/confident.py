@@ -13,7 +13,7 @@ from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.confident import cut
 from ribray.masks.crf import LABEL_CRF, CrfParameters, require_crf
 from ribray.rib.maps import Size, localization_maps
-from ribray.stages import refine, seed
+from ribray.stages import judging, refine, seed
 from ribray.stages.artifacts import read_map
 from ribray.stages.mask_pool import MASK, Made, MaskWorker, finished_masks, mask_work, run_masks, write_covers
 from ribray.stages.stage import Context, Stage
@@ -71,6 +71,7 @@ def _ids(context: Context) -> list[str]:
 
 
 def _check(context: Context) -> None:
+    seed.require_truth(context)
     if context.experiment.masks.crf == "dense":
         require_crf()
 
@@ -95,7 +96,8 @@ def _execute(context: Context) -> None:
     failed = len(result.failures)
     metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
     if counts.images:
-        metrics["seed_crf"] = {**counts.summary(["background", *dataset.classes]), "failed": failed}
+        names = ["background", *dataset.classes]
+        metrics["seed_crf"] = {**judging.summarise(context, NAME, counts, names), "failed": failed}
     run.write_metrics(NAME, {**metrics, "timing": result.timing})
     write_covers(context, NAME, [id for id in ids if id not in result.failures])
 

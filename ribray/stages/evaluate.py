@@ -13,7 +13,7 @@ from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.run import Failure
-from ribray.stages import segmentation
+from ribray.stages import judging, segmentation
 from ribray.stages.artifacts import trained_weights
 from ribray.stages.mask_pool import MASK, Made, MaskWorker, mask_work, run_masks, write_covers
 from ribray.stages.stage import Context, Stage, Work, per_second
@@ -28,8 +28,8 @@ BEFORE_FOLDER = "before_retraining"
 class EvaluateWorker(MaskWorker):
     """Predicts an image."""
 
-    def __init__(self, dataset: Dataset, folder: Path, weights: Path, experiment: Experiment):
-        super().__init__(dataset, folder)
+    def __init__(self, dataset: Dataset, folder: Path, weights: Path, experiment: Experiment, labels: Dataset):
+        super().__init__(dataset, folder, labels=labels)
         self._predict = segmentation.Predictor(experiment.segmentation, len(dataset.classes), weights)
         self._uses_crf = experiment.evaluate.crf == "dense"
 
@@ -44,8 +44,19 @@ class EvaluateWorker(MaskWorker):
 
 def splits(context: Context) -> list[Dataset]:
     """Return the data that is predicted."""
-    experiment = context.experiment
-    return [context.images(split) for split in experiment.evaluate.splits or (experiment.data.eval_split,)]
+    return [context.images(split) for split in _names(context)]
+
+
+def _names(context: Context) -> tuple[str, ...]:
+    return context.experiment.evaluate.splits or (context.experiment.data.eval_split,)
+
+
+def _labelled(context: Context) -> list[Dataset]:
+    """Return the data that is predicted with its labels, as far as they are known."""
+    return [
+        judging.with_labels(context, dataset, name)
+        for dataset, name in zip(splits(context), _names(context), strict=True)
+    ]
 
 
 def _ids(context: Context) -> list[str]:
@@ -65,6 +76,8 @@ def _ids(context: Context) -> list[str]:
 
 
 def _check(context: Context) -> None:
+    for dataset in _labelled(context):
+        judging.require_truth(context, dataset, dataset.ids)
     if context.experiment.evaluate.crf == "dense":
         require_crf()
 
@@ -85,8 +98,14 @@ def _execute(context: Context) -> None:
     for network, (where, weights, title) in networks.items():
         counts = Bootstrapped(MaskCounts(len(names)))
         failed: dict[str, Failure] = {}
-        for dataset in datasets:
-            arguments = {"dataset": dataset, "folder": where, "weights": weights, "experiment": experiment}
+        for dataset, labels in zip(datasets, _labelled(context), strict=True):
+            arguments = {
+                "dataset": dataset,
+                "folder": where,
+                "weights": weights,
+                "experiment": experiment,
+                "labels": labels,
+            }
             result = run_masks(
                 context, NAME, EvaluateWorker, arguments, dataset.ids, {MASK: counts}, gpu=True, title=title
             )
@@ -97,7 +116,7 @@ def _execute(context: Context) -> None:
             seconds += result.timing["seconds"]
         summary: dict[str, Any] = {"images": sum(map(len, datasets)) - len(failed), "failed": len(failed)}
         if counts.images:
-            summary = {**counts.summary(names), "failed": len(failed)}
+            summary = {**judging.summarise(context, NAME, counts, names), "failed": len(failed)}
         failures |= failed
         if network == MASK:
             metrics |= summary

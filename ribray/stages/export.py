@@ -24,11 +24,12 @@ from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, foreign_values
 from ribray.data.mask_files import read_mask_file
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.progress import Bar, show_progress
+from ribray.run import require_outside
 from ribray.stages import evaluate, pseudo
 from ribray.stages.finished import FinishedRun
 from ribray.stages.mask_pool import finished_masks, mask_path
 
-NAME = "export"
+NAME, FOLDER = "export", "exports"
 PSEUDO, PREDICTIONS = "pseudo", "predictions"
 STAGE_OF = {PSEUDO: pseudo.NAME, PREDICTIONS: evaluate.NAME}
 """Which stage makes the masks that ``--what`` names."""
@@ -125,9 +126,10 @@ def export_masks(
             raise UsageError(f"The server judges predictions of the test images; there are none of {what} masks.")
         split = split or SERVER_SPLIT
     split = split or (data.train_split if what == PSEUDO else data.eval_split)
-    file = storage.absolute(out or finished.run.directory / "exports" / f"{what}-{split}{ENDINGS[format]}")
+    file = storage.absolute(out or finished.run.directory / FOLDER / f"{what}-{split}{ENDINGS[format]}")
     if file.is_dir():
         raise UsageError(f"{file} is a folder; --out must name the file to write.")
+    require_outside(file, allowed=FOLDER)
     masks = _find_masks(finished, what, split)
     missing = len(masks.dataset) - len(masks.ids)
     if format == VOC_SERVER:

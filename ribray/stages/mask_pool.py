@@ -5,6 +5,7 @@ what is there already.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,13 @@ from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import ID_KEY, read_mask_file, write_mask
+from ribray.data.truth import Tally, look
 from ribray.errors import ImageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.progress import show_progress
 from ribray.run import RECORD_FILE, Failure, read_record
+from ribray.stages import judging
 from ribray.stages.stage import Context, Work, coverage, per_second
 
 SUFFIX = ".png"
@@ -56,21 +59,25 @@ class Made:
 
     mask: np.ndarray
     count: Callable[[np.ndarray], Mapping[str, Mapping[str, Any]]] = field(default=lambda truth: {})
+    note: str | None = None
+    """What a person should know of how it was made, in words that go for many images."""
 
 
 class MaskWorker(ABC):
     """Makes masks in a pool; a mask that is there already is only read for its counts."""
 
-    def __init__(self, dataset: Dataset, folder: Path, judge: Dataset | None = None):
+    def __init__(self, dataset: Dataset, folder: Path, judge: Dataset | None = None, labels: Dataset | None = None):
         """Keep what every such worker needs.
 
         Args:
             dataset: the images.
             folder: where the masks go.
             judge: whose truth masks are judged by, of its images only; default: ``dataset``.
+            labels: whose labels the truth is compared with; default: ``judge``.
         """
         self.dataset, self.folder = dataset, folder
         self._judge = judge or dataset
+        self._labels = labels or self._judge
 
     @abstractmethod
     def make(self, id: str) -> Made:
@@ -92,7 +99,7 @@ class MaskWorker(ABC):
     def finish(self, id: str, made: Made) -> dict[str, Any]:
         """Judge and write a new mask; a truth that cannot be read is no reason not to have the mask."""
         counts: dict[str, Any] = {ID_KEY: id}
-        unjudged = None
+        unjudged = seen = None
         try:
             truth = self._judge.mask(id) if id in self._judge else None
             counts[ORIGIN] = self._origin(id)
@@ -100,10 +107,17 @@ class MaskWorker(ABC):
                 own = MaskCounts(len(self.dataset.classes) + 1)
                 own.add(made.mask, truth)
                 counts |= {MASK: own.to_sparse(), **_plain(made.count(truth))}
+                seen = self._compare(id, truth)
         except ImageError as error:
             counts, unjudged = {ID_KEY: id}, str(error)
         write_mask(mask_path(self.folder, id), made.mask, self.dataset.palette, counts)
-        return {"made": True, "counts": counts, "unjudged": unjudged}
+        return {"made": True, "counts": counts, "unjudged": unjudged, "note": made.note, "truth": seen}
+
+    def _compare(self, id: str, truth: np.ndarray) -> dict[str, Any] | None:
+        """Look for disagreement of truth and labels; None where labels are not known, or there is none."""
+        dataset = self._labels
+        is_labelled = id in dataset and dataset.labels[dataset.index(id)].any()
+        return look(dataset, id, truth) if is_labelled else None
 
     def _origin(self, id: str) -> dict[str, str]:
         """Say which image a mask is of and whose truth it was judged by: ids alone may repeat between splits."""
@@ -146,19 +160,25 @@ def run_masks(
     title: str | None = None,
     chunk_size: int = 1,
 ) -> MasksResult:
-    """Make the masks of ``ids`` and add up the counts, each under its name."""
+    """Make the masks of ``ids``, add up the counts, each under its name, and tell where the truth seems wrong."""
     plan = PoolPlan.of(name, context.experiment.cluster, context.session, chunk_size=chunk_size, gpu=gpu)
     failures: dict[str, Failure] = {}
     without: set[str] = set()
     made = 0
+    notes: Counter[str] = Counter()
+    labelled: Dataset = arguments.get("labels") or arguments.get("judge") or arguments["dataset"]
+    tally = Tally(labelled)
 
     def on_done(id: str, record: Mapping[str, Any]) -> None:
         nonlocal made
         made += record["made"]
         if record.get("note"):
+            notes[record["note"]] += 1
             context.run.event(name, record["note"], id=id)
         if record["unjudged"] is not None:
             failures[id] = Failure(id, name, f"not judged: {record['unjudged']}")
+        if record.get("truth") is not None:
+            tally.add(id, record["truth"], labelled.labels[labelled.index(id)])
         for kind, values in record["counts"].items():
             if kind in counts:
                 counts[kind].merge(id, values)
@@ -171,6 +191,11 @@ def run_masks(
     storage.remove_leftovers(arguments["folder"])
     with show_progress(context.console, title or name, len(ids)) as bar:
         result = Pool(plan, worker_class, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
+    for note, count in sorted(notes.items()):
+        text = f"  {count} of {len(ids)} images: {note}; see events/."
+        context.console.print(text, highlight=False, markup=False)
+    if MASK in counts and not result.stopped:
+        judging.tell_agreement(context, tally)
     return MasksResult(failures, without, result.stopped, per_second(made, result.seconds) | {"workers": plan.workers})
 
 

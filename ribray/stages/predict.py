@@ -15,7 +15,8 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -31,16 +32,16 @@ from ribray.cluster.session import Session, connect, require_shared
 from ribray.config import ClusterConfig, Experiment, SegmentationConfig, to_values, validate_experiment
 from ribray.data import synthetic
 from ribray.data.dataset import colour_map
-from ribray.data.images import IMAGE_SUFFIXES, read_image
+from ribray.data.images import IMAGE_SUFFIXES, read_picture, tell_readings
 from ribray.data.lists import check_id
 from ribray.data.mask_files import write_mask
 from ribray.errors import UsageError
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.progress import show_progress
 from ribray.report.overlays import legend_overlay
-from ribray.run import FAILURES_FILE, Failure
+from ribray.run import FAILURES_FILE, Failure, require_outside
 from ribray.run import RECORD_FILE as STAGE_RECORD
-from ribray.stages import classifier, segmentation
+from ribray.stages import classifier, export, segmentation
 from ribray.stages.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
 from ribray.stages.finished import Artifact, FinishedRun
 from ribray.stages.mask_pool import SUFFIX, mask_path
@@ -87,7 +88,8 @@ class PredictWorker:
     def process(self, item: str) -> dict[str, Any]:
         """Do the image with this file name below the source."""
         network, id = self._network, id_of(item)
-        image = read_image(self._source / item)
+        picture = read_picture(self._source / item)
+        image = picture.pixels
         probabilities = self._predict(image)
         if network.uses_crf:
             probabilities = crf_from_probabilities(image, probabilities, PREDICTION_CRF)
@@ -96,7 +98,7 @@ class PredictWorker:
         Image.fromarray(legend_overlay(image, mask, network.classes, network.palette)).save(stream, "PNG")
         storage.write_bytes(mask_path(self._out / OVERLAYS, id), stream.getvalue())
         write_mask(mask_path(self._out / MASKS, id), mask, network.palette)
-        return {}
+        return {"remarks": picture.remarks}
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------
@@ -126,7 +128,11 @@ def predict_images(directory: Path, source: Path, out: Path, console: Console, s
     left = [name for name in names if name not in failures and id_of(name) not in done]
     earlier = len(names) - len(failures) - len(left)
     made, stopped = 0, False
+    remarks: Counter[Any] = Counter()
     if left:
+
+        def on_done(name: str, record: Mapping[str, Any]) -> None:
+            remarks.update(record["remarks"])
 
         def on_failed(name: str, error: str, tries: int) -> None:
             failures[name] = Failure(name, NAME, error, tries)
@@ -138,8 +144,10 @@ def predict_images(directory: Path, source: Path, out: Path, console: Console, s
             plan = _plan(finished.experiment.cluster, session, len(left))
             pool = Pool(plan, PredictWorker, {"network": network, "source": root, "out": out})
             with show_progress(console, NAME, len(names), earlier) as bar:
-                result = pool.run(left, lambda name, record: None, on_failed, bar, stop.is_set)
+                result = pool.run(left, on_done, on_failed, bar, stop.is_set)
         made, stopped = result.done, result.stopped
+    for sentence in tell_readings(remarks):
+        console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
     _write_failures(out, failures.values())
     return Predicted(out, len(names), earlier + made, len(failures), stopped)
 
@@ -199,13 +207,12 @@ def _network(finished: FinishedRun) -> Network:
     require_recorded(artifact.folder, recorded_weights(artifact.record), segmentation.NAME)
     experiment = _trained_with(finished, artifact)
     classes = _class_names(finished, artifact)
-    is_drawn = experiment.data.kind == "synthetic"  # the only data with colours of its own
     return Network(
         experiment.segmentation,
         artifact.folder / WEIGHTS_FILE,
         experiment.evaluate.crf == "dense",
         classes,
-        synthetic.palette(len(classes)) if is_drawn else colour_map(),
+        _palette(artifact, experiment, len(classes)),
     )
 
 
@@ -228,6 +235,15 @@ def _class_names(finished: FinishedRun, artifact: Artifact) -> tuple[str, ...]:
     return finished.context().training_set.classes
 
 
+def _palette(artifact: Artifact, experiment: Experiment, classes: int) -> np.ndarray:
+    """Return the colours of the run's data, (256, 3) uint8: those that training wrote down, or those of its kind."""
+    if written := artifact.run.metrics().get(segmentation.NAME, {}).get("colours"):
+        colours = colour_map()
+        colours[: len(written)] = [list(bytes.fromhex(colour.removeprefix("#"))) for colour in written]
+        return colours
+    return synthetic.palette(classes) if experiment.data.kind == "synthetic" else colour_map()
+
+
 def _claim(out: Path, network: Network, root: Path) -> None:
     """Make ``out`` the place of these predictions.
 
@@ -242,6 +258,8 @@ def _claim(out: Path, network: Network, root: Path) -> None:
             raise UsageError(f"{out} holds predictions by another network or of other images; choose another --out.")
     elif out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} holds other files; choose another --out.")
+    else:
+        require_outside(out, allowed=export.FOLDER)
     storage.require_writable(out)
     storage.write_json(out / RECORD_FILE, record)
     storage.remove_leftovers(out)

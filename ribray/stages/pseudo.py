@@ -25,7 +25,7 @@ from ribray.masks.pseudo import walk_scores
 from ribray.masks.saliency import mark_conflicts, read_saliency
 from ribray.masks.seed import winner
 from ribray.models.irnet import load_irnet
-from ribray.stages import confident, irn, refine, seed
+from ribray.stages import confident, irn, judging, refine, seed
 from ribray.stages.artifacts import trained_weights
 from ribray.stages.mask_pool import (
     MASK,
@@ -123,8 +123,9 @@ class PseudoWorker(MaskWorker):
         scores = walk_scores(walked.cpu(), size)
         low, high = config.ignore_band or (config.threshold, config.threshold)
         mask = cut(prepared.image, scores, prepared.present, high, low, self._crf)
+        note = None
         if self._saliency is not None:
-            salient = read_saliency(self._saliency, id, size, self._experiment.masks.saliency_threshold)
+            salient, note = read_saliency(self._saliency, id, size, self._experiment.masks.saliency_threshold)
             mask = mark_conflicts(mask, salient)
 
         def count(truth: np.ndarray) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class PseudoWorker(MaskWorker):
             curve.add(*winner(scores, prepared.present), truth)
             return {WALK: curve.to_sparse()}
 
-        return Made(mask, count)
+        return Made(mask, count, note)
 
 
 def pseudo_ids(context: Context) -> list[str]:
@@ -142,6 +143,7 @@ def pseudo_ids(context: Context) -> list[str]:
 
 
 def _check(context: Context) -> None:
+    seed.require_truth(context)
     if context.experiment.pseudo.crf == "dense":
         require_crf()
     if (folder := _saliency(context)) is not None and not folder.is_dir():
@@ -191,7 +193,7 @@ def _execute(context: Context) -> None:
     failed, names = len(result.failures), ["background", *dataset.classes]
     metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
     if counts.images:
-        metrics |= counts.summary(names) | {"walk": {**walk.summary(names), "failed": failed}}
+        metrics |= judging.summarise(context, NAME, counts, names) | {"walk": {**walk.summary(names), "failed": failed}}
     run.write_metrics(NAME, {**metrics, "timing": result.timing})
     write_covers(context, NAME, [id for id in ids if id not in result.failures])
 

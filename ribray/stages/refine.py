@@ -4,12 +4,11 @@ import hashlib
 import itertools
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +18,17 @@ from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import usable_cores
 from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
-from ribray.data.images import image_size
-from ribray.data.lists import read_id_list
-from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, target_views
+from ribray.data.depth import Scale
+from ribray.data.images import tell_readings
+from ribray.data.listing import Near
+from ribray.data.lists import id_finder, read_list
 from ribray.errors import ImageError, UsageError
 from ribray.models import build_classifier
 from ribray.models.weights import load_classifier
 from ribray.progress import show_progress
 from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import empty_arrays, to_arrays, write_maps
+from ribray.rib.preparation import Preparation
 from ribray.rib.refine import Refiner
 from ribray.run import RECORD_FILE, Failure, read_record
 from ribray.stages.artifacts import trained_weights
@@ -87,17 +88,26 @@ def finished_ids(folder: Path) -> set[str]:
 def wanted_ids(context: Context) -> list[str]:
     """Return the images to refine, in the order of the split: those of ``data.image_list``, up to ``refine.limit``.
 
+    An image of the list that the split had to leave out is none of them, and is a failure.
+
     Raises:
         UsageError: the list names an image that is not in the split.
     """
     dataset, config = context.training_set, context.experiment
     ids = list(dataset.ids)
     if config.data.image_list is not None:
-        listed = read_id_list(storage.absolute(config.data.image_list))
-        for id in listed:
-            if id not in dataset:
-                raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}.")
-        chosen = set(listed)
+        left_out = [problem.id for problem in dataset.problems]
+        listed = read_list(storage.absolute(config.data.image_list), id_finder([*left_out, *ids]))
+        chosen = set(listed.ids)
+        for id in listed.ids if not chosen.issubset([*left_out, *ids]) else ():
+            if id not in dataset and id not in left_out:
+                near = Near([*ids, *left_out]).hint(id)
+                raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}{near}.")
+        if listed.signs:
+            context.tell(
+                f"{listed.source} has a sign on its lines, as VOC's lists of a class have: all its images are refined, "
+                "whatever the sign."
+            )
         ids = [id for id in ids if id in chosen]
     return ids[: config.refine.limit]
 
@@ -109,120 +119,6 @@ def refined_ids(context: Context) -> list[str]:
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
-
-
-_Loaded = TypeVar("_Loaded")
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The image that is refined."""
-
-    size: tuple[int, int]
-    """Height and width in pixels."""
-    views: list[torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _Crop:
-    """One extra sample, cut out and still uint8."""
-
-    place: int
-    pixels: np.ndarray
-    box: Box
-
-
-class _Preparation:
-    """An image's pixels, being loaded by background threads: the target's and its extra samples'.
-
-    An extra that cannot be read is passed over for the next one of the target's order; which image becomes which
-    sample therefore depends on the data alone, not on when a thread was done.
-    """
-
-    def __init__(
-        self,
-        id: str,
-        dataset: Dataset,
-        order: ExtraOrder,
-        config: RefineConfig,
-        threads: ThreadPoolExecutor,
-        normalisation: Normalisation,
-    ):
-        self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
-        self._normalisation = normalisation
-        present = np.flatnonzero(dataset.labels[dataset.index(id)])
-        self._available = order.available(id, present.tolist())
-        self._order = order.draw(id, present.tolist())
-        self._drawn: Counter[int] = Counter()
-        self.unreadable: dict[int, str] = {}
-        self.waited = 0.0
-        """Seconds in which the refinement had to wait for a thread."""
-        self._target = threads.submit(self._see)
-        self._queue: deque[tuple[int, Future[_Crop]]] = deque()
-        self._submit(self.per_step * (config.iterations - 1))
-
-    @property
-    def per_step(self) -> int:
-        """Samples of a step: what is configured, or every image there is as far as it is known to be readable."""
-        return min(self._config.batch_size - 1, self._available - len(self.unreadable))
-
-    def _submit(self, count: int) -> None:
-        for place in itertools.islice(self._order, count):
-            self._queue.append((place, self._threads.submit(self._cut, place, self._drawn[place])))
-            self._drawn[place] += 1
-
-    def _see(self) -> _Target:
-        image = self._dataset.image(self._id)
-        views = target_views(image, self._config.scales, self._normalisation)
-        return _Target((image.shape[0], image.shape[1]), [_ready_to_copy(view) for view in views])
-
-    def _cut(self, place: int, turn: int) -> _Crop:
-        extra = self._dataset.ids[place]
-        rng = keyed_rng("extra", self._config.seed, self._id, extra, turn)
-        pixels, box = augment(self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size)
-        return _Crop(place, pixels, box)
-
-    def target(self) -> _Target:
-        """Return the target's size and views.
-
-        Raises:
-            ImageError: they cannot be read.
-        """
-        return self._wait(self._target)
-
-    def take(self) -> list[_Crop]:
-        """Return the crops of the next step.
-
-        Raises:
-            ImageError: none of the images that may serve as extras can be read.
-        """
-        crops: list[_Crop] = []
-        while len(crops) < self.per_step:
-            if not self._queue:
-                self._submit(1)
-            place, future = self._queue.popleft()
-            try:
-                crops.append(self._wait(future))
-            except ImageError as error:
-                self.unreadable[place] = f"{self._dataset.ids[place]}: {error}"
-                if not self.per_step:
-                    raise ImageError(
-                        f"None of the {self._available} images that could serve as extras is readable."
-                    ) from None
-        return crops
-
-    def _wait(self, future: Future[_Loaded]) -> _Loaded:
-        began = time.monotonic()
-        try:
-            return future.result()
-        finally:
-            self.waited += time.monotonic() - began
-
-    def cancel(self) -> None:
-        """Drop what has not been loaded."""
-        for _, future in self._queue:
-            future.cancel()
-        self._queue.clear()
 
 
 class RefineWorker:
@@ -250,7 +146,7 @@ class RefineWorker:
         self._dataset, self._config, self._folder = dataset, config, folder
         self._order = ExtraOrder(dataset.ids, dataset.labels, config.seed)
         self._threads = ThreadPoolExecutor(loader_threads, thread_name_prefix="loader")
-        self._prepared: dict[str, _Preparation] = {}
+        self._prepared: dict[str, Preparation] = {}
 
     def prefetch(self, item: str) -> None:
         """Begin to load an image that comes later."""
@@ -266,18 +162,21 @@ class RefineWorker:
         began = time.monotonic()
         present = np.flatnonzero(self._dataset.labels[self._dataset.index(item)])
         if present.size == 0:
-            height, width = self._dataset.image(item).shape[:2]
+            picture = self._dataset.picture(item)
+            height, width = picture.pixels.shape[:2]
             write_maps(map_path(self._folder, item), item, empty_arrays((height, width), self._config.scales))
-            return {"steps": 0, **_times(began)}
+            return {"steps": 0, "remarks": picture.remarks, **_times(began)}
         preparation = self._prepared.pop(item, None) or self._prepare(item)
         try:
-            if self._config.batch_size > 1 and preparation.per_step == 0:
+            if self._config.batch_size > 1 and preparation.per_step == 0 and not preparation.is_alone:
                 raise ImageError(
                     f"{item} has no image to draw extra samples from: every other one shares a class with it; "
-                    "add images without its classes, or set refine.batch_size=1."
+                    "add images without its classes, be it without any, or set refine.batch_size=1."
                 )
             target = preparation.target()
-            refinement = self._refiner.refine(target.views, present.tolist(), lambda step: self._extras(preparation))
+            refinement = self._refiner.refine(
+                target.views, present.tolist(), lambda step: preparation.batch(self._device)
+            )
         finally:
             preparation.cancel()
         arrays = to_arrays(refinement, target.size, self._config.scales)
@@ -286,31 +185,15 @@ class RefineWorker:
             "steps": refinement.steps,
             "stop_reason": refinement.stop_reason,
             "extras": preparation.per_step,
+            "only_empty": preparation.only_empty,
+            "remarks": target.remarks,
             "unreadable": list(preparation.unreadable.values()),
             "waited": preparation.waited,
             **_times(began),
         }
 
-    def _prepare(self, item: str) -> _Preparation:
-        return _Preparation(item, self._dataset, self._order, self._config, self._threads, self._normalisation)
-
-    def _extras(self, preparation: _Preparation) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if preparation.per_step == 0:
-            return None
-        crops = preparation.take()
-        pixels, labels = (
-            _ready_to_copy(torch.from_numpy(array)).to(self._device, non_blocking=True)
-            for array in (
-                np.stack([crop.pixels for crop in crops]),
-                self._dataset.labels[[crop.place for crop in crops]],
-            )
-        )
-        return normalise_crops(pixels, [crop.box for crop in crops], self._normalisation), labels
-
-
-def _ready_to_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in memory that a GPU reads from without the host waiting; on a CPU as it is."""
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+    def _prepare(self, item: str) -> Preparation:
+        return Preparation(item, self._dataset, self._order, self._config, self._threads, self._normalisation)
 
 
 def _times(began: float) -> dict[str, Any]:
@@ -401,36 +284,60 @@ class _Notes:
         self._context = context
         self._unreadable: set[str] = set()
         self._few: int | None = None
+        self._only_empty = 0
+        self._remarks: Counter[Scale | str] = Counter()
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:
         """Look at the record of a finished image."""
         for sentence in set(record.get("unreadable", ())) - self._unreadable:
             self._unreadable.add(sentence)
             self._context.run.event(NAME, "extra sample passed over", error=sentence)
+        self._remarks.update(record.get("remarks", ()))
+        self._only_empty += record.get("only_empty", False)
         wanted = self._context.experiment.refine.batch_size - 1
-        if "extras" in record and record["extras"] < wanted:
+        if 0 < record.get("extras", 0) < wanted:
             self._few = min(record["extras"], self._few if self._few is not None else wanted)
 
     def tell(self) -> None:
         """Print it."""
-        wanted = self._context.experiment.refine.batch_size - 1
+        config = self._context.experiment.refine
         if self._few is not None:
-            self._context.console.print(
-                f"Some images had fewer than {wanted} others without their classes (at least {self._few}): "
-                "all there are were drawn.",
-                highlight=False,
+            self._print(
+                f"Some images had fewer than {config.batch_size - 1} others without their classes (at least "
+                f"{self._few}): all there are were drawn."
+            )
+        if self._only_empty:
+            drawn = "add nothing to L_RIB, so these were refined as with refine.batch_size=1"
+            self._print(
+                f"For {self._only_empty} image(s) there were no others without their classes but those that show no "
+                f"class at all, which {drawn if config.loss == 'rib' else 'were drawn'}."
             )
         if self._unreadable:
-            self._context.console.print(
-                f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.",
-                highlight=False,
-            )
+            self._print(f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.")
+        for sentence in tell_readings(self._remarks):
+            self._print(f"Note: {sentence}")
+
+    def _print(self, sentence: str) -> None:
+        self._context.console.print(sentence, highlight=False, markup=False)
 
 
 SAMPLED_IMAGES = 50
 """Images whose size a plan looks at."""
 STEM_SHARE, BACKWARD_FACTOR = 0.28, 2.0
 """Of a forward pass: the frozen stem's share (docs/method.md, section 2), and what a backward pass costs more."""
+
+
+def _check(context: Context) -> None:
+    """Refuse what no image could be refined with."""
+    config, dataset = context.experiment.refine, context.training_set
+    everywhere = np.flatnonzero(dataset.labels.all(axis=0))
+    if config.batch_size > 1 and everywhere.size and context.imported(NAME) is None:
+        name = dataset.classes[everywhere[0]]
+        raise UsageError(
+            f"Every image of {dataset.name} shows the class '{name}', so none can serve as an extra sample of another, "
+            f"of which refine.batch_size={config.batch_size} needs some: set refine.batch_size=1, or add images "
+            f"without '{name}', be it without any class."
+        )
 
 
 def _estimate(context: Context, work: Work) -> Estimate:
@@ -444,7 +351,9 @@ def _estimate(context: Context, work: Work) -> Estimate:
         return Estimate(None, 0)
     pixels = float(np.median(areas)) * sum(2 * scale**2 for scale in config.scales)
     learned = float(np.median(areas)) * sum(2 * scale**2 for scale in config.loss_scales)
-    extras = (config.batch_size - 1) * config.crop_size**2
+    with_class = dataset.labels[dataset.labels.any(1)]
+    is_alone = config.loss == "rib" and with_class.all(0).any()  # nobody is without a class that all others show
+    extras = 0 if is_alone else (config.batch_size - 1) * config.crop_size**2
     trunk = 1 - STEM_SHARE
     per_image = config.iterations * trunk * pixels + (config.iterations - 1) * (
         BACKWARD_FACTOR * trunk * learned + (1 + BACKWARD_FACTOR * trunk) * extras
@@ -461,7 +370,7 @@ def _estimate(context: Context, work: Work) -> Estimate:
 def _area(dataset: Dataset, id: str) -> int | None:
     """Return the pixels of an image, None of one that cannot be read."""
     try:
-        height, width = image_size(dataset.image_path(id))
+        height, width = dataset.size(id)
     except ImageError:
         return None
     return height * width
@@ -475,12 +384,14 @@ def _seconds_per_pixel(context: Context) -> float:
     image = torch.zeros(1, 3, 256, 256, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(context.experiment.cluster.threads_per_worker)
-    with torch.no_grad():
-        model(image)
-        began = time.monotonic()
-        model(image).sum().item()
-    torch.set_num_threads(threads)
-    return (time.monotonic() - began) / (image.shape[-1] * image.shape[-2])
+    try:
+        with torch.no_grad():
+            model(image)
+            began = time.monotonic()
+            model(image).sum().item()
+        return (time.monotonic() - began) / (image.shape[-1] * image.shape[-2])
+    finally:
+        torch.set_num_threads(threads)
 
 
 STAGE = Stage(
@@ -493,6 +404,7 @@ STAGE = Stage(
     fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
     work=_work,
     execute=_execute,
+    check=_check,
     estimate=_estimate,
     serves_in_part=True,
 )

@@ -147,13 +147,23 @@ class _Gathered:
 
     @cached_property
     def map_files(self) -> dict[str, Path]:
-        """Map file by image id, in the order of the split where it is known."""
+        """Map file by image id: of the images that the run's numbers are about, in the order of the split.
+
+        Of all there are, where the data cannot be opened any more.
+        """
         artifact = self.main.artifact(refine.NAME)
         if artifact is None:
             return {}
         done = refine.finished_ids(artifact.folder)
-        ids = sorted(done) if self.training_set is None else [id for id in self.training_set.ids if id in done]
+        ids = sorted(done) if self.training_set is None else [id for id in self._wanted if id in done]
         return {id: refine.map_path(artifact.folder, id) for id in ids}
+
+    @property
+    def _wanted(self) -> Sequence[str]:
+        try:
+            return refine.wanted_ids(self.context)
+        except RibrayError:  # the list of images is gone
+            return self.context.training_set.ids
 
     def folder(self, source: str, stage: str) -> Path | None:
         """Return what a stage made of some maps; None where that chain has none of its own."""
@@ -307,7 +317,7 @@ def _draw(gathered: _Gathered, page: RunPage) -> None:
     """Draw the figures of a run: charts always, pictures where the run itself has not drawn them."""
     folder = gathered.run.directory / FIGURES_FOLDER
     judged = page.metrics.get(seed.NAME, {})
-    if judged:
+    if any("curve" in numbers for numbers in judged.values()):
         draw_curve(judged, folder / CURVE_FILE)
     charts: list[Chart] = [loss_chart(logs, network) for network, logs in page.logs.items()]
     if charts:

@@ -12,6 +12,7 @@ import numpy as np
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.data.dataset import Dataset
+from ribray.data.truth import Tally, look
 from ribray.errors import ImageError, RibrayError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.threshold_curve import ThresholdCurve
@@ -19,7 +20,7 @@ from ribray.masks.seed import winner
 from ribray.progress import show_progress
 from ribray.rib.maps import MapRecord, Which, localization_maps
 from ribray.run import Failure
-from ribray.stages import refine
+from ribray.stages import judging, refine
 from ribray.stages.artifacts import read_map
 from ribray.stages.stage import Context, Stage, Work, coverage, per_second
 
@@ -44,7 +45,7 @@ class SeedWorker:
         self._curve = ThresholdCurve(len(dataset.classes) + 1, thresholds)
 
     def process(self, item: str) -> dict[str, Any]:
-        """Return one sparse threshold curve per method and per step, and how the refinement ended.
+        """Return one sparse threshold curve per method and per step, how the refinement ended, and the truth's values.
 
         Steps are those that the image has; None where their maps were not asked for or not kept.
 
@@ -62,7 +63,13 @@ class SeedWorker:
             # The first step's map is the plain one and the last step's the refined one.
             between = [self._count(record, step, truth) for step in range(1, len(record.by_step) - 1)]
             steps = [curves["cam"], *between, curves["rib"]][: max(len(record.by_step), 1)]
-        return {"curves": curves, "steps": steps, "stop_reason": record.stop_reason, "classes": len(record.classes)}
+        return {
+            "curves": curves,
+            "steps": steps,
+            "stop_reason": record.stop_reason,
+            "classes": len(record.classes),
+            "truth": look(self._dataset, item, truth),
+        }
 
     def _count(self, record: MapRecord, which: Which, truth: np.ndarray) -> dict[str, Any]:
         self._curve.clear()
@@ -86,8 +93,11 @@ class StepCurves:
             curve.merge_sparse(records[min(step, len(records) - 1)])
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return each step's number from 1 (the plain map), its best threshold, and the mIoU there in percent."""
-        best = (curve.best() for curve in self._curves)
+        """Return each step's number from 1 (the plain map), its best threshold, and the mIoU there in percent.
+
+        Nothing where the truth has no foreground.
+        """
+        best = (curve.best() for curve in self._curves if curve.has_foreground)
         return [{"step": step, "miou": one.miou, "threshold": one.threshold} for step, one in enumerate(best, start=1)]
 
 
@@ -97,16 +107,30 @@ def evaluated_split(context: Context) -> Dataset:
     return context.dataset(config.seed_eval.split or config.data.train_split)
 
 
+def require_truth(context: Context) -> None:
+    """Refuse a truth of the wanted images that nothing can be judged by.
+
+    Raises:
+        UsageError: none of their masks shows a class, though labels say that there are some.
+    """
+    judging.require_truth(context, evaluated_split(context), _judged(context, refine.wanted_ids(context)))
+
+
+def _judged(context: Context, ids: Iterable[str]) -> list[str]:
+    """Return those of ``ids`` that are in the evaluated split, in its order."""
+    chosen = set(ids)
+    return [id for id in evaluated_split(context).ids if id in chosen]
+
+
 def _ids(context: Context) -> list[str]:
-    """The images that count: those of the evaluated split that have a map."""
-    finished = refine.finished_ids(context.artifact(refine.NAME))
-    return [id for id in evaluated_split(context).ids if id in finished]
+    """The images that count: as for the masks, the wanted ones that have a map."""
+    return _judged(context, refine.refined_ids(context))
 
 
 def _work(context: Context) -> Work:
     ids = _ids(context)
     if not ids:  # nothing is refined yet: as many as refinement will make
-        return Work(len(set(refine.wanted_ids(context)).intersection(evaluated_split(context).ids)), 0)
+        return Work(len(_judged(context, refine.wanted_ids(context))), 0)
     record = context.run.record(FOLDER) or {}
     return Work(len(ids), len(ids) if record.get("covers") == coverage(ids) else 0)
 
@@ -126,6 +150,7 @@ def _execute(context: Context) -> None:
     count = experiment.refine.iterations if kept else 0
     steps = StepCurves(ThresholdCurve(len(dataset.classes) + 1, thresholds) for _ in range(count))
     ended: Counter[str] = Counter()
+    tally = Tally(dataset)
     failures: dict[str, Failure] = {}
     plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
     arguments = {
@@ -139,6 +164,7 @@ def _execute(context: Context) -> None:
         for method, curve in curves.items():
             curve.merge(id, record["curves"][method])
         steps.merge(record["steps"])
+        tally.add(id, record["truth"], dataset.labels[dataset.index(id)])
         if record["classes"]:
             ended[record["stop_reason"]] += 1
 
@@ -153,13 +179,17 @@ def _execute(context: Context) -> None:
     context.replace_failures(NAME, failures)
     if not curves["cam"].images:
         raise RibrayError("No image could be evaluated: none of them has both a map and a readable mask.")
-    unrefined = sum(failure.stage == refine.NAME and failure.id in dataset for failure in run.failures())
+    judging.tell_agreement(context, tally)
+    wanted = set(_judged(context, refine.wanted_ids(context)))
+    unrefined = sum(failure.stage == refine.NAME and failure.id in wanted for failure in run.failures())
     failed = len(failures) + unrefined
     names = ["background", *dataset.classes]
-    metrics = {method: {**curve.summary(names), "failed": failed} for method, curve in curves.items()}
+    metrics = {
+        method: {**judging.summarise(context, NAME, curve, names), "failed": failed} for method, curve in curves.items()
+    }
     metrics["rib"]["refinement_ended"] = {reason: ended[reason] for reason in sorted(ended)}
     means = {f"{method}_miou": curve.counts.miou().tolist() for method, curve in curves.items()}
-    points = zip(thresholds, *means.values(), strict=True)
+    points = zip(thresholds, *means.values(), strict=True) if curves["cam"].counts.has_foreground else ()
     rows = [(f"{threshold:g}", *(f"{value:.6f}" for value in values)) for threshold, *values in points]
     _write_csv(run.directory / FOLDER / CURVE_FILE, ("threshold", *means), rows)
     if by_step := steps.summary():
@@ -187,4 +217,5 @@ STAGE = Stage(
     work=_work,
     execute=_execute,
     writes=("cam.miou", "cam.threshold", "rib.miou", "rib.threshold"),
+    check=require_truth,
 )

@@ -235,6 +235,7 @@ def _execute(context: Context) -> None:
         "images": len(ids) - len(failures.keys() - lost.keys()),
         "failed": len(failures),
         "classes": list(dataset.classes),
+        "colours": [f"#{colour.tobytes().hex()}" for colour in dataset.palette[: len(dataset.classes) + 1]],
     }
     both = Trained(trained.log, sum(each.seconds for each in trainings), sum(each.steps for each in trainings))
     run.write_metrics(NAME, {**metrics, "timing": both.timing(config.batch_size, config.workers)})

@@ -158,9 +158,18 @@ class Context:
         for finding in dataset.findings:
             by_kind.setdefault(finding.kind, []).append(finding.sentence)
         for sentence in [*dataset.notes, *map(of_a_kind, by_kind.values())]:
-            if sentence not in self._told:
-                self._told.add(sentence)
-                self.console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+            self.tell(sentence)
+
+    def tell(self, sentence: str) -> None:
+        """Print a note, once however often it is told."""
+        if self.is_news(sentence):
+            self.console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+    def is_news(self, topic: str) -> bool:
+        """Whether something was not told yet by this command; from now on it was."""
+        is_news = topic not in self._told
+        self._told.add(topic)
+        return is_news
 
     @property
     def training_set(self) -> Dataset:

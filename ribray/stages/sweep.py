@@ -30,7 +30,7 @@ from ribray.run import EXPERIMENT_FILE, LEDGER_FILE, Run, differences, hold
 from ribray.stages import MASK_STAGES, STAGES
 from ribray.stages.chain import CAM, Request, feeds, parse_stages, run_chain, serves
 from ribray.stages.stage import Context
-from ribray.sweep_file import Axis, SweepFile, Trial, base_experiment, scaled, trials_of
+from ribray.sweep_file import Axis, SweepFile, Trial, base_experiment, base_run, read_base, scaled, trials_of
 from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command
 
 BASE_FOLDER, TUNE_FOLDER, SWEEP_FILE = "base", "tune", "sweep.yaml"
@@ -38,6 +38,8 @@ LASTING = ("finished", "diverged", "stopped")
 """What a trial stays when the sweep is started again; others are run."""
 LOCK_SECONDS = 60.0
 """How long a trial waits for the process of an interrupted sweep to let go of its directory."""
+LOG_END = 4096
+"""Bytes of a trial's log that are looked at for its last line."""
 NO_PART_OF_A_RESULT = ("cluster.", "tracking.")
 
 
@@ -85,6 +87,8 @@ class _Job:
 
     request: SweepRequest
     out: Path
+    recipe: Mapping[str, Any]
+    """Raw values of the base's recipe, as they were when the sweep was started."""
     base: Path
     """Directory of the run that trials reuse."""
     stages: tuple[str, ...]
@@ -99,9 +103,10 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         RibrayError: the base run failed.
     """
     definition, out = request.sweep, storage.absolute(request.out)
-    experiment = base_experiment(definition, request.overrides)
+    recipe = read_base(definition)
+    experiment = base_experiment(definition, request.overrides, recipe=recipe)
     trials = trials_of(definition, experiment)
-    touched = _check(request, experiment, trials)
+    touched = _check(request, experiment, trials, recipe)
     needed = [name for name in STAGES if name in definition.stages or feeds(name, definition.stages)]
     shared = tuple(name for name in needed if name not in touched)
     with ExitStack() as held:
@@ -114,9 +119,8 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         storage.write_text(out / SWEEP_FILE, request.source.read_text(encoding="utf-8-sig"))
         ledger.write()
         base = _base_run(request, experiment, shared, out, console, stop)
-        job = _Job(
-            request, out, base, tuple(name for name in needed if name not in shared or name in definition.stages)
-        )
+        own = tuple(name for name in needed if name not in shared or name in definition.stages)
+        job = _Job(request, out, recipe, base, own)
         if not stop.is_set():
             _run_trials(job, ledger, experiment, console, stop)
         command = None if experiment.tracking.wandb == "disabled" else _sync_command(ledger, out)
@@ -138,7 +142,7 @@ def _training_workers(experiment: Experiment) -> int:
 # --- before anything starts --------------------------------------------------------------------------------------
 
 
-def _check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> set[str]:
+def _check(request: SweepRequest, base: Experiment, trials: Sequence[Trial], recipe: Mapping[str, Any]) -> set[str]:
     """Refuse what cannot work; return the stages that some trial has to do for itself."""
     definition = request.sweep
     parse_stages(",".join(definition.stages))
@@ -150,21 +154,30 @@ def _check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> 
             raise UsageError(f"{request.source}: there is no configuration key '{key}' to vary{nearest(key, known)}.")
     changed: set[str] = set()
     for trial in trials:
-        values = flatten(to_values(_experiment(request, trial, {})))
+        values = flatten(to_values(base_experiment(definition, request.overrides, trial.settings, recipe)))
         changed |= {key for key, value in values.items() if value != known[key]}
     if definition.scheduler is not None:
         changed.add("refine.limit")
     touched = {name for name, stage in STAGES.items() if any(_lies_under(key, stage.reads) for key in changed)}
+    if any(_chooses_data(key, base) for key in changed):
+        touched = set(STAGES)
     touched |= {name for name in STAGES if any(feeds(other, (name,)) for other in touched)}
     reading = {name for name in STAGES if name in definition.stages or feeds(name, definition.stages)}
     for key in definition.space:
-        if not any(_lies_under(key, STAGES[name].reads) for name in reading) and key != "seed":
+        is_read = key == "seed" or _chooses_data(key, base)
+        if not is_read and not any(_lies_under(key, STAGES[name].reads) for name in reading):
             raise UsageError(
                 f"{request.source}: none of the stages {', '.join(definition.stages)} depends on {key}, so there is "
                 "nothing to compare."
             )
     _check_metric(request, touched)
     return touched
+
+
+def _chooses_data(key: str, base: Experiment) -> bool:
+    """Whether a key says which data is read; stages know the data by its fingerprint, not by such keys."""
+    of_the_drawn_world = _lies_under(key, ("data.seed", "data.synthetic"))
+    return _lies_under(key, ("data",)) and (base.data.kind == "synthetic" or not of_the_drawn_world)
 
 
 def _lies_under(key: str, prefixes: Iterable[str]) -> bool:
@@ -214,7 +227,7 @@ def _base_run(
     Raises:
         UsageError: the run that was named lacks a stage, or has other settings.
     """
-    named = _named_run(request.sweep)
+    named = base_run(request.sweep)
     if named is None:
         directory = out / BASE_FOLDER
         grouped = experiment.model_copy(
@@ -242,17 +255,8 @@ def _base_run(
     return run.directory
 
 
-def _named_run(definition: SweepFile) -> Path | None:
-    directory = storage.absolute(definition.base.recipe)
-    return directory if (directory / EXPERIMENT_FILE).is_file() else None
-
-
 def _tracking(request: SweepRequest, experiment: Experiment) -> dict[str, Any]:
     return {"group": experiment.tracking.group or request.name}
-
-
-def _experiment(request: SweepRequest, trial: Trial, more: Mapping[str, Any]) -> Experiment:
-    return base_experiment(request.sweep, request.overrides, {**trial.settings, **more})
 
 
 # --- trials ------------------------------------------------------------------------------------------------------
@@ -262,8 +266,8 @@ def _run_trials(job: _Job, ledger: "_Ledger", experiment: Experiment, console: C
     request, definition = job.request, job.request.sweep
     left = [trial for trial in ledger.trials if ledger.entry(trial)["status"] not in LASTING]
     searched = _searched(definition, experiment, ledger) if _is_search(definition) else None
-    total = definition.search.samples if searched is not None and definition.search else len(ledger.trials)
-    finished = len(ledger.trials) - len(left)
+    total = len(ledger.trials) if searched is None else searched.search.samples
+    finished = ledger.draws
     if finished >= total:
         console.print(f"[bold]{escape(request.name)}[/bold]: {total} of {total} trials, done already", highlight=False)
         return
@@ -283,7 +287,20 @@ def _run_trials(job: _Job, ledger: "_Ledger", experiment: Experiment, console: C
             if outcome.status != "running":
                 bar.advance(int(outcome.status != "failed"), int(outcome.status == "failed"))
 
-        run_sweep(left, _TrialRunner(job), plan, on_change, stop.is_set, lambda: _show_running(bar, ledger), searched)
+        def on_equal(trial: Trial) -> None:
+            ledger.draw_again(trial)
+            bar.advance(1, 0)
+
+        run_sweep(
+            left,
+            _TrialRunner(job),
+            plan,
+            on_change,
+            stop.is_set,
+            lambda: _show_running(bar, ledger),
+            searched,
+            on_equal,
+        )
 
 
 def _is_search(definition: SweepFile) -> bool:
@@ -297,7 +314,8 @@ def _searched(definition: SweepFile, experiment: Experiment, ledger: "_Ledger") 
     return Searched(
         definition.search,
         {key: _resolved(key, axis, flat) for key, axis in definition.space.items()},
-        [(entry["settings"], entry["value"]) for entry in entries if entry["value"] is not None],
+        ledger.draws,
+        [(entry["settings"], entry["value"]) for entry in entries if entry["status"] in LASTING],
         [entry["settings"] for entry in entries if entry["status"] not in LASTING],
         [key for key in definition.space if isinstance(flat[key], int) and not isinstance(flat[key], bool)],
     )
@@ -316,10 +334,19 @@ def _show_running(bar: Bar, ledger: "_Ledger") -> None:
     running = [trial for trial in ledger.trials if ledger.entry(trial)["status"] == "running"]
     if running:
         trial = running[-1]
-        log = _log_file(ledger.directory(trial))
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-        bar.note = f"{trial.id}: {lines[-1].strip()}" if lines else trial.id
+        line = _last_line(_log_file(ledger.directory(trial)))
+        bar.note = f"{trial.id}: {line}" if line else trial.id
     bar.refresh()
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a trial's log, from its end; on an object store it is written when the trial ends."""
+    if not storage.is_local(log) or not log.exists():
+        return ""
+    with open(log, "rb") as stream:
+        stream.seek(max(0, log.stat().st_size - LOG_END))
+        lines = stream.read().decode("utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 @dataclass(frozen=True)
@@ -335,7 +362,8 @@ class _TrialRunner:
         more: dict[str, Any] = {} if limit is None else {"refine.limit": limit}
         if request.sweep.workers_per_trial is not None:
             more["cluster.workers"] = request.sweep.workers_per_trial
-        experiment = _experiment(request, trial, more)
+        settings = {**trial.settings, **more}
+        experiment = base_experiment(request.sweep, request.overrides, settings, self.job.recipe)
         tracking = experiment.tracking.model_copy(update=_tracking(request, experiment))
         experiment = experiment.model_copy(update={"tracking": tracking})
         chain = Request(experiment, request.sweep.base.recipe, self.job.base, self.job.stages, fork=directory)
@@ -354,7 +382,8 @@ class _TrialRunner:
         numbers = dict(_numbers(_metrics(request.directory, self.job.request.sweep.stages)))
         value = numbers.get(metric)
         if value is None:
-            return Outcome("failed", None, numbers, len(result.failures), f"It wrote no {metric}: is there a truth?")
+            reason = f"It wrote no {metric}: is there a truth, with pixels of classes?"
+            return Outcome("failed", None, numbers, len(result.failures), reason)
         return Outcome("finished", value, numbers, len(result.failures))
 
 
@@ -436,7 +465,7 @@ class _Ledger:
         """
         definition = request.sweep
         self._out, self._location = out, out / LEDGER_FILE
-        named, values = _named_run(definition), flatten(to_values(base))
+        named, values = base_run(definition), flatten(to_values(base))
         self.values: dict[str, Any] = {
             "format": FORMAT,
             "name": request.name,
@@ -454,7 +483,8 @@ class _Ledger:
         earlier = self._read()
         self._entries: dict[str, dict[str, Any]] = {}
         known = {entry["id"]: entry for entry in earlier.get("trials", ())}
-        wanted = [trial.id for trial in trials] if not _is_search(definition) else list(known)
+        suggested = [id for id, entry in known.items() if set(entry["settings"]) == set(definition.space)]
+        wanted = suggested if _is_search(definition) else [trial.id for trial in trials]
         for id in wanted:
             settings = known[id]["settings"] if id in known else next(t.settings for t in trials if t.id == id)
             self._add(Trial(id, settings))
@@ -485,6 +515,11 @@ class _Ledger:
         """All trials so far."""
         return [Trial(id, entry["settings"]) for id, entry in self._entries.items()]
 
+    @property
+    def draws(self) -> int:
+        """How many of the samples trials that need not be run again were drawn for; equal draws are one trial."""
+        return sum(entry["draws"] for entry in self._entries.values() if entry["status"] in LASTING)
+
     def entry(self, trial: Trial) -> dict[str, Any]:
         """Return the line of a trial."""
         return self._entries[trial.id]
@@ -498,6 +533,7 @@ class _Ledger:
             "id": trial.id,
             "directory": f"{TRIALS_FOLDER}/{trial.id}",
             "settings": dict(trial.settings),
+            "draws": 1,
             **asdict(Outcome("waiting")),
         }
         self.values["trials"] = list(self._entries.values())
@@ -507,6 +543,11 @@ class _Ledger:
         if trial.id not in self._entries:
             self._add(trial)
         self._entries[trial.id].update(asdict(outcome))
+        self.write()
+
+    def draw_again(self, trial: Trial) -> None:
+        """Count a draw that equals one before."""
+        self._entries[trial.id]["draws"] += 1
         self.write()
 
     def write(self) -> None:

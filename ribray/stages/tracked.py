@@ -96,13 +96,15 @@ def _curves(metrics: Mapping[str, Any], source: str) -> dict[str, Curves]:
     """Return the mIoU over what decides about it: thresholds, and steps."""
     curves = {}
     if seed.NAME in metrics:
-        found = {METHOD_NAMES[method]: metrics[seed.NAME][method]["curve"] for method in seed.METHODS}
-        curves[seed.NAME] = _over_thresholds("Seed mIoU in percent", found)
+        judged = metrics[seed.NAME]
+        found = {METHOD_NAMES[method]: judged[method]["curve"] for method in seed.METHODS if "curve" in judged[method]}
+        if found:
+            curves[seed.NAME] = _over_thresholds("Seed mIoU in percent", found)
         if by_step := metrics[seed.NAME][RIB].get(seed.BY_STEP):
             steps, values = [one["step"] for one in by_step], [one["miou"] for one in by_step]
             curves["seed_by_step"] = Curves("Seed mIoU in percent", "step", steps, {METHOD_NAMES[RIB]: values})
-    if walk := metrics.get(pseudo.NAME, {}).get(pseudo.WALK):
-        curves["random_walk"] = _over_thresholds("Random walk's mIoU in percent", {METHOD_NAMES[source]: walk["curve"]})
+    if walk := metrics.get(pseudo.NAME, {}).get(pseudo.WALK, {}).get("curve"):
+        curves["random_walk"] = _over_thresholds("Random walk's mIoU in percent", {METHOD_NAMES[source]: walk})
     return curves
 
 

@@ -1,7 +1,9 @@
 """Small data roots to be spoilt, and pictures to fill them with."""
 
 import json
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,46 @@ def save(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, quality=95)
     return path
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG file by hand, for the kinds that Pillow does not write; ``extra`` holds more chunks."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(range(48))) if colour_type == 3 else b""
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + palette + pixels + chunk(b"IEND", b"")
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def tiff(
+    pixels: np.ndarray, *, order: str = "<", is_planar: bool = False, tags: Mapping[int, int] | None = None
+) -> bytes:
+    """A TIFF file by hand, of any type of numbers; ``tags`` are added, or replace others."""
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    height, width, channels = pixels.shape
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    planes = channels if is_planar else 1
+    data = (pixels.transpose(2, 0, 1) if is_planar else pixels).astype(pixels.dtype.newbyteorder(order)).tobytes()
+    single = {256: width, 257: height, 259: 1, 262: 1 if channels == 1 else 2, 277: channels, 278: height}
+    values = {tag: [value] for tag, value in (single | {284: 1 + is_planar} | dict(tags or {})).items()}
+    values |= {258: [8 * pixels.dtype.itemsize] * channels, 339: [kind] * channels}
+    start = 8 + 2 + 12 * (len(values) + 2) + 4 + 4 * 4 * channels  # behind the entries, and room for four lists
+    values |= {
+        273: [start + place * len(data) // planes for place in range(planes)],
+        279: [len(data) // planes] * planes,
+    }
+    entries, lists, place = b"", b"", start - 4 * 4 * channels
+    for tag, numbers in sorted(values.items()):
+        content = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            content, lists = struct.pack(f"{order}I", place + len(lists)), lists + content
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + content
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(values))
+    return head + entries + bytes(4) + lists.ljust(4 * 4 * channels, b"\0") + data
 
 
 def annotation(*names: str) -> str:

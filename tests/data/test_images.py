@@ -1,16 +1,25 @@
 """Photographs of every kind are read as a viewer shows them; what cannot be read is named."""
 
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ribray.data.images import image_size, read_image, read_mask
+from ribray.data.depth import Scale
+from ribray.data.images import (
+    LOW_CONTRAST,
+    SINGLE_VALUE,
+    TRANSPARENT,
+    image_size,
+    read_image,
+    read_mask,
+    read_picture,
+    tell_readings,
+)
 from ribray.errors import ImageError
-from tests.data.conftest import gradient, save
+from tests.data.conftest import gradient, png, save, tiff
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -171,12 +180,93 @@ def test_pictures_that_start_programs_are_not_opened(tmp_path: Path) -> None:
         read_image(tmp_path / "x.jpg")
 
 
-def test_pixels_without_agreed_brightness_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
-    Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(tmp_path / "int.tif")
-    for name in ("float.tif", "int.tif"):
-        with pytest.raises(ImageError, match="save it with 8 bits"):
-            read_image(tmp_path / name)
+def test_tiffs_of_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    path.write_bytes(b"II*\0" + bytes(100))
+    with pytest.raises(ImageError, match=r"x\.tif is a TIFF that is damaged or has pixels of a kind that is not read"):
+        read_image(path)
+
+
+# --- what a person should know ---------------------------------------------------------------------------------
+
+
+def test_ordinary_pictures_need_no_remark(tmp_path: Path) -> None:
+    for name in ("x.jpg", "x.png", "x.webp", "x.tif", "x.gif"):
+        assert read_picture(save(tmp_path / name, gradient(16, 24))).remarks == ()
+
+
+def test_the_first_of_several_frames_or_pages_is_read_and_said(tmp_path: Path) -> None:
+    frames = [Image.fromarray(picture) for picture in (gradient(16, 24), np.zeros((16, 24, 3), np.uint8))]
+    for name in ("x.gif", "x.webp", "x.png", "x.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        picture = read_picture(tmp_path / name)
+        assert picture.readings == ("several pictures in one file, of which the first is read",), name
+        assert picture.blank is None, name
+
+
+def test_a_later_frame_that_is_damaged_does_not_matter(tmp_path: Path) -> None:
+    frames = [Image.fromarray(gradient(16, 24)), Image.fromarray(gradient(16, 24)[::-1])]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    content = (tmp_path / "x.gif").read_bytes()
+    (tmp_path / "x.gif").write_bytes(content[:-40])
+    assert read_image(tmp_path / "x.gif").shape == (16, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour"), [("RGB", (9, 90, 200)), ("L", 0), ("L", 255), ("1", 1), ("P", 3), ("I;16", 900)]
+)
+def test_a_picture_of_one_value_is_read_and_told(tmp_path: Path, mode: str, colour: int | tuple[int, ...]) -> None:
+    Image.new(mode, (30, 20), colour).save(tmp_path / "x.png")
+    picture = read_picture(tmp_path / "x.png")
+    assert picture.blank == SINGLE_VALUE
+    assert picture.pixels.shape == (20, 30, 3)
+    Image.new("RGB", (30, 20), "navy").save(tmp_path / "x.jpg")
+    assert read_picture(tmp_path / "x.jpg").blank == SINGLE_VALUE
+
+
+def test_one_other_pixel_is_enough_for_a_picture(tmp_path: Path) -> None:
+    for place in ((0, 0), (19, 29), (7, 11)):
+        pixels = np.full((20, 30), 40, np.uint8)
+        pixels[place] = 45
+        assert read_picture(save(tmp_path / "x.png", pixels)).blank is None
+
+
+def test_a_picture_saved_as_0_and_1_is_told(tmp_path: Path) -> None:
+    pixels = (gradient(20, 30) / 255).astype(np.uint8)  # a picture from 0 to 1, made uint8
+    pixels[3:9] = 1
+    assert read_picture(save(tmp_path / "x.png", pixels)).blank == LOW_CONTRAST
+
+
+@pytest.mark.parametrize(("alpha", "blank"), [(0, TRANSPARENT), (1, TRANSPARENT), (255, None)])
+def test_a_picture_that_is_transparent_everywhere_is_told(tmp_path: Path, alpha: int, blank: str | None) -> None:
+    pixels = np.dstack([gradient(20, 30), np.full((20, 30), alpha, np.uint8)])
+    for name in ("x.png", "x.webp", "x.tif"):
+        assert read_picture(save(tmp_path / name, pixels)).blank == blank, name
+    grey = read_picture(save(tmp_path / "grey.png", pixels[..., [0, 3]]))
+    assert grey.blank == blank
+
+
+def test_a_fourth_channel_without_a_name_is_told(tmp_path: Path) -> None:
+    bands = np.dstack([gradient(20, 30), gradient(20, 30)[::-1, :, 0]])
+    (tmp_path / "x.tif").write_bytes(tiff(bands))
+    assert read_picture(tmp_path / "x.tif").readings == (
+        "a fourth channel that the file does not name, which is read as opacity",
+    )
+    (tmp_path / "x.tif").write_bytes(tiff(bands, tags={338: 0}))
+    picture = read_picture(tmp_path / "x.tif")
+    assert picture.readings == ()
+    np.testing.assert_array_equal(picture.pixels, bands[..., :3])
+
+
+def test_what_goes_for_many_pictures_is_said_in_one_sentence() -> None:
+    twelve, ten = Scale("16-bit", 4095), Scale("16-bit", 1023)
+    assert tell_readings({}) == []
+    assert tell_readings({twelve: 9}, " of 'train'") == [
+        "9 images of 'train' hold 16-bit values, of which 0 to 4095 are read as black to white."
+    ]
+    sentences = tell_readings({ten: 1, twelve: 8, TRANSPARENT: 2})
+    assert [sentence.split(" hold")[0] for sentence in sentences[:3]] == ["8 images", "2 images", "1 image"]
+    assert "the brightness of these images" in sentences[3].lower()
 
 
 # --- masks -------------------------------------------------------------------------------------------------
@@ -217,21 +307,3 @@ def test_masks_of_another_kind_are_refused(tmp_path: Path) -> None:
         read_mask(save(tmp_path / "lossy.jpg", np.zeros((4, 4), np.uint8)))
     with pytest.raises(ImageError, match="does not exist"):
         read_mask(tmp_path / "gone.png")
-
-
-def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
-    """A PNG file by hand, for the kinds that Pillow does not write."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        checksum = zlib.crc32(name + content)
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    palette = chunk(b"PLTE", bytes(range(48))) if colour_type == 3 else b""
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + palette
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )

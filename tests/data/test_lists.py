@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ribray.data.lists import check_id, parse_id_list, read_id_list
+from ribray.data.lists import Known, check_id, id_finder, parse_id_list, parse_list, read_id_list
 from ribray.errors import UsageError
 
 
@@ -69,6 +69,56 @@ def test_the_line_is_named() -> None:
         parse_id_list("a\n\n../x\n", "train.txt")
 
 
+@pytest.mark.parametrize(
+    ("line", "id"),
+    [
+        ("a.jpg", "a"),
+        ("a.JPEG", "a"),
+        ("b/c.png", "b/c"),
+        ("./a", "a"),
+        ("././b\\c.jpg", "b/c"),
+        ("a.v2", "a.v2"),
+        ("JPEGImages/a.jpg", "a"),
+        ("/data/VOC2012/JPEGImages/b/c.jpg", "b/c"),
+        ("jpegimages/a", "a"),
+        ("/JPEGImages/a.jpg /SegmentationClassAug/a.png", "a"),
+        ("my dog.jpg my dog.png", "my dog"),
+        ("a.jpg;masks/a.png", "a"),
+        ("\ufeffa", "a"),
+    ],
+)
+def test_a_line_may_name_the_file_of_an_image_and_its_mask(line: str, id: str) -> None:
+    assert parse_id_list(line, "list.txt") == ((id,), [])
+    assert parse_id_list(line, "list.txt", id_finder([id])) == ((id,), [])
+
+
+def test_a_line_that_is_an_image_as_it_stands_is_nothing_else() -> None:
+    known = id_finder(["scan.png", "beach 1", "a.jpg a.png", "x"])
+    assert parse_id_list("scan.png\nbeach 1\na.jpg a.png\n", "x", known)[0] == ("scan.png", "beach 1", "a.jpg a.png")
+
+
+def test_signs_are_labels_and_are_read_only_where_the_images_are_known() -> None:
+    found = parse_list("a -1\nb  1\nc.jpg 0\nbeach 1\nd\n", "x", id_finder(["a", "b", "c", "beach 1", "d"]))
+    assert found.ids == ("a", "b", "c", "beach 1", "d")
+    assert found.signs == {"a": -1, "b": 1, "c": 0}
+    assert parse_id_list("beach 1\n", "x")[0] == ("beach 1",)
+
+
+def test_what_else_a_line_says_is_kept() -> None:
+    known = id_finder(["a", "b"])
+    found = parse_list("/x/JPEGImages/a.jpg /x/SegmentationClassAug/a.png\nJPEGImages/b.PNG\n", "x", known)
+    assert found.files == {"a": "a.jpg", "b": "b.PNG"}
+    assert tuple(found.roots) == ("/x", "")
+    assert tuple(found.mask_folders) == ("SegmentationClassAug",)
+
+
+def test_both_unicode_forms_are_the_id_that_is_there() -> None:
+    composed, apart = "\u00e9", "e\u0301"
+    ids, problems = parse_id_list(f"{composed}\n{apart}.jpg\n", "x", id_finder([apart]))
+    assert ids == (apart,)
+    assert [problem.kind for problem in problems] == ["listed twice"]
+
+
 def test_lists_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "utf16.txt").write_bytes("a\nb".encode("utf-16"))
     with pytest.raises(UsageError, match=r"utf16\.txt is not UTF-8 text"):
@@ -79,16 +129,15 @@ def test_lists_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read_id_list(tmp_path)
 
 
-pieces = st.sampled_from(
-    ["a", "b/c", "..", "/", "\\", "\r", "\n", " ", "\ufeff", "\0", "\x1c", "\u2028", "é", ".", ":"]
-)
+letters = ["a", "b/c", "..", "/", "\\", "\r", "\n", " ", "\ufeff", "\0", "\x1c", "\u2028", "é", ".", ":"]
+pieces = st.sampled_from([*letters, ".jpg", "a.png", "JPEGImages/", " -1", " 1"])
 
 
 @settings(settings.get_profile("parsers"))
-@given(st.one_of(st.text(), st.lists(pieces).map("".join)))
-def test_any_text_gives_safe_ids_or_one_sentence(text: str) -> None:
+@given(st.one_of(st.text(), st.lists(pieces).map("".join)), st.sampled_from([None, id_finder(["a", "b/c", "a.png"])]))
+def test_any_text_gives_safe_ids_or_one_sentence(text: str, known: Known | None) -> None:
     try:
-        ids, _ = parse_id_list(text, "list.txt")
+        ids, _ = parse_id_list(text, "list.txt", known)
     except UsageError as error:
         assert "\n" not in str(error)
         return

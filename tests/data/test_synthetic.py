@@ -20,6 +20,7 @@ from ribray.data.synthetic import (
     make_world,
     palette,
 )
+from ribray.data.voc import VocDataset
 from ribray.errors import UsageError
 
 SMALL = SyntheticConfig(image_size=64, classes=3, train_images=5, eval_images=2)
@@ -98,6 +99,7 @@ def test_pictures_to_pretrain_on_cover_every_attribute():
 
 
 def test_the_world_on_disk_is_the_world_as_drawn(tmp_path: Path):
+    make_world(tmp_path / "world", SMALL, seed=7)
     for split, count in (("train", 5), ("val", 2)):
         dataset = open_dataset(small_data(), split, tmp_path / "world")
         assert dataset.ids == tuple(f"{split}_{index:04d}" for index in range(count))
@@ -140,6 +142,8 @@ def test_an_interrupted_world_is_completed(tmp_path: Path):
     with pytest.raises(Interruption):
         make_world(tmp_path, SMALL, seed=7, progress=interrupt)
     assert len(open_dataset(small_data(), "train", tmp_path)) == 5
+    assert len(list((tmp_path / "JPEGImages").iterdir())) == 3
+    make_world(tmp_path, SMALL, seed=7)
     assert len(list((tmp_path / "JPEGImages").iterdir())) == 7
 
 
@@ -170,7 +174,40 @@ def test_an_unknown_split_is_refused_before_anything_is_drawn(tmp_path: Path):
     assert not (tmp_path / "world").exists()
 
 
+def test_a_world_that_is_not_drawn_yet_looks_as_it_will_and_nothing_is_written(tmp_path: Path):
+    for data in (small_data(), small_data(image_size=112)):
+        root = tmp_path / f"{data.synthetic.image_size}px"
+        early = {split: open_dataset(data, split, root) for split in ("train", "val")}
+        for dataset in early.values():
+            for id in dataset.ids:
+                dataset.image(id), dataset.mask(id)
+        assert not root.exists()
+        make_world(root, data.synthetic, data.seed)
+        for split, expected in early.items():
+            dataset = open_dataset(data, split, root)
+            assert (dataset.name, dataset.ids, dataset.classes) == (expected.name, expected.ids, expected.classes)
+            assert dataset.fingerprint() == expected.fingerprint()
+            assert np.array_equal(dataset.palette, expected.palette)
+            assert (dataset.has_masks, dataset.category_ids) == (expected.has_masks, expected.category_ids)
+            for id in dataset.ids:
+                assert np.array_equal(dataset.image(id), expected.image(id))
+                assert np.array_equal(dataset.mask(id), expected.mask(id))
+                assert dataset.size(id) == expected.size(id)
+                assert dataset.coco_image(id) == expected.coco_image(id)
+
+
+def test_worlds_of_other_sizes_are_other_data_though_their_labels_are_equal(tmp_path: Path):
+    prints = [
+        open_dataset(small_data(image_size=size), "train", tmp_path / str(size)).fingerprint() for size in (64, 112)
+    ]
+    assert prints[0] != prints[1]
+    make_world(tmp_path / "world", SMALL.model_copy(update={"image_size": 112}), seed=7)
+    plain = VocDataset(tmp_path / "world", "train", class_names(3), palette(3))
+    assert prints[1] == plain.fingerprint()  # runs of the usual size keep their keys
+
+
 def test_the_data_set_travels_to_a_worker(tmp_path: Path):
+    make_world(tmp_path, SMALL, seed=7)
     dataset = open_dataset(small_data(), "val", tmp_path)
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - bytes made on this line
     assert copy.fingerprint() == dataset.fingerprint()

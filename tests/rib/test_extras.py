@@ -33,7 +33,7 @@ def test_extra_samples_share_no_class_with_the_target(labels: np.ndarray) -> Non
     assert set(take(order, IDS[3], [0, 1], len(expected))) == expected
 
 
-def test_images_without_object_are_never_extra_samples(labels: np.ndarray) -> None:
+def test_images_without_object_are_no_extra_samples_where_others_can_be(labels: np.ndarray) -> None:
     assert not {7, 8} & set(ExtraOrder(IDS, labels, seed=0).candidates(IDS[3], [0, 1]).tolist())
 
 
@@ -91,6 +91,14 @@ def test_no_candidate_gives_no_sample() -> None:
     order = ExtraOrder(["a", "b"], np.array([[True], [True]]), seed=0)
     assert order.available("a", [0]) == 0
     assert take(order, "a", [0], 3) == []
+
+
+def test_images_without_object_are_drawn_where_every_other_shares_a_class() -> None:
+    order = ExtraOrder(["a", "b", "c", "d"], np.array([[True], [False], [True], [False]]), seed=0)
+    assert order.candidates("a", [0]).tolist() == [1, 3]
+    drawn = take(order, "a", [0], 6)
+    assert [sorted(drawn[start : start + 2]) for start in (0, 2, 4)] == [[1, 3]] * 3
+    assert order.candidates("b", [0]).tolist() == [3]  # never the target itself
 
 
 def test_positions_are_uniform() -> None:

@@ -107,7 +107,7 @@ def test_each_finding_is_a_sentence_that_names_its_file(photographs, recipe, rib
 def test_classes_and_sizes_are_told(photographs, recipe, ribray, tmp_path, capsys, monkeypatch):
     (photographs / "classes.txt").write_text("cat\ndog\nsea\nzebra\n")
     (photographs / "labels.csv").write_text((photographs / "labels.csv").read_text() + "empty,\n")
-    Image.new("RGB", (7, 3)).save(photographs / "empty.png")
+    Image.linear_gradient("L").resize((7, 3)).save(photographs / "empty.png")
     monkeypatch.chdir(tmp_path)
     assert ribray("check", recipe) == 0
     (split,) = report_of(tmp_path)["splits"].values()

@@ -183,6 +183,23 @@ def test_a_drawn_world_keeps_its_colours(album, tmp_path, ribray):
     assert not (tmp_path / "gone").exists()
 
 
+def test_the_colours_are_those_of_the_runs_data(run, album, tmp_path, ribray):
+    colours = ["#000000", "#c80a14", "#00ff00", "#0000ff"]
+    Run(run).write_metrics("segmentation", {"classes": CLASSES, "colours": colours})
+    assert ribray("predict", run, album / "one.jpg", "--out", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out" / "masks" / "one.png") as mask:
+        assert mask.getpalette()[:12] == [0, 0, 0, 200, 10, 20, 0, 255, 0, 0, 0, 255]
+
+
+def test_how_deep_photographs_were_read_is_said(run, tmp_path, ribray, capsys):
+    save_picture(tmp_path / "album" / "one.png", 1, "cat")
+    grey = np.array(Image.open(tmp_path / "album" / "one.png").convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 16).save(tmp_path / "album" / "one.png")
+    assert ribray("predict", run, tmp_path / "album", "--out", tmp_path / "out") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Note: 1 image holds 16-bit values, of which 0 to 4095 are read as black to white." in shown
+
+
 def test_what_cannot_be_predicted_is_said_in_a_sentence(run, album, tmp_path, ribray, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     out = tmp_path / "out"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ribray import storage
 from ribray.config import DataConfig
@@ -16,8 +17,9 @@ from ribray.rib import maps
 from ribray.rib.maps import MapRecord, empty_arrays, localization_maps, to_arrays
 from ribray.rib.refine import EXPLOSION, FINISHED, Refinement
 from ribray.stages.refine import map_path
+from ribray.stages.report import write_report
 from ribray.stages.seed import SeedWorker, StepCurves
-from tests.stages.conftest import CLASSES
+from tests.stages.conftest import CLASSES, save_picture
 from tests.tiny import chain, experiment
 
 THRESHOLDS = (0.2, 0.4, 0.6)
@@ -67,6 +69,41 @@ def test_without_kept_steps_there_is_no_curve_over_steps(trained, copy_of):
     assert len(result.metrics["seed"]["rib"]["miou_interval"]) == 2
     assert not (out / "seed" / "steps.csv").exists()
     assert (out / "seed" / "curve.csv").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_seed_is_of_the_wanted_images_as_the_masks_are(undisturbed, copy_of, tmp_path):
+    out, settings = copy_of(undisturbed), ["masks.crf=none", "refine.limit=4"]
+    metrics = chain(out, settings, stages="seed,confident")[0].metrics
+    assert metrics["seed"]["rib"]["images"] == metrics["confident"]["seed_crf"]["images"] == 4
+    (tmp_path / "list.txt").write_text("train_0007\ntrain_0001\ntrain_0020\n")  # the last one has no map
+    settings[1] = f"data.image_list={tmp_path / 'list.txt'}"
+    metrics = chain(out, settings, stages="seed")[0].metrics
+    assert metrics["seed"]["rib"]["images"] == metrics["seed"]["cam"]["images"] == 2
+    assert "seed: 2 of 2 images, done already" in chain(out, settings, stages="seed")[1]
+    assert "2 refined" in write_report(out).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_of_images_known_to_be_empty_alone_there_is_no_mean(photographs, recipe, ribray, tmp_path, capsys):
+    ids = ["empty0", "empty1"]
+    for number, id in enumerate(ids):
+        save_picture(photographs / f"{id}.jpg", number, "cat")
+        Image.new("L", (60, 44)).save(photographs / "masks" / f"{id}.png")
+    (photographs / "labels.csv").write_text((photographs / "labels.csv").read_text() + "empty0,\nempty1,\n")
+    (tmp_path / "list.txt").write_text("\n".join(ids))
+    out, settings = tmp_path / "run", ("--set", f"data.image_list={tmp_path / 'list.txt'}", "--set", "masks.crf=none")
+    stages = "classifier,refine,seed,confident"
+    assert ribray("run", recipe, "--out", out, "--stages", stages, *settings) == 0
+    shown = capsys.readouterr().out
+    for stage in ("seed", "confident"):
+        assert f"{stage}: no pixel of a class counts in the truth of the 2 images judged, so there is no mIoU" in shown
+    metrics = storage.read_json(out / "metrics.json")
+    for part in (metrics["seed"]["cam"], metrics["seed"]["rib"], metrics["confident"]["seed_crf"]):
+        assert (part["miou"], part["miou_interval"], part["images"]) == (None, None, 2)
+    assert (out / "seed" / "curve.csv").read_text() == "threshold,cam_miou,rib_miou\n"
+    assert "mIoU – → –" in shown
+    assert ribray("report", out) == 0
 
 
 # --- images that stopped early -----------------------------------------------------------------------------------

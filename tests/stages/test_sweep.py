@@ -122,6 +122,25 @@ def test_another_sweep_in_the_same_directory_is_refused(ribray, undisturbed, tmp
     assert "holds a run, not a sweep" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_equal_draws_of_a_search_are_run_once_and_a_search_that_drew_its_samples_is_done(
+    ribray, undisturbed, tmp_path, capsys
+):
+    pytest.importorskip("optuna")
+    space, search = {"seed_eval.thresholds": {"choice": [[0.1], [0.2]]}}, {"kind": "optuna", "samples": 6}
+    study = written(tmp_path, undisturbed, **{**THRESHOLDS, "space": space}, search=search, max_concurrent=2)
+    out = tmp_path / "out"
+    assert ribray("sweep", study, "--out", out) == 0
+    trials = ledger(out)["trials"]
+    assert {trial["status"] for trial in trials} == {"finished"}
+    assert sum(trial["draws"] for trial in trials) == 6
+    assert len({trial["id"] for trial in trials}) == len(trials) <= 2
+    capsys.readouterr()
+    assert ribray("sweep", study, "--out", out) == 0
+    assert "6 of 6 trials, done already" in capsys.readouterr().out
+    assert ledger(out)["trials"] == trials
+
+
 @pytest.mark.on_demand
 def test_every_number_that_a_stage_promises_to_a_sweep_is_written(whole):
     from ribray.stages import STAGES
