@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "ribray needs Python 3.11 or newer; set PYTHON=python3.11 or the like"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,crf,optuna,s3]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,crf,optuna,photos,s3]"
 	touch $(STAMP)
 
 clean:

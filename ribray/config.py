@@ -28,7 +28,22 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 Pixels = Annotated[int, Field(ge=8)]
 Precision = Literal["float32", "bfloat16", "auto"]
-Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"]
+OutputStride = Literal[8, 16, 32]
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2", "small")
+TIMM_PREFIX = "timm/"
+"""Before the name of a network of timm."""
+
+
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES and not name.startswith(TIMM_PREFIX):
+        raise ValueError(
+            f"a backbone is one of {', '.join(BACKBONES)}, or {TIMM_PREFIX}NAME for a convolutional network of timm"
+            f"{nearest(name, BACKBONES)}"
+        )
+    return name
+
+
+Backbone = Annotated[str, AfterValidator(_known_backbone)]
 
 
 class _Section(BaseModel):
@@ -154,11 +169,12 @@ class ClassifierConfig(_Section):
     """The multi-label classifier that every refinement starts from (docs/method.md, section 1)."""
 
     backbone: Backbone = "resnet50"
-    """Network below the classification head."""
-    output_stride: Literal[8, 16] = 16
+    """Network below the classification head: a ResNet of torchvision, small, or timm/NAME (extra ribray[timm])."""
+    output_stride: OutputStride = 16
     """Pixels of the image per cell of a map."""
     weights: str = "imagenet"
-    """Where the backbone starts: imagenet, none, synthetic, or a path to a torchvision state dict."""
+    """Where the backbone starts: imagenet, none, synthetic, or the path of a state dict with torchvision's, or for a
+    network of timm with timm's, names."""
     checkpoint: str | None = None
     """A classifier trained elsewhere (head included); nothing is trained then."""
     checkpoint_classes: tuple[str, ...] | None = None
@@ -402,10 +418,10 @@ class SegmentationConfig(_Section):
 
     backbone: Backbone = "resnet101"
     """Network below the ASPP."""
-    output_stride: Literal[8, 16] = 8
+    output_stride: OutputStride = 8
     """Pixels of the image per cell of the last level."""
     weights: str | None = None
-    """Where the backbone starts: imagenet, none, synthetic, or a path to a torchvision state dict; default: as
+    """Where the backbone starts: imagenet, none, synthetic, or the path of a state dict; default: as
     classifier.weights, but imagenet where that is a path and the backbones differ."""
     rates: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (6, 12, 18, 24)
     """Dilations of the ASPP's convolutions."""

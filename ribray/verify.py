@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ribray.irn.random_walk import random_walk
 from ribray.masks.confident import cut, foreground_reading
 from ribray.masks.crf import LABEL_CRF, require_crf
 from ribray.models import Classifier, build_backbone
+from ribray.models.engine import Kind
 from ribray.models.weights import drawn_with
 from ribray.rib.maps import MapRecord, localization_maps, to_arrays
 from ribray.rib.refine import EXPLOSION, FINISHED, TARGET_LOSS, Refinement, Refiner, Trace
@@ -131,7 +133,7 @@ _OUTPUTS = (
 
 
 def check_refinements(files: list[Path], device: str) -> list[Check]:
-    """Check recorded refinements, and before them that the recorded network could be drawn again."""
+    """Check recorded refinements on both engines, and before them that the recorded network could be drawn again."""
     recorded_classifier = _recorded_classifier()
     weights = recorded_classifier.state_dict()
     checks = [
@@ -146,15 +148,17 @@ def check_refinements(files: list[Path], device: str) -> list[Check]:
     for file in files:
         recorded = _read_case(file, _INPUTS + _OUTPUTS)
         with _fitting_together(file):
-            checks += _check_refinement(file.stem, recorded, copy.deepcopy(recorded_classifier), device)
+            for engine in get_args(Kind):
+                case = f"{file.stem}, {engine}"
+                checks += _check_refinement(case, recorded, copy.deepcopy(recorded_classifier), device, engine)
     return checks
 
 
-def _check_refinement(case: str, recorded: Arrays, classifier: Classifier, device: str) -> list[Check]:
+def _check_refinement(case: str, recorded: Arrays, classifier: Classifier, device: str, engine: Kind) -> list[Check]:
     config = _refine_config(case, recorded)
     views = target_views(recorded["image"], config.scales)
     trace = Trace()
-    refinement = Refiner(classifier, config, "float32", device).refine(
+    refinement = Refiner(classifier, config, "float32", device, engine).refine(
         views, np.flatnonzero(recorded["label"]).tolist(), lambda step: _extras(recorded, step), trace
     )
     height, width = recorded["image"].shape[:2]

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +18,19 @@ from PIL import Image
 
 from ribray.data.dataset import IGNORE
 
-MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's mean per channel (red, green, blue), of values in 0…1."""
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's standard deviation per channel."""
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What a network sees of a value v in 0…1: (v − mean) / std, per channel (red, green, blue)."""
+
+    mean: Triple
+    std: Triple
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet, with which most networks were trained."""
 
 Box = tuple[int, int, int, int]
 """The real pixels of a crop: top, left, bottom, right; bottom and right are the first ones outside."""
@@ -48,9 +58,9 @@ def shuffled(name: str, seed: int, epoch: int, count: int) -> np.ndarray:
 # --- the target image --------------------------------------------------------------------------------------
 
 
-def normalise(image: np.ndarray) -> torch.Tensor:
-    """Return a uint8 image (H, W, 3) as float32 (3, H, W): scaled to 0…1, minus `MEAN`, divided by `STD`."""
-    return _normalised(torch.from_numpy(image if image.flags.writeable else image.copy()))
+def normalise(image: np.ndarray, normalisation: Normalisation = IMAGENET) -> torch.Tensor:
+    """Return a uint8 image (H, W, 3) as float32 (3, H, W): scaled to 0…1, minus mean, divided by deviation."""
+    return _normalised(torch.from_numpy(image if image.flags.writeable else image.copy()), normalisation)
 
 
 def rescaled(image: np.ndarray, scale: float) -> np.ndarray:
@@ -64,9 +74,11 @@ def rescaled(image: np.ndarray, scale: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def target_views(image: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:
+def target_views(
+    image: np.ndarray, scales: Sequence[float], normalisation: Normalisation = IMAGENET
+) -> list[torch.Tensor]:
     """Return, per scale, the resized, normalised image and its horizontal flip as float32 (2, 3, h, w)."""
-    views = (normalise(rescaled(image, scale)) for scale in scales)
+    views = (normalise(rescaled(image, scale), normalisation) for scale in scales)
     return [torch.stack((view, view.flip(-1))) for view in views]
 
 
@@ -122,12 +134,15 @@ def augment_pair(
     return crop, mask_crop, box
 
 
-def normalise_crops(crops: np.ndarray | torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+def normalise_crops(
+    crops: np.ndarray | torch.Tensor, boxes: Sequence[Box], normalisation: Normalisation = IMAGENET
+) -> torch.Tensor:
     """Normalise crops on the device they are on; outside its box a crop is exactly zero.
 
     Args:
         crops: (N, S, S, 3) uint8.
         boxes: N boxes as `augment` returns them.
+        normalisation: the network's.
 
     Returns:
         (N, 3, S, S) float32, contiguous.
@@ -135,7 +150,7 @@ def normalise_crops(crops: np.ndarray | torch.Tensor, boxes: Sequence[Box]) -> t
     pixels = torch.from_numpy(crops) if isinstance(crops, np.ndarray) else crops
     normalised = torch.zeros((len(pixels), 3, *pixels.shape[1:3]), device=pixels.device)
     for target, crop, (top, left, bottom, right) in zip(normalised, pixels, boxes, strict=True):
-        target[:, top:bottom, left:right] = _normalised(crop[top:bottom, left:right])
+        target[:, top:bottom, left:right] = _normalised(crop[top:bottom, left:right], normalisation)
     return normalised
 
 
@@ -186,14 +201,15 @@ def _place(side: int, crop_size: int, at: float) -> tuple[slice, int]:
 
 
 @functools.cache
-def _gain_and_offset(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _gain_and_offset(normalisation: Normalisation, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """``value · gain + offset`` normalises a uint8 value; each (3, 1, 1) float32, copied to a device once."""
-    gain = torch.tensor([1 / (255 * std) for std in STD]).reshape(3, 1, 1)
-    offset = torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)]).reshape(3, 1, 1)
+    pairs = list(zip(normalisation.mean, normalisation.std, strict=True))
+    gain = torch.tensor([1 / (255 * std) for _, std in pairs]).reshape(3, 1, 1)
+    offset = torch.tensor([-mean / std for mean, std in pairs]).reshape(3, 1, 1)
     return gain.to(device), offset.to(device)
 
 
-def _normalised(image: torch.Tensor) -> torch.Tensor:
+def _normalised(image: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
     """(H, W, 3) uint8 → (3, H, W) float32, in two rounded operations that give the same on every device."""
-    gain, offset = _gain_and_offset(image.device)
+    gain, offset = _gain_and_offset(normalisation, image.device)
     return image.permute(2, 0, 1).contiguous().to(torch.float32).mul_(gain).add_(offset)

@@ -2,7 +2,7 @@
 
 Every backbone looks the same from outside (`Backbone`), so that the classifier, the IRN heads and DeepLab
 work on any of them. The ResNets keep torchvision's parameter names, hence its state dicts load without
-renaming.
+renaming. Networks of timm are in `ribray.models.timm_backbone`.
 
 Shapes: N images, H W pixels, C_l channels and h_l w_l cells of level l.
 """
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from ribray.data.transforms import IMAGENET, Normalisation
 
 ConvNorm = tuple[nn.Conv2d, nn.BatchNorm2d]
 """A convolution without bias and the batch norm behind it."""
@@ -38,10 +40,16 @@ class Backbone(nn.Module, ABC):
     whose crops are padded with zeros, and a refinement sees one image at a time.
 
     Attributes:
+        name: as a configuration writes it.
         channels: channels of the five levels.
         strides: input pixels per cell of the five levels.
+        normalisation: of the pixels that it was trained on.
+        outer: what its parameters' names begin with where the network's author has nothing.
     """
 
+    name: str
+    normalisation: Normalisation = IMAGENET
+    outer: str = ""
     channels: tuple[int, int, int, int, int]
     strides: tuple[int, int, int, int, int]
 
@@ -60,18 +68,6 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the five levels of ``images`` (N, 3, H, W), each (N, C_l, h_l, w_l)."""
-
-    @abstractmethod
-    def entry(self) -> ConvNorm:
-        """Return the first layer; a ReLU and a max-pool (3×3, stride 2, padding 1) follow it."""
-
-    @abstractmethod
-    def stem_blocks(self) -> list[Residual]:
-        """Return the frozen blocks between the max-pool and the stem's output."""
-
-    @abstractmethod
-    def trunk_blocks(self) -> list[Residual]:
-        """Return the blocks behind the stem."""
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         """The parameters of the stem."""
@@ -95,23 +91,47 @@ class Backbone(nn.Module, ABC):
         return self
 
 
-class ResNet(Backbone):
-    """A torchvision ResNet without its pooling and fully connected layer, at output stride 16 or 8.
+class ResidualBackbone(Backbone):
+    """A backbone of residual blocks, whose batch norm can be folded into its convolutions (`ribray.models.folded`)."""
+
+    @abstractmethod
+    def entry(self) -> ConvNorm:
+        """Return the first layer; a ReLU and a max-pool (3×3, stride 2, padding 1) follow it."""
+
+    @abstractmethod
+    def stem_blocks(self) -> list[Residual]:
+        """Return the frozen blocks between the max-pool and the stem's output."""
+
+    @abstractmethod
+    def trunk_blocks(self) -> list[Residual]:
+        """Return the blocks behind the stem."""
+
+    @property
+    def can_fold(self) -> bool:
+        """Whether every convolution has one group."""
+        return all(module.groups == 1 for module in self.modules() if isinstance(module, nn.Conv2d))
+
+
+class ResNet(ResidualBackbone):
+    """A torchvision ResNet without its pooling and fully connected layer, at output stride 32, 16 or 8.
 
     Args:
         name: torchvision's name of the architecture, such as "resnet50".
         output_stride: pixels per cell of the last level.
+        network: its own layers are used where it is given, which have that output stride.
 
+    Output stride 32: as torchvision has it.
     Output stride 16: the last stage runs at stride 1, without dilation (docs/method.md, section 1).
     Output stride 8: the last two stages run at stride 1 with dilations 2 and 4 (DeepLab-v2, Chen et al.).
     """
 
-    def __init__(self, name: str, output_stride: int) -> None:
+    def __init__(self, name: str, output_stride: int, network: Any = None) -> None:
         super().__init__()
         import torchvision  # two seconds that a process without a ResNet need not spend
 
-        self.name = name
-        network = torchvision.models.get_model(name, weights=None)
+        self.name, is_given = name, network is not None
+        if not is_given:
+            network = torchvision.models.get_model(name, weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
             network.bn1,
@@ -120,15 +140,19 @@ class ResNet(Backbone):
         )
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
-        if output_stride == 16:
-            _set_stride_one(self.layer4, dilation=1)
+        if output_stride == 32:
+            self.strides = (4, 4, 8, 16, 32)
+        elif output_stride == 16:
+            if not is_given:
+                _set_stride_one(self.layer4, dilation=1)
             self.strides = (4, 4, 8, 16, 16)
         elif output_stride == 8:
-            _set_stride_one(self.layer3, dilation=2)
-            _set_stride_one(self.layer4, dilation=4)
+            if not is_given:
+                _set_stride_one(self.layer3, dilation=2)
+                _set_stride_one(self.layer4, dilation=4)
             self.strides = (4, 4, 8, 8, 8)
         else:
-            raise ValueError(f"A ResNet has output stride 16 or 8, not {output_stride}.")
+            raise ValueError(f"A ResNet has output stride 32, 16 or 8, not {output_stride}.")
         last = network.fc.in_features
         self.channels = (network.conv1.out_channels, last // 8, last // 4, last // 2, last)
         self.train(self.training)

@@ -196,7 +196,7 @@ def predict(model: DeepLab, image: np.ndarray, device: torch.device | str) -> Te
         image: (H, W, 3) uint8.
         device: where the network runs.
     """
-    logits = model(normalise(image)[None].to(device))
+    logits = model(normalise(image, model.backbone.normalisation)[None].to(device))
     return _resized(logits, image.shape[:2])[0].softmax(0)
 
 

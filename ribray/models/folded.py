@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ribray.models.backbone import ConvNorm, Residual
+from ribray.models.backbone import ConvNorm, Residual, ResidualBackbone
 from ribray.models.classifier import Classifier
 
 Geometry = tuple[list[int], list[int], list[int]]
@@ -40,6 +40,8 @@ class Folded:
 
     def __init__(self, classifier: Classifier, dtype: torch.dtype) -> None:
         backbone = classifier.backbone
+        if not isinstance(backbone, ResidualBackbone) or not backbone.can_fold:
+            raise ValueError("Only a residual network of ungrouped convolutions and batch norm can be folded.")
         self.dtype = dtype
         self._head = classifier.head
         self._entry = _Layer(backbone.entry(), dtype, learns=False)

@@ -7,7 +7,7 @@ and its class activation map would spread without RIB.
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ribray.models.backbone import Backbone, ConvNorm, Residual
+from ribray.models.backbone import ConvNorm, Residual, ResidualBackbone
 
 
 class Block(nn.Module):
@@ -32,9 +32,10 @@ class Block(nn.Module):
         return Residual([(self.conv1, self.bn1), (self.conv2, self.bn2)], (self.shortcut, self.bn3))
 
 
-class SmallBackbone(Backbone):
+class SmallBackbone(ResidualBackbone):
     """Five levels: convolution, max-pool and three residual blocks. The stem ends with the first block."""
 
+    name = "small"
     channels = (16, 16, 32, 64, 128)
     strides = (2, 4, 4, 8, 8)
 

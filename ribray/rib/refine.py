@@ -21,7 +21,7 @@ from torch import Tensor
 from ribray.config import RefineConfig
 from ribray.errors import ImageError
 from ribray.models.classifier import Classifier
-from ribray.models.folded import Folded
+from ribray.models.engine import Kind, engine_for
 from ribray.rib.loss import refinement_loss
 from ribray.rib.pooling import pool
 
@@ -90,6 +90,7 @@ class Refiner:
         precision: "float32", the reference (TF32 off), or "bfloat16": convolutions in bfloat16 with copies of
             float32 weights; their sums of gradients, the head and the pooling in float32.
         device: where to compute.
+        engine: "plain" or "folded"; default: what is faster (`ribray.models.engine.engine_for`).
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Refiner:
         config: RefineConfig,
         precision: str = "float32",
         device: str | torch.device = "cpu",
+        engine: Kind | None = None,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is float32 or bfloat16, not {precision!r}.")
@@ -106,9 +108,8 @@ class Refiner:
         self.config = config
         self.device = torch.device(device)
         self.classifier = classifier.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network = Folded(
-            self.classifier, torch.bfloat16 if precision == "bfloat16" else self.classifier.head.weight.dtype
-        )
+        dtype = torch.bfloat16 if precision == "bfloat16" else self.classifier.head.weight.dtype
+        self.network = engine_for(self.classifier, dtype, engine)
         self.loss = refinement_loss(config.loss)
         self.in_loss = [scale in config.loss_scales for scale in config.scales]
         backbone, head = self.classifier.learnable_groups()
@@ -145,7 +146,7 @@ class Refiner:
         target_losses: list[float] = []
 
         with self._exact_float32():
-            self._restore_initial_weights()
+            self.restore()
             optimizer = torch.optim.SGD(
                 [{"params": parameters, "lr": lr} for parameters, lr in self.groups],
                 momentum=self.config.momentum,
@@ -292,7 +293,8 @@ class Refiner:
             matmul.allow_tf32 = allowed
 
     @torch.no_grad()
-    def _restore_initial_weights(self) -> None:
+    def restore(self) -> None:
+        """Give the classifier its initial weights W₀ again."""
         torch._foreach_copy_(self.learnable, self.initial_weights)
         self.network.refresh()
 

@@ -16,9 +16,9 @@ from ribray import storage
 from ribray.cluster.training import Total, read_log
 from ribray.config import ClassifierConfig
 from ribray.data.dataset import Dataset
-from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, shuffled
+from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, shuffled
 from ribray.errors import DamagedError, ImageError, UsageError
-from ribray.models import Classifier, build_classifier
+from ribray.models import Classifier, build_classifier, normalisation_of
 from ribray.models.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_classifier
 from ribray.stages.artifacts import WEIGHTS_FILE, record_weights
 from ribray.stages.stage import Context, Stage, Work
@@ -42,8 +42,10 @@ FORMAT = 1
 # --- the training, without Ray -----------------------------------------------------------------------------------
 
 
-def start_network(config: ClassifierConfig, classes: int) -> Classifier:
+def start_network(config: ClassifierConfig, classes: int) -> tuple[Classifier, str | None]:
     """Return the network before training: the configured weights below a head of random ones, drawn with the seed.
+
+    With it comes a phrase that says where the weights are from, where the configuration does not say it all.
 
     Raises:
         UsageError: the backbone's weights cannot be had.
@@ -53,8 +55,7 @@ def start_network(config: ClassifierConfig, classes: int) -> Classifier:
         model = build_classifier(config.backbone, classes, config.output_stride)
     with drawn_with(config.seed):
         nn.init.kaiming_uniform_(model.head.weight, a=5**0.5)
-    load_backbone_weights(model.backbone, config.weights)
-    return model
+    return model, load_backbone_weights(model.backbone, config.weights)
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,9 @@ class Batch:
             dict(sample.error for sample in samples if sample.error is not None),
         )
 
-    def images(self, device: torch.device) -> Tensor:
+    def images(self, device: torch.device, normalisation: Normalisation) -> Tensor:
         """Return the normalised crops, (n, 3, S, S) float32 on ``device``."""
-        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes)
+        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes, normalisation)
 
 
 class ClassifierTask(ReadingTask):
@@ -138,6 +139,7 @@ class ClassifierTask(ReadingTask):
         self._config, self._train, self._held_out, self._start = config, train, held_out, start
         self._loader_workers = loader_workers
         self._held_out_errors: dict[str, str] = {}
+        self._normalisation = normalisation_of(config.backbone)
 
     def model(self) -> Classifier:
         """Return the network with the weights to start from."""
@@ -184,7 +186,7 @@ class ClassifierTask(ReadingTask):
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the mean loss over the batch; an unreadable image adds nothing."""
-        logits = model(batch.images(device)).float()
+        logits = model(batch.images(device, self._normalisation)).float()
         labels, weights = batch.labels.to(device), batch.weights.to(device)
         if self._config.loss == "rib":
             per_image = -(logits * labels).sum(1)
@@ -200,7 +202,7 @@ class ClassifierTask(ReadingTask):
         logits, labels = [], []
         for batch in self._load(self._held_out, shares, self._held_out_errors):
             readable = batch.weights > 0
-            logits.append(model(batch.images(device)).float().cpu()[readable].numpy())
+            logits.append(model(batch.images(device, self._normalisation)).float().cpu()[readable].numpy())
             labels.append(batch.labels[readable].numpy())
         classes = len(self._train.classes)
         return {
@@ -309,7 +311,9 @@ def _execute(context: Context) -> None:
         run.write_metrics(NAME, {"checkpoint": config.checkpoint})
         return
     require_enough(training_set, config)  # said before a cluster starts
-    model = start_network(config, len(training_set.classes))
+    model, source = start_network(config, len(training_set.classes))
+    if source is not None:
+        context.console.print(f"{NAME}: {source}", highlight=False)
     look_ahead(context, NAME, training_set, training_set.ids)
     task = ClassifierTask(
         config,

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ribray.config import IrnConfig, SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
-from ribray.data.transforms import Box, augment_pair, keyed_rng, normalise_crops, shuffled
+from ribray.data.transforms import Box, Normalisation, augment_pair, keyed_rng, normalise_crops, shuffled
 from ribray.errors import ImageError
 from ribray.stages.artifacts import read_own_mask
 from ribray.stages.train import ReadingTask, polynomial_decay
@@ -46,9 +46,9 @@ class CropBatch:
     labels: Tensor
     errors: dict[str, str]
 
-    def images(self, device: torch.device) -> Tensor:
+    def images(self, device: torch.device, normalisation: Normalisation) -> Tensor:
         """Return the normalised crops, (n, 3, S, S) float32 on ``device``."""
-        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes)
+        return normalise_crops(self.pixels.to(device, non_blocking=True), self.boxes, normalisation)
 
 
 class MaskedImages(TorchDataset[tuple[np.ndarray, np.ndarray, Box, tuple[str, str] | None]]):
@@ -107,10 +107,12 @@ class CropTask(ReadingTask):
         ids: Sequence[str],
         draw_scale: DrawScale,
         loader_workers: int,
+        normalisation: Normalisation,
         least_readable: float = 0.0,
     ):
         super().__init__(name, least_readable)
         self.precision = config.precision
+        self.normalisation = normalisation
         self._dataset, self._loader_workers = dataset, loader_workers
         self._plan = CropPlan(name, config.seed, config.batch_size, config.crop_size, draw_scale)
         self._images = MaskedImages(dataset, masks, ids, self._plan)

@@ -11,8 +11,11 @@ from rich.console import Console
 
 from ribray.config import Experiment, flatten, to_values
 from ribray.errors import UsageError
+from ribray.models import Classifier, build_classifier
+from ribray.models.weights import load_classifier
 from ribray.run import EXPERIMENT_FILE, Run, select_configuration
 from ribray.stages import STAGES
+from ribray.stages.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
 from ribray.stages.chain import CAM
 from ribray.stages.stage import Context
 from ribray.tracking import Tracker
@@ -101,3 +104,24 @@ class FinishedRun:
     @cached_property
     def _settings(self) -> dict[str, Any]:
         return flatten(to_values(self.experiment.on_first_source()))
+
+
+def trained_classifier(directory: Path) -> tuple[Classifier, list[str], dict[str, Any]]:
+    """Return a run's classifier, the names of its classes, and the settings of the run's refinement.
+
+    Raises:
+        UsageError: it is no run directory, or has no finished classifier.
+    """
+    finished = FinishedRun.read(directory)
+    artifact = finished.artifact("classifier")
+    if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
+        raise UsageError(
+            f"{directory} has no trained classifier: train it by `{finished.command('--stages', 'classifier')}`."
+        )
+    require_recorded(artifact.folder, recorded_weights(artifact.record), "classifier")
+    written = artifact.run.metrics().get("classifier", {}).get("classes")
+    names = list(written) if written else list(finished.context().training_set.classes)
+    config = finished.experiment.classifier
+    classifier = build_classifier(config.backbone, len(names), config.output_stride)
+    load_classifier(classifier, artifact.folder / WEIGHTS_FILE)
+    return classifier, names, finished.experiment.refine.model_dump()

@@ -16,7 +16,7 @@ from ribray.data.dataset import Dataset
 from ribray.data.transforms import normalise
 from ribray.errors import ImageError, UsageError
 from ribray.irn.loss import irn_loss
-from ribray.models import build_backbone, build_classifier
+from ribray.models import build_backbone, build_classifier, normalisation_of
 from ribray.models.irnet import IRNet, load_irnet, save_irnet
 from ribray.models.weights import drawn_with, load_backbone_weights, load_classifier
 from ribray.stages import confident, refine
@@ -71,7 +71,8 @@ class IrnTask(CropTask):
         least_readable: float = 0.0,
     ):
         masks, draw_scale = functools.partial(mask_path, labels), functools.partial(_scale_between, *config.scale_range)
-        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers, least_readable)
+        normalisation = normalisation_of(backbone[0])
+        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers, normalisation, least_readable)
         self.steps, self.period = _steps(config, ids), max(1, len(ids) // config.batch_size)
         self._config, self._backbone, self._start = config, backbone, start
         cells = -(-config.crop_size // STRIDE)
@@ -97,7 +98,7 @@ class IrnTask(CropTask):
 
     def loss(self, model: nn.Module, batch: CropBatch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the loss over all pairs of the batch."""
-        boundary, displacement = model(batch.images(device))
+        boundary, displacement = model(batch.images(device, self.normalisation))
         size = boundary.shape[2:]
         labels = functional.interpolate(batch.labels[:, None].to(device), size, mode="nearest-exact")[:, 0]
         return irn_loss(boundary, displacement, labels, self._config.radius, self._all_pairs, total).loss
@@ -117,7 +118,7 @@ class IrnTask(CropTask):
                 except ImageError as error:
                     self.unreadable.setdefault(id, str(error))
                     continue
-                _, displacement = model(normalise(image)[None].to(device))
+                _, displacement = model(normalise(image, self.normalisation)[None].to(device))
                 displacements += displacement[0].double().mean((1, 2)).cpu().numpy()
                 images += 1
         return {"displacements": displacements, "images": images, "is_last": step == self.steps}

@@ -104,7 +104,8 @@ class PseudoWorker(MaskWorker):
         image = self.dataset.image(id)
         source = self._experiment.masks.source
         maps, present = confident.read_maps(self._maps, id, source, "stride4", self.dataset, image)
-        boundary = self._network.boundary_probability(target_views(image, (1.0,))[0].to(self._device))
+        (views,) = target_views(image, (1.0,), self._network.backbone.normalisation)
+        boundary = self._network.boundary_probability(views.to(self._device))
         return _Prepared(image, present, torch.from_numpy(maps).to(self._device) ** config.power, boundary)
 
     def _walk(self, prepared: Iterable[_Prepared]) -> list[Tensor]:

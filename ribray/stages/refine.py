@@ -4,12 +4,11 @@ import hashlib
 import itertools
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +22,13 @@ from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
 from ribray.data.listing import Near
 from ribray.data.lists import id_finder, read_list
-from ribray.data.transforms import Box, augment, keyed_rng, normalise_crops, target_views
 from ribray.errors import ImageError, UsageError
 from ribray.models import build_classifier
 from ribray.models.weights import drawn_with, load_classifier
 from ribray.progress import show_progress
 from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import empty_arrays, to_arrays, write_maps
+from ribray.rib.preparation import Preparation
 from ribray.rib.refine import Refiner
 from ribray.run import RECORD_FILE, Failure, read_record
 from ribray.stages.artifacts import trained_weights
@@ -122,118 +121,6 @@ def refined_ids(context: Context) -> list[str]:
 # --- in a worker -------------------------------------------------------------------------------------------------
 
 
-_Loaded = TypeVar("_Loaded")
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The image that is refined."""
-
-    size: tuple[int, int]
-    """Height and width in pixels."""
-    views: list[torch.Tensor]
-    remarks: tuple[Scale | str, ...]
-
-
-@dataclass(frozen=True)
-class _Crop:
-    """One extra sample, cut out and still uint8."""
-
-    place: int
-    pixels: np.ndarray
-    box: Box
-
-
-class _Preparation:
-    """An image's pixels, being loaded by background threads: the target's and its extra samples'.
-
-    An extra that cannot be read is passed over for the next one of the target's order; which image becomes which
-    sample therefore depends on the data alone, not on when a thread was done.
-    """
-
-    def __init__(self, id: str, dataset: Dataset, order: ExtraOrder, config: RefineConfig, threads: ThreadPoolExecutor):
-        self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
-        present = np.flatnonzero(dataset.labels[dataset.index(id)])
-        candidates = order.candidates(id, present.tolist())
-        self.only_empty = config.batch_size > 1 and candidates.size > 0 and not dataset.labels[candidates[0]].any()
-        """Whether no image but those without any class could serve as an extra sample."""
-        self.is_alone = self.only_empty and config.loss == "rib"
-        """Whether none is drawn: without a label it would add nothing to the loss."""
-        self._available = 0 if self.is_alone else len(candidates)
-        self._order = order.draw(id, present.tolist())
-        self._drawn: Counter[int] = Counter()
-        self.unreadable: dict[int, str] = {}
-        self.waited = 0.0
-        """Seconds in which the refinement had to wait for a thread."""
-        self._target = threads.submit(self._see)
-        self._queue: deque[tuple[int, Future[_Crop]]] = deque()
-        self._submit(self.per_step * (config.iterations - 1))
-
-    @property
-    def per_step(self) -> int:
-        """Samples of a step: what is configured, or every image there is as far as it is known to be readable."""
-        return min(self._config.batch_size - 1, self._available - len(self.unreadable))
-
-    def _submit(self, count: int) -> None:
-        for place in itertools.islice(self._order, count):
-            self._queue.append((place, self._threads.submit(self._cut, place, self._drawn[place])))
-            self._drawn[place] += 1
-
-    def _see(self) -> _Target:
-        picture = self._dataset.picture(self._id)
-        height, width = picture.pixels.shape[:2]
-        views = target_views(picture.pixels, self._config.scales)
-        return _Target((height, width), [_ready_to_copy(view) for view in views], picture.remarks)
-
-    def _cut(self, place: int, turn: int) -> _Crop:
-        extra = self._dataset.ids[place]
-        rng = keyed_rng("extra", self._config.seed, self._id, extra, turn)
-        pixels, box = augment(self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size)
-        return _Crop(place, pixels, box)
-
-    def target(self) -> _Target:
-        """Return the target's size and views.
-
-        Raises:
-            ImageError: they cannot be read.
-        """
-        return self._wait(self._target)
-
-    def take(self) -> list[_Crop]:
-        """Return the crops of the next step.
-
-        Raises:
-            ImageError: none of the images that may serve as extras can be read.
-        """
-        crops: list[_Crop] = []
-        while len(crops) < self.per_step:
-            if not self._queue:
-                self._submit(1)
-            place, future = self._queue.popleft()
-            try:
-                crops.append(self._wait(future))
-            except ImageError as error:
-                self.unreadable[place] = f"{self._dataset.ids[place]}: {error}"
-                if not self.per_step:
-                    raise ImageError(
-                        f"None of the {self._available} images that could serve as extras is readable."
-                    ) from None
-        return crops
-
-    def _wait(self, future: Future[_Loaded]) -> _Loaded:
-        began = time.monotonic()
-        try:
-            return future.result()
-        finally:
-            self.waited += time.monotonic() - began
-
-    def cancel(self) -> None:
-        """Drop what has not been loaded."""
-        for _, future in self._queue:
-            future.cancel()
-        self._queue.clear()
-
-
 class RefineWorker:
     """Refines one image after the other with one copy of the classifier."""
 
@@ -255,10 +142,11 @@ class RefineWorker:
         model = build_classifier(classes=len(dataset.classes), **classifier)
         load_classifier(model, weights)
         self._refiner = Refiner(model, config, precision, self._device)
+        self._normalisation = model.backbone.normalisation
         self._dataset, self._config, self._folder = dataset, config, folder
         self._order = ExtraOrder(dataset.ids, dataset.labels, config.seed)
         self._threads = ThreadPoolExecutor(loader_threads, thread_name_prefix="loader")
-        self._prepared: dict[str, _Preparation] = {}
+        self._prepared: dict[str, Preparation] = {}
 
     def prefetch(self, item: str) -> None:
         """Begin to load an image that comes later."""
@@ -286,7 +174,9 @@ class RefineWorker:
                     "add images without its classes, be it without any, or set refine.batch_size=1."
                 )
             target = preparation.target()
-            refinement = self._refiner.refine(target.views, present.tolist(), lambda step: self._extras(preparation))
+            refinement = self._refiner.refine(
+                target.views, present.tolist(), lambda step: preparation.batch(self._device)
+            )
         finally:
             preparation.cancel()
         arrays = to_arrays(refinement, target.size, self._config.scales)
@@ -302,26 +192,8 @@ class RefineWorker:
             **_times(began),
         }
 
-    def _prepare(self, item: str) -> _Preparation:
-        return _Preparation(item, self._dataset, self._order, self._config, self._threads)
-
-    def _extras(self, preparation: _Preparation) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if preparation.per_step == 0:
-            return None
-        crops = preparation.take()
-        pixels, labels = (
-            _ready_to_copy(torch.from_numpy(array)).to(self._device, non_blocking=True)
-            for array in (
-                np.stack([crop.pixels for crop in crops]),
-                self._dataset.labels[[crop.place for crop in crops]],
-            )
-        )
-        return normalise_crops(pixels, [crop.box for crop in crops]), labels
-
-
-def _ready_to_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in memory that a GPU reads from without the host waiting; on a CPU as it is."""
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+    def _prepare(self, item: str) -> Preparation:
+        return Preparation(item, self._dataset, self._order, self._config, self._threads, self._normalisation)
 
 
 def _times(began: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ribray.cluster.training import Total
 from ribray.config import SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.errors import UsageError
-from ribray.models import build_backbone
+from ribray.models import build_backbone, normalisation_of
 from ribray.models.deeplab import DeepLab, load_deeplab, predict, save_deeplab, segmentation_loss
 from ribray.models.weights import drawn_with, load_backbone_weights
 from ribray.run import Failure
@@ -75,7 +75,8 @@ class SegmentationTask(CropTask):
         least_readable: float = 0.0,
     ):
         draw_scale = functools.partial(_scale_among, config.random_scales)
-        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers, least_readable)
+        normalisation = normalisation_of(config.backbone)
+        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers, normalisation, least_readable)
         self.steps, self.period = config.iterations, max(LEAST_PERIOD, len(ids) // config.batch_size)
         self._config, self._start = config, start
 
@@ -95,7 +96,7 @@ class SegmentationTask(CropTask):
 
     def loss(self, model: nn.Module, batch: CropBatch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the loss over the batch's pixels."""
-        return segmentation_loss(model(batch.images(device)), batch.labels.to(device), total)
+        return segmentation_loss(model(batch.images(device, self.normalisation)), batch.labels.to(device), total)
 
     def validate(self, model: DeepLab, step: int, rank: int, world: int, device: torch.device) -> None:
         """Do nothing: held-out images are the next stage's."""

@@ -7,8 +7,14 @@ import torchvision
 from ribray.errors import UsageError
 from ribray.models import BACKBONES, build_backbone
 
-EVERY = [(name, stride) for name in BACKBONES for stride in ((8,) if name == "small" else (16, 8))]
-LIGHT = [(name, stride) for name, stride in EVERY if name in ("resnet18", "resnet50", "small")]
+EVERY = [(name, stride) for name in BACKBONES for stride in ((8,) if name == "small" else (32, 16, 8))]
+OF_TIMM = [
+    ("timm/tf_efficientnet_lite0", 16),
+    ("timm/tf_efficientnet_lite0", 8),
+    ("timm/resnet18", 32),
+    ("timm/regnety_002", 16),
+]
+LIGHT = [(name, stride) for name, stride in EVERY if name in ("resnet18", "resnet50", "small")] + OF_TIMM
 
 
 @pytest.fixture
@@ -16,7 +22,7 @@ def images() -> torch.Tensor:
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("name", "output_stride"), EVERY)
+@pytest.mark.parametrize(("name", "output_stride"), EVERY + OF_TIMM)
 def test_levels_have_the_promised_channels_and_strides(name: str, output_stride: int, images: torch.Tensor) -> None:
     backbone = build_backbone(name, output_stride)
     with torch.no_grad():
@@ -82,7 +88,7 @@ def test_resnet_at_stride_16_has_no_dilation_and_at_stride_8_two_and_four() -> N
 def test_unknown_backbone_and_output_stride_are_refused_in_a_sentence() -> None:
     with pytest.raises(UsageError, match=r"no backbone 'resnet51'.*resnet50"):
         build_backbone("resnet51", 16)
-    with pytest.raises(UsageError, match="16 or 8, not 32"):
-        build_backbone("resnet50", 32)
+    with pytest.raises(UsageError, match="32, 16 or 8, not 4"):
+        build_backbone("resnet50", 4)
     with pytest.raises(UsageError, match="stride 8, not 16"):
         build_backbone("small", 16)

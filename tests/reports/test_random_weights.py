@@ -19,7 +19,7 @@ from tests.reports.drawn import folder, recipe
 
 
 def of_classifier(context: Context) -> nn.Module:
-    return classifier.start_network(context.experiment.classifier, len(context.training_set.classes))
+    return classifier.start_network(context.experiment.classifier, len(context.training_set.classes))[0]
 
 
 STARTS: dict[str, Callable[[Context], nn.Module]] = {
@@ -70,7 +70,7 @@ def test_the_classifiers_head_is_drawn_with_the_seed_whatever_the_backbone_is(we
     head = torch.empty(4, 128, 1, 1)
     torch.manual_seed(5)
     nn.init.kaiming_uniform_(head, a=5**0.5)
-    network = classifier.start_network(config, 4)
+    network, _ = classifier.start_network(config, 4)
     assert torch.equal(network.head.weight, head)
     first: Tensor = network.backbone.conv1.weight
     assert abs(torch.corrcoef(torch.stack([head.flatten()[:500], first.flatten()[:500]]))[0, 1]) < 0.2

@@ -1,0 +1,390 @@
+"""RIB from Python: a trained network, a photograph, and nothing else; no Ray and no run directory.
+
+    rib = ribray.RIB(timm.create_model("resnet50", pretrained=True))
+    result = rib("dog.jpg", classes=["golden retriever"])
+    result.save("maps.png")
+
+The pool's workers refine by the same code (`ribray.rib.refine.Refiner`, `ribray.rib.preparation.Preparation`).
+
+Shapes: H W an image's height and width, P the classes that maps are made of.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import nn
+
+from ribray import storage
+from ribray.config import RefineConfig, explain_invalid
+from ribray.data.dataset import Dataset, colour_map
+from ribray.data.images import Picture, read_image
+from ribray.data.transforms import Normalisation, normalise
+from ribray.errors import UsageError
+from ribray.models.adopt import Part, adopt, class_names, is_softmax
+from ribray.models.classifier import Classifier
+from ribray.rib.extras import ExtraOrder
+from ribray.rib.maps import MapRecord, localization_maps, to_arrays
+from ribray.rib.preparation import Preparation
+from ribray.rib.refine import EXPLOSION, TARGET_LOSS, Refiner
+
+Photograph = str | Path | Image.Image | np.ndarray | torch.Tensor
+"""A file, a PIL image, (H, W, 3) uint8, or a float tensor (3, H, W) or (1, 3, H, W) with values in 0…1."""
+ClassName = str | int
+
+NOT_READ = ("limit",)
+"""Keys of the section ``refine`` that belong to a run."""
+CONFIDENT_SHARE = 0.25
+"""Of a softmax: classes from this probability on are taken for present, and the most probable one in any case."""
+CONFIDENT_SIGMOID = 0.5
+"""Of independent classes: the same."""
+SUGGESTIONS = 3
+
+ENDED = {
+    EXPLOSION: "the explosion test ended it: most of the image lit up",
+    TARGET_LOSS: "the target loss passed stop_threshold",
+}
+"""Reasons for which fewer steps were taken than were asked for."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The maps of one photograph."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8."""
+    maps: np.ndarray
+    """(P, H, W) float32 in 0…1, RIB's localization maps."""
+    cams: np.ndarray
+    """(P, H, W) float32 in 0…1, the plain class activation maps."""
+    classes: tuple[int, ...]
+    """The network's indices of the classes, increasing."""
+    names: tuple[str, ...]
+    losses: tuple[float, ...]
+    """Of every step whose update was used."""
+    steps: int
+    """Steps begun."""
+    stop_reason: str
+    """finished, target_loss or explosion."""
+    by_step: tuple[np.ndarray, ...] = ()
+    """The maps after each step, where they were asked for."""
+
+    def __repr__(self) -> str:
+        why = f", {ENDED[self.stop_reason]}" if self.stop_reason in ENDED else ""
+        height, width = self.maps.shape[1:]
+        return f"<{', '.join(self.names)}: {len(self.names)} × {height} × {width}, {self.steps} steps{why}>"
+
+    def save(self, location: str | Path) -> Path:
+        """Write a PNG with the image, the CAM and the map beside each other, a row per class; or, as .npz, the arrays.
+
+        Raises:
+            UsageError: another ending.
+        """
+        target = storage.absolute(location)
+        if target.suffix.lower() == ".npz":
+            storage.write_npz(target, maps=self.maps, cams=self.cams, classes=np.array(self.classes))
+        elif target.suffix.lower() == ".png":
+            from ribray.report.figures import growth_figure
+
+            growth_figure(self._rows(), target)
+        else:
+            raise UsageError(f"{location} must end with .png (a picture) or .npz (the arrays).")
+        return target
+
+    def figure(self) -> Any:
+        """Return the picture that `save` writes, as a PIL image."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            return Image.open(self.save(Path(folder) / "figure.png")).copy()
+
+    def _rows(self) -> list[Any]:
+        from ribray.report.figures import ImageRow
+
+        return [
+            ImageRow(self.image, [name], {"CAM": self.cams[[place]], "RIB": self.maps[[place]]}, colour_map())
+            for place, name in enumerate(self.names)
+        ]
+
+
+class RIB:
+    """Refines the class activation maps of photographs with one network.
+
+    Args:
+        model: a classifier: a linear head on globally averaged features (timm's and torchvision's are found out; of any
+            other one say ``features`` and ``head`` where they are not the layers before its last linear one). It is
+            copied, never changed.
+        features: the module, or its dotted name, that gives the features (1, F, h, w).
+        head: the linear layer, or 1×1 convolution, that classifies their average.
+        frozen: dotted names of the first layers, which do not learn; default: those up to a stride of 8.
+        mean: of the pixels in 0…1 that it was trained on, per channel; default: timm's own, else ImageNet's.
+        std: their standard deviation.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", …
+        names: of the classes, in the order of the head; default: ImageNet's, where it is timm's or torchvision's.
+        settings: keys of the section ``refine``, such as ``iterations=10``, ``lr=8e-6``, ``scales=(1.0, 0.5)``.
+
+    Raises:
+        UsageError: the network is not built so, or a setting is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        features: Part | None = None,
+        head: Part | None = None,
+        frozen: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        device: str | torch.device = "auto",
+        names: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        config = read_settings(settings)
+        normalisation = _normalisation(mean, std)
+        classifier = adopt(model, features=features, head=head, frozen=frozen, normalisation=normalisation)
+        own_names = class_names(model) if names is None else list(names)
+        self._set_up(classifier, own_names, is_softmax(model), config, device)
+
+    @classmethod
+    def from_run(cls, directory: str | Path, *, device: str | torch.device = "auto", **settings: Any) -> "RIB":
+        """Take the classifier that a run has trained, its classes, and the settings of its ``refine``.
+
+        Raises:
+            UsageError: it is no run directory, or has no finished classifier.
+        """
+        from ribray.stages.finished import trained_classifier
+
+        classifier, names, own = trained_classifier(storage.absolute(directory))
+        config = read_settings({**{key: value for key, value in own.items() if key not in NOT_READ}, **settings})
+        rib = cls.__new__(cls)
+        rib._set_up(classifier, names, False, config, device)
+        return rib
+
+    def _set_up(
+        self,
+        classifier: Classifier,
+        names: list[str] | None,
+        is_softmax: bool,
+        config: RefineConfig,
+        device: str | torch.device,
+    ) -> None:
+        if names is not None and len(names) != classifier.classes:
+            raise UsageError(f"There are {len(names)} names for the {classifier.classes} classes of the network.")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        precision = "float32" if config.precision == "auto" else config.precision
+        self.config, self.names, self._is_softmax = config, names, is_softmax
+        self._classifier, self._normalisation = classifier, classifier.backbone.normalisation
+        self._refiner = Refiner(classifier, config, precision, device)
+
+    def __call__(
+        self,
+        image: Photograph,
+        classes: ClassName | Sequence[ClassName] | None = None,
+        *,
+        extras: Dataset | Sequence[tuple[Photograph, Sequence[ClassName]]] = (),
+        by_step: bool = False,
+    ) -> Result:
+        """Refine the maps of one photograph.
+
+        Args:
+            image: see `Photograph`.
+            classes: what is to be seen in it, as names or indices; default: what the network is confident of.
+            extras: other photographs with their classes, or a data set; of these, ``batch_size - 1`` a step that share
+                no class with this one are drawn. Without any, it is refined alone.
+            by_step: keep the maps after each step.
+
+        Raises:
+            UsageError: a class is unknown, or the image is of another kind.
+            ImageError: the file cannot be read.
+        """
+        pixels = read_pixels(image)
+        present = self._indices(classes) if classes is not None else self._confident(pixels)
+        gallery = _Gallery(pixels, present, self._others(extras), self._classifier.classes)
+        self._refiner.config = config = self.config.model_copy(update={"keep_steps": by_step})
+        with ThreadPoolExecutor(1) as threads:
+            order = ExtraOrder(gallery.ids, gallery.labels, config.seed)
+            preparation = Preparation(TARGET, gallery, order, config, threads, self._normalisation)
+            try:
+                refinement = self._refiner.refine(
+                    preparation.target().views, present, lambda step: preparation.batch(self._refiner.device)
+                )
+            finally:
+                preparation.cancel()
+        record = MapRecord.from_arrays(to_arrays(refinement, pixels.shape[:2], config.scales))
+        chosen = tuple(int(index) for index in record.classes)
+        return Result(
+            image=pixels,
+            maps=localization_maps(record),
+            cams=localization_maps(record, "initial"),
+            classes=chosen,
+            names=tuple(self.name(index) for index in chosen),
+            losses=tuple(refinement.losses),
+            steps=refinement.steps,
+            stop_reason=refinement.stop_reason,
+            by_step=tuple(localization_maps(record, step) for step in range(len(record.by_step))),
+        )
+
+    def name(self, index: int) -> str:
+        """Return the name of a class, or its index where the names are not known."""
+        return str(index) if self.names is None else self.names[index]
+
+    @torch.no_grad()
+    def predict(self, image: Photograph) -> list[tuple[str, float]]:
+        """Return the classes of a photograph with their probabilities, the most probable one first.
+
+        The network is asked as it came, but for the bias of its head.
+        """
+        shares = self._probabilities(read_pixels(image))
+        return [(self.name(int(index)), float(shares[index])) for index in shares.argsort(descending=True)]
+
+    def _probabilities(self, pixels: np.ndarray) -> torch.Tensor:
+        self._refiner.restore()
+        views = normalise(pixels, self._normalisation)[None].to(self._refiner.device)
+        logits = self._classifier(views)[0].float().cpu()
+        return logits.softmax(0) if self._is_softmax else logits.sigmoid()
+
+    @torch.no_grad()
+    def _confident(self, pixels: np.ndarray) -> list[int]:
+        shares = self._probabilities(pixels)
+        least = CONFIDENT_SHARE if self._is_softmax else CONFIDENT_SIGMOID
+        return sorted({int(shares.argmax()), *torch.nonzero(shares >= least).flatten().tolist()})
+
+    def _indices(self, classes: ClassName | Iterable[ClassName]) -> list[int]:
+        """Return the indices of classes, each once, increasing.
+
+        Raises:
+            UsageError: one is unknown, or there is none.
+        """
+        given = [classes] if isinstance(classes, str | int) else list(classes)
+        if not given:
+            raise UsageError("classes is empty: name what is to be seen in the image, or leave it out.")
+        return sorted({self._index(each) for each in given})
+
+    def _index(self, name: ClassName) -> int:
+        if isinstance(name, int | np.integer):
+            if not 0 <= name < self._classifier.classes:
+                raise UsageError(f"There is no class {name}: the network has {self._classifier.classes}, from 0.")
+            return int(name)
+        if self.names is None:
+            raise UsageError(
+                f"The names of the network's classes are not known: give the index of '{name}', or names=."
+            )
+        known: dict[str, int] = {}
+        for index, full in enumerate(self.names):
+            for alias in (full, *full.split(",")):  # ImageNet's names are lists of synonyms
+                known.setdefault(alias.strip().casefold(), index)
+        if name.strip().casefold() in known:
+            return known[name.strip().casefold()]
+        close = difflib.get_close_matches(name.casefold(), known, n=SUGGESTIONS, cutoff=0.6)
+        hint = f" (did you mean {' or '.join(repr(each) for each in close)}?)" if close else ""
+        raise UsageError(f"The network has no class '{name}'{hint}.")
+
+    def _others(
+        self, extras: Dataset | Sequence[tuple[Photograph, Sequence[ClassName]]]
+    ) -> list[tuple[Any, list[int]]]:
+        """Return extra samples, files unread, with the indices of their classes."""
+        if isinstance(extras, Dataset):
+            shown = [np.flatnonzero(row).tolist() for row in extras.labels]
+            return [
+                (extras.image_path(id), self._indices([extras.classes[place] for place in places]) if places else [])
+                for id, places in zip(extras.ids, shown, strict=True)
+            ]
+        return [(image, self._indices(classes)) for image, classes in extras]
+
+
+TARGET = "target"
+
+
+class _Gallery:
+    """The photograph and its extra samples, as a data set is read: by id."""
+
+    def __init__(
+        self, target: np.ndarray, present: list[int], others: list[tuple[Any, list[int]]], classes: int
+    ) -> None:
+        self.ids = [TARGET, *(f"extra {number}" for number in range(len(others)))]
+        self._images: dict[str, Any] = dict(zip(self.ids, [target, *(image for image, _ in others)], strict=True))
+        self.labels = np.zeros((len(self.ids), classes), dtype=bool)
+        for row, indices in enumerate([present, *(indices for _, indices in others)]):
+            self.labels[row, indices] = True
+
+    def index(self, id: str) -> int:
+        return self.ids.index(id)
+
+    def picture(self, id: str) -> Picture:
+        return Picture(self.image(id))
+
+    def image(self, id: str) -> np.ndarray:
+        return read_pixels(self._images[id])
+
+
+def read_settings(settings: dict[str, Any]) -> RefineConfig:
+    """Return settings of a refinement, checked.
+
+    Raises:
+        UsageError: one is unknown, does not matter to a single image, or is out of range.
+    """
+    known = [name for name in RefineConfig.model_fields if name not in NOT_READ]
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise UsageError(f"RIB has no setting '{name}'{hint}; it has {', '.join(known)}.")
+    if "scales" in settings and "loss_scales" not in settings:
+        standard = RefineConfig().loss_scales
+        settings = {**settings, "loss_scales": [each for each in settings["scales"] if each in standard or each == 1.0]}
+    try:
+        return RefineConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UsageError(explain_invalid(error, RefineConfig)) from None
+
+
+def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalisation | None:
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UsageError("mean and std go together: three numbers each, of pixels in 0…1, and std above 0.")
+    first, second, third = (float(value) for value in mean)
+    one, two, three = (float(value) for value in std)
+    return Normalisation((first, second, third), (one, two, three))
+
+
+def read_pixels(image: Photograph) -> np.ndarray:
+    """Return the pixels of a photograph, (H, W, 3) uint8.
+
+    Raises:
+        UsageError: it is none, or of another type or range.
+        ImageError: the file cannot be read.
+    """
+    if isinstance(image, str | Path):
+        return read_image(storage.path(image))
+    if isinstance(image, Image.Image):
+        return np.array(image.convert("RGB"))
+    if isinstance(image, torch.Tensor):
+        return _of_tensor(image)
+    if not isinstance(image, np.ndarray):
+        raise UsageError(f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}.")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UsageError(f"An image array is (height, width, 3) uint8, not {image.shape} {image.dtype}.")
+    return image
+
+
+def _of_tensor(image: torch.Tensor) -> np.ndarray:
+    pixels = image.detach().cpu()
+    pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
+    if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
+        raise UsageError(f"An image tensor is (3, height, width) float, not {tuple(image.shape)} {image.dtype}.")
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # what is no number is not either
+        raise UsageError(
+            f"An image tensor has values in 0…1, not {pixels.min():.3g} to {pixels.max():.3g}: hand it over before "
+            "it is normalised."
+        )
+    return (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
