@@ -310,6 +310,7 @@ def test_a_folder_of_plain_names_is_not_listed(tmp_path: Path, monkeypatch: pyte
     assert len(open_coco(tmp_path)) == 9
 
 
+@pytest.mark.slow
 def test_names_are_searched_on_an_object_store_too(tmp_path: Path, bucket: Path) -> None:
     coco(
         tmp_path,
