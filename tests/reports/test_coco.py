@@ -310,6 +310,23 @@ def test_a_folder_of_plain_names_is_not_listed(tmp_path: Path, monkeypatch: pyte
     assert len(open_coco(tmp_path)) == 9
 
 
+@pytest.mark.slow
+def test_names_are_searched_on_an_object_store_too(tmp_path: Path, bucket: Path) -> None:
+    coco(
+        tmp_path,
+        image=lambda entry, number: named("img00.JPG" if number == 0 else "http://host/{id}.jpg")(entry, number),
+    )
+    for file in (FILE, "train2014/img00.jpg", "train2014/img01.jpg"):
+        (bucket / file).write_bytes((tmp_path / file).read_bytes())
+    dataset = open_coco(bucket)
+    assert dataset.ids == IDS
+    assert dataset.image("img01").shape == (*SIZE, 3)
+    with pytest.raises(ImageError, match=r"img00\.JPG does not exist \(there is img00\.jpg\)"):
+        dataset.image("img00")
+    (bucket / "test/deep/a.jpg").write_bytes(b"x")
+    assert open_coco(bucket, "test", labelled=False).ids == ("deep/a",)
+
+
 # --- layouts -----------------------------------------------------------------------------------------------------
 
 
