@@ -9,4 +9,4 @@ import sys
 from ribray.cli import main
 
 if __name__ == "__main__":
-    main(["run", *sys.argv[1:], "--stages", "classifier"])
+    main(["run", *sys.argv[1:], "--stages", "classifier"], supervised=True)

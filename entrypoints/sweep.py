@@ -9,4 +9,4 @@ import sys
 from ribray.cli import main
 
 if __name__ == "__main__":
-    main(["sweep", *sys.argv[1:]])
+    main(["sweep", *sys.argv[1:]], supervised=True)

@@ -1,12 +1,14 @@
 """The ``ribray`` command: reads its arguments, calls one function, prints.
 
-Exit codes: 0 done; 1 done but some images failed, or a stage failed; 2 wrong usage, configuration or data, said before
-any cluster starts; 130 stopped by the user.
+Exit codes: 0 done; 1 done but some images failed, or a stage failed; 2 wrong usage, configuration or data, or no way to
+a Ray cluster, said before anything is done; 3 the Ray cluster died under the work, and the same command continues; 130
+stopped by the user.
 """
 
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -16,12 +18,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ribray import __version__
+from ribray import __version__, supervisor
 from ribray.config import find_recipe, load_experiment, shipped_recipes, to_yaml
-from ribray.errors import RibrayError, StageError, UsageError
+from ribray.errors import (
+    EXIT_FAILURES,
+    EXIT_LOST,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    ClusterLostError,
+    RibrayError,
+    StageError,
+    UsageError,
+)
 
-EXIT_DONE, EXIT_FAILURES, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 130
 DEFAULT_OUT = "runs"
+ONE_SIGNAL_SECONDS = 0.3
+"""Signals within so short a time are one: it came to all processes of a group, and was passed on besides."""
 
 app = typer.Typer(
     help="Weakly supervised segmentation with RIB, on Ray: from image-level labels to pixel masks.",
@@ -55,13 +67,24 @@ SetOption = Annotated[
 ]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every expected error is one sentence."""
+def main(arguments: list[str] | None = None, supervised: bool | None = None) -> None:
+    """Run the command line; every expected error is one sentence.
+
+    Args:
+        arguments: by default those of this process.
+        supervised: whether the work is done in a child process (see `ribray.supervisor`); by default where the
+            arguments are this process's.
+    """
     try:
+        if arguments is None if supervised is None else supervised:
+            supervisor.supervise(_say)
         app(args=arguments, standalone_mode=True)
     except UsageError as error:
         _say_error(error)
         sys.exit(EXIT_USAGE)
+    except ClusterLostError as error:
+        _say_error(error)
+        sys.exit(EXIT_LOST)
     except RibrayError as error:
         _say_error(error)
         sys.exit(EXIT_FAILURES)
@@ -72,12 +95,16 @@ def main(arguments: list[str] | None = None) -> None:
         _say_error(RibrayError(f"{place}{error.strerror}."))
         sys.exit(EXIT_FAILURES)
     except _Dropped:
-        errors.print("Stopped. The same command continues.")
+        _say(supervisor.STOPPED)
         sys.exit(EXIT_STOPPED)
 
 
 class _Dropped(BaseException):
     """The user asked twice to stop. (The command line parser keeps KeyboardInterrupt to itself.)"""
+
+
+def _say(sentence: str) -> None:
+    errors.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _say_error(error: Exception) -> None:
@@ -391,6 +418,8 @@ def _request(
     from ribray.stages.chain import Request, parse_stages
 
     location = _output(out, find_recipe(recipe).stem)
+    if supervisor.is_restarted():
+        redo = None  # what it names was forgotten the first time; what has been made since then stays
     return Request(load_experiment(recipe, settings or []), recipe, location, parse_stages(stages), redo, fork)
 
 
@@ -465,7 +494,7 @@ def _print_results(request: Any, metrics: dict[str, Any]) -> None:
 
 def _exit(stopped: bool, failed: bool) -> None:
     if stopped:
-        console.print("Stopped; the same command continues.")
+        console.print(supervisor.STOPPED)
         raise typer.Exit(EXIT_STOPPED)
     if failed:
         raise typer.Exit(EXIT_FAILURES)
@@ -481,10 +510,15 @@ def _plan(request: Any) -> None:
 def _stop_on_signals() -> threading.Event:
     """Let the first Ctrl-C (or SIGTERM) finish what is in flight, and a second one drop it."""
     stop = threading.Event()
+    first = 0.0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal first
         if stop.is_set():
-            raise _Dropped
+            if time.monotonic() - first > ONE_SIGNAL_SECONDS:
+                raise _Dropped
+            return
+        first = time.monotonic()
         stop.set()
         errors.print("\nStopping: images in flight are finished first; press Ctrl-C again to drop them.")
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+EXIT_DONE, EXIT_FAILURES, EXIT_USAGE, EXIT_LOST, EXIT_STOPPED = 0, 1, 2, 3, 130
+"""Exit codes of the command line, which says when each is used."""
+
 
 class RibrayError(Exception):
     """Base of every error whose message is meant for the user; the command line prints it without traceback."""
@@ -53,3 +56,7 @@ class UnreadableError(StageError):
     def __init__(self, sentence: str, unreadable: Mapping[str, str], can_go_on: bool = False) -> None:
         super().__init__(sentence)
         self.unreadable, self.can_go_on = unreadable, can_go_on
+
+
+class ClusterLostError(RibrayError):
+    """The Ray cluster died under the work. Exit code 3; the same command continues."""

@@ -5,7 +5,8 @@ The caller gives a *worker class*, written without Ray:
     class Worker:
         def __init__(self, **arguments): ...           # load weights, once per process
         def process(self, item: str) -> dict: ...      # do it, write the result to storage, return a small record
-        def prefetch(self, item: str) -> None: ...     # optional: begin to load an item that comes later
+        def prefetch(self, item: str) -> None: ...     # optional: begin to load an item that comes later; an
+                                                       # exception is that item's, as one in `process` is
         def process_batch(self, items) -> dict: ...    # optional: records by item; what is left out goes to `process`
 
 and gets every item done once, whatever happens to the processes:
@@ -152,21 +153,29 @@ class _Actor:
         if "torch" in sys.modules:  # which takes seconds to import: left to the workers that need it
             sys.modules["torch"].set_num_threads(threads)
         self._worker = worker_class(**arguments)
+        self._unloaded: dict[Item, Exception] = {}  # what came of items that could not be loaded ahead
         return ray.get_runtime_context().get_node_id()
 
     def process(self, chunk: list[Item], upcoming: list[Item]) -> list[Outcome]:
         """Do the items of a chunk in order, while what comes next is being loaded."""
-        prefetch = getattr(self._worker, "prefetch", None)
-        if prefetch is not None:
-            for item in (chunk[0], *upcoming):  # what is needed now is loaded first
-                prefetch(item)
-        records = self._process_batch(chunk)
+        for item in (chunk[0], *upcoming):  # what is needed now is loaded first
+            self._prefetch(item)
+        records = self._process_batch([item for item in chunk if item not in self._unloaded])
         return [Outcome(item, record=records[item]) if item in records else self._process_item(item) for item in chunk]
+
+    def _prefetch(self, item: Item) -> None:
+        """Begin to load an item; an error is kept until it is the item's turn."""
+        self._unloaded.pop(item, None)
+        if (prefetch := getattr(self._worker, "prefetch", None)) is not None:
+            try:
+                prefetch(item)
+            except Exception as error:  # noqa: BLE001  (judged in `_process_item`)
+                self._unloaded[item] = error
 
     def _process_batch(self, chunk: list[Item]) -> Mapping[Item, Record]:
         """Do what the worker can do of a chunk at once; what fails that way is tried alone, and judged alone."""
         batch = getattr(self._worker, "process_batch", None)
-        if batch is None or len(chunk) == 1:
+        if batch is None or len(chunk) < 2:
             return {}
         try:
             return batch(chunk)
@@ -176,6 +185,8 @@ class _Actor:
 
     def _process_item(self, item: Item) -> Outcome:
         try:
+            if (error := self._unloaded.pop(item, None)) is not None:
+                raise error
             return Outcome(item, record=self._worker.process(item))
         except ImageError as error:
             return Outcome(item, error=str(error), final=True)

@@ -9,19 +9,28 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ribray import storage
+from ribray import storage, supervisor
+from ribray.cluster import local, watch
 from ribray.config import ClusterConfig
-from ribray.errors import RibrayError, UsageError
-
-OBJECT_STORE_BYTES = 256 * 2**20
-"""Of a local cluster: images never pass through Ray's object store, so it stays small."""
+from ribray.errors import EXIT_USAGE, RibrayError, UsageError
 
 PROBE_SECONDS = 60.0
+"""How long a node may take to show that it shares the run directory."""
+ANSWER_SECONDS = 10.0
+"""How long a cluster elsewhere may take to answer."""
+START_SECONDS = 180.0
+"""How long Ray may take to start, or to connect to a cluster that answers."""
+TOO_BUSY = "timed out during startup"
+"""What Ray says of a machine on which its processes took more than half a minute to begin."""
+LONGEST = 400
+"""Characters of an error of Ray's that are shown."""
 
 
 @dataclass(frozen=True)
@@ -78,43 +87,119 @@ def inside_job() -> bool:
 
 
 @contextlib.contextmanager
-def connect(config: ClusterConfig, training_workers: int = 1) -> Iterator[Session]:
+def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Event | None = None) -> Iterator[Session]:
     """Connect to Ray for the length of a ``with`` block.
 
     Without an address the cluster of the surrounding job is used, else one of this machine is started; it has as
     many CPUs as the machine, or as the configuration asks for. Where Ray is connected already (a test, a sweep's
-    trial), that connection is used and left open.
+    trial), that connection is used and left open. If the cluster dies, this process ends (see `ribray.supervisor`).
+
+    Args:
+        config: how to connect.
+        training_workers: how many workers a training will have.
+        stop: set once the user asked to stop: then a cluster that does not answer is not waited for.
 
     Raises:
-        UsageError: the cluster at ``cluster.address`` cannot be reached.
+        UsageError: Ray cannot be started on this machine, or the cluster elsewhere cannot be reached.
     """
     if ray.is_initialized():
         yield _describe(is_local=False)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    local = address is None and not inside_job()
-    options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if local:
+    address, source = address_of(config)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
         needed = max(config.workers or 1, training_workers) * config.cpus_per_worker
-        options |= {
-            "address": "local",
-            "num_cpus": int(max(usable_cores(), needed) + 0.999),
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-        }
+        what = "Ray cannot be started on this machine"
+        options |= local.options(cpus=int(max(usable_cores(), needed) + 0.999))
     else:
-        options["address"] = address or "auto"
+        what = f"{source}: there is no way to this Ray cluster"
+        options["address"] = require_reachable(address, source)
+    with _limited(f"{what}: it takes longer than {START_SECONDS:g} s."):
+        _init(options, what)
+    with contextlib.ExitStack() as session:
+        session.callback(ray.shutdown)
+        session.enter_context(supervisor.connected(is_own=address is None))
+        session.enter_context(watch.watched(watch.Cluster.connected(address), stop or threading.Event()))
+        yield _describe(address is None)
+
+
+def _init(options: dict[str, Any], what: str) -> None:
+    """Start Ray, or connect to it; where the machine was too busy for that, a second time."""
+    for tries_left in (1, 0):
+        try:
+            with _own_handler(signal.SIGTERM):
+                ray.init(**options)
+            return
+        except Exception as error:  # noqa: BLE001  (Ray raises almost anything)
+            ray.shutdown()
+            if not tries_left or TOO_BUSY not in str(error):
+                raise UsageError(f"{what}: {_as_sentence(error)}") from None
+
+
+def address_of(config: ClusterConfig) -> tuple[str | None, str]:
+    """Return the address of a cluster elsewhere and the setting that it is from; None for one of this machine."""
+    address, source = config.address, f"cluster.address={config.address}"
+    if not address:
+        address = os.environ.get("RAY_ADDRESS")
+        source = f"RAY_ADDRESS={address}"
+    if not address and inside_job():
+        address, source = "auto", "This job"
+    return (None if not address or address == "local" else address), source
+
+
+def require_reachable(address: str, source: str) -> str:
+    """Check that a Ray cluster answers at an address, and that this process can connect to it.
+
+    Args:
+        address: ``HOST:PORT``, ``ray://HOST:PORT`` or ``auto``.
+        source: the setting that it is from, for a sentence.
+
+    Returns:
+        the address for `ray.init`.
+
+    Raises:
+        UsageError: nobody answers, or this machine is no node of it.
+    """
+    scheme, separator, rest = address.rpartition("://")
+    no_address = UsageError(f"{source} is no address of a Ray cluster: it is HOST:PORT, such as 10.0.0.1:6379.")
+    if separator and scheme != "ray":
+        raise no_address
+    way_out = "Start that cluster, correct the address, or leave it out: then Ray is started on this machine."
     try:
-        with _own_handler(signal.SIGTERM):
-            ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"Cannot reach a Ray cluster at {address or 'this machine'}: {first_line}") from None
+        host_and_port = rest.partition("/")[0] if separator else canonicalize_bootstrap_address(address)
+    except ConnectionError:
+        raise UsageError(f"{source}: no Ray cluster runs on this machine. {way_out}") from None
+    except ValueError:
+        raise no_address from None
+    if not host_and_port.rpartition(":")[2].isdecimal():
+        raise no_address
+    if (fault := watch.fault_of(host_and_port, ANSWER_SECONDS)) is not None:
+        raise UsageError(f"{source}: no Ray cluster answers at {host_and_port} ({fault}). {way_out}")
+    if not separator and not any(process.name() == "raylet" for process in psutil.process_iter()):
+        raise UsageError(
+            f"{source}: this machine is no node of that cluster. Make it one by `ray start --address={address}`, or "
+            "submit the command as a job."
+        )
+    return address if separator else host_and_port
+
+
+@contextlib.contextmanager
+def _limited(sentence: str) -> Iterator[None]:
+    """End this process, from another thread, if the ``with`` block takes too long."""
+    limit = threading.Timer(START_SECONDS, supervisor.end, (f"error: {sentence}", EXIT_USAGE))
+    limit.daemon = True
+    limit.start()
     try:
-        yield _describe(local)
+        yield
     finally:
-        ray.shutdown()
+        limit.cancel()
+
+
+def _as_sentence(error: Exception) -> str:
+    """Return what an error of Ray's tells, on one line and not without end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 @contextlib.contextmanager

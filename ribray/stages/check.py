@@ -151,7 +151,7 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     datasets = _open_splits(experiment)
     collected = _Collected(datasets)
     items = [f"{split}{TAB}{id}" for split, dataset in datasets.items() for id in dataset.ids]
-    with connect(experiment.cluster) as session:
+    with connect(experiment.cluster, stop=stop) as session:
         plan = PoolPlan.of(NAME, experiment.cluster, session, chunk_size=CHUNK, gpu=False)
         with show_progress(console, NAME, len(items)) as bar:
             pool = Pool(plan, CheckWorker, {"datasets": datasets})

@@ -144,7 +144,7 @@ def predict_images(directory: Path, source: Path, out: Path, console: Console, s
 
         with ExitStack() as resources:
             with console.status("starting Ray"):
-                session = resources.enter_context(connect(finished.experiment.cluster))
+                session = resources.enter_context(connect(finished.experiment.cluster, stop=stop))
             require_shared(out)
             plan = _plan(finished.experiment.cluster, session, len(left))
             pool = Pool(plan, PredictWorker, {"network": network, "source": root, "out": out})

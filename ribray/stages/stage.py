@@ -102,7 +102,7 @@ class Context:
         with self.console.status("starting Ray"):
             config = self.experiment
             workers = max(config.classifier.workers, config.irn.workers, config.segmentation.workers)
-            session = self.resources.enter_context(connect(config.cluster, training_workers=workers))
+            session = self.resources.enter_context(connect(config.cluster, workers, self.stop))
         require_shared(self.run.directory)
         return session
 

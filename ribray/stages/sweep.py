@@ -113,7 +113,7 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         lock = hold(out, "sweep")
         held.callback(lock.release)
         ledger = _Ledger(out, request, experiment, trials)
-        session = held.enter_context(connect(experiment.cluster, training_workers=_training_workers(experiment)))
+        session = held.enter_context(connect(experiment.cluster, _training_workers(experiment), stop))
         _require_workers(definition, experiment, session)
         require_shared(out)
         storage.write_text(out / SWEEP_FILE, request.source.read_text(encoding="utf-8-sig"))

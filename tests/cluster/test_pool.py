@@ -195,6 +195,35 @@ def test_an_item_that_kills_while_it_is_loaded_ahead_takes_no_neighbour_with_it(
     assert sorted(heard.done) == sorted(set(items) - {"trap"})
 
 
+class Unloadable(Worker):
+    """Cannot begin to load items of some names."""
+
+    def prefetch(self, item: str) -> None:
+        with (self.folder / f"{item}.loads").open("a") as stream:
+            stream.write(f"{os.getpid()}\n")
+        count = len((self.folder / f"{item}.loads").read_text().splitlines())
+        if item.startswith("bad"):
+            raise ImageError(f"{item} is unreadable.")
+        if item.startswith("broken") or (item.startswith("shaky") and count < 3):
+            raise ZeroDivisionError("division by zero")
+
+    def process_batch(self, items: list[str]) -> dict:
+        assert not any(item.startswith(("bad", "broken")) for item in items)
+        return {item: self.process(item) for item in items}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_an_exception_while_an_item_is_loaded_ahead_is_of_that_item_alone(chunk_size, tmp_path):
+    items = ["slow0", "bad", "slow1", "broken", "slow2", "shaky", "slow3"]
+    heard, _ = run(tmp_path, items, workers=1, worker=Unloadable, chunk_size=chunk_size)
+    assert heard.failed == {
+        "bad": ("bad is unreadable.", 1),
+        "broken": ("ZeroDivisionError: division by zero", 3),
+    }
+    assert sorted(heard.done) == ["shaky", "slow0", "slow1", "slow2", "slow3"]
+    assert all(tries(tmp_path, item) == 1 for item in heard.done)
+
+
 class FullDisk(Worker):
     error = errno.ENOSPC
 

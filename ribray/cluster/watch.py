@@ -1,0 +1,142 @@
+"""Whether the cluster that this process is connected to still lives.
+
+What waits for a cluster that is gone waits for ever, so a thread of its own looks after it and, once it is lost, ends
+the process (see `ribray.supervisor`). Ray's own judgement comes too late: a node that has stopped counts as alive for
+more than a minute, and one that was killed for a quarter of one.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+import ray
+
+from ribray import supervisor
+from ribray.errors import EXIT_STOPPED
+
+LOOK_SECONDS = 1.0
+"""From one look at the processes of a cluster of this machine to the next."""
+PING_SECONDS = 5.0
+"""From one ping to the next."""
+ANSWER_SECONDS = 3.0
+"""How long an answer to a ping may take."""
+SILENT_PINGS = 10
+"""So many in a row without an answer, and the cluster is lost."""
+SILENT_PINGS_WHEN_STOPPING = 2
+"""The same once the user asked to stop: in so short a time nothing of worth can be finished."""
+PROCESSES = ("raylet", "gcs_server")
+"""Of the head of a cluster; without one of them it has ended."""
+
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+"""What a connection by gRPC begins with, and an empty frame of settings."""
+SETTINGS = 4
+"""The type of frame that a server answers with."""
+
+
+def fault_of(address: str, seconds: float) -> str | None:
+    """Say why nobody answers by gRPC at HOST:PORT, in a clause; None where somebody does.
+
+    Neither a token nor Ray's protocol is needed for that, so it holds for clusters of any version.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return None
+            connection.sendall(HELLO)
+            answer = connection.recv(64)
+    except TimeoutError:
+        return f"it does not answer within {seconds:g} s"
+    except socket.gaierror:
+        return f"there is no host of the name '{host}'"
+    except ConnectionRefusedError:
+        return "nothing listens there"
+    except (OSError, OverflowError) as error:  # OverflowError: there is no such port
+        return getattr(error, "strerror", None) or str(error)
+    if not answer:
+        return "it closes the connection"
+    return None if answer[3:4] == bytes([SETTINGS]) else "what answers there is not Ray"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster is known by from outside."""
+
+    addresses: Sequence[str]
+    """HOST:PORT of this process's node and of the cluster's head."""
+    processes: Mapping[str, psutil.Process] = field(default_factory=dict)
+    """By name, of a cluster that this process started."""
+
+    @classmethod
+    def connected(cls, address: str | None) -> "Cluster":
+        """Return the cluster that this process is connected to: at an address, or its own (None)."""
+        if address is not None and address.startswith("ray://"):
+            return cls([address.removeprefix("ray://").partition("/")[0]])
+        context = ray.get_runtime_context()
+        here = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+        addresses = [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in here]
+        children = psutil.Process().children() if address is None else []
+        processes = {child.name(): child for child in children}
+        return cls(
+            [*addresses, context.gcs_address], {name: processes[name] for name in PROCESSES if name in processes}
+        )
+
+    def end(self) -> str | None:
+        """Say which of its processes has ended, if one has."""
+        for name, process in self.processes.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            return f"its process {name} has ended"
+        return None
+
+    def silence(self) -> str | None:
+        """Say which of its addresses does not answer, if one does not."""
+        for address in self.addresses:
+            if (fault := fault_of(address, ANSWER_SECONDS)) is not None:
+                return f"at {address} {fault}"
+        return None
+
+
+@contextlib.contextmanager
+def watched(cluster: Cluster, stop: threading.Event) -> Iterator[None]:
+    """Look after the cluster for the length of a ``with`` block, and end this process if it is lost.
+
+    Args:
+        cluster: what this process is connected to.
+        stop: set once the user asked to stop.
+    """
+    end = threading.Event()
+    threading.Thread(target=_watch, args=(cluster, stop, end), name="cluster-watch", daemon=True).start()
+    try:
+        yield
+    except Exception:
+        if cluster.processes:
+            time.sleep(LOOK_SECONDS)  # they take a moment to end
+        if (fault := cluster.end() or cluster.silence()) is not None:  # then what was raised is but a sign of it
+            supervisor.lose(fault)
+        raise
+    finally:
+        end.set()
+
+
+def _watch(cluster: Cluster, stop: threading.Event, end: threading.Event) -> None:
+    silent, pinged = 0, time.monotonic()
+    while not end.wait(LOOK_SECONDS):
+        fault, limit = cluster.end(), 1
+        if fault is None:
+            if time.monotonic() - pinged < PING_SECONDS and not stop.is_set():
+                continue
+            pinged = time.monotonic()
+            fault, limit = cluster.silence(), SILENT_PINGS_WHEN_STOPPING if stop.is_set() else SILENT_PINGS
+        silent = 0 if fault is None else silent + 1
+        if fault is None or silent < limit or end.is_set():
+            continue
+        if stop.is_set():
+            supervisor.end(supervisor.STOPPED, EXIT_STOPPED)
+        supervisor.lose(fault)
