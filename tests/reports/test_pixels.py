@@ -5,12 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from ribray.config import DataConfig
+from ribray.config import DataConfig, RefineConfig, load_experiment
 from ribray.data import open_dataset
 from ribray.data.depth import Scale
+from ribray.data.images import read_mask
+from ribray.masks.saliency import BINARY
+from ribray.models import build_classifier
+from ribray.models.irnet import save_irnet
+from ribray.models.weights import save_classifier
 from ribray.stages.check import TAB, CheckWorker
+from ribray.stages.irn import build_irnet
+from ribray.stages.pseudo import PseudoWorker
+from ribray.stages.refine import RefineWorker
 from tests.reports.drawn import folder, nine, picture, recipe, save
 
 SAID = "9 images of 'all' hold 16-bit values, of which 0 to 4095 are read as black to white."
@@ -83,6 +92,35 @@ def test_values_of_no_agreed_brightness_are_not_called_truncated(tmp_path):
     problems = [problem for record in records(tmp_path).values() for problem in record["problems"]]
     assert {kind for kind, _ in problems} == {"values"}
     assert "which have no agreed brightness" in problems[0][1]
+
+
+def test_saliency_maps_of_0_and_1_give_the_pseudo_masks_of_those_of_0_and_255(tmp_path):
+    """One worker in this process, with random networks and saliency maps that are the truth."""
+    folder(tmp_path / "data", nine()[:3])
+    dataset = open_dataset(DataConfig(kind="folder", root=str(tmp_path / "data")), "all")
+    torch.manual_seed(3)
+    save_classifier(build_classifier("small", 3, 8), tmp_path / "classifier.safetensors")
+    config = RefineConfig(iterations=1, batch_size=1, scales=(1.0,), loss_scales=(1.0,))
+    network = {"backbone": "small", "output_stride": 8}
+    weights = tmp_path / "classifier.safetensors"
+    RefineWorker(dataset, network, weights, config, "float32", tmp_path / "maps", 1).process("img00")
+    experiment = load_experiment(
+        str(recipe(tmp_path / "r.yaml", tmp_path / "data", pseudo={"crf": "none", "threshold": 0.0, "exp_times": 2}))
+    )
+    save_irnet(build_irnet("small", 8, experiment.irn), tmp_path / "irn.safetensors")
+    masks, notes = [], []
+    for white in (1, 255):
+        saliency, out = tmp_path / f"saliency{white}", tmp_path / f"pseudo{white}"
+        save((dataset.mask("img00") > 0).astype(np.uint8) * white, saliency / "img00.png")
+        worker = PseudoWorker(
+            dataset, out, dataset, tmp_path / "maps", tmp_path / "irn.safetensors", ("small", 8), experiment, saliency
+        )
+        notes.append(worker.process("img00")["note"])
+        masks.append((out / "img00.png").read_bytes())
+    assert masks[0] == masks[1]
+    mask = read_mask(tmp_path / "pseudo1" / "img00.png")
+    assert set(np.unique(mask)) == {1, 255}  # a pixel is the class where the map is salient, and unknown elsewhere
+    assert notes == [BINARY, None]
 
 
 @pytest.mark.usefixtures("ray_session")
