@@ -162,17 +162,22 @@ def failure_lines(failures: Sequence[Mapping[str, Any]]) -> Text:
         kinds.setdefault((failure["stage"], _kind(failure)), []).append(failure)
     text = Text(f"{len(failures):,} failed", style="bold red")
     for first, *others in sorted(kinds.values(), key=len, reverse=True)[:FAILURES_SHOWN]:
-        text.append(f"\n  {first['id']} ", style="not bold default")
-        text.append(f"({first['stage']}) {first['error']}", style="not bold dim default")
+        text.append(f"\n  {_printable(first['id'])} ", style="not bold default")
+        text.append(f"({first['stage']}) {_printable(first['error'])}", style="not bold dim default")
         if others:
             ids = _some([failure["id"] for failure in others], FAILURES_SHOWN)
-            text.append(f"\n    and {len(others):,} more of the kind: {ids}", style="not bold dim default")
+            text.append(f"\n    and {len(others):,} more of the kind: {_printable(ids)}", style="not bold dim default")
     if len(kinds) > FAILURES_SHOWN:
         left = len(kinds) - FAILURES_SHOWN
         text.append(
             f"\n  and {left:,} more kind{'s' if left > 1 else ''}, see failures.jsonl", style="not bold dim default"
         )
     return text.append("\n")
+
+
+def _printable(text: str) -> str:
+    """Return a text as a terminal can show it: a file's name may be no Unicode."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _kind(failure: Mapping[str, Any]) -> str:

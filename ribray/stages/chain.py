@@ -138,9 +138,9 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
             is_tracked = request.experiment.tracking.wandb != "disabled"
             command = sync_command(part.context.run.directory for part in parts) if is_tracked else None
             result = Result(metrics, failures, figures, [command] if command else [], stop.is_set())
-            for error in errors:
-                error.result = result
-                raise error
+            if errors and not stop.is_set():
+                errors[0].result = result
+                raise errors[0]
         return result
 
 

@@ -170,6 +170,11 @@ def test_a_run_without_any_finished_stage_shows_no_empty_table():
     assert "a (refine) It is bad." in text
 
 
+def test_names_that_are_no_unicode_can_be_shown():
+    text = shown(run_summary({"timing": {}}, "runs/first", failures=[failure("a\udcff", "a\udcff.jpg is bad.")]))
+    assert "a\\udcff (refine) a\\udcff.jpg is bad." in text
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (3599.6, "1 h 00 min")])
 def test_times_are_said_as_people_say_them(seconds, said):
     assert said in shown(run_summary({"timing": {"seed": {"seconds": seconds}}}, "runs/first"))
