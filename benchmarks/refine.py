@@ -152,7 +152,14 @@ class ProductWay(Way):
         refiner._learn = around("backward", refiner._learn)  # what is left of it after the phases within
         refiner._update = around("update", refiner._update)
         refiner.refine = around("rest", refiner.refine)
-        worker._extras = around("decode", worker._extras)
+        prepare = worker._prepare
+
+        def prepare_watched(item: str) -> Any:
+            preparation = prepare(item)
+            preparation.batch = around("decode", preparation.batch)
+            return preparation
+
+        worker._prepare = prepare_watched
         worker.process = around("decode", worker.process)  # what is left of it: waiting for the target's pixels
 
 

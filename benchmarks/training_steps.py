@@ -21,6 +21,7 @@ from ribray.cluster.session import connect
 from ribray.cluster.training import TrainingPlan, TrainingTask, run_training
 from ribray.config import ClusterConfig, Experiment, load_experiment
 from ribray.data import Dataset, open_dataset
+from ribray.data.transforms import IMAGENET
 
 PRECISIONS = ("float32", "bfloat16")
 TIMES_FILE = "times.json"
@@ -106,10 +107,10 @@ class InTurns(TrainingTask):
 
 def in_memory(batch: Any, device: torch.device) -> Any:
     """Return a batch whose images are normalised and, like its labels, on ``device`` already."""
-    images = batch.images(device)
+    images = batch.images(device, IMAGENET)  # all networks here are of torchvision
     tensors = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
     held = replace(batch, **tensors)
-    held.images = lambda device: images
+    held.images = lambda device, normalisation: images
     return held
 
 
