@@ -193,7 +193,7 @@ def test_a_class_of_crowds_or_behind_another_object_may_be_without_a_pixel(tmp_p
     dataset = open_dataset(config, "train")
     assert dataset.hidden_classes("img00").tolist() == [True, False, False]
     assert dataset.hidden_classes("img01").tolist() == [False, True, True]
-    assert dataset.hidden_classes("img02").tolist() == [False, False, False]
+    assert dataset.hidden_classes("img02").tolist() == [False, False, True]
     kinds, tally, _ = looked_at(dataset)
     assert not kinds
     assert tally.numbering() is None
