@@ -8,6 +8,7 @@ import torch
 from ribray import bench
 from ribray.config import load_experiment
 from ribray.data import open_dataset
+from ribray.data.transforms import IMAGENET
 from ribray.stages.classifier import Batch
 from tests.benchmarks.figures import values
 
@@ -79,5 +80,5 @@ def test_a_batch_in_memory_gives_the_same_images_without_work(companion):
     batch = Batch(pixels, boxes, torch.ones(2, 3), torch.ones(2), {})
     device = torch.device("cpu")
     held = training_steps.in_memory(batch, device)
-    assert torch.equal(held.images(device), batch.images(device))
-    assert held.images(device) is held.images(device)
+    assert torch.equal(held.images(device, IMAGENET), batch.images(device, IMAGENET))
+    assert held.images(device, IMAGENET) is held.images(device, IMAGENET)
