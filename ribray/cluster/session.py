@@ -134,7 +134,7 @@ def _init(options: dict[str, Any], what: str) -> None:
         except Exception as error:  # noqa: BLE001  (Ray raises almost anything)
             ray.shutdown()
             if not tries_left or TOO_BUSY not in str(error):
-                raise UsageError(f"{what}: {_as_sentence(error)}") from None
+                raise UsageError(f"{what}: {_as_sentence(error.__cause__ or error)}") from None
 
 
 def address_of(config: ClusterConfig) -> tuple[str | None, str]:
@@ -176,6 +176,11 @@ def require_reachable(address: str, source: str) -> str:
         raise no_address
     if (fault := watch.fault_of(host_and_port, ANSWER_SECONDS)) is not None:
         raise UsageError(f"{source}: no Ray cluster answers at {host_and_port} ({fault}). {way_out}")
+    if not separator and not watch.is_head(host_and_port, ANSWER_SECONDS):
+        raise UsageError(
+            f"{source}: what answers at {host_and_port} is not the head of a Ray cluster, whose port is 6379 unless it "
+            "was told otherwise; an address for Ray's client begins with ray://."
+        )
     if not separator and not any(process.name() == "raylet" for process in psutil.process_iter()):
         raise UsageError(
             f"{source}: this machine is no node of that cluster. Make it one by `ray start --address={address}`, or "
@@ -196,7 +201,7 @@ def _limited(sentence: str) -> Iterator[None]:
         limit.cancel()
 
 
-def _as_sentence(error: Exception) -> str:
+def _as_sentence(error: BaseException) -> str:
     """Return what an error of Ray's tells, on one line and not without end."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

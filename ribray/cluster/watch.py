@@ -34,6 +34,8 @@ PROCESSES = ("raylet", "gcs_server")
 
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
 """What a connection by gRPC begins with, and an empty frame of settings."""
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""What only a head can be asked."""
 SETTINGS = 4
 """The type of frame that a server answers with."""
 
@@ -61,6 +63,21 @@ def fault_of(address: str, seconds: float) -> str | None:
     if not answer:
         return "it closes the connection"
     return None if answer[3:4] == bytes([SETTINGS]) else "what answers there is not Ray"
+
+
+def is_head(address: str, seconds: float) -> bool:
+    """Whether what answers by gRPC at HOST:PORT is the head of a Ray cluster, of any version, with a token or without.
+
+    A client's port, a node's own, and a web server of HTTP/2 are none.
+    """
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(ALIVE)(b"", timeout=seconds)
+        except grpc.RpcError as error:
+            return error.code() is not grpc.StatusCode.UNIMPLEMENTED
+    return True
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from ribray.cluster import local, session
@@ -81,6 +83,17 @@ def test_a_silent_port_is_not_waited_for(silent, monkeypatch):
 def test_a_web_server_is_no_cluster(web, path):
     with refused("what answers there is not Ray"):
         require_reachable(f"ray://127.0.0.1:{web}{path}", "RAY_ADDRESS=…")
+
+
+def test_a_port_of_ray_that_is_not_the_heads_is_told_from_it():
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("0.0.0.0:0")
+    server.start()
+    try:
+        with refused("is not the head of a Ray cluster", "ray://"):
+            require_reachable(f"127.0.0.1:{port}", "RAY_ADDRESS=…")
+    finally:
+        server.stop(None)
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://head", "head", "head:", "localhost:0x7", ":"])
