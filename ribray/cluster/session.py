@@ -117,10 +117,11 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
         options["address"] = require_reachable(address, source)
     with _limited(f"{what}: it takes longer than {START_SECONDS:g} s."):
         _init(options, what)
-    with contextlib.ExitStack() as session:
+    with supervisor.connected(is_own=address is None), contextlib.ExitStack() as session:
         session.callback(ray.shutdown)
-        session.enter_context(supervisor.connected(is_own=address is None))
-        session.enter_context(watch.watched(watch.Cluster.connected(address), stop or threading.Event()))
+        cluster = watch.Cluster.connected(address)
+        session.callback(watch.require_alive, cluster)  # what has stopped would never be shut down
+        session.enter_context(watch.watched(cluster, stop or threading.Event()))
         yield _describe(address is None)
 
 

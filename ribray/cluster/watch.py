@@ -135,11 +135,16 @@ def watched(cluster: Cluster, stop: threading.Event) -> Iterator[None]:
     except Exception:
         if cluster.processes:
             time.sleep(LOOK_SECONDS)  # they take a moment to end
-        if (fault := cluster.end() or cluster.silence()) is not None:  # then what was raised is but a sign of it
-            supervisor.lose(fault)
+        require_alive(cluster)  # otherwise what was raised is but a sign of it
         raise
     finally:
         end.set()
+
+
+def require_alive(cluster: Cluster) -> None:
+    """End this process if the cluster is lost."""
+    if (fault := cluster.end() or cluster.silence()) is not None:
+        supervisor.lose(fault)
 
 
 def _watch(cluster: Cluster, stop: threading.Event, end: threading.Event) -> None:
