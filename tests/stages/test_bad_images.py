@@ -204,6 +204,9 @@ def test_a_mask_of_another_size_or_range_is_the_images_failure_in_the_seed(photo
         with pytest.raises(ImageError, match=sentence):
             seed.process("cat0")
     (photographs / "masks" / "cat0.png").unlink()
+    with pytest.raises(ImageError, match=r"cat0\.png does not exist"):
+        seed.process("cat0")
+    seed = SeedWorker(open_folder(photographs), tmp_path / "maps", (0.2, 0.4))
     with pytest.raises(ImageError, match="cat0 has no mask"):
         seed.process("cat0")
 
