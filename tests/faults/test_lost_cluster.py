@@ -33,8 +33,9 @@ main()
 """
 """The command line, with less patience for a node that does not answer; the watch is imported in the child only."""
 ELSEWHERE = """
-import ray, time
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+import logging, ray, time
+options = dict(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, object_store_memory=10**8)
+ray.init(address="local", num_cpus=1, **options)
 print(ray.get_runtime_context().gcs_address, flush=True)
 time.sleep(1000)
 """
