@@ -127,6 +127,7 @@ def test_a_node_that_is_lost_while_images_are_refined_costs_nothing_but_time(
     require_gone(processes)
 
 
+@pytest.mark.on_demand
 def test_a_training_whose_node_is_lost_ends_with_the_same_weights(start, tmp_path):
     settings = ["classifier.epochs=8", "data.synthetic.train_images=40"]
     process = start(COMMAND.format(pings=3), *arguments(tmp_path / "lost", settings, "classifier"))
