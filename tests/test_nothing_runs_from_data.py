@@ -178,7 +178,7 @@ def test_a_pickle_in_place_of_a_file_does_not_run(disguise, canary, tmp_path):
         read_class_maps(tmp_path, "x")
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    assert _restore(tmp_path / "checkpoint.pt", "", model, optimizer, torch.device("cpu")) == 0
+    assert _restore(tmp_path / "checkpoint.pt", "", model, optimizer, torch.device("cpu"))[0] == 0
 
 
 def test_yaml_makes_no_objects(canary):
