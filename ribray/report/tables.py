@@ -275,6 +275,7 @@ def _some(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
 def check_table(checks: Sequence[Any]) -> Table:
     """Return a line per compared quantity (case, quantity, error, tolerance, ok, note)."""
     table = plain_table("case", "quantity", "largest error", "tolerance", "", "")
+    table.columns[4].no_wrap, table.columns[4].min_width = True, 3  # the verdict is never cut
     for check in checks:
         verdict = Text("ok", style="green") if check.ok else Text("OFF", style="bold red")
         table.add_row(
