@@ -75,6 +75,8 @@ class Result:
     """finished, target_loss or explosion."""
     by_step: tuple[np.ndarray, ...] = ()
     """The maps after each step, where they were asked for."""
+    notes: tuple[str, ...] = ()
+    """Sentences on extra samples that were left out."""
 
     def __repr__(self) -> str:
         why = f", {ENDED[self.stop_reason]}" if self.stop_reason in ENDED else ""
@@ -231,6 +233,7 @@ class RIB:
             steps=refinement.steps,
             stop_reason=refinement.stop_reason,
             by_step=tuple(localization_maps(record, step) for step in range(len(record.by_step))),
+            notes=_notes(len(gallery.ids) - 1, order.available(TARGET, present), preparation.unreadable.values()),
         )
 
     def name(self, index: int) -> str:
@@ -302,6 +305,13 @@ class RIB:
 
 
 TARGET = "target"
+
+
+def _notes(given: int, disjoint: int, unreadable: Iterable[str]) -> tuple[str, ...]:
+    """Say which extra samples were left out."""
+    shared = given - disjoint
+    said = f"{shared} of {given} extras share a class with the image, or have none, and were left out."
+    return (*([said] if shared else []), *unreadable)
 
 
 class _Gallery:

@@ -62,7 +62,7 @@ def adopt(
     name = type(model).__name__
     _require_ready(model, name)
     network = copy.deepcopy(model).cpu().float().requires_grad_(True)
-    head_name, linear = _head_of(network, head, name)
+    head_name, linear = _head_of(network, model, head)
     weight = _head_weight(linear, name).clone()
     if features is None and head is None and frozen is None:
         backbone = _known(network, name) or _row(network, None, head_name, linear, None, name)
@@ -172,25 +172,17 @@ def _name_of(network: nn.Module, model: nn.Module, part: Part, argument: str) ->
     raise UsageError(f"{argument} is no module of {type(model).__name__}.")
 
 
-def _head_of(network: nn.Module, head: Part | None, name: str) -> tuple[str, nn.Module]:
+def _head_of(network: nn.Module, model: nn.Module, head: Part | None) -> tuple[str, nn.Module]:
+    """Return the name of the head, and the head in the copy: what was named, or the last linear layer."""
     if head is not None:
-        own = head if isinstance(head, str) else None
-        found = own if own is not None else next((n for n, m in network.named_modules() if _same(m, head)), None)
-        if found is None:
-            raise UsageError(f"head is no module of {name}.")
-        return _name_of(network, network, found, "head"), network.get_submodule(found)
+        name = _name_of(network, model, head, "head")
+        return name, network.get_submodule(name)
     linear = [(each, module) for each, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise UsageError(f"{name} has no linear layer: name the 1×1 convolution that classifies by head=.")
+        raise UsageError(
+            f"{type(model).__name__} has no linear layer: name the 1×1 convolution that classifies by head=."
+        )
     return linear[-1]
-
-
-def _same(module: nn.Module, other: Any) -> bool:
-    """Whether a module of the copy is what was handed over: its weights are equal, and it is of the same kind."""
-    mine, theirs = getattr(module, "weight", None), getattr(other, "weight", None)
-    if type(module) is not type(other) or mine is None or theirs is None:
-        return False
-    return mine.shape == theirs.shape and torch.equal(mine, theirs)
 
 
 def _head_weight(head: nn.Module, name: str) -> Tensor:

@@ -1,8 +1,8 @@
 """What computes a classifier while its weights move: one small interface, two engines behind it.
 
 The *plain* engine is autograd on any classifier. The *folded* one (`ribray.models.folded`) folds batch norm into
-convolutions and writes their gradients by hand; it takes residual networks only. `benchmarks/README.md` has the times
-that `engine_for` rests on.
+convolutions and writes their gradients by hand; it takes residual networks only. `benchmarks/README.md` compares the
+folded one with a plain reading of the method; the two engines have not been timed against each other yet.
 
 Shapes: N images, C classes, H W pixels, h w cells of a map.
 """
@@ -73,8 +73,7 @@ def engine_for(classifier: Classifier, dtype: torch.dtype, kind: Kind | None = N
     Args:
         classifier: on the device to compute on, channels-last.
         dtype: bfloat16, or what its parameters have.
-        kind: which one; by default the folded one where the network can be folded, as it was the faster one wherever
-            both were measured.
+        kind: which one; by default the folded one where the network can be folded.
 
     Raises:
         ValueError: the network cannot be folded.

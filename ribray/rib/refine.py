@@ -90,7 +90,7 @@ class Refiner:
         precision: "float32", the reference (TF32 off), or "bfloat16": convolutions in bfloat16 with copies of
             float32 weights; their sums of gradients, the head and the pooling in float32.
         device: where to compute.
-        engine: "plain" or "folded"; default: what is faster (`ribray.models.engine.engine_for`).
+        engine: "plain" or "folded"; default: what `ribray.models.engine.engine_for` chooses.
     """
 
     def __init__(
