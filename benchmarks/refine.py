@@ -24,9 +24,11 @@ from ribray import storage
 from ribray.bench import figure, not_measured, ratios
 from ribray.data import open_dataset
 from ribray.models import Classifier, build_classifier
+from ribray.models.engine import Kind
 from ribray.models.weights import load_classifier, save_classifier
 from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import MapRecord
+from ribray.rib.refine import Refiner
 from ribray.stages import refine as stage
 from ribray.stages.refine import RefineWorker, map_path
 
@@ -119,13 +121,16 @@ class BaselineWay(Way):
 
 
 class ProductWay(Way):
-    """`RefineWorker` in one precision, which loads the next image meanwhile, as in a run."""
+    """`RefineWorker` in one precision, on the engine of its choice or a given one; the next image is being loaded."""
 
-    def __init__(self, workload: Workload, precision: str) -> None:
+    def __init__(self, workload: Workload, precision: str, engine: Kind | None = None) -> None:
         super().__init__()
-        self._folder = workload.folder / precision
+        self._folder = workload.folder / (f"{engine} {precision}" if engine else precision)
         arguments = workload.arguments() | {"precision": precision, "folder": self._folder}
         self.worker = RefineWorker(**arguments)
+        if engine is not None:
+            chosen = self.worker._refiner
+            self.worker._refiner = Refiner(chosen.classifier, chosen.config, precision, chosen.device, engine)
         self._watch()
 
     def work(self, id: str, upcoming: str) -> None:

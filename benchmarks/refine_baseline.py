@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
-from ribray.data.transforms import keyed_rng, normalise, rescaled, training_crop
+from ribray.data.transforms import augment, keyed_rng, normalise, normalise_crops, rescaled
 from ribray.models import Classifier
 from ribray.rib.extras import ExtraOrder
 
@@ -41,6 +41,7 @@ class Baseline:
         self.classifier = classifier.to(device).eval()
         self.initial = {name: tensor.clone() for name, tensor in self.classifier.state_dict().items()}
         self.dataset, self.config, self.device, self.clock = dataset, config, device, clock
+        self.normalisation = classifier.backbone.normalisation
         self.order = ExtraOrder(dataset.ids, dataset.labels, config.seed)
 
     def refine(self, id: str, on_step: Callable[[], None]) -> tuple[list[Tensor], list[float]]:
@@ -60,7 +61,7 @@ class Baseline:
             image = self.dataset.image(id)
             views = []
             for scale in config.scales:
-                view = normalise(rescaled(image, scale))
+                view = normalise(rescaled(image, scale), self.normalisation)
                 views.append(torch.stack([view, view.flip(-1)]).to(self.device))
         with phase("rest"):
             self.classifier.load_state_dict(self.initial)
@@ -151,5 +152,6 @@ class Baseline:
             extra = self.dataset.ids[place]
             rng = keyed_rng("extra", config.seed, id, extra, turns[place])
             turns[place] += 1
-            crop = training_crop(self.dataset.image(extra), rng, config.resize_long, config.crop_size)
+            pixels, box = augment(self.dataset.image(extra), rng, config.resize_long, config.crop_size)
+            crop = normalise_crops(pixels[None], [box], self.normalisation)[0]
             yield crop, torch.from_numpy(self.dataset.labels[place]).float()

@@ -154,14 +154,6 @@ def normalise_crops(
     return normalised
 
 
-def training_crop(
-    image: np.ndarray, rng: np.random.Generator, resize_long: tuple[int, int], crop_size: int
-) -> torch.Tensor:
-    """Return an augmented, normalised, zero-padded crop of a uint8 image (H, W, 3) as float32 (3, S, S)."""
-    crop, box = augment(image, rng, resize_long, crop_size)
-    return normalise_crops(crop[None], [box])[0]
-
-
 def _crop(
     image: np.ndarray,
     sides: Sequence[int],

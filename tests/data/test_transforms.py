@@ -13,7 +13,6 @@ from ribray.data.transforms import (
     normalise_crops,
     rescaled,
     target_views,
-    training_crop,
 )
 
 
@@ -113,8 +112,8 @@ def test_every_place_in_the_padded_crop_is_reached() -> None:
 
 
 def test_padding_is_zero_after_normalisation() -> None:
-    crop = training_crop(photograph(20, 40), keyed_rng(3), (32, 32), 48)
-    _, (top, left, bottom, right) = augment(photograph(20, 40), keyed_rng(3), (32, 32), 48)
+    pixels, box = augment(photograph(20, 40), keyed_rng(3), (32, 32), 48)
+    (top, left, bottom, right), crop = box, normalise_crops(pixels[None], [box])[0]
     outside = torch.ones(48, 48, dtype=torch.bool)
     outside[top:bottom, left:right] = False
     assert crop.dtype == torch.float32
@@ -124,8 +123,8 @@ def test_padding_is_zero_after_normalisation() -> None:
 
 def test_crops_normalised_together_equal_crops_normalised_alone() -> None:
     images = [photograph(30 + n, 50 - n, n) for n in range(6)]
-    alone = torch.stack([training_crop(image, keyed_rng("x", n), (32, 64), 48) for n, image in enumerate(images)])
     pairs = [augment(image, keyed_rng("x", n), (32, 64), 48) for n, image in enumerate(images)]
+    alone = torch.cat([normalise_crops(crop[None], [box]) for crop, box in pairs])
     crops = np.stack([crop for crop, _ in pairs])
     boxes = [box for _, box in pairs]
     assert torch.equal(normalise_crops(crops, boxes), alone)

@@ -1,0 +1,125 @@
+"""The refinement of one image by network, engine and precision, each against a plain reading on the same network.
+
+    ribray bench networks
+
+As benchmark ``refine``: an image is a set-up, nine ordinary steps and a last one, timed on images of two steps, and all
+ways take turns. B = 20, K = 10, four scales, crops of 512², photographs of 375×500. ResNet-50 has random weights,
+EfficientNet-Lite0 those of its package.
+"""
+
+import gc
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from refine import (
+    TIMED_STEPS,
+    BaselineWay,
+    ProductWay,
+    Way,
+    bfloat16_units,
+    device,
+    give_signal,
+    image_seconds,
+    largest_difference,
+    load,
+    time_parts,
+    usable,
+)
+from refinements import Workload, prepare
+
+from ribray import storage
+from ribray.bench import figure, ratios
+from ribray.data import open_dataset
+from ribray.models.engine import Kind
+from ribray.models.weights import load_backbone_weights, save_classifier
+
+THREADS = 2
+RESNET, LITE = "resnet50", "timm/tf_efficientnet_lite0"
+ENGINES: dict[str, tuple[Kind, ...]] = {RESNET: ("plain", "folded"), LITE: ("plain",)}
+"""The folded engine takes residual networks only."""
+PRECISIONS = ("float32", "bfloat16")
+BASELINE = "plain reading"
+LITE_SHARE = 0.25
+"""Of ResNet-50's seconds, each at its fastest in float32: the most that EfficientNet-Lite0 may take."""
+
+
+def run(*, settings: Sequence[str] = (), size: tuple[int, int] | None = None, rounds: int = 3) -> dict[str, Any]:
+    """Return the figures.
+
+    Args:
+        settings: of the refinement, on top of recipe ``voc12``.
+        size: (height, width) of drawn pictures; default: photographs where there are any.
+        rounds: how often each way refines an image of two steps.
+    """
+    figures: dict[str, Any] = {}
+    seconds: dict[str, list[float]] = {}
+    for network in ENGINES:
+        found, differences, steps, images = _measure(network, settings, size, rounds)
+        for way, each in found.items():
+            figures[f"{network}, {way}"] = figure(each, "s")
+        for way in list(found)[1:]:
+            figures[f"{network}, {way}, times the plain reading"] = figure(ratios(found[BASELINE], found[way]), "")
+            figures[f"{network}, {way}, largest relative difference"] = figure(
+                differences[way], "", at_most=1e-5 if way.endswith("float32") else None
+            )
+        seconds |= {f"{network}, {way}": each for way, each in found.items()}
+    for precision in PRECISIONS:
+        folded, plain = (seconds[f"{RESNET}, {engine}, {precision}"] for engine in ("folded", "plain"))
+        figures[f"{RESNET}, folded over plain, {precision}, images/s"] = figure(ratios(plain, folded), "")
+        share = ratios(seconds[f"{LITE}, plain, {precision}"], folded)
+        figures[f"{LITE}, share of {RESNET}'s seconds, {precision}"] = figure(share, "", at_most=LITE_SHARE)
+    return {
+        "settings": {
+            "images": images,
+            "iterations": steps,
+            "rounds": rounds,
+            "device": str(device()),
+            "bfloat16 units": bfloat16_units(),
+        },
+        "figures": figures,
+        "notes": [
+            "Seconds of an image; the plain reading is benchmarks/refine_baseline.py in float32, on the same network, "
+            "weights, photographs and crops. The share compares two networks that were not timed in turn.",
+            f"The differences are those of the summed maps of one image after {TIMED_STEPS} steps from the plain "
+            "reading's, over the largest value.",
+        ],
+    }
+
+
+def _measure(
+    network: str, settings: Sequence[str], size: tuple[int, int] | None, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float], int, str]:
+    """Return each way's seconds an image, how far its maps are off, the steps of an image, and what the images are."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = storage.path(temporary)
+        workload = prepare(folder, [f"classifier.backbone={network}", *settings], size, in_turn=True)
+        _give_weights(workload, network)
+        short = Workload(folder, [*workload.settings, f"refine.iterations={TIMED_STEPS}"], workload.images)
+        ids, steps = usable(short), workload.experiment.refine.iterations
+        ways: dict[str, Way] = {BASELINE: BaselineWay(short)}
+        for engine in ENGINES[network]:
+            for precision in PRECISIONS:
+                ways[f"{engine}, {precision}"] = ProductWay(short, precision, engine)
+        for way in ways.values():
+            way.image(ids[0], ids[1 % len(ids)])
+        expected = ways[BASELINE].result(ids[0])
+        differences = {name: largest_difference(way.result(ids[0]), expected) for name, way in ways.items()}
+        timed = time_parts(ways, ids, rounds)
+        found = {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}
+        del ways
+        gc.collect()
+        return found, differences, steps, workload.images
+
+
+def _give_weights(workload: Workload, network: str) -> None:
+    """Give a network weights with which its maps are neither zero nor without end."""
+    if network == RESNET:
+        give_signal(workload)
+        return
+    experiment = workload.experiment
+    model = load(workload, len(open_dataset(experiment.data, experiment.data.train_split).classes))
+    load_backbone_weights(model.backbone, "imagenet")
+    torch.nn.init.uniform_(model.head.weight, 0.0, 0.01)
+    save_classifier(model, workload.folder / "weights.safetensors")
