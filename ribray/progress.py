@@ -29,6 +29,8 @@ class Bar:
         self.done, self.failed, self.earlier = done, 0, done
         self.note = ""
         self.began = time.monotonic()
+        self._first: tuple[int, float] | None = None
+        """How many were finished when the first was, and when that was."""
         self._lock = threading.Lock()
 
     def advance(self, done: int, failed: int) -> None:
@@ -36,26 +38,41 @@ class Bar:
         with self._lock:
             self.done += done
             self.failed += failed
+            if self._first is None and done + failed > 0:
+                self._first = (self._finished, time.monotonic())
         self.refresh()
 
     def refresh(self) -> None:
         """Show the present state."""
 
     @property
-    def rate(self) -> float:
-        """Items per second since the bar began, those done earlier left out."""
-        seconds = time.monotonic() - self.began
-        return (self.done + self.failed - self.earlier) / seconds if seconds > 0 else 0.0
+    def _finished(self) -> int:
+        return self.done + self.failed - self.earlier
+
+    @property
+    def rate(self) -> float | None:
+        """Items per second since the first one was finished, so that no start of a process counts; None before."""
+        if self._first is None or self._finished == self._first[0]:
+            return None
+        return (self._finished - self._first[0]) / max(time.monotonic() - self._first[1], 1e-9)
+
+    @property
+    def shown_rate(self) -> str:
+        """The rate as text; empty where it is not known."""
+        return "" if self.rate is None else f"{self.rate:.2f} {self.unit}/s"
 
     @property
     def summary(self) -> str:
         """The state as a line of text."""
-        parts = [f"{self.name}: {self.done} of {self.total} {self.unit}", f"{self.rate:.2f} {self.unit}/s"]
-        if self.failed:
-            parts.append(f"{self.failed} failed")
-        if self.rate > 0 and (left := self.total - self.done - self.failed) > 0:
-            parts.append(f"{_duration(left / self.rate)} left")
-        return ", ".join(parts + ([self.note] if self.note else []))
+        left, rate = self.total - self.done - self.failed, self.rate
+        parts = [
+            f"{self.name}: {self.done} of {self.total} {self.unit}",
+            self.shown_rate,
+            f"{self.failed} failed" if self.failed else "",
+            f"{_duration(left / rate)} left" if rate and left > 0 else "",
+            self.note,
+        ]
+        return ", ".join(part for part in parts if part)
 
 
 class _LogBar(Bar):
@@ -69,7 +86,7 @@ class _LogBar(Bar):
     def refresh(self) -> None:
         if time.monotonic() - self._printed >= LOG_SECONDS:
             self._printed = time.monotonic()
-            self._console.print(self.summary, highlight=False)
+            self._console.print(self.summary, highlight=False, markup=False, soft_wrap=True)
 
 
 class _TerminalBar(Bar):
@@ -89,7 +106,7 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
-        text = Text(f"{bar.rate:.2f} {bar.unit}/s", style="cyan")
+        text = Text(bar.shown_rate, style="cyan")
         if bar.failed:
             text.append(f"  {bar.failed} failed", style="red")
         if bar.note:
@@ -116,12 +133,14 @@ def show_progress(console: Console, name: str, total: int, done: int = 0, unit: 
             bar = _TerminalBar(progress, name, total, done, unit)
             yield bar
     seconds = time.monotonic() - bar.began
+    rate = (bar.done + bar.failed - bar.earlier) / max(seconds, 1e-9)
     failed = f", [red]{bar.failed} failed[/red]" if bar.failed else ""
     earlier = f" ({bar.earlier} earlier)" if bar.earlier else ""
     console.print(
         f"[bold]{name}[/bold]: {bar.done} of {total} {unit}{earlier}{failed} in {_duration(seconds)} "
-        f"({bar.rate:.2f} {unit}/s)",
+        f"({rate:.2f} {unit}/s)",
         highlight=False,
+        soft_wrap=True,
     )
 
 
