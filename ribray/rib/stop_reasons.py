@@ -18,6 +18,7 @@ ENDED = {
 """Reasons for which fewer steps were taken than were asked for."""
 _TESTS = {EXPLOSION: ("explosion test", "explode_ratio"), TARGET_LOSS: ("target loss", "stop_threshold")}
 """The same, shortly, and the setting that puts the test off."""
+MEAN_STEPS = "mean_steps"
 STUDY = "settings_for_a_network"
 """The sweep that looks for settings."""
 
@@ -47,7 +48,7 @@ class StopTally:
     def summary(self) -> dict[str, Any]:
         """Return what a run's metrics keep: the counts, and the mean number of steps begun (None without images)."""
         images = sum(self.counts.values())
-        return {"stop_reasons": dict(self.counts), "mean_steps": self._steps / images if images else None}
+        return {"stop_reasons": dict(self.counts), MEAN_STEPS: self._steps / images if images else None}
 
 
 def stopped_early(counts: Mapping[str, int]) -> str | None:

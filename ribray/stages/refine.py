@@ -30,7 +30,7 @@ from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import MapRecord, empty_arrays, to_arrays, write_maps
 from ribray.rib.preparation import Preparation
 from ribray.rib.refine import Refiner
-from ribray.rib.stop_reasons import StopTally, stop_hint, stopped_early
+from ribray.rib.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stopped_early
 from ribray.run import RECORD_FILE, Failure, read_record
 from ribray.stages.artifacts import trained_weights
 from ribray.stages.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
@@ -437,6 +437,7 @@ STAGE = Stage(
     fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
     work=_work,
     execute=_execute,
+    writes=(MEAN_STEPS,),
     check=_check,
     estimate=_estimate,
     serves_in_part=True,
