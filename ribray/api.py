@@ -33,7 +33,8 @@ from ribray.models.classifier import Classifier
 from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import MapRecord, localization_maps, to_arrays
 from ribray.rib.preparation import Preparation
-from ribray.rib.refine import EXPLOSION, TARGET_LOSS, Refiner
+from ribray.rib.refine import Refiner
+from ribray.rib.stop_reasons import ENDED
 
 Photograph = str | Path | Image.Image | np.ndarray | torch.Tensor
 """A file, a PIL image, (H, W, 3) uint8, or a float tensor (3, H, W) or (1, 3, H, W) with values in 0…1."""
@@ -46,12 +47,6 @@ CONFIDENT_SHARE = 0.25
 CONFIDENT_SIGMOID = 0.5
 """Of independent classes: the same."""
 SUGGESTIONS = 3
-
-ENDED = {
-    EXPLOSION: "the explosion test ended it: most of the image lit up",
-    TARGET_LOSS: "the target loss passed stop_threshold",
-}
-"""Reasons for which fewer steps were taken than were asked for."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from ribray.models import Classifier, build_backbone
 from ribray.models.engine import Kind
 from ribray.models.weights import drawn_with
 from ribray.rib.maps import MapRecord, localization_maps, to_arrays
-from ribray.rib.refine import EXPLOSION, FINISHED, TARGET_LOSS, Refinement, Refiner, Trace
+from ribray.rib.refine import Refinement, Refiner, Trace
+from ribray.rib.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
 
 Arrays = Mapping[str, np.ndarray]
 

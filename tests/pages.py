@@ -14,6 +14,7 @@ from ribray.report.refinement import RefinementLosses
 SCRIPT = "<script>alert(1)</script>"
 MARKUP = '"><img src=x onerror="alert(1)"><b>bold</b> & more'
 CLASSES = ("background", SCRIPT, "a class with quite a long name, longer than a telephone is wide", "dog", "cat")
+STOPS = {"finished": 600, "target_loss": 63, "explosion": 800}
 STAGES = ("classifier", "refine", "seed", "confident", "irn", "pseudo", "segmentation", "evaluate")
 
 
@@ -52,7 +53,7 @@ def metrics():
     return {
         **own,
         "classifier": {"map": 91.6, "loss": 0.2, "images": 1464, "failed": 0},
-        "refine": {"images": 1464, "failed": 1, "precision": "float32"},
+        "refine": {"images": 1464, "failed": 1, "precision": "float32", "stop_reasons": STOPS, "mean_steps": 7.5},
         "seed": {"cam": seed_numbers(36.0, 0.1), "rib": seed_numbers(56.0, 0.3, by_step=by_step)},
         "timing": {**first, **own["timing"]},
         "variants": {"cam": chain(45.0)},
@@ -95,6 +96,7 @@ def run_page(**changes):
         data="the drawn world",
         batch_size=20,
         stop_threshold=50.0,
+        iterations=10,
         logs={
             "Classifier": {"training": log(75, 0.8, 0.2, validation=True)},
             "IRN": {"plain CAM": log(300, 2.0, 1.2), "RIB": log(300, 2.0, 1.0)},

@@ -6,6 +6,8 @@ import pytest
 
 from ribray.config import flatten, load_experiment, to_values, to_yaml
 from ribray.errors import UsageError
+from ribray.rib.stop_reasons import STUDY
+from ribray.stages import STAGES
 from ribray.sweep_file import (
     Scheduler,
     base_experiment,
@@ -145,7 +147,7 @@ def test_every_shipped_sweep_has_a_header_and_trials_on_its_base_and_on_voc(name
 
 def test_the_studies_of_the_paper_are_all_there():
     names = {"table_s1_batch_size", "error_bars", "learning_rate", "thresholds", "activations"}
-    assert {*names, "figure_s1a_from_scratch", "search"} == set(shipped_sweeps())
+    assert {*names, "figure_s1a_from_scratch", "search", STUDY} == set(shipped_sweeps())
     sizes = [each.settings["refine.batch_size"] for each in trials_of(*_with_base("table_s1_batch_size"))]
     assert sorted(set(sizes)) == [1, 5, 10, 15, 20, 25, 30]
     assert [each.settings["refine.seed"] for each in trials_of(*_with_base("error_bars"))] == [0, 1, 2, 3, 4]
@@ -154,6 +156,16 @@ def test_the_studies_of_the_paper_are_all_there():
 def _with_base(name):
     sweep = read_sweep(find_sweep(name))
     return sweep, base_experiment(sweep)
+
+
+def test_the_settings_of_another_network_can_be_judged_without_masks():
+    lines = find_sweep(STUDY).read_text().splitlines()
+    judged, other = (line.removeprefix("# ") for line in lines if line.removeprefix("# ").startswith("metric: "))
+    assert judged == f"metric: {read_sweep(find_sweep(STUDY)).metric}"
+    stage, _, number = other.removeprefix("metric: ").partition(".")
+    assert stage in read_sweep(find_sweep(STUDY)).stages
+    assert number in STAGES[stage].writes
+    assert {trial.settings["refine.explode_ratio"] for trial in trials_of(*_with_base(STUDY))} == {0.7, 1.0}
 
 
 def test_an_unknown_sweep_is_refused_with_the_nearest():

@@ -23,7 +23,7 @@ from ribray.report.pictures import (
 )
 from ribray.report.tables import CAM, METHOD_NAMES, RIB
 from ribray.rib.maps import MapRecord, Which, localization_maps
-from ribray.rib.refine import EXPLOSION, TARGET_LOSS
+from ribray.rib.stop_reasons import ENDED
 
 TILE_PIXELS = 288
 """Longer side of a picture."""
@@ -32,10 +32,6 @@ GROWTH_PIXELS = 176
 MOST_STEPS = 10
 """Of more steps so many are shown, evenly spaced."""
 MAPS: dict[str, Which] = {CAM: "initial", RIB: "refined"}
-ENDINGS = {
-    TARGET_LOSS: "stopped after step {steps}: its logits passed the stop threshold",
-    EXPLOSION: "stopped after step {steps}: its map covered too much of the image",
-}
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,9 @@ def _image(
         for caption, mask in masks.items()
     ]
     growth = [] if record is None else _growth(image, record)
-    remark = "" if record is None else ENDINGS.get(record.stop_reason, "").format(steps=record.steps)
+    remark = ""
+    if record is not None and record.stop_reason in ENDED:
+        remark = f"after step {record.steps} {ENDED[record.stop_reason]}"
     return GalleryImage(id, _names(dataset, record, masks), tiles, growth, remark)
 
 

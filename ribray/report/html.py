@@ -49,6 +49,7 @@ from ribray.report.web_tables import (
     stations_table,
     trials_table,
 )
+from ribray.rib.stop_reasons import FINISHED, stop_hint, stopped_early
 
 JPEG_QUALITY = 86
 HEADLINES = {SEED_STATION: "Seed mIoU", "pseudo masks": "Pseudo masks, mIoU"}
@@ -71,6 +72,7 @@ class RunPage:
         data: what the data is called in a sentence.
         batch_size: B of the refinement.
         stop_threshold: m of the refinement.
+        iterations: K of the refinement.
         logs: network -> training -> lines of its log.
         refinement: losses of the refinement, where there are any.
         refined: what was refined and how, in a few words.
@@ -94,6 +96,7 @@ class RunPage:
     data: str
     batch_size: int
     stop_threshold: float
+    iterations: int
     logs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
     refinement: RefinementLosses | None
     refined: str
@@ -233,6 +236,7 @@ def render_run(page: RunPage) -> str:
             *_drawn(refinement, "refinement", _refinement_remark(page.refinement)),
         ],
         has_refinement=bool(refinement),
+        stops=_stops(page),
         times=_known(stage_table(page.metrics, page.stages, page.reused), pace),
         has_pace=pace is not None,
         failures=failures_table(page.failures),
@@ -244,6 +248,19 @@ LOSS_REMARK = "line: mean of a stretch of steps, band: its lowest and highest"
 
 def _refinement_remark(losses: RefinementLosses | None) -> str:
     return "" if losses is None else f"{losses.images} images, band: the middle 80 %"
+
+
+def _stops(page: RunPage) -> list[str]:
+    """Return sentences on how the refinements ended; nothing where that was not counted."""
+    counts = page.metrics.get("refine", {}).get("stop_reasons", {})
+    early, images = stopped_early(counts), sum(counts.values())
+    if not images:
+        return []
+    told = f"{counts[FINISHED]} of {images} refinements took all {page.iterations} steps"
+    return [
+        f"{told}; stopped early: {early}." if early else f"{told}.",
+        *filter(None, [stop_hint(counts, page.iterations)]),
+    ]
 
 
 def _beside_paper(page: RunPage) -> list[WebTable]:

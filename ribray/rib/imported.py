@@ -21,7 +21,8 @@ from ribray.data.dataset import nearest
 from ribray.errors import ImageError, RibrayError
 from ribray.formats import parse_npy
 from ribray.rib.maps import to_arrays
-from ribray.rib.refine import FINISHED, Refinement
+from ribray.rib.refine import Refinement
+from ribray.rib.stop_reasons import FINISHED
 
 ARCHIVE, SINGLE = ".npz", ".npy"
 SCALES = (1.0,)

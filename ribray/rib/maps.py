@@ -18,7 +18,8 @@ from torch.nn.functional import interpolate
 
 from ribray import storage
 from ribray.errors import DamagedError, RibrayError
-from ribray.rib.refine import EXPLOSION, FINISHED, TARGET_LOSS, Refinement
+from ribray.rib.refine import Refinement
+from ribray.rib.stop_reasons import FINISHED, REASONS
 
 Which = Literal["initial", "refined"] | int
 Size = Literal["full", "stride4"]
@@ -98,7 +99,7 @@ class MapRecord:
             raise ValueError("scales is empty")
         if (np.diff(classes, prepend=-1) <= 0).any():
             raise ValueError(f"classes is {classes.tolist()}, not increasing from 0 or more")
-        if stop_reason not in (FINISHED, TARGET_LOSS, EXPLOSION):
+        if stop_reason not in REASONS:
             raise ValueError(f"stop_reason is {stop_reason!r}")
         initial = [_map(arrays, f"initial_{scale}", len(classes)) for scale in range(len(scales))]
         refined = [_map(arrays, f"refined_{scale}", len(classes)) for scale in range(len(scales))]

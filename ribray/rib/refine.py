@@ -24,10 +24,7 @@ from ribray.models.classifier import Classifier
 from ribray.models.engine import Kind, engine_for
 from ribray.rib.loss import refinement_loss
 from ribray.rib.pooling import pool
-
-FINISHED = "finished"
-TARGET_LOSS = "target_loss"
-EXPLOSION = "explosion"
+from ribray.rib.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
 
 Extras = Callable[[int], tuple[Tensor, Tensor] | None]
 """From a step to its extra samples: images (n, 3, S, S) float32, labels (n, C) bool; None: there are none."""

@@ -22,14 +22,15 @@ from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
 from ribray.data.listing import Near
 from ribray.data.lists import id_finder, read_list
-from ribray.errors import ImageError, UsageError
+from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.models import build_classifier
 from ribray.models.weights import drawn_with, load_classifier
 from ribray.progress import show_progress
 from ribray.rib.extras import ExtraOrder
-from ribray.rib.maps import empty_arrays, to_arrays, write_maps
+from ribray.rib.maps import MapRecord, empty_arrays, to_arrays, write_maps
 from ribray.rib.preparation import Preparation
 from ribray.rib.refine import Refiner
+from ribray.rib.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stopped_early
 from ribray.run import RECORD_FILE, Failure, read_record
 from ribray.stages.artifacts import trained_weights
 from ribray.stages.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
@@ -44,7 +45,9 @@ SUBFOLDERS = 256
 CHUNK = 1
 """Images of one call: a refinement takes a good part of a second at least."""
 LISTINGS = 16
-"""Subfolders that are listed at a time: an object store answers each request late, but many at once."""
+"""Subfolders that are listed, or files that are read, at a time: an object store answers late, but many at once."""
+MOST_EARLIER = 20_000
+"""Of more maps that were made earlier, how their refinements ended is not looked up, and not told."""
 
 
 def map_path(folder: Path, id: str) -> Path:
@@ -255,6 +258,8 @@ def _execute(context: Context) -> None:
 
         left = itertools.compress(wanted, ~done)
         result = Pool(plan, RefineWorker, arguments).run(left, notes.take, on_failed, bar, context.stop.is_set)
+    if not result.stopped:
+        notes.count_stops(folder, list(itertools.compress(wanted, done)))
     notes.tell()
     earlier = [failure for failure in run.failures() if failure.stage == NAME and failure.id in dataset]
     made = are_finished(folder, [failure.id for failure in earlier])
@@ -263,7 +268,7 @@ def _execute(context: Context) -> None:
     count = int(done.sum()) + result.done
     if not count and not result.stopped:
         context.require_any_done(NAME, len(wanted), count, failures, is_empty=not finished_ids(folder))
-    metrics = {"images": count, "failed": len(failures), "precision": precision}
+    metrics = {"images": count, "failed": len(failures), "precision": precision, **notes.stops}
     run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
 
 
@@ -288,6 +293,8 @@ class _Notes:
         self._few: int | None = None
         self._only_empty = 0
         self._remarks: Counter[Scale | str] = Counter()
+        self._tally = StopTally(context.experiment.refine.iterations)
+        self.stops: dict[str, Any] = {}
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:
         """Look at the record of a finished image."""
@@ -295,14 +302,36 @@ class _Notes:
             self._unreadable.add(sentence)
             self._context.run.event(NAME, "extra sample passed over", error=sentence)
         self._remarks.update(record.get("remarks", ()))
+        if record["steps"]:
+            self._tally.add(record["stop_reason"], record["steps"])
         self._only_empty += record.get("only_empty", False)
         wanted = self._context.experiment.refine.batch_size - 1
         if 0 < record.get("extras", 0) < wanted:
             self._few = min(record["extras"], self._few if self._few is not None else wanted)
 
+    def count_stops(self, folder: Path, earlier: Sequence[str]) -> None:
+        """Set `stops`, how the refinements of all images ended: of earlier ones from their map files."""
+        if len(earlier) > MOST_EARLIER:
+            return
+
+        def read(id: str) -> MapRecord | None:
+            try:
+                return MapRecord.read(map_path(folder, id))
+            except RibrayError:  # the next stage says so
+                return None
+
+        with ThreadPoolExecutor(LISTINGS) as threads:
+            for record in filter(None, threads.map(read, earlier)):
+                self._tally.add(record.stop_reason, record.steps)
+        self.stops = self._tally.summary()
+
     def tell(self) -> None:
         """Print it."""
         config = self._context.experiment.refine
+        if early := stopped_early(self.stops.get("stop_reasons", {})):
+            self._print(f"{NAME}: stopped early: {early}")
+        if hint := stop_hint(self.stops.get("stop_reasons", {}), config.iterations):
+            self._print(f"Note: {hint}")
         if self._few is not None:
             self._print(
                 f"Some images had fewer than {config.batch_size - 1} others without their classes (at least "
@@ -408,6 +437,7 @@ STAGE = Stage(
     fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
     work=_work,
     execute=_execute,
+    writes=(MEAN_STEPS,),
     check=_check,
     estimate=_estimate,
     serves_in_part=True,

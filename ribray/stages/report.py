@@ -264,6 +264,7 @@ class _Gathered:
             data=DATA_NAMES.get(experiment.data.kind, experiment.data.kind),
             batch_size=experiment.refine.batch_size,
             stop_threshold=experiment.refine.stop_threshold,
+            iterations=experiment.refine.iterations,
             logs=logs,
             refinement=self.refinement,
             refined=self._refined(),

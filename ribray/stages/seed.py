@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
 from ribray.progress import show_progress
 from ribray.rib.maps import MapRecord, Which, localization_maps
+from ribray.rib.stop_reasons import StopTally
 from ribray.run import Failure
 from ribray.stages import judging, refine
 from ribray.stages.artifacts import read_map
@@ -67,7 +67,7 @@ class SeedWorker:
             "curves": curves,
             "steps": steps,
             "stop_reason": record.stop_reason,
-            "classes": len(record.classes),
+            "refined": record.steps,
             "truth": look(self._dataset, item, truth),
         }
 
@@ -149,7 +149,7 @@ def _execute(context: Context) -> None:
     curves = {method: Bootstrapped(ThresholdCurve(len(dataset.classes) + 1, thresholds)) for method in METHODS}
     count = experiment.refine.iterations if kept else 0
     steps = StepCurves(ThresholdCurve(len(dataset.classes) + 1, thresholds) for _ in range(count))
-    ended: Counter[str] = Counter()
+    ended = StopTally(experiment.refine.iterations)
     tally = Tally(dataset)
     failures: dict[str, Failure] = {}
     plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
@@ -165,8 +165,7 @@ def _execute(context: Context) -> None:
             curve.merge(id, record["curves"][method])
         steps.merge(record["steps"])
         tally.add(id, record["truth"], dataset.labels[dataset.index(id)])
-        if record["classes"]:
-            ended[record["stop_reason"]] += 1
+        ended.add(record["stop_reason"], record["refined"])
 
     def on_failed(id: str, error: str, tries: int) -> None:
         failures[id] = Failure(id, NAME, error, tries)
@@ -188,7 +187,7 @@ def _execute(context: Context) -> None:
     metrics = {
         method: {**judging.summarise(context, NAME, curve, names), "failed": failed} for method, curve in curves.items()
     }
-    metrics["rib"]["refinement_ended"] = {reason: ended[reason] for reason in sorted(ended)}
+    metrics["rib"]["refinement_ended"] = ended.counts
     means = {f"{method}_miou": curve.counts.miou().tolist() for method, curve in curves.items()}
     points = zip(thresholds, *means.values(), strict=True) if curves["cam"].counts.has_foreground else ()
     rows = [(f"{threshold:g}", *(f"{value:.6f}" for value in values)) for threshold, *values in points]

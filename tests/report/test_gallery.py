@@ -10,7 +10,8 @@ from ribray.data.synthetic import make_world
 from ribray.report.gallery import TILE_PIXELS, gallery_block
 from ribray.report.refinement import read_losses
 from ribray.rib.maps import to_arrays, write_maps
-from ribray.rib.refine import EXPLOSION, FINISHED, Refinement
+from ribray.rib.refine import Refinement
+from ribray.rib.stop_reasons import EXPLOSION, FINISHED
 
 SCALES = (1.0, 0.5)
 BOTH = {"cam": 0.2, "rib": 0.4}
@@ -76,7 +77,7 @@ def test_without_steps_there_are_plain_cam_and_rib_and_an_early_end_is_told(data
     block = gallery_block("training", dataset, {}, maps)
     assert captions(block.images[0].growth) == ["plain CAM", "RIB"]
     assert captions(block.images[0].tiles) == ["image", "truth"]
-    assert block.images[0].remark.startswith("stopped after step 3")
+    assert block.images[0].remark == "after step 3 the explosion test ended it: most of the image lit up"
 
 
 def test_many_steps_are_shown_in_part_the_first_and_the_last_among_them(dataset, tmp_path):

@@ -219,3 +219,18 @@ def test_class_names_are_as_given(run_html):
 def test_pictures_are_jpegs():
     content = base64.b64decode(jpeg_uri(picture(1)).removeprefix("data:image/jpeg;base64,"))
     assert content.startswith(b"\xff\xd8")
+
+
+def test_a_run_tells_how_its_refinements_ended():
+    words = Page(render_run(run_page())).words
+    assert (
+        "600 of 1463 refinements took all 10 steps; stopped early: explosion test 800 of 1463, target loss 63." in words
+    )
+    assert "863 of 1463 images did not get through their 10 steps" in words
+    counts = metrics()
+    counts["refine"]["stop_reasons"] = {"finished": 3, "target_loss": 0, "explosion": 0}
+    words = Page(render_run(run_page(metrics=counts))).words
+    assert "3 of 3 refinements took all 10 steps." in words
+    assert "stopped early" not in words
+    del counts["refine"]["stop_reasons"]  # of a run that was made before they were counted
+    assert "took all" not in Page(render_run(run_page(metrics=counts))).words

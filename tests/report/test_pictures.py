@@ -9,7 +9,8 @@ from ribray.data.voc import VocDataset, open_voc
 from ribray.report.figures import mask_colour
 from ribray.report.pictures import MaskBlock, draw_masks
 from ribray.rib.maps import empty_arrays, to_arrays, write_maps
-from ribray.rib.refine import FINISHED, Refinement
+from ribray.rib.refine import Refinement
+from ribray.rib.stop_reasons import FINISHED
 
 
 @pytest.fixture

@@ -19,6 +19,10 @@ def without_timing(metrics: dict) -> dict:
     return {stage: numbers for stage, numbers in metrics.items() if stage != "timing"}
 
 
+def records(out) -> list[MapRecord]:
+    return [MapRecord.read(file) for file in (out / "maps").rglob("*.npz")]
+
+
 def test_every_wanted_image_ends_as_a_map_and_the_seed_is_judged(undisturbed):
     maps = map_bytes(undisturbed)
     assert len(maps) == 10
@@ -54,6 +58,10 @@ def test_a_limit_neither_changes_a_map_nor_shrinks_the_pool_of_extras(undisturbe
     _, text = chain(out, stages="refine")
     assert "10 of 10 images (3 earlier)" in text
     assert map_bytes(out) == map_bytes(undisturbed)
+    theirs, ours = (storage.read_json(run / "metrics.json")["refine"] for run in (undisturbed, out))
+    assert ours == theirs
+    assert sum(ours["stop_reasons"].values()) == sum(record.steps > 0 for record in records(out))
+    assert ours["mean_steps"] == np.mean([record.steps for record in records(out) if record.steps])
 
 
 def test_the_same_command_again_does_nothing(undisturbed, copy_of):

@@ -15,7 +15,8 @@ from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import seed, winner
 from ribray.rib import maps
 from ribray.rib.maps import MapRecord, empty_arrays, localization_maps, to_arrays
-from ribray.rib.refine import EXPLOSION, FINISHED, Refinement
+from ribray.rib.refine import Refinement
+from ribray.rib.stop_reasons import EXPLOSION, FINISHED
 from ribray.stages.refine import map_path
 from ribray.stages.report import write_report
 from ribray.stages.seed import SeedWorker, StepCurves
