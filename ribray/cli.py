@@ -58,10 +58,10 @@ def _location(text: str) -> Path:
     return location
 
 
-def _debug(is_wanted: bool) -> None:
-    """Show the tracebacks of a pool's workers."""
-    if is_wanted:
-        logging.getLogger("ribray.cluster.pool").setLevel(logging.DEBUG)
+def _debug(is_wanted: bool) -> bool:
+    """Show the tracebacks of a pool's workers, or not."""
+    logging.getLogger("ribray.cluster.pool").setLevel(logging.DEBUG if is_wanted else logging.NOTSET)
+    return is_wanted
 
 
 DebugOption = Annotated[
