@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import sys
 import time
 import traceback
@@ -11,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ribray.cluster.pool import PoolPlan, PoolResult, Shell, WorkList, storage_error
+from ribray.cluster.session import environment
 from ribray.errors import RibrayError
-
-THREADS = "OMP_NUM_THREADS"
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +66,8 @@ def told(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def as_worker(threads: int) -> Iterator[None]:
     """Compute with so many threads, as a worker does, for the length of a ``with`` block."""
-    earlier = os.environ.get(THREADS)
-    os.environ[THREADS] = str(threads)  # for what is imported from here on
     with contextlib.ExitStack() as restored:
-        restored.callback(_set_environment, earlier)
+        restored.enter_context(environment("OMP_NUM_THREADS", str(threads)))  # for what is imported from here on
         if "torch" in sys.modules:
             _keep_state_of_torch(restored)
             sys.modules["torch"].set_num_threads(threads)
@@ -88,10 +84,3 @@ def _keep_state_of_torch(restored: contextlib.ExitStack) -> None:
         warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     restored.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-
-
-def _set_environment(threads: str | None) -> None:
-    if threads is None:
-        os.environ.pop(THREADS, None)
-    else:
-        os.environ[THREADS] = threads

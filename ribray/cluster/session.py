@@ -91,6 +91,20 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for the length of a ``with`` block."""
+    earlier = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = earlier
+
+
 def inside_job() -> bool:
     """Whether this process is the entrypoint of ``ray job submit``."""
     return "job_submission_id" in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
@@ -147,7 +161,7 @@ def _this_machine(config: ClusterConfig) -> Iterator[Session]:
     """Describe this machine, with the GPU that this process sees unless it is to use none."""
     with contextlib.ExitStack() as restored:
         if config.gpus_per_worker == 0:
-            restored.enter_context(_environment("CUDA_VISIBLE_DEVICES", ""))
+            restored.enter_context(environment("CUDA_VISIBLE_DEVICES", ""))
             gpus = 0
         else:
             import torch
@@ -155,20 +169,6 @@ def _this_machine(config: ClusterConfig) -> Iterator[Session]:
             gpus = min(1, torch.cuda.device_count())
         cpus = max(usable_cores(), config.cpus_per_worker)  # which nobody reserves here
         yield Session(cpus, gpus, psutil.virtual_memory().available / 2**30, is_local=True, in_process=True)
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for the length of a ``with`` block."""
-    earlier = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if earlier is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = earlier
 
 
 def _init(options: dict[str, Any], what: str) -> None:
