@@ -77,7 +77,7 @@ def classified(done, tmp_path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_maps_are_the_same_bytes_as_those_of_a_pool(workers, done, classified, settings, ray_session):
     chain(classified, [*settings, f"cluster.workers={workers}"], stages="refine")
     assert map_bytes(classified) == map_bytes(done)
