@@ -90,7 +90,7 @@ def in_pool(workload: Workload, ids: Sequence[str], workers: int) -> list[Record
             config = config.model_copy(update={"gpus_per_worker": session.gpus / workers})
         pool = Pool(PoolPlan.of(NAME, config, session, CHUNK), RefineWorker, workload.arguments())
 
-        def failed(id: str, error: str, tries: int) -> None:
+        def failed(id: str, error: str, tries: int, traceback: str | None) -> None:
             errors.append(error)
 
         pool.run(ids, lambda id, record: records.append(record), failed, Silent())

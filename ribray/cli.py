@@ -5,6 +5,7 @@ a Ray cluster, said before anything is done; 3 the Ray cluster died under the wo
 stopped by the user.
 """
 
+import logging
 import signal
 import sys
 import threading
@@ -57,6 +58,16 @@ def _location(text: str) -> Path:
     return location
 
 
+def _debug(is_wanted: bool) -> bool:
+    """Show the tracebacks of a pool's workers, or not."""
+    logging.getLogger("ribray.cluster.pool").setLevel(logging.DEBUG if is_wanted else logging.NOTSET)
+    return is_wanted
+
+
+DebugOption = Annotated[
+    bool,
+    typer.Option("--debug", help="Show the traceback of errors that nobody expects of an image.", callback=_debug),
+]
 OutOption = Annotated[
     Path | None,
     typer.Option("--out", help="Run directory or URL (default: runs/RECIPE).", metavar="DIR", parser=_location),
@@ -124,6 +135,7 @@ def _top(
 def quickstart(
     out: OutOption = None,
     settings: SetOption = None,
+    debug: DebugOption = False,
 ) -> None:
     """Show RIB on a drawn world: minutes on a laptop, no download."""
     from ribray.stages.report import write_report
@@ -153,6 +165,7 @@ def run(
         ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Run the stages of a recipe; the same command continues what was stopped."""
     request = _request(recipe, out, settings, stages, redo, fork)
@@ -309,6 +322,7 @@ def import_maps(
     recipe: Annotated[str, typer.Option(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")],
     out: OutOption = None,
     settings: SetOption = None,
+    debug: DebugOption = False,
 ) -> None:
     """Take localization maps made elsewhere into a run; go on with `ribray run RECIPE --stages seed`."""
     from ribray.report.tables import run_summary
@@ -368,12 +382,16 @@ def predict(
     out: Annotated[
         Path, typer.Option("--out", help="Folder for masks/ and overlays/.", metavar="DIR", parser=_location)
     ],
+    workers: Annotated[
+        int, typer.Option(min=0, help="Actors of a pool on Ray (default: this process does the work).", metavar="N")
+    ] = 0,
+    debug: DebugOption = False,
 ) -> None:
     """Predict the masks of any photographs with a run's segmentation network."""
     from ribray.report.tables import failure_lines
     from ribray.stages.predict import predict_images
 
-    predicted = predict_images(directory, images, out, console, _stop_on_signals())
+    predicted = predict_images(directory, images, out, console, _stop_on_signals(), workers)
     if predicted.failures:
         console.print("", failure_lines([vars(failure) for failure in predicted.failures]), sep="\n")
     failed = f", {len(predicted.failures)} failed (failures.jsonl)" if predicted.failures else ""

@@ -477,8 +477,9 @@ class EvaluateConfig(_Section):
 class ClusterConfig(_Section):
     """How the work is spread. No result depends on any of these keys."""
 
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """Actors in a pool; default: GPUs over gpus_per_worker, without GPU as many as cores and memory allow."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Actors in a pool; default: GPUs over gpus_per_worker, without GPU as many as cores and memory allow; 0: no Ray,
+    pools and trainings work in the command's own process."""
     gpus_per_worker: NotNegative | None = None
     """GPUs of one worker, fractions allowed; default: 1 where the cluster has GPUs, otherwise 0."""
     cpus_per_worker: Positive = 1.0

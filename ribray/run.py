@@ -176,6 +176,13 @@ class Failure:
     stage: str
     error: str
     tries: int = 1
+    traceback: str | None = None
+    """Of the last try, where the error is none that is expected of an image."""
+
+    def to_json(self) -> str:
+        """Return the line; it has a traceback only where there is one."""
+        values = {name: value for name, value in vars(self).items() if name != "traceback" or value is not None}
+        return json.dumps(values, ensure_ascii=False)
 
 
 @dataclass
@@ -449,7 +456,8 @@ class Run:
         remedy = "remove it, failed images are tried again anyway"
         failures = []
         for line in storage.parse_lines(storage.read_bytes(location), location, remedy):
-            if fault := _fault(line, _FAILURE_TYPES) or (line.keys() - _FAILURE_TYPES and "it has other keys"):
+            types = _FAILURE_TYPES | ({"traceback": str} if "traceback" in line else {})
+            if fault := _fault(line, types) or (line.keys() - types and "it has other keys"):
                 raise DamagedError(f"{location} is damaged ({fault}); {remedy}.")
             failures.append(Failure(**line))
         return failures
@@ -458,9 +466,14 @@ class Run:
         """Replace ``failures.jsonl``, sorted by stage and id so that the order of work leaves no trace."""
         self._require_hold()
         ordered = sorted(failures, key=lambda failure: (failure.stage, failure.id))
-        text = "".join(json.dumps(vars(failure), ensure_ascii=False) + "\n" for failure in ordered)
+        text = "".join(f"{failure.to_json()}\n" for failure in ordered)
         if text or (self.directory / FAILURES_FILE).exists():
             storage.write_text(self.directory / FAILURES_FILE, text)
+
+    def give_up(self, stage: str, id: str, error: str, tries: int, traceback: str | None = None) -> Failure:
+        """Write into `events/` that an image has failed; return what becomes its line of ``failures.jsonl``."""
+        self.event(stage, "failed", id=id, error=error, **({} if traceback is None else {"traceback": traceback}))
+        return Failure(id, stage, error, tries, traceback)
 
     def event(self, stage: str, what: str, **facts: Any) -> None:
         """Append one line to this process's own file in ``events/``."""

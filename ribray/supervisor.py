@@ -43,7 +43,7 @@ def supervise(say: Callable[[str], None]) -> None:
         ClusterLostError: in the parent, where the command cannot or may not be begun again.
     """
     global _restart
-    if not hasattr(os, "fork"):
+    if not hasattr(os, "fork") or sys.gettrace() is not None:  # a debugger follows one process
         return
     signals = _Signals()
     for restart in range(RESTARTS + 1):
@@ -55,7 +55,7 @@ def supervise(say: Callable[[str], None]) -> None:
         if code == QUICK_EXIT and _page[0]:
             _note("its node has ended")
             code = EXIT_LOST
-        if code != EXIT_LOST:
+        if code != EXIT_LOST or not _page[0]:
             _end_as(code)
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h\n")  # a progress bar has hidden the cursor

@@ -1,4 +1,4 @@
-"""A pool of Ray actors for work that falls into independent items, one image or many.
+"""Work that falls into independent items, one image or many: by a pool of Ray actors, or in this process.
 
 The caller gives a *worker class*, written without Ray:
 
@@ -9,51 +9,31 @@ The caller gives a *worker class*, written without Ray:
                                                        # exception is that item's, as one in `process` is
         def process_batch(self, items) -> dict: ...    # optional: records by item; what is left out goes to `process`
 
-and gets every item done once, whatever happens to the processes:
+and gets every item done once:
 
-* a bounded number of calls is in flight per worker, so that a worker never waits for the driver;
-* a worker that dies, or takes longer than its time, is replaced, and counts a try against the item it was at, found
-  out by running suspects alone; a lost node or a kill by Ray's memory monitor counts against none;
 * an item that raises `ImageError` has failed; other exceptions are tried again, a finite number of times;
-* a stop request lets the items in flight finish and starts no more.
+* a stop request lets the items in flight finish and starts no more;
+* what happens to the processes of a pool loses nothing (see `ribray.cluster.actors`).
 
 Results never travel through the driver: it holds the items still to do, and counters.
 """
 
-import contextlib
 import errno
 import itertools
 import logging
-import os
-import sys
-import time
-import uuid
+import traceback
+from bdb import BdbQuit
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
-
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ribray.cluster.session import Session
 from ribray.config import ClusterConfig
 from ribray.errors import ImageError, RibrayError, UsageError
 
-CALLS_IN_FLIGHT = 2
-"""Per worker: one that runs and one that waits behind it."""
-
-POLL_SECONDS = 0.5
-"""How often the driver looks up from waiting: for a stop request, for progress."""
-
-UNCOUNTED_LOSSES = 20
-"""An item, or a start, may fail so often by the cluster's own troubles before it is given up all the same."""
-
-WARN_SECONDS = 30.0
-"""How often a pool that waits for resources says so."""
-
 logger = logging.getLogger(__name__)
+"""At level DEBUG it also shows the tracebacks of a pool's workers."""
 
 STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors of the place that is written to, which no other image will escape."""
@@ -78,6 +58,7 @@ class PoolPlan:
 
     name: str
     workers: int
+    """Actors; 0: this process does the work."""
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     threads_per_worker: int = 1
@@ -102,9 +83,9 @@ class PoolPlan:
             ("CPU", config.cpus_per_worker, session.cpus),
             ("GPU", gpus, session.gpus),
         ):
-            if session.is_local and needed * workers > there + 1e-9:
+            if session.is_local and needed * max(1, workers) > there + 1e-9:
                 raise UsageError(
-                    f"cluster.workers={workers} with {needed:g} {what} each need {needed * workers:g} {what}s, "
+                    f"cluster.workers={workers} with {needed:g} {what} each need {needed * max(1, workers):g} {what}s, "
                     f"this machine has {there:g}."
                 )
         return cls(
@@ -130,6 +111,8 @@ class Outcome:
     """Whether trying again is pointless."""
     of_storage: bool = False
     """Whether the error is of the place that is written to."""
+    traceback: str | None = None
+    """Of an exception that nobody expects."""
 
 
 @dataclass(frozen=True)
@@ -144,17 +127,12 @@ class PoolResult:
     """From the first worker that was ready to the end."""
 
 
-class _Actor:
+class Shell:
     """Wraps a worker; everything that can go wrong with an item comes back as an `Outcome`."""
 
-    def start(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any], threads: int) -> str:
-        """Build the worker and return the id of the node it runs on."""
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported from here on
-        if "torch" in sys.modules:  # which takes seconds to import: left to the workers that need it
-            sys.modules["torch"].set_num_threads(threads)
+    def __init__(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any]):
         self._worker = worker_class(**arguments)
         self._unloaded: dict[Item, Exception] = {}  # what came of items that could not be loaded ahead
-        return ray.get_runtime_context().get_node_id()
 
     def process(self, chunk: list[Item], upcoming: list[Item]) -> list[Outcome]:
         """Do the items of a chunk in order, while what comes next is being loaded."""
@@ -179,6 +157,8 @@ class _Actor:
             return {}
         try:
             return batch(chunk)
+        except BdbQuit:
+            raise
         except Exception:
             logger.exception("a batch of %d items failed; each is done alone", len(chunk))
             return {}
@@ -190,50 +170,96 @@ class _Actor:
             return Outcome(item, record=self._worker.process(item))
         except ImageError as error:
             return Outcome(item, error=str(error), final=True)
-        except OSError as error:
-            if error.errno in STORAGE_IS_GONE:
+        except BdbQuit:  # the user has left the debugger
+            raise
+        except Exception as error:
+            code = error.errno if isinstance(error, OSError) else None
+            if code in STORAGE_IS_GONE:
                 raise
-            falters = error.errno in STORAGE_FALTERS
-            return Outcome(item, error=f"{type(error).__name__}: {error}", of_storage=falters)
-        except Exception as error:  # noqa: BLE001  (goes to failures.jsonl once the tries are used up)
-            return Outcome(item, error=f"{type(error).__name__}: {error}")
+            return Outcome(
+                item,
+                error=f"{type(error).__name__}: {error}",
+                of_storage=code in STORAGE_FALTERS,
+                traceback=traceback.format_exc(),
+            )
 
 
-@dataclass
-class _Slot:
-    """A place in the pool and the actor that holds it now."""
+class WorkList:
+    """The items still to do, taken lazily and in order, and what has become of the others."""
 
-    index: int
-    actor: Any = None
-    starting: "ray.ObjectRef[str] | None" = None
-    node: str | None = None
-    calls: "deque[tuple[ray.ObjectRef, list[Item]]]" = field(default_factory=deque)
-    """In flight, done by the actor one after the other."""
-    since: float = 0.0
-    """When the actor came to the first of its calls."""
-    reserved: list[Item] | None = None
-    """The chunk that this actor gets next, announced to it for prefetching."""
-    failed_starts: Counter[bool] = field(default_factory=Counter)
-    """In a row, apart: those by the cluster's fault."""
+    def __init__(
+        self,
+        plan: PoolPlan,
+        items: Iterable[Item],
+        on_done: Callable[[Item, Record], None],
+        on_failed: Callable[[Item, str, int, str | None], None],
+        progress: Progress,
+    ):
+        source = iter(items)
+        self._fresh = iter(lambda: list(itertools.islice(source, plan.chunk_size)), [])
+        self._waiting: deque[list[Item]] = deque()
+        self._plan, self._on_done, self._on_failed, self.progress = plan, on_done, on_failed, progress
+        self.tries: Counter[Item] = Counter()
+        self.done = self.failed = 0
+
+    def has_work(self) -> bool:
+        """Whether anything is left to hand out."""
+        if not self._waiting and (chunk := next(self._fresh, None)) is not None:
+            self._waiting.append(chunk)
+        return bool(self._waiting)
+
+    def next_chunk(self) -> list[Item] | None:
+        """Hand out the next items; None where there are none."""
+        return self._waiting.popleft() if self.has_work() else None
+
+    def put_back(self, chunk: list[Item]) -> None:
+        """Take items back that were not done; they come next."""
+        self._waiting.appendleft(chunk)
+
+    def take(self, outcome: Outcome) -> None:
+        """Count an item as done, or as failed once its tries are used up.
+
+        Raises:
+            RibrayError: nothing can be written.
+        """
+        if outcome.error is None:
+            self.done += 1
+            self._on_done(outcome.item, outcome.record or {})
+            self.progress.advance(1, 0)
+            return
+        self.tries[outcome.item] += 1
+        if not outcome.final and self.tries[outcome.item] < self._plan.tries:
+            self._waiting.append([outcome.item])
+        elif outcome.of_storage:
+            raise storage_error(outcome.error)
+        else:
+            self.give_up(outcome.item, outcome.error, outcome.traceback)
+
+    def give_up(self, item: Item, error: str, trace: str | None = None) -> None:
+        """Count an item as failed."""
+        self.failed += 1
+        if trace is not None and (not self._plan.workers or logger.isEnabledFor(logging.DEBUG)):
+            logger.warning("%s: %s\n%s", self._plan.name, item, trace.rstrip())
+        self._on_failed(item, error, max(1, self.tries[item]), trace)
+        self.progress.advance(0, 1)
+
+
+def storage_error(error: object) -> RibrayError:
+    """Return what ends a stage whose results have no place."""
+    return RibrayError(f"Nothing can be written any more ({error}); mend it and start again.")
 
 
 class Pool:
     """Runs the items of one stage; see the module's description."""
 
     def __init__(self, plan: PoolPlan, worker_class: Callable[..., Any], arguments: Mapping[str, Any]):
-        self._plan = plan
-        self._worker_class = worker_class
-        self._arguments = dict(arguments)
-        self._tries: Counter[Item] = Counter()
-        self._losses: Counter[Item] = Counter()
-        self._suspects: set[Item] = set()
-        self._done = self._failed = 0
+        self._plan, self._worker_class, self._arguments = plan, worker_class, dict(arguments)
 
     def run(
         self,
         items: Iterable[Item],
         on_done: Callable[[Item, Record], None],
-        on_failed: Callable[[Item, str, int], None],
+        on_failed: Callable[[Item, str, int, str | None], None],
         progress: Progress,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> PoolResult:
@@ -242,272 +268,19 @@ class Pool:
         Args:
             items: what to do, taken lazily and in order.
             on_done: called in the driver with an item and its worker's record.
-            on_failed: called with an item that was given up, the error, and its number of tries.
+            on_failed: called with an item that was given up, the error, its number of tries, and the traceback of an
+                exception that nobody expects.
             progress: told of every item.
             stop_requested: asked between items; once true, what runs is finished and no more is started.
 
         Raises:
             RibrayError: no worker can be started, or nothing can be written.
         """
-        source = iter(items)
-        self._fresh = iter(lambda: list(itertools.islice(source, self._plan.chunk_size)), [])
-        self._waiting: deque[list[Item]] = deque()
-        self._on_done, self._on_failed, self._progress = on_done, on_failed, progress
-        stopped, began = False, None
-        with _placement(self._plan, stop_requested) as self._group:
-            if self._group is None:
-                return PoolResult(0, 0, True, 0.0)
-            self._shared = ray.put(self._arguments)
-            self._slots = [_Slot(index) for index in range(self._plan.workers)]
-            try:
-                for slot in self._slots:
-                    self._start(slot)
-                while True:
-                    stopped = stopped or stop_requested()
-                    if not stopped:
-                        for slot in self._slots:
-                            self._fill(slot)
-                    busy = [slot for slot in self._slots if slot.calls]
-                    starting = [slot for slot in self._slots if slot.starting and not stopped and self._has_work()]
-                    if not busy and not starting:
-                        break
-                    by_reference = {slot.starting or slot.calls[0][0]: slot for slot in (*busy, *starting)}
-                    ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=POLL_SECONDS)
-                    if not ready:
-                        progress.advance(0, 0)
-                    elif (slot := by_reference[ready[0]]).starting:
-                        self._collect_start(slot)
-                        began = began or time.monotonic()
-                    else:
-                        self._collect_call(slot, stopped)
-                    for slot in busy:
-                        if self._is_overdue(slot):
-                            self._take_overrun(slot, stopped)
-            finally:
-                for slot in self._slots:
-                    _kill(slot)
-        seconds = 0.0 if began is None else time.monotonic() - began
-        return PoolResult(self._done, self._failed, stopped, seconds)
+        work = WorkList(self._plan, items, on_done, on_failed, progress)
+        if not self._plan.workers:
+            from ribray.cluster.in_process import run_items
 
-    # --- handing out --------------------------------------------------------------------------------------------
+            return run_items(self._plan, self._worker_class, self._arguments, work, stop_requested)
+        from ribray.cluster.actors import Actors
 
-    def _start(self, slot: _Slot) -> None:
-        plan = self._plan
-        slot.node = None
-        slot.actor = (
-            ray.remote(_Actor)
-            .options(
-                max_restarts=0,
-                max_task_retries=0,
-                num_cpus=plan.cpus_per_worker,
-                num_gpus=plan.gpus_per_worker,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=slot.index
-                ),
-            )
-            .remote()
-        )
-        slot.starting = slot.actor.start.remote(self._worker_class, self._shared, plan.threads_per_worker)
-
-    def _fill(self, slot: _Slot) -> None:
-        while slot.starting is None and len(slot.calls) < CALLS_IN_FLIGHT:
-            chunk = slot.reserved or self._next_chunk() or self._steal()
-            slot.reserved = None
-            if chunk is None:
-                return
-            if slot.calls and not self._suspects.isdisjoint([*chunk, *slot.calls[0][1]]):
-                slot.reserved = chunk  # a suspect runs alone
-                return
-            upcoming: list[Item] = []
-            if self._suspects.isdisjoint(chunk):  # while a suspect runs, nothing is loaded for others
-                slot.reserved = self._next_chunk()
-                if slot.reserved is not None and self._suspects.isdisjoint(slot.reserved):
-                    upcoming = slot.reserved
-            if not slot.calls:
-                slot.since = time.monotonic()
-            slot.calls.append((slot.actor.process.remote(chunk, upcoming), chunk))
-
-    def _has_work(self) -> bool:
-        if not self._waiting and (chunk := next(self._fresh, None)) is not None:
-            self._waiting.append(chunk)
-        return bool(self._waiting)
-
-    def _next_chunk(self) -> list[Item] | None:
-        return self._waiting.popleft() if self._has_work() else None
-
-    def _steal(self) -> list[Item] | None:
-        """Take what another worker was only told to expect: at the end nobody idles while work is left."""
-        for slot in self._slots:
-            if slot.reserved is not None:
-                chunk, slot.reserved = slot.reserved, None
-                return chunk
-        return None
-
-    # --- taking back --------------------------------------------------------------------------------------------
-
-    def _collect_start(self, slot: _Slot) -> None:
-        try:
-            slot.node = ray.get(slot.starting)
-            slot.starting = None
-            slot.failed_starts.clear()
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RibrayError):
-                raise error.cause from None
-            raise RibrayError(f"A worker of pool '{self._plan.name}' cannot start: {error.cause!r}") from error
-        except LOST as error:
-            excused = _is_clusters_fault(error, slot.node)
-            slot.failed_starts[excused] += 1
-            count = slot.failed_starts[excused]
-            if count >= (UNCOUNTED_LOSSES if excused else self._plan.tries):
-                raise RibrayError(
-                    f"A worker of pool '{self._plan.name}' died {count} times while starting: {_brief(error)}"
-                ) from None
-            _kill(slot)
-            self._start(slot)
-
-    def _collect_call(self, slot: _Slot, stopped: bool) -> None:
-        reference, _ = slot.calls[0]
-        try:
-            outcomes = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, OSError):
-                raise _storage_error(error.cause) from None
-            raise RibrayError(f"A worker of pool '{self._plan.name}' failed: {error.cause!r}") from error
-        except LOST as error:
-            self._take_death(slot, error, stopped)
-            return
-        slot.calls.popleft()
-        slot.since = time.monotonic()
-        for outcome in outcomes:
-            self._account(outcome)
-        if stopped:
-            slot.calls.clear()
-            _kill(slot)
-
-    def _account(self, outcome: Outcome) -> None:
-        if outcome.error is None:
-            self._done += 1
-            self._on_done(outcome.item, outcome.record or {})
-            self._progress.advance(1, 0)
-            return
-        self._tries[outcome.item] += 1
-        if not outcome.final and self._tries[outcome.item] < self._plan.tries:
-            self._waiting.append([outcome.item])
-        elif outcome.of_storage:
-            raise _storage_error(outcome.error)
-        else:
-            self._give_up(outcome.item, outcome.error)
-
-    # --- what goes wrong with a worker --------------------------------------------------------------------------
-
-    def _is_overdue(self, slot: _Slot) -> bool:
-        """Whether a worker has been at a call for longer than the items of it may take."""
-        if self._plan.seconds_per_item is None or not slot.calls:
-            return False
-        reference, chunk = slot.calls[0]
-        if time.monotonic() - slot.since <= self._plan.seconds_per_item * len(chunk):
-            return False
-        return not ray.wait([reference], timeout=0)[0]  # it may be this process that was slow to look
-
-    def _take_overrun(self, slot: _Slot, stopped: bool) -> None:
-        plan, chunk = self._plan, slot.calls[0][1]
-        what, limit = chunk[0] if len(chunk) == 1 else f"one of {len(chunk)} items", f"{plan.seconds_per_item:g} s"
-        logger.warning("%s: %s took longer than %s; its worker is replaced", plan.name, what, limit)
-        sentence = f"it took longer than {limit} (cluster.seconds_per_image), {{}} times"
-        self._replace(slot, sentence, self._tries, plan.tries, stopped)
-
-    def _take_death(self, slot: _Slot, error: Exception, stopped: bool) -> None:
-        counter, limit = self._tries, self._plan.tries
-        if _is_clusters_fault(error, slot.node):
-            counter, limit = self._losses, UNCOUNTED_LOSSES
-        self._replace(slot, f"its worker died {{}} times: {_brief(error)}", counter, limit, stopped)
-
-    def _replace(self, slot: _Slot, error: str, counter: Counter[Item], limit: int, stopped: bool) -> None:
-        """Put back what a worker had, count the loss against the item that lost it, and start another worker.
-
-        The reply of a call may be lost with the process, and what a worker was told to expect may be what killed it.
-        So with several items in flight nobody knows which one did it: they are done again one at a time, and only
-        then is a loss held against an item.
-
-        Args:
-            error: what the item is given up with; "{}" stands for its losses.
-            counter: where losses of this kind are counted.
-            limit: losses after which the item is given up.
-        """
-        in_flight = [item for _, chunk in slot.calls for item in chunk]
-        slot.calls.clear()
-        _kill(slot)
-        if slot.reserved is not None:
-            self._waiting.appendleft(slot.reserved)
-            slot.reserved = None
-        if len(in_flight) == 1:
-            counter[in_flight[0]] += 1
-        self._suspects.update(in_flight)
-        for item in reversed(in_flight):
-            if counter[item] >= limit:
-                self._give_up(item, error.replace("{}", str(counter[item]), 1))
-            else:
-                self._waiting.appendleft([item])
-        if not stopped:
-            self._start(slot)
-
-    def _give_up(self, item: Item, error: str) -> None:
-        self._failed += 1
-        self._on_failed(item, error, max(1, self._tries[item]))
-        self._progress.advance(0, 1)
-
-
-LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-    ray.exceptions.ActorUnschedulableError,
-)
-"""What Ray raises for a call whose process, node or result is gone."""
-
-
-def _storage_error(error: object) -> RibrayError:
-    return RibrayError(f"Nothing can be written any more ({error}); mend it and start again.")
-
-
-def _kill(slot: _Slot) -> None:
-    if slot.actor is not None:
-        ray.kill(slot.actor, no_restart=True)
-        slot.actor = None
-    slot.starting = None
-
-
-def _is_clusters_fault(error: Exception, node: str | None) -> bool:
-    """Whether a worker was lost with its node or to Ray's memory monitor, not to the item."""
-    if isinstance(
-        error, (ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
-    ):
-        return True
-    if any(sign in str(error) for sign in ("NODE_OUT_OF_MEMORY", "running low on memory", "node has died")):
-        return True
-    return node is not None and not any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
-
-
-def _brief(error: Exception) -> str:
-    """Return the telling line of a Ray error, which spreads over many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
-    return (telling or lines or [type(error).__name__])[-1]
-
-
-@contextlib.contextmanager
-def _placement(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Iterator[PlacementGroup | None]:
-    """Hold one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
-    bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
-    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        told = time.monotonic()
-        while not (ready := group.wait(timeout_seconds=1)) and not stop_requested():
-            if time.monotonic() - told > WARN_SECONDS:
-                told = time.monotonic()
-                logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
-        yield group if ready else None
-    finally:
-        remove_placement_group(group)
+        return Actors(self._plan, self._worker_class, self._arguments, work).run(stop_requested)

@@ -1,4 +1,7 @@
-"""The one place that calls ``ray.init()``: a local cluster of this machine, a running one, or the job's own."""
+"""The one place that calls ``ray.init()``: a local cluster of this machine, a running one, or the job's own.
+
+Ray is imported where it is used, so that a command with ``cluster.workers: 0`` does without.
+"""
 
 import contextlib
 import logging
@@ -9,17 +12,17 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import ray
-from ray._private.services import canonicalize_bootstrap_address
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ribray import storage, supervisor
 from ribray.cluster import local, watch
 from ribray.config import ClusterConfig
 from ribray.errors import EXIT_USAGE, RibrayError, UsageError
+
+if TYPE_CHECKING:
+    import ray
 
 PROBE_SECONDS = 60.0
 """How long a node may take to show that it shares the run directory."""
@@ -35,13 +38,15 @@ LONGEST = 400
 
 @dataclass(frozen=True)
 class Session:
-    """A live connection to a Ray cluster."""
+    """A live connection to a Ray cluster, or this machine where the work is done in this process."""
 
     cpus: float
     gpus: float
     memory_gb: float
     is_local: bool
     """Whether this process started the cluster on this machine."""
+    in_process: bool = False
+    """Whether there is no Ray, and this process does the work."""
 
     def gpus_per_worker(self, config: ClusterConfig) -> float:
         """GPUs of one worker: as configured, or a whole one where the cluster has any."""
@@ -50,7 +55,9 @@ class Session:
         return 1.0 if self.gpus >= 1 else 0.0
 
     def pool_size(self, config: ClusterConfig, gpu: bool = True) -> int:
-        """Actors in a pool (see `ClusterConfig.workers`), whose work wants a GPU or not; at least one."""
+        """Actors in a pool (see `ClusterConfig.workers`), whose work wants a GPU or not; 0 in this process."""
+        if self.in_process:
+            return 0
         if config.workers is not None:
             return config.workers
         if gpu and (gpus := self.gpus_per_worker(config)):
@@ -60,6 +67,7 @@ class Session:
 
     def gpus_per_training_worker(self, config: ClusterConfig, workers: int) -> float:
         """GPUs of one of `workers` training workers: at most one, a share of one where there are fewer."""
+        workers = max(1, workers)
         return min(1.0, self.gpus_per_worker(config), self.gpus / workers)
 
     def resolve_precision(self, precision: str, config: ClusterConfig) -> str:
@@ -67,9 +75,11 @@ class Session:
         if precision != "auto":
             return precision
         gpus = self.gpus_per_worker(config)
-        if self.is_local and not gpus:
-            fast = _fast_bfloat16(on_gpu=False)
+        if self.in_process or (self.is_local and not gpus):
+            fast = _fast_bfloat16(on_gpu=gpus > 0)
         else:
+            import ray
+
             # Named, so that it does not wait for a place among what a sweep's trial has reserved, which is nothing.
             options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": "DEFAULT"}
             fast = ray.get(ray.remote(_fast_bfloat16).options(**options).remote(gpus > 0))
@@ -79,6 +89,20 @@ class Session:
 def usable_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for the length of a ``with`` block."""
+    earlier = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = earlier
 
 
 def inside_job() -> bool:
@@ -93,6 +117,7 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
     Without an address the cluster of the surrounding job is used, else one of this machine is started; it has as
     many CPUs as the machine, or as the configuration asks for. Where Ray is connected already (a test, a sweep's
     trial), that connection is used and left open. If the cluster dies, this process ends (see `ribray.supervisor`).
+    With ``workers: 0`` there is no connection: this process does the work.
 
     Args:
         config: how to connect.
@@ -102,6 +127,12 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
     Raises:
         UsageError: Ray cannot be started on this machine, or the cluster elsewhere cannot be reached.
     """
+    if config.workers == 0:
+        with _this_machine(config) as session:
+            yield session
+        return
+    import ray
+
     if ray.is_initialized():
         yield _describe(is_local=False)
         return
@@ -117,16 +148,33 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
         options["address"] = require_reachable(address, source)
     with _limited(f"{what}: it takes longer than {START_SECONDS:g} s."):
         _init(options, what)
-    with supervisor.connected(is_own=address is None), contextlib.ExitStack() as session:
-        session.callback(ray.shutdown)
+    with supervisor.connected(is_own=address is None), contextlib.ExitStack() as connection:
+        connection.callback(ray.shutdown)
         cluster = watch.Cluster.connected(address)
-        session.callback(watch.require_alive, cluster)  # what has stopped would never be shut down
-        session.enter_context(watch.watched(cluster, stop or threading.Event()))
+        connection.callback(watch.require_alive, cluster)  # what has stopped would never be shut down
+        connection.enter_context(watch.watched(cluster, stop or threading.Event()))
         yield _describe(address is None)
+
+
+@contextlib.contextmanager
+def _this_machine(config: ClusterConfig) -> Iterator[Session]:
+    """Describe this machine, with the GPU that this process sees unless it is to use none."""
+    with contextlib.ExitStack() as restored:
+        if config.gpus_per_worker == 0:
+            restored.enter_context(environment("CUDA_VISIBLE_DEVICES", ""))
+            gpus = 0
+        else:
+            import torch
+
+            gpus = min(1, torch.cuda.device_count())
+        cpus = max(usable_cores(), config.cpus_per_worker)  # which nobody reserves here
+        yield Session(cpus, gpus, psutil.virtual_memory().available / 2**30, is_local=True, in_process=True)
 
 
 def _init(options: dict[str, Any], what: str) -> None:
     """Start Ray, or connect to it; where the machine was too busy for that, a second time."""
+    import ray
+
     for tries_left in (1, 0):
         try:
             with _own_handler(signal.SIGTERM):
@@ -162,6 +210,8 @@ def require_reachable(address: str, source: str) -> str:
     Raises:
         UsageError: nobody answers, or this machine is no node of it.
     """
+    from ray._private.services import canonicalize_bootstrap_address
+
     scheme, separator, rest = address.rpartition("://")
     no_address = UsageError(f"{source} is no address of a Ray cluster: it is HOST:PORT, such as 10.0.0.1:6379.")
     if separator and scheme != "ray":
@@ -218,25 +268,33 @@ def _own_handler(number: signal.Signals) -> Iterator[None]:
 
 
 def _describe(is_local: bool) -> Session:
+    import ray
+
     resources = ray.cluster_resources()
     memory_gb = resources.get("memory", psutil.virtual_memory().available) / 2**30
     return Session(resources.get("CPU", 0.0), resources.get("GPU", 0.0), memory_gb, is_local)
 
 
-def require_shared(directory: Path) -> None:
-    """Prove, where the cluster has several nodes, that each can read and write ``directory``.
+def require_shared(directory: Path, session: Session) -> None:
+    """Prove, where the session's cluster has several nodes, that each can read and write ``directory``.
 
     Raises:
         UsageError: names the nodes that see another directory, or none.
     """
+    if session.in_process:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
     token = f".probe-{uuid.uuid4().hex}"
     storage.write_text(directory / token, token)
     try:
+        probe = ray.remote(num_cpus=0)(_probe)
         probes = {
-            node["NodeID"]: _probe.options(
+            node["NodeID"]: probe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(str(directory), token)
             for node in nodes
@@ -252,13 +310,14 @@ def require_shared(directory: Path) -> None:
 
 
 def _answers(probe: "ray.ObjectRef[bool]") -> bool:
+    import ray
+
     try:
         return ray.get(probe, timeout=PROBE_SECONDS)
     except ray.exceptions.RayError:
         return False
 
 
-@ray.remote(num_cpus=0)
 def _probe(directory: str, token: str) -> bool:
     location = storage.path(directory)
     answer = location / f"{token}-{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""Distributed training on Ray Train: data parallel, checkpointed every so many steps, resumable.
+"""Training, data parallel: checkpointed every so many steps, resumable; on Ray Train, or in this process.
 
 A stage describes its training as a `TrainingTask`, written without Ray. The loop here gives every rank its share of
 each global batch, so that the sequence of steps does not depend on the number of workers, and lets rank 0 write the
@@ -11,19 +11,16 @@ import io
 import json
 import logging
 import math
-import os
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
 import torch
 from torch import Tensor, nn
 
 from ribray import storage
+from ribray.cluster import in_process
 from ribray.errors import DamagedError, DivergedError, RibrayError, UnreadableError
 
 logger = logging.getLogger(__name__)
@@ -32,10 +29,6 @@ LOG_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 REFUSAL_FILE = "refusal.json"
 WORK_FOLDER = "train"
-POLL_SECONDS = 0.5
-RESTARTS = 2
-"""How often a training whose worker died starts again from its last checkpoint."""
-
 
 Total = Callable[[Tensor], Tensor]
 """Sums a small tensor of counts over all ranks; what it returns takes part in no gradient."""
@@ -99,6 +92,7 @@ class TrainingPlan:
     weights: str
     """Name of the final weights in the folder."""
     workers: int
+    """Ranks; 0: one, in this process."""
     cpus_per_worker: float
     gpus_per_worker: float
     threads_per_worker: int
@@ -121,83 +115,21 @@ def run_training(
         UnreadableError: too few of the images can be read.
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
-    import ray.train.torch  # takes a second, which the workers of a pool need not spend
+    weights = plan.folder / plan.weights
+    (plan.folder / REFUSAL_FILE).unlink(missing_ok=True)
+    if not weights.exists():
+        if plan.workers:
+            from ribray.cluster.distributed import train_on_ray
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # workers that are done leave their place sooner
-    resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
-    storage_path, filesystem = storage.for_ray(plan.folder)
-    trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
-        train_loop_config={"task": task, "plan": plan},
-        # NCCL refuses two workers on one GPU.
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus_per_worker == 1 else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=WORK_FOLDER,
-            storage_path=storage_path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
-        ),
-    )
-    weights, refusal = plan.folder / plan.weights, plan.folder / REFUSAL_FILE
-    refusal.unlink(missing_ok=True)
-    try:
-        if not weights.exists() and not _fit(trainer, (weights, refusal), stop_requested):
+            is_finished = train_on_ray(task, plan, stop_requested)
+        else:
+            is_finished = _train_here(task, plan, stop_requested)
+        if not is_finished:
             return None
-    except ray.train.WorkerGroupError as error:
-        rank, failure = min(error.worker_failures.items())
-        raise RibrayError(f"Training worker {rank} failed: {_last_line(failure)}") from error
-    except ray.train.TrainingFailedError as error:
-        raise RibrayError(f"Training failed: {_last_line(error)}") from error
-    if refusal.exists():
-        raise _refused(storage.read_object(refusal, "start the training again"))
     if not weights.exists():
         raise RibrayError(f"Training ended without writing {weights}; start it again to go on.")
     storage.remove_folder(plan.folder / WORK_FOLDER)
     return read_log(plan.folder)
-
-
-def _refusal(error: RibrayError) -> dict[str, Any]:
-    """Return an error for the user as JSON values."""
-    said: dict[str, Any] = {"sentence": str(error), "diverged": isinstance(error, DivergedError)}
-    if isinstance(error, UnreadableError):
-        said |= {"unreadable": dict(error.unreadable), "can_go_on": error.can_go_on}
-    return said
-
-
-def _refused(said: Mapping[str, Any]) -> RibrayError:
-    """Return the error that `_refusal` was made of."""
-    sentence, unreadable = str(said.get("sentence")), said.get("unreadable")
-    if isinstance(unreadable, dict):
-        return UnreadableError(sentence, unreadable, said.get("can_go_on") is True)
-    return DivergedError(sentence) if said.get("diverged") is True else RibrayError(sentence)
-
-
-def _fit(trainer: Any, ends: Sequence[Path], stop_requested: Callable[[], bool]) -> bool:
-    """Run a trainer until one of the files that end it is there; return False where a stop request came first.
-
-    In the main thread Ray Train would take Ctrl-C for itself and end the process. What still runs after a stop
-    request ends with this process's connection to Ray. Nor is Ray Train waited for once such a file is written: on
-    a cluster without a dashboard it takes ten seconds to find out that one of its helpers is done.
-    """
-    outcome: Future[None] = Future()
-
-    def fit() -> None:
-        try:
-            outcome.set_result(trainer.fit())
-        except BaseException as error:  # noqa: BLE001  (raised again where the outcome is asked for)
-            outcome.set_exception(error)
-
-    threading.Thread(target=fit, name="ray-train", daemon=True).start()
-    while not stop_requested():
-        if wait([outcome], timeout=POLL_SECONDS).done:
-            outcome.result()
-            return True
-        if any(end.exists() for end in ends):
-            return True
-    return False
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -226,33 +158,41 @@ def _is_of_log(line: Mapping[str, Any]) -> bool:
     return isinstance(line.get("step"), int) and (is_step or isinstance(line.get("validation"), dict))
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+# --- what trains -------------------------------------------------------------------------------------------------
 
 
-# --- in a worker -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Place:
+    """Where a rank trains, and among how many."""
+
+    rank: int
+    world: int
+    device: torch.device
+    wrap: Callable[[nn.Module], nn.Module]
+    """Brings the network to the device, and among several ranks has its gradients averaged."""
+    report: Callable[[dict[str, Any]], None] = lambda numbers: None
+    """Called with the numbers of every checkpoint."""
+    stop_requested: Callable[[], bool] = lambda: False
+    """Asked after every step; once true, there is a checkpoint and the training ends."""
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """Train; an error for the user ends the worker quietly, since starting again would only repeat it."""
-    import ray.train.torch
-
-    task: TrainingTask = config["task"]
-    plan: TrainingPlan = config["plan"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    try:
-        _train(task, plan, rank, world)
-    except RibrayError as error:
-        storage.write_json(plan.folder / REFUSAL_FILE, _refusal(error))
+def _train_here(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
+    """Train in this process, as one worker would; return False where a stop request ended it."""
+    device = torch.device("cuda:0" if plan.gpus_per_worker else "cpu")
+    place = Place(0, 1, device, lambda model: model.to(device), stop_requested=stop_requested)
+    with in_process.as_worker(plan.threads_per_worker), in_process.told("Training failed"):
+        return train(task, plan, place)
 
 
-def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> None:
-    torch.set_num_threads(plan.threads_per_worker)
-    device = ray.train.torch.get_device()
+def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
+    """Take this rank's part in a training; return False where a stop request ended it.
+
+    Raises:
+        RibrayError: as `run_training` does.
+    """
+    rank, world, device = place.rank, place.world, place.device
     model = task.model()
-    module = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    module = place.wrap(model)
     optimizer = task.optimizer(model)
     starting_rates = [group["lr"] for group in optimizer.param_groups]
     checkpoint = plan.folder / WORK_FOLDER / CHECKPOINT_FILE
@@ -276,7 +216,8 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
             _require_bounded(loss, step, task.divergence_bound)
             metrics, is_last = {}, done == task.steps
             validates = is_last or done % task.period == 0
-            saves = validates or done % plan.checkpoint_steps == 0
+            is_stopped = place.stop_requested()
+            saves = validates or done % plan.checkpoint_steps == 0 or is_stopped
             if validates:
                 module.eval()
                 with torch.no_grad(), _autocast(task.precision, device):
@@ -296,7 +237,10 @@ def _train(task: TrainingTask, plan: TrainingPlan, rank: int, world: int) -> Non
                 can_go_on = not task.unreadable
                 if rank == 0:
                     _save(checkpoint, plan.identity, model, optimizer, done, task.unreadable)
-                ray.train.report({"step": done, **metrics})
+                place.report({"step": done, **metrics})
+                if is_stopped:
+                    return False
+    return True
 
 
 def _restore(

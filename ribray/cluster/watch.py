@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psutil
-import ray
 
 from ribray import supervisor
 from ribray.errors import EXIT_STOPPED
@@ -94,6 +93,8 @@ class Cluster:
         """Return the cluster that this process is connected to: at an address, or its own (None)."""
         if address is not None and address.startswith("ray://"):
             return cls([address.removeprefix("ray://").partition("/")[0]])
+        import ray
+
         context = ray.get_runtime_context()
         here = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
         addresses = [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in here]

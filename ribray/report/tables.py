@@ -156,14 +156,19 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def failure_lines(failures: Sequence[Mapping[str, Any]]) -> Text:
-    """Return how many images failed ("stage", "id", "error"), and one of each kind, the most frequent kinds first."""
+    """Return how many images failed, and one of each kind, the most frequent kinds first.
+
+    Args:
+        failures: of each "stage", "id" and "error", and "traceback" where there is one, which is not shown.
+    """
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for failure in failures:
         kinds.setdefault((failure["stage"], _kind(failure)), []).append(failure)
     text = Text(f"{len(failures):,} failed", style="bold red")
     for first, *others in sorted(kinds.values(), key=len, reverse=True)[:FAILURES_SHOWN]:
         text.append(f"\n  {_printable(first['id'])} ", style="not bold default")
-        text.append(f"({first['stage']}) {_printable(first['error'])}", style="not bold dim default")
+        more = "; --debug shows where" if first.get("traceback") else ""
+        text.append(f"({first['stage']}) {_printable(first['error'])}{more}", style="not bold dim default")
         if others:
             ids = _some([failure["id"] for failure in others], FAILURES_SHOWN)
             text.append(f"\n    and {len(others):,} more of the kind: {_printable(ids)}", style="not bold dim default")

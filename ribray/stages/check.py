@@ -222,7 +222,7 @@ class _Collected:
             self._tallies[split].add(id, record["truth"], dataset.labels[dataset.index(id)])
         self._findings += [Finding(kind, split, id, sentence) for kind, sentence in record["problems"]]
 
-    def take_failure(self, item: str, error: str, tries: int) -> None:
+    def take_failure(self, item: str, error: str, tries: int, traceback: str | None) -> None:
         """Note an image that no worker survived."""
         split, _, id = item.partition(TAB)
         self._findings.append(Finding(UNREADABLE, split, id, f"{id} cannot be looked at: {error}"))

@@ -352,7 +352,7 @@ def _finish(context: Context, trained: Trained) -> None:
         "left_out": len(unreadable),
         "classes": list(context.training_set.classes),
     }
-    context.run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
+    context.run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size)})
     text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} held-out images"
     context.console.print(f"  final loss {metrics['loss']:.4f}{text}", highlight=False)
     if unreadable:

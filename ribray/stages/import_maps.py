@@ -101,8 +101,8 @@ def import_maps(context: Context, source: Path) -> None:
         if problem.id not in dataset
     }
 
-    def on_failed(id: str, error: str, tries: int) -> None:
-        failures[id] = Failure(id, name, error, tries)
+    def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
+        failures[id] = run.give_up(name, id, error, tries, traceback)
 
     def on_done(id: str, record: Mapping[str, Any]) -> None:
         """Nothing is to be noted."""

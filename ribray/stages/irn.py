@@ -235,7 +235,7 @@ def _execute(context: Context) -> None:
         "images": len(ids) - len(failures),
         "failed": len(failures),
     }
-    run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size, config.workers)})
+    run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size)})
     context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
 
 

@@ -183,9 +183,8 @@ def run_masks(
             if kind in counts:
                 counts[kind].merge(id, values)
 
-    def on_failed(id: str, error: str, tries: int) -> None:
-        failures[id] = without[id] = Failure(id, name, error, tries)
-        context.run.event(name, "failed", id=id, error=error)
+    def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
+        failures[id] = without[id] = context.run.give_up(name, id, error, tries, traceback)
 
     storage.remove_leftovers(arguments["folder"])
     with show_progress(context.console, title or name, len(ids)) as bar:

@@ -13,12 +13,11 @@ stopped, and tries failed images again.
 
 import hashlib
 import io
-import json
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,6 +46,7 @@ from ribray.stages import classifier, export, segmentation
 from ribray.stages.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
 from ribray.stages.finished import Artifact, FinishedRun
 from ribray.stages.mask_pool import SUFFIX, mask_path
+from ribray.stages.stage import connecting
 
 NAME = "predict"
 MASKS, OVERLAYS = "masks", "overlays"
@@ -107,7 +107,9 @@ class PredictWorker:
 # --- in the driver -----------------------------------------------------------------------------------------------
 
 
-def predict_images(directory: Path, source: Path, out: Path, console: Console, stop: threading.Event) -> Predicted:
+def predict_images(
+    directory: Path, source: Path, out: Path, console: Console, stop: threading.Event, workers: int = 0
+) -> Predicted:
     """Predict one image, or every image of a folder.
 
     Args:
@@ -116,6 +118,7 @@ def predict_images(directory: Path, source: Path, out: Path, console: Console, s
         out: where to write; images that it has a mask and an overlay of are passed over.
         console: for the progress bar.
         stop: set once the user asked to stop.
+        workers: actors of a pool on Ray; 0: this process does the work.
 
     Raises:
         UsageError: the run has no segmentation network, there is no image, or ``out`` holds something else.
@@ -139,14 +142,15 @@ def predict_images(directory: Path, source: Path, out: Path, console: Console, s
         def on_done(name: str, record: Mapping[str, Any]) -> None:
             remarks.update(record["remarks"])
 
-        def on_failed(name: str, error: str, tries: int) -> None:
-            failures[name] = Failure(name, NAME, error, tries)
+        def on_failed(name: str, error: str, tries: int, traceback: str | None) -> None:
+            failures[name] = Failure(name, NAME, error, tries, traceback)
 
+        cluster = finished.experiment.cluster.model_copy(update={"workers": min(workers, len(left))})
         with ExitStack() as resources:
-            with console.status("starting Ray"):
-                session = resources.enter_context(connect(finished.experiment.cluster, stop=stop))
-            require_shared(out)
-            plan = _plan(finished.experiment.cluster, session, len(left))
+            with connecting(console, cluster):
+                session = resources.enter_context(connect(cluster, stop=stop))
+            require_shared(out, session)
+            plan = _plan(cluster, session)
             pool = Pool(plan, PredictWorker, {"network": network, "source": root, "out": out})
             with show_progress(console, NAME, len(names), earlier) as bar:
                 result = pool.run(left, on_done, on_failed, bar, stop.is_set)
@@ -275,15 +279,14 @@ def _finished_ids(out: Path) -> set[str]:
     return storage.list_ids(out / MASKS, SUFFIX) & storage.list_ids(out / OVERLAYS, SUFFIX)
 
 
-def _plan(config: ClusterConfig, session: Session, images: int) -> PoolPlan:
-    """Return a pool for this cluster, which may be smaller than the run's; no worker without an image."""
+def _plan(config: ClusterConfig, session: Session) -> PoolPlan:
+    """Return a pool for this machine or cluster, which may have no GPU where the run's had."""
     gpus = config.gpus_per_worker if session.gpus else 0.0
-    plan = PoolPlan.of(NAME, config.model_copy(update={"workers": None, "gpus_per_worker": gpus}), session)
-    return replace(plan, workers=min(plan.workers, images, config.workers or plan.workers))
+    return PoolPlan.of(NAME, config.model_copy(update={"gpus_per_worker": gpus}), session)
 
 
 def _write_failures(out: Path, failures: Iterable[Failure]) -> None:
-    rows = [json.dumps(vars(failure), ensure_ascii=False) for failure in failures]
+    rows = [failure.to_json() for failure in failures]
     if rows or (out / FAILURES_FILE).exists():
         text = "".join(f"{row}\n" for row in rows)
         storage.write_bytes(out / FAILURES_FILE, text.encode("utf-8", "backslashreplace"))  # names may be no Unicode

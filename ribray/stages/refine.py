@@ -252,9 +252,8 @@ def _execute(context: Context) -> None:
     with show_progress(context.console, NAME, len(wanted), int(done.sum())) as bar:
         bar.note = precision
 
-        def on_failed(id: str, error: str, tries: int) -> None:
-            failures[id] = Failure(id, NAME, error, tries)
-            run.event(NAME, "failed", id=id, error=error)
+        def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
+            failures[id] = run.give_up(NAME, id, error, tries, traceback)
 
         left = itertools.compress(wanted, ~done)
         result = Pool(plan, RefineWorker, arguments).run(left, notes.take, on_failed, bar, context.stop.is_set)
@@ -392,9 +391,10 @@ def _estimate(context: Context, work: Work) -> Estimate:
     kept = 2 + (config.iterations if config.keep_steps else 0)
     present = float(dataset.labels[[dataset.index(id) for id in sample]].sum(1).mean())
     size = int(work.left * present * kept * 4 * pixels / 2 / stride**2)
-    if context.experiment.cluster.address is not None:
+    cluster = context.experiment.cluster
+    if cluster.address is not None and cluster.workers != 0:
         return Estimate(None, size)
-    workers = context.experiment.cluster.workers or usable_cores()
+    workers = usable_cores() if cluster.workers is None else max(1, cluster.workers)
     return Estimate(work.left * per_image * _seconds_per_pixel(context) / workers, size)
 
 

@@ -167,9 +167,8 @@ def _execute(context: Context) -> None:
         tally.add(id, record["truth"], dataset.labels[dataset.index(id)])
         ended.add(record["stop_reason"], record["refined"])
 
-    def on_failed(id: str, error: str, tries: int) -> None:
-        failures[id] = Failure(id, NAME, error, tries)
-        run.event(NAME, "failed", id=id, error=error)
+    def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
+        failures[id] = run.give_up(NAME, id, error, tries, traceback)
 
     with show_progress(context.console, NAME, len(ids)) as bar:
         result = Pool(plan, SeedWorker, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)

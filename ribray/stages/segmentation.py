@@ -240,8 +240,9 @@ def _execute(context: Context) -> None:
         "classes": list(dataset.classes),
         "colours": [f"#{colour.tobytes().hex()}" for colour in dataset.palette[: len(dataset.classes) + 1]],
     }
-    both = Trained(trained.log, sum(each.seconds for each in trainings), sum(each.steps for each in trainings))
-    run.write_metrics(NAME, {**metrics, "timing": both.timing(config.batch_size, config.workers)})
+    seconds, steps = (sum(getattr(each, name) for each in trainings) for name in ("seconds", "steps"))
+    both = Trained(trained.log, seconds, steps, trained.workers)
+    run.write_metrics(NAME, {**metrics, "timing": both.timing(config.batch_size)})
     context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
 
 

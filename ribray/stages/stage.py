@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ribray import storage
 from ribray.cluster.session import Session, connect, inside_job, require_shared
-from ribray.config import Experiment, flatten, to_values
+from ribray.config import ClusterConfig, Experiment, flatten, to_values
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import StageError, UsageError
@@ -96,14 +96,14 @@ class Context:
 
     @cached_property
     def session(self) -> Session:
-        """The Ray cluster; connected to when first asked for."""
+        """The Ray cluster, or this machine without; connected to when first asked for."""
         if self._session_of is not None:
             return self._session_of.session
-        with self.console.status("starting Ray"):
-            config = self.experiment
+        config = self.experiment
+        with connecting(self.console, config.cluster):
             workers = max(config.classifier.workers, config.irn.workers, config.segmentation.workers)
             session = self.resources.enter_context(connect(config.cluster, workers, self.stop))
-        require_shared(self.run.directory)
+        require_shared(self.run.directory, session)
         return session
 
     @property
@@ -269,6 +269,11 @@ class Context:
         self.replace_failures(stage, failures)
         examples = [example(failure.id, failure.error) for failure in failures.values()]
         raise StageError(f"Stage '{stage}' has done none of its {wanted:,} images{''.join(examples[:1])}; {MENDED}.")
+
+
+def connecting(console: Console, cluster: ClusterConfig) -> AbstractContextManager[Any]:
+    """Say for the length of a ``with`` block that Ray is being started, where it is."""
+    return nullcontext() if cluster.workers == 0 else console.status("starting Ray")
 
 
 MENDED = "mend them, and the same command goes on"

@@ -115,7 +115,7 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         ledger = _Ledger(out, request, experiment, trials)
         session = held.enter_context(connect(experiment.cluster, _training_workers(experiment), stop))
         _require_workers(definition, experiment, session)
-        require_shared(out)
+        require_shared(out, session)
         storage.write_text(out / SWEEP_FILE, request.source.read_text(encoding="utf-8-sig"))
         ledger.write()
         base = _base_run(request, experiment, shared, out, console, stop)
@@ -146,6 +146,11 @@ def _check(request: SweepRequest, base: Experiment, trials: Sequence[Trial], rec
     """Refuse what cannot work; return the stages that some trial has to do for itself."""
     definition = request.sweep
     parse_stages(",".join(definition.stages))
+    if base.cluster.workers == 0:
+        raise UsageError(
+            f"{request.source}: a sweep's trials are processes of their own, on Ray, so they need a pool each: set "
+            "cluster.workers=1 in place of cluster.workers=0."
+        )
     if _is_search(definition):
         require_optuna()
     known = flatten(to_values(base))

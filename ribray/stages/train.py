@@ -44,6 +44,8 @@ class Trained:
     """Of this process's part of it."""
     steps: int
     """Done in these seconds."""
+    workers: int
+    """That trained; 0: this process."""
 
     @property
     def loss(self) -> float:
@@ -55,9 +57,9 @@ class Trained:
         """The last validation."""
         return [line["validation"] for line in self.log if "validation" in line][-1]
 
-    def timing(self, batch_size: int, workers: int) -> dict[str, Any]:
+    def timing(self, batch_size: int) -> dict[str, Any]:
         """Return the timing part of the stage's metrics."""
-        return per_second(self.steps * batch_size, self.seconds) | {"workers": workers}
+        return per_second(self.steps * batch_size, self.seconds) | {"workers": self.workers}
 
 
 class ReadingTask(TrainingTask):
@@ -141,10 +143,16 @@ def train(context: Context, title: str, task: ReadingTask, folder: Path, workers
         UnreadableError: too few of the images can be read; what was learnt from the few is forgotten.
     """
     cluster = context.experiment.cluster
+    is_here = context.session.in_process
+    if is_here and workers > 1:
+        context.tell(
+            f"{task.stage}.workers={workers} counts for nothing with cluster.workers=0, where one worker trains: its "
+            "weights differ in rounding."
+        )
     plan = TrainingPlan(
         folder,
         WEIGHTS_FILE,
-        workers,
+        0 if is_here else workers,
         cluster.cpus_per_worker,
         context.session.gpus_per_training_worker(cluster, workers),
         cluster.threads_per_worker,
@@ -157,7 +165,7 @@ def train(context: Context, title: str, task: ReadingTask, folder: Path, workers
     try:
         with (
             show_progress(context.console, title, task.steps, len(finished_steps(folder)), unit="steps") as bar,
-            _following(folder, bar),
+            _following(folder, bar, "" if is_here else "starting Ray Train"),
             live,
         ):
             log = run_training(task, plan, context.stop.is_set)
@@ -174,7 +182,7 @@ def train(context: Context, title: str, task: ReadingTask, folder: Path, workers
         raise RibrayError(
             f"{folder / LOG_FILE} is damaged (it does not end with step {task.steps - 1}); use --redo to train again."
         )
-    return Trained(log, time.monotonic() - began, task.steps - bar.earlier)
+    return Trained(log, time.monotonic() - began, task.steps - bar.earlier, plan.workers)
 
 
 def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) -> None:
@@ -207,8 +215,9 @@ def polynomial_decay(step: int, steps: int) -> float:
 
 
 def loader_workers(context: Context) -> int:
-    """Processes that load data for one training worker: on a CPU the training itself needs the cores."""
-    return context.experiment.cluster.loader_threads if context.session.gpus else 0
+    """Processes that load data for one training worker: none on a CPU, where the training needs the cores, or here."""
+    session = context.session
+    return context.experiment.cluster.loader_threads if session.gpus and not session.in_process else 0
 
 
 def log_training(context: Context, folder: Path) -> None:
@@ -316,9 +325,9 @@ def _repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
 class _following:
     """Moves a bar on as the training log grows; Ray Train itself says nothing while it runs."""
 
-    def __init__(self, folder: Path, bar: Any):
+    def __init__(self, folder: Path, bar: Any, note: str):
         self._location, self._bar, self._end = folder / LOG_FILE, bar, threading.Event()
-        self._bar.note = "starting Ray Train"
+        self._bar.note = note
         self._read = self._location.stat().st_size if self._location.exists() else 0
         self._thread = threading.Thread(target=self._follow, daemon=True)
 

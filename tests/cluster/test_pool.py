@@ -65,15 +65,18 @@ class Heard:
     def __init__(self) -> None:
         self.done: dict[str, dict] = {}
         self.failed: dict[str, tuple[str, int]] = {}
+        self.tracebacks: dict[str, str] = {}
         self.advanced = [0, 0]
 
     def take(self, item, record):
         assert item not in self.done
         self.done[item] = record
 
-    def refuse(self, item, error, tries):
+    def refuse(self, item, error, tries, traceback):
         assert item not in self.failed
         self.failed[item] = (error, tries)
+        if traceback is not None:
+            self.tracebacks[item] = traceback
 
     def advance(self, done, failed):
         self.advanced[0] += done
@@ -122,14 +125,17 @@ def test_a_killer_in_a_chunk_takes_no_neighbour_with_it(tmp_path):
     assert sorted(heard.done) == ["a", "b", "c", "d", "e"]
 
 
-def test_bad_images_fail_at_once_and_other_errors_after_some_tries(tmp_path):
-    heard, _ = run(tmp_path, ["bad", "broken", "shaky", "good"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_fail_at_once_and_other_errors_after_some_tries(workers, tmp_path):
+    heard, _ = run(tmp_path, ["bad", "broken", "shaky", "good"], workers)
     assert heard.failed == {
         "bad": ("bad is unreadable.", 1),
         "broken": ("ZeroDivisionError: division by zero", 3),
     }
     assert sorted(heard.done) == ["good", "shaky"]
     assert (tries(tmp_path, "bad"), tries(tmp_path, "shaky")) == (1, 3)
+    assert heard.tracebacks.keys() == {"broken"}
+    assert heard.tracebacks["broken"].count('raise ZeroDivisionError("division by zero")') == 1
 
 
 def test_a_worker_killed_from_outside_loses_nothing(tmp_path):
@@ -150,9 +156,10 @@ def test_a_worker_killed_from_outside_loses_nothing(tmp_path):
     assert result.failed == 0
 
 
-def test_a_stop_request_finishes_what_runs_and_starts_no_more(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stop_request_finishes_what_runs_and_starts_no_more(workers, tmp_path):
     heard = Heard()
-    plan = PoolPlan("test", 2)
+    plan = PoolPlan("test", workers)
     result = Pool(plan, Worker, {"folder": str(tmp_path)}).run(
         (f"slow{number}" for number in range(100)),
         heard.take,
@@ -212,10 +219,11 @@ class Unloadable(Worker):
         return {item: self.process(item) for item in items}
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("chunk_size", [1, 3])
-def test_an_exception_while_an_item_is_loaded_ahead_is_of_that_item_alone(chunk_size, tmp_path):
+def test_an_exception_while_an_item_is_loaded_ahead_is_of_that_item_alone(chunk_size, workers, tmp_path):
     items = ["slow0", "bad", "slow1", "broken", "slow2", "restless", "slow3"]
-    heard, _ = run(tmp_path, items, workers=1, worker=Unloadable, chunk_size=chunk_size)
+    heard, _ = run(tmp_path, items, workers, worker=Unloadable, chunk_size=chunk_size)
     assert heard.failed == {
         "bad": ("bad is unreadable.", 1),
         "broken": ("ZeroDivisionError: division by zero", 3),
@@ -236,19 +244,23 @@ class FailingDisk(FullDisk):
     error = errno.EIO
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("worker", "error", "count"), [(FullDisk, "No space left", 1), (FailingDisk, "Input/output", 3)]
 )
-def test_storage_that_cannot_be_written_ends_the_pool_instead_of_failing_every_image(worker, error, count, tmp_path):
+def test_storage_that_cannot_be_written_ends_the_pool_instead_of_failing_every_image(
+    worker, error, count, workers, tmp_path
+):
     with pytest.raises(RibrayError, match=f"Nothing can be written any more .*{error}"):
-        run(tmp_path, [f"item{number}" for number in range(50)], worker=worker)
+        run(tmp_path, [f"item{number}" for number in range(50)], workers, worker=worker)
     written = list(tmp_path.glob("*.tries"))
     assert 0 < len(written) < 50
     assert max(tries(tmp_path, file.stem) for file in written) == count
 
 
-def test_storage_that_falters_for_a_moment_loses_nothing(tmp_path):
-    heard, _ = run(tmp_path, ["faltering", "good"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_storage_that_falters_for_a_moment_loses_nothing(workers, tmp_path):
+    heard, _ = run(tmp_path, ["faltering", "good"], workers)
     assert sorted(heard.done) == ["faltering", "good"]
     assert tries(tmp_path, "faltering") == 3
 
@@ -267,8 +279,9 @@ class Dying(Unbuildable):
 
 
 def test_a_worker_that_cannot_start_ends_the_pool_with_its_sentence(tmp_path):
-    with pytest.raises(UsageError, match="another architecture"):
-        run(tmp_path, ["a"], worker=Unbuildable)
+    for workers in (0, 2):
+        with pytest.raises(UsageError, match="another architecture"):
+            run(tmp_path, ["a"], workers, worker=Unbuildable)
     with pytest.raises(RibrayError, match="died 3 times while starting"):
         run(tmp_path, ["a"], worker=Dying, workers=1)
 

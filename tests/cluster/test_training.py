@@ -11,7 +11,15 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from ribray.cluster.training import CHECKPOINT_FILE, LOG_FILE, WORK_FOLDER, _require_bounded, read_log
+from ribray.cluster.training import (
+    CHECKPOINT_FILE,
+    LOG_FILE,
+    WORK_FOLDER,
+    TrainingPlan,
+    _require_bounded,
+    read_log,
+    run_training,
+)
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.synthetic import make_world
@@ -84,6 +92,38 @@ def test_training_moves_what_learns_and_only_that(world, undisturbed):
     for name, _buffer in model.named_buffers():
         if "running" in name:
             torch.testing.assert_close(weights[name], start[name], rtol=0, atol=0)
+
+
+def test_a_training_in_this_process_is_that_of_one_worker(world, undisturbed, tmp_path):
+    weights, log = train(task(world), tmp_path / "run", 0)
+    for name, tensor in undisturbed[0].items():
+        assert torch.equal(weights[name], tensor), name
+    assert log == undisturbed[1]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [LOG_FILE, "weights.safetensors"]
+
+
+def test_a_training_in_this_process_ends_at_the_next_step_and_goes_on_from_there(world, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    asked = iter([False, False, True])
+    plan = TrainingPlan(folder, "weights.safetensors", 0, 1, 0, 1)
+    assert run_training(task(world), plan, lambda: next(asked)) is None
+    assert [line["step"] for line in read_log(folder)] == [0, 1, 2]
+    assert (folder / WORK_FOLDER / CHECKPOINT_FILE).exists()
+    assert run_training(task(world), plan) == undisturbed[1]
+    for name, tensor in load_file(folder / "weights.safetensors").items():
+        assert torch.equal(undisturbed[0][name], tensor), name
+
+
+class Buggy(ClassifierTask):
+    def batches(self, first_step, rank, world):
+        raise ZeroDivisionError("a bug")
+
+
+def test_a_bug_in_a_training_in_this_process_is_shown_with_its_traceback(world, tmp_path, caplog):
+    with pytest.raises(RibrayError, match="Training failed: ZeroDivisionError: a bug"):
+        train(task(world, of=Buggy), tmp_path / "run", 0)
+    assert caplog.text.count('raise ZeroDivisionError("a bug")') == 1
 
 
 class ClassifierKilledOnce(KilledOnce, ClassifierTask):

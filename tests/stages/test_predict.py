@@ -127,6 +127,13 @@ def test_what_is_done_is_kept_and_what_failed_is_tried_again(run, album, tmp_pat
     assert files_below(out) == content
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_pool_writes_the_same_files_as_the_commands_own_process(run, album, tmp_path, ribray):
+    for name, workers in (("here", 0), ("pool", 2)):
+        assert ribray("predict", run, album, "--out", tmp_path / name, "--workers", workers) == 0
+    assert files_below(tmp_path / "here") == files_below(tmp_path / "pool")
+
+
 def test_one_image_and_the_crf_of_the_run(album, tmp_path, ribray):
     pytest.importorskip("pydensecrf")
     run = with_network(tmp_path / "crf", {**VALUES, "evaluate": {"crf": "dense"}}).directory

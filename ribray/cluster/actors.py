@@ -1,0 +1,315 @@
+"""A pool of Ray actors, which does the items of a `ribray.cluster.pool.Pool` whatever happens to the processes:
+
+* a bounded number of calls is in flight per worker, so that a worker never waits for the driver;
+* a worker that dies, or takes longer than its time, is replaced, and counts a try against the item it was at, found
+  out by running suspects alone; a lost node or a kill by Ray's memory monitor counts against none.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ribray.cluster.pool import Item, Outcome, PoolPlan, PoolResult, Shell, WorkList, storage_error
+from ribray.errors import RibrayError
+
+CALLS_IN_FLIGHT = 2
+"""Per worker: one that runs and one that waits behind it."""
+
+POLL_SECONDS = 0.5
+"""How often the driver looks up from waiting: for a stop request, for progress."""
+
+UNCOUNTED_LOSSES = 20
+"""An item, or a start, may fail so often by the cluster's own troubles before it is given up all the same."""
+
+WARN_SECONDS = 30.0
+"""How often a pool that waits for resources says so."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Actor:
+    """Holds a worker."""
+
+    def start(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any], threads: int) -> str:
+        """Build the worker and return the id of the node it runs on."""
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported from here on
+        if "torch" in sys.modules:  # which takes seconds to import: left to the workers that need it
+            sys.modules["torch"].set_num_threads(threads)
+        self._shell = Shell(worker_class, arguments)
+        return ray.get_runtime_context().get_node_id()
+
+    def process(self, chunk: list[Item], upcoming: list[Item]) -> list[Outcome]:
+        """Do the items of a chunk in order, while what comes next is being loaded."""
+        return self._shell.process(chunk, upcoming)
+
+
+@dataclass
+class _Slot:
+    """A place in the pool and the actor that holds it now."""
+
+    index: int
+    actor: Any = None
+    starting: "ray.ObjectRef[str] | None" = None
+    node: str | None = None
+    calls: "deque[tuple[ray.ObjectRef, list[Item]]]" = field(default_factory=deque)
+    """In flight, done by the actor one after the other."""
+    since: float = 0.0
+    """When the actor came to the first of its calls."""
+    reserved: list[Item] | None = None
+    """The chunk that this actor gets next, announced to it for prefetching."""
+    failed_starts: Counter[bool] = field(default_factory=Counter)
+    """In a row, apart: those by the cluster's fault."""
+
+
+class Actors:
+    """The pool of one stage."""
+
+    def __init__(self, plan: PoolPlan, worker_class: Callable[..., Any], arguments: Mapping[str, Any], work: WorkList):
+        self._plan, self._worker_class, self._arguments, self._work = plan, worker_class, arguments, work
+        self._losses: Counter[Item] = Counter()
+        self._suspects: set[Item] = set()
+
+    def run(self, stop_requested: Callable[[], bool]) -> PoolResult:
+        """Do every item.
+
+        Raises:
+            RibrayError: no worker can be started, or nothing can be written.
+        """
+        stopped, began = False, None
+        with _placement(self._plan, stop_requested) as self._group:
+            if self._group is None:
+                return PoolResult(0, 0, True, 0.0)
+            self._shared = ray.put(self._arguments)
+            self._slots = [_Slot(index) for index in range(self._plan.workers)]
+            try:
+                for slot in self._slots:
+                    self._start(slot)
+                while True:
+                    stopped = stopped or stop_requested()
+                    if not stopped:
+                        for slot in self._slots:
+                            self._fill(slot)
+                    busy = [slot for slot in self._slots if slot.calls]
+                    starting = [slot for slot in self._slots if slot.starting and not stopped and self._work.has_work()]
+                    if not busy and not starting:
+                        break
+                    by_reference = {slot.starting or slot.calls[0][0]: slot for slot in (*busy, *starting)}
+                    ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=POLL_SECONDS)
+                    if not ready:
+                        self._work.progress.advance(0, 0)
+                    elif (slot := by_reference[ready[0]]).starting:
+                        self._collect_start(slot)
+                        began = began or time.monotonic()
+                    else:
+                        self._collect_call(slot, stopped)
+                    for slot in busy:
+                        if self._is_overdue(slot):
+                            self._take_overrun(slot, stopped)
+            finally:
+                for slot in self._slots:
+                    _kill(slot)
+        seconds = 0.0 if began is None else time.monotonic() - began
+        return PoolResult(self._work.done, self._work.failed, stopped, seconds)
+
+    # --- handing out --------------------------------------------------------------------------------------------
+
+    def _start(self, slot: _Slot) -> None:
+        plan = self._plan
+        slot.node = None
+        slot.actor = (
+            ray.remote(_Actor)
+            .options(
+                max_restarts=0,
+                max_task_retries=0,
+                num_cpus=plan.cpus_per_worker,
+                num_gpus=plan.gpus_per_worker,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._group, placement_group_bundle_index=slot.index
+                ),
+            )
+            .remote()
+        )
+        slot.starting = slot.actor.start.remote(self._worker_class, self._shared, plan.threads_per_worker)
+
+    def _fill(self, slot: _Slot) -> None:
+        while slot.starting is None and len(slot.calls) < CALLS_IN_FLIGHT:
+            chunk = slot.reserved or self._work.next_chunk() or self._steal()
+            slot.reserved = None
+            if chunk is None:
+                return
+            if slot.calls and not self._suspects.isdisjoint([*chunk, *slot.calls[0][1]]):
+                slot.reserved = chunk  # a suspect runs alone
+                return
+            upcoming: list[Item] = []
+            if self._suspects.isdisjoint(chunk):  # while a suspect runs, nothing is loaded for others
+                slot.reserved = self._work.next_chunk()
+                if slot.reserved is not None and self._suspects.isdisjoint(slot.reserved):
+                    upcoming = slot.reserved
+            if not slot.calls:
+                slot.since = time.monotonic()
+            slot.calls.append((slot.actor.process.remote(chunk, upcoming), chunk))
+
+    def _steal(self) -> list[Item] | None:
+        """Take what another worker was only told to expect: at the end nobody idles while work is left."""
+        for slot in self._slots:
+            if slot.reserved is not None:
+                chunk, slot.reserved = slot.reserved, None
+                return chunk
+        return None
+
+    # --- taking back --------------------------------------------------------------------------------------------
+
+    def _collect_start(self, slot: _Slot) -> None:
+        try:
+            slot.node = ray.get(slot.starting)
+            slot.starting = None
+            slot.failed_starts.clear()
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RibrayError):
+                raise error.cause from None
+            raise RibrayError(f"A worker of pool '{self._plan.name}' cannot start: {error.cause!r}") from error
+        except LOST as error:
+            excused = _is_clusters_fault(error, slot.node)
+            slot.failed_starts[excused] += 1
+            count = slot.failed_starts[excused]
+            if count >= (UNCOUNTED_LOSSES if excused else self._plan.tries):
+                raise RibrayError(
+                    f"A worker of pool '{self._plan.name}' died {count} times while starting: {_brief(error)}"
+                ) from None
+            _kill(slot)
+            self._start(slot)
+
+    def _collect_call(self, slot: _Slot, stopped: bool) -> None:
+        reference, _ = slot.calls[0]
+        try:
+            outcomes = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, OSError):
+                raise storage_error(error.cause) from None
+            raise RibrayError(f"A worker of pool '{self._plan.name}' failed: {error.cause!r}") from error
+        except LOST as error:
+            self._take_death(slot, error, stopped)
+            return
+        slot.calls.popleft()
+        slot.since = time.monotonic()
+        for outcome in outcomes:
+            self._work.take(outcome)
+        if stopped:
+            slot.calls.clear()
+            _kill(slot)
+
+    # --- what goes wrong with a worker --------------------------------------------------------------------------
+
+    def _is_overdue(self, slot: _Slot) -> bool:
+        """Whether a worker has been at a call for longer than the items of it may take."""
+        if self._plan.seconds_per_item is None or not slot.calls:
+            return False
+        reference, chunk = slot.calls[0]
+        if time.monotonic() - slot.since <= self._plan.seconds_per_item * len(chunk):
+            return False
+        return not ray.wait([reference], timeout=0)[0]  # it may be this process that was slow to look
+
+    def _take_overrun(self, slot: _Slot, stopped: bool) -> None:
+        plan, chunk = self._plan, slot.calls[0][1]
+        what, limit = chunk[0] if len(chunk) == 1 else f"one of {len(chunk)} items", f"{plan.seconds_per_item:g} s"
+        logger.warning("%s: %s took longer than %s; its worker is replaced", plan.name, what, limit)
+        sentence = f"it took longer than {limit} (cluster.seconds_per_image), {{}} times"
+        self._replace(slot, sentence, self._work.tries, plan.tries, stopped)
+
+    def _take_death(self, slot: _Slot, error: Exception, stopped: bool) -> None:
+        counter, limit = self._work.tries, self._plan.tries
+        if _is_clusters_fault(error, slot.node):
+            counter, limit = self._losses, UNCOUNTED_LOSSES
+        self._replace(slot, f"its worker died {{}} times: {_brief(error)}", counter, limit, stopped)
+
+    def _replace(self, slot: _Slot, error: str, counter: Counter[Item], limit: int, stopped: bool) -> None:
+        """Put back what a worker had, count the loss against the item that lost it, and start another worker.
+
+        The reply of a call may be lost with the process, and what a worker was told to expect may be what killed it.
+        So with several items in flight nobody knows which one did it: they are done again one at a time, and only
+        then is a loss held against an item.
+
+        Args:
+            error: what the item is given up with; "{}" stands for its losses.
+            counter: where losses of this kind are counted.
+            limit: losses after which the item is given up.
+        """
+        in_flight = [item for _, chunk in slot.calls for item in chunk]
+        slot.calls.clear()
+        _kill(slot)
+        if slot.reserved is not None:
+            self._work.put_back(slot.reserved)
+            slot.reserved = None
+        if len(in_flight) == 1:
+            counter[in_flight[0]] += 1
+        self._suspects.update(in_flight)
+        for item in reversed(in_flight):
+            if counter[item] >= limit:
+                self._work.give_up(item, error.replace("{}", str(counter[item]), 1))
+            else:
+                self._work.put_back([item])
+        if not stopped:
+            self._start(slot)
+
+
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ActorUnschedulableError,
+)
+"""What Ray raises for a call whose process, node or result is gone."""
+
+
+def _kill(slot: _Slot) -> None:
+    if slot.actor is not None:
+        ray.kill(slot.actor, no_restart=True)
+        slot.actor = None
+    slot.starting = None
+
+
+def _is_clusters_fault(error: Exception, node: str | None) -> bool:
+    """Whether a worker was lost with its node or to Ray's memory monitor, not to the item."""
+    if isinstance(
+        error, (ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
+    ):
+        return True
+    if any(sign in str(error) for sign in ("NODE_OUT_OF_MEMORY", "running low on memory", "node has died")):
+        return True
+    return node is not None and not any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+
+
+def _brief(error: Exception) -> str:
+    """Return the telling line of a Ray error, which spreads over many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
+    return (telling or lines or [type(error).__name__])[-1]
+
+
+@contextlib.contextmanager
+def _placement(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Iterator[PlacementGroup | None]:
+    """Hold one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
+    bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
+    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        told = time.monotonic()
+        while not (ready := group.wait(timeout_seconds=1)) and not stop_requested():
+            if time.monotonic() - told > WARN_SECONDS:
+                told = time.monotonic()
+                logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
+        yield group if ready else None
+    finally:
+        remove_placement_group(group)
