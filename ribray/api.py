@@ -170,8 +170,7 @@ class RIB:
         normalisation = _normalisation(mean, std)
         classifier = adopt(model, features=features, head=head, frozen=frozen, normalisation=normalisation)
         own_names = class_names(model) if names is None else list(names)
-        self._set_up(classifier, own_names, is_softmax(model), config, device)
-        self._side = trained_side(model)
+        self._set_up(classifier, own_names, is_softmax(model), trained_side(model), config, device)
 
     @classmethod
     def from_run(cls, directory: str | Path, *, device: str | torch.device = "auto", **settings: Any) -> "RIB":
@@ -185,7 +184,7 @@ class RIB:
         classifier, names, own = trained_classifier(storage.absolute(directory))
         config = read_settings({**{key: value for key, value in own.items() if key not in NOT_READ}, **settings})
         rib = cls.__new__(cls)
-        rib._set_up(classifier, names, False, config, device)
+        rib._set_up(classifier, names, False, None, config, device)
         return rib
 
     def _set_up(
@@ -193,6 +192,7 @@ class RIB:
         classifier: Classifier,
         names: list[str] | None,
         is_softmax: bool,
+        side: int | None,
         config: RefineConfig,
         device: str | torch.device,
     ) -> None:
@@ -201,8 +201,7 @@ class RIB:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = "float32" if config.precision == "auto" else config.precision
-        self.config, self.names, self._is_softmax = config, names, is_softmax
-        self._side: int | None = None
+        self.config, self.names, self._is_softmax, self._side = config, names, is_softmax, side
         self._classifier, self._normalisation = classifier, classifier.backbone.normalisation
         self._refiner = Refiner(classifier, config, precision, device)
 

@@ -80,7 +80,7 @@ def map_photographs(request: MapRequest, console: Console, stop: threading.Event
         stop: set once the user asked to stop.
 
     Raises:
-        UsageError: a photograph, class or setting does not exist, or the network cannot be had; nothing is written then.
+        UsageError: a photograph, class or setting does not exist, or the network cannot be had: nothing is written.
     """
     paths = _photographs(request)
     rib, source = _open(request)
