@@ -150,7 +150,7 @@ class RIB:
         settings: keys of the section ``refine``, such as ``iterations=10``, ``lr=8e-6``, ``scales=(1.0, 0.5)``.
 
     Raises:
-        UsageError: the network is not built so, or a setting is unknown or out of range.
+        UsageError: the network is not built so, a setting is unknown or out of range, or there is no such device.
     """
 
     def __init__(
@@ -198,12 +198,10 @@ class RIB:
     ) -> None:
         if names is not None and len(names) != classifier.classes:
             raise UsageError(f"There are {len(names)} names for the {classifier.classes} classes of the network.")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = "float32" if config.precision == "auto" else config.precision
         self.config, self.names, self._is_softmax, self._side = config, names, is_softmax, side
         self._classifier, self._normalisation = classifier, classifier.backbone.normalisation
-        self._refiner = Refiner(classifier, config, precision, device)
+        self._refiner = Refiner(classifier, config, precision, _usable(device))
 
     def __call__(
         self,
@@ -391,6 +389,16 @@ def read_settings(settings: dict[str, Any]) -> RefineConfig:
         return RefineConfig.model_validate(settings)
     except ValidationError as error:
         raise UsageError(explain_invalid(error, RefineConfig)) from None
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # noqa: BLE001 - each kind of device has errors of its own
+        reason = (str(error) or type(error).__name__).partition("\n")[0].rstrip(".")
+        raise UsageError(f"The device {device} cannot be used: {reason}.") from None
 
 
 def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalisation | None:

@@ -153,6 +153,8 @@ def _normalisation_of(model: Any) -> Normalisation:
 
 
 def _require_ready(model: nn.Module, name: str) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError(f"{name} has weights without values, on the device meta: load them first.")
     kinds = {parameter.dtype for parameter in model.parameters()}
     if kinds - {torch.float32, torch.float64}:
         found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
