@@ -201,7 +201,7 @@ def test_ctrl_c_ends_the_command_with_130_and_whole_files(tmp_path) -> None:
         np.load(tmp_path / "maps" / f"{name}.npz")["maps"]
 
 
-def test_ray_is_never_imported(photograph) -> None:
+def test_ray_is_not_imported(photograph) -> None:
     arguments = [
         "map",
         str(photograph),
@@ -216,8 +216,6 @@ def test_ray_is_never_imported(photograph) -> None:
     code = (
         "import sys\nfrom ribray.cli import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as ended: assert not ended.code, ended.code\n"
-        "try: main(['map', sys.executable, '--network', '.'])\n"
-        "except SystemExit as ended: assert ended.code == 2, ended.code\n"
         "assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
