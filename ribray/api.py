@@ -1,6 +1,6 @@
 """RIB from Python: a trained network, a photograph, and nothing else; no Ray and no run directory.
 
-    rib = ribray.RIB(timm.create_model("resnet50", pretrained=True))
+    rib = ribray.RIB(timm.create_model("resnet50", pretrained=True))    # or "timm/resnet50"
     result = rib("dog.jpg", classes=["golden retriever"])
     result.save("maps.png")
 
@@ -24,12 +24,15 @@ from torch import nn
 
 from ribray import storage
 from ribray.config import RefineConfig, explain_invalid
-from ribray.data.dataset import Dataset, colour_map
+from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.images import Picture, read_image
-from ribray.data.transforms import Normalisation, normalise
+from ribray.data.transforms import Normalisation, normalise, rescaled
 from ribray.errors import UsageError
-from ribray.models.adopt import Part, adopt, class_names, is_softmax
+from ribray.masks.otsu import otsu_threshold
+from ribray.models.adopt import Part, adopt, class_names, is_softmax, trained_side
 from ribray.models.classifier import Classifier
+from ribray.models.pretrained import open_network
+from ribray.models.weights import IMAGENET
 from ribray.rib.extras import ExtraOrder
 from ribray.rib.maps import MapRecord, localization_maps, to_arrays
 from ribray.rib.preparation import Preparation
@@ -72,25 +75,49 @@ class Result:
     """The maps after each step, where they were asked for."""
     notes: tuple[str, ...] = ()
     """Sentences on extra samples that were left out."""
+    mask_values: tuple[int, ...] = ()
+    """Of the classes in `mask`: index + 1, or 1, 2, … where the network has more classes than a mask can hold."""
 
     def __repr__(self) -> str:
         why = f", {ENDED[self.stop_reason]}" if self.stop_reason in ENDED else ""
         height, width = self.maps.shape[1:]
         return f"<{', '.join(self.names)}: {len(self.names)} × {height} × {width}, {self.steps} steps{why}>"
 
+    @property
+    def threshold(self) -> float:
+        """From which score on a pixel is in `mask`: Otsu's threshold of the largest score over the classes."""
+        return otsu_threshold(self.maps.max(0))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) uint8: the class with the largest score, as its mask value; 0 where no score reaches `threshold`."""
+        values = np.array(self.mask_values or range(1, len(self.classes) + 1), np.uint8)
+        return np.where(self.maps.max(0) >= self.threshold, values[self.maps.argmax(0)], 0).astype(np.uint8)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what `save` writes into an .npz file: maps, cams, classes, names, mask, threshold."""
+        return {
+            "maps": self.maps,
+            "cams": self.cams,
+            "classes": np.array(self.classes),
+            "names": np.array(self.names),
+            "mask": self.mask,
+            "threshold": np.array(self.threshold),
+        }
+
     def save(self, location: str | Path) -> Path:
-        """Write a PNG with the image, the CAM and the map beside each other, a row per class; or, as .npz, the arrays.
+        """Write a PNG with image, CAM, map and mask beside each other, a row per class; or, as .npz, the arrays.
 
         Raises:
             UsageError: another ending.
         """
         target = storage.absolute(location)
         if target.suffix.lower() == ".npz":
-            storage.write_npz(target, maps=self.maps, cams=self.cams, classes=np.array(self.classes))
+            storage.write_npz(target, **self.arrays())
         elif target.suffix.lower() == ".png":
-            from ribray.report.figures import growth_figure
+            from ribray.report.photograph import draw_photograph
 
-            growth_figure(self._rows(), target)
+            draw_photograph(self.image, self.names, self.cams, self.maps, self.mask, self.threshold, target)
         else:
             raise UsageError(f"{location} must end with .png (a picture) or .npz (the arrays).")
         return target
@@ -102,14 +129,6 @@ class Result:
         with tempfile.TemporaryDirectory() as folder:
             return Image.open(self.save(Path(folder) / "figure.png")).copy()
 
-    def _rows(self) -> list[Any]:
-        from ribray.report.figures import ImageRow
-
-        return [
-            ImageRow(self.image, [name], {"CAM": self.cams[[place]], "RIB": self.maps[[place]]}, colour_map())
-            for place, name in enumerate(self.names)
-        ]
-
 
 class RIB:
     """Refines the class activation maps of photographs with one network.
@@ -117,7 +136,8 @@ class RIB:
     Args:
         model: a classifier: a linear head on globally averaged features (timm's and torchvision's are found out; of any
             other one say ``features`` and ``head`` where they are not the layers before its last linear one). It is
-            copied, never changed.
+            copied, never changed. Or the name of a network, ``timm/NAME`` or one of torchvision's.
+        weights: of a network by name: "imagenet", which is the default, "none" (random ones), or a file.
         features: the module, or its dotted name, that gives the features (1, F, h, w).
         head: the linear layer, or 1×1 convolution, that classifies their average.
         frozen: dotted names of the first layers, which do not learn; default: those up to a stride of 8.
@@ -128,13 +148,14 @@ class RIB:
         settings: keys of the section ``refine``, such as ``iterations=10``, ``lr=8e-6``, ``scales=(1.0, 0.5)``.
 
     Raises:
-        UsageError: the network is not built so, or a setting is unknown or out of range.
+        UsageError: the network is not built so, a setting is unknown or out of range, or there is no such device.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str,
         *,
+        weights: str | None = None,
         features: Part | None = None,
         head: Part | None = None,
         frozen: Sequence[str] | None = None,
@@ -145,10 +166,14 @@ class RIB:
         **settings: Any,
     ) -> None:
         config = read_settings(settings)
+        if isinstance(model, str):
+            model, _ = open_network(model, weights or IMAGENET, "weights")
+        elif weights is not None:
+            raise UsageError(f"weights={weights} goes with a network by name; the one handed over has its own.")
         normalisation = _normalisation(mean, std)
         classifier = adopt(model, features=features, head=head, frozen=frozen, normalisation=normalisation)
         own_names = class_names(model) if names is None else list(names)
-        self._set_up(classifier, own_names, is_softmax(model), config, device)
+        self._set_up(classifier, own_names, is_softmax(model), trained_side(model), config, device)
 
     @classmethod
     def from_run(cls, directory: str | Path, *, device: str | torch.device = "auto", **settings: Any) -> "RIB":
@@ -162,7 +187,7 @@ class RIB:
         classifier, names, own = trained_classifier(storage.absolute(directory))
         config = read_settings({**{key: value for key, value in own.items() if key not in NOT_READ}, **settings})
         rib = cls.__new__(cls)
-        rib._set_up(classifier, names, False, config, device)
+        rib._set_up(classifier, names, False, None, config, device)
         return rib
 
     def _set_up(
@@ -170,17 +195,16 @@ class RIB:
         classifier: Classifier,
         names: list[str] | None,
         is_softmax: bool,
+        side: int | None,
         config: RefineConfig,
         device: str | torch.device,
     ) -> None:
         if names is not None and len(names) != classifier.classes:
             raise UsageError(f"There are {len(names)} names for the {classifier.classes} classes of the network.")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = "float32" if config.precision == "auto" else config.precision
-        self.config, self.names, self._is_softmax = config, names, is_softmax
+        self.config, self.names, self._is_softmax, self._side = config, names, is_softmax, side
         self._classifier, self._normalisation = classifier, classifier.backbone.normalisation
-        self._refiner = Refiner(classifier, config, precision, device)
+        self._refiner = Refiner(classifier, config, precision, _usable(device))
 
     def __call__(
         self,
@@ -204,7 +228,7 @@ class RIB:
             ImageError: the file cannot be read.
         """
         pixels = read_pixels(image)
-        present = self._indices(classes) if classes is not None else self._confident(pixels)
+        present = self.indices(classes) if classes is not None else list(self.confident(pixels))
         gallery = _Gallery(pixels, present, self._others(extras), self._classifier.classes)
         self._refiner.config = config = self.config.model_copy(update={"keep_steps": by_step})
         with ThreadPoolExecutor(1) as threads:
@@ -229,34 +253,52 @@ class RIB:
             stop_reason=refinement.stop_reason,
             by_step=tuple(localization_maps(record, step) for step in range(len(record.by_step))),
             notes=_notes(len(gallery.ids) - 1, order.available(TARGET, present), preparation.unreadable.values()),
+            mask_values=tuple(index + 1 for index in chosen) if self._classifier.classes < IGNORE else (),
         )
 
     def name(self, index: int) -> str:
         """Return the name of a class, or its index where the names are not known."""
         return str(index) if self.names is None else self.names[index]
 
-    @torch.no_grad()
     def predict(self, image: Photograph) -> list[tuple[str, float]]:
         """Return the classes of a photograph with their probabilities, the most probable one first.
 
-        The network is asked as it came, but for the bias of its head.
+        The network is asked as it came, but for the bias of its head. One for ImageNet sees the image at the size that
+        it was trained at: on a larger one, the average over the image drowns what is seen of an object.
         """
         shares = self._probabilities(read_pixels(image))
         return [(self.name(int(index)), float(shares[index])) for index in shares.argsort(descending=True)]
 
+    def confident(self, image: Photograph) -> dict[int, float]:
+        """Return the classes that are taken for present, increasing, with their probabilities.
+
+        They are those from `CONFIDENT_SHARE` (of a softmax) or `CONFIDENT_SIGMOID` on, and the most probable one in any
+        case.
+        """
+        shares = self._probabilities(read_pixels(image))
+        present = {int(shares.argmax()), *torch.nonzero(shares >= self.confidence).flatten().tolist()}
+        return {index: float(shares[index]) for index in sorted(present)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._refiner.device
+
+    @property
+    def confidence(self) -> float:
+        """From which probability on a class is taken for present."""
+        return CONFIDENT_SHARE if self._is_softmax else CONFIDENT_SIGMOID
+
+    @torch.no_grad()
     def _probabilities(self, pixels: np.ndarray) -> torch.Tensor:
         self._refiner.restore()
+        if self._side is not None:
+            pixels = rescaled(pixels, min(1.0, self._side / min(pixels.shape[:2])))
         views = normalise(pixels, self._normalisation)[None].to(self._refiner.device)
         logits = self._classifier(views)[0].float().cpu()
         return logits.softmax(0) if self._is_softmax else logits.sigmoid()
 
-    @torch.no_grad()
-    def _confident(self, pixels: np.ndarray) -> list[int]:
-        shares = self._probabilities(pixels)
-        least = CONFIDENT_SHARE if self._is_softmax else CONFIDENT_SIGMOID
-        return sorted({int(shares.argmax()), *torch.nonzero(shares >= least).flatten().tolist()})
-
-    def _indices(self, classes: ClassName | Iterable[ClassName]) -> list[int]:
+    def indices(self, classes: ClassName | Iterable[ClassName]) -> list[int]:
         """Return the indices of classes, each once, increasing.
 
         Raises:
@@ -293,10 +335,10 @@ class RIB:
         if isinstance(extras, Dataset):
             shown = [np.flatnonzero(row).tolist() for row in extras.labels]
             return [
-                (extras.image_path(id), self._indices([extras.classes[place] for place in places]) if places else [])
+                (extras.image_path(id), self.indices([extras.classes[place] for place in places]) if places else [])
                 for id, places in zip(extras.ids, shown, strict=True)
             ]
-        return [(image, self._indices(classes)) for image, classes in extras]
+        return [(image, self.indices(classes)) for image, classes in extras]
 
 
 TARGET = "target"
@@ -350,6 +392,16 @@ def read_settings(settings: dict[str, Any]) -> RefineConfig:
         return RefineConfig.model_validate(settings)
     except ValidationError as error:
         raise UsageError(explain_invalid(error, RefineConfig)) from None
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # noqa: BLE001 - each kind of device has errors of its own
+        reason = (str(error) or type(error).__name__).partition("\n")[0].rstrip(".")
+        raise UsageError(f"The device {device} cannot be used: {reason}.") from None
 
 
 def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalisation | None:

@@ -105,8 +105,8 @@ def main(arguments: list[str] | None = None, supervised: bool | None = None) -> 
         place = f"{error.filename}: " if error.filename is not None else ""
         _say_error(RibrayError(f"{place}{error.strerror}."))
         sys.exit(EXIT_FAILURES)
-    except _Dropped:
-        _say(supervisor.STOPPED)
+    except _Dropped as dropped:
+        _say(str(dropped))
         sys.exit(EXIT_STOPPED)
 
 
@@ -400,6 +400,43 @@ def predict(
     _exit(predicted.stopped, bool(predicted.failures))
 
 
+@app.command("map")
+def map_command(
+    photographs: Annotated[
+        list[Path],
+        typer.Argument(help="Photographs; they serve each other as extras.", metavar="PHOTO", parser=_location),
+    ],
+    network: Annotated[
+        str,
+        typer.Option(help="timm/NAME, a name of torchvision's such as resnet50, or a run's directory.", metavar="NAME"),
+    ] = "timm/tf_efficientnet_lite0",
+    weights: Annotated[str, typer.Option(help="A file, imagenet or none.", metavar="FILE")] = "imagenet",
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Names or indices, for all photographs (default: what the network sees).", metavar="A,B"),
+    ] = None,
+    extras: Annotated[
+        Path | None, typer.Option(help="Folder of other photographs, labelled or not.", metavar="DIR", parser=_location)
+    ] = None,
+    settings: SetOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for NAME.png and NAME.npz.", metavar="DIR", parser=_location)
+    ] = Path("maps"),
+    long_side: Annotated[
+        int, typer.Option(help="Scale larger photographs down to so many pixels; 0: do not.", metavar="N")
+    ] = 500,
+) -> None:
+    """Make the maps of photographs by a pretrained network: no training, no run, no Ray."""
+    from ribray.commands.map import MapRequest, map_photographs
+
+    request = MapRequest(photographs, network, weights, classes, extras, settings or (), out, long_side)
+    mapped = map_photographs(request, console, _stop_on_signals("the photograph in flight is", "Stopped."))
+    if mapped.stopped:
+        _say(f"Stopped: {mapped.done} of {mapped.photographs} photographs are done.")
+        raise typer.Exit(EXIT_STOPPED)
+    _exit(False, bool(mapped.failed))
+
+
 @app.command()
 def bench(
     name: Annotated[
@@ -525,8 +562,8 @@ def _plan(request: Any) -> None:
     console.print(plan_table(plan_chain(request, console)))
 
 
-def _stop_on_signals() -> threading.Event:
-    """Let the first Ctrl-C (or SIGTERM) finish what is in flight, and a second one drop it."""
+def _stop_on_signals(in_flight: str = "images in flight are", dropped: str = supervisor.STOPPED) -> threading.Event:
+    """Let the first Ctrl-C (or SIGTERM) finish what is in flight, and a second one drop it, with these words."""
     stop = threading.Event()
     first = 0.0
 
@@ -534,11 +571,11 @@ def _stop_on_signals() -> threading.Event:
         nonlocal first
         if stop.is_set():
             if time.monotonic() - first > ONE_SIGNAL_SECONDS:
-                raise _Dropped
+                raise _Dropped(dropped)
             return
         first = time.monotonic()
         stop.set()
-        errors.print("\nStopping: images in flight are finished first; press Ctrl-C again to drop them.")
+        errors.print(f"\nStopping: {in_flight} finished first; press Ctrl-C again to drop them.")
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)

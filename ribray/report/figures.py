@@ -104,6 +104,8 @@ class _Block:
 
     title: str
     rows: Sequence[ImageRow]
+    most_across: int = PICTURES_ACROSS
+    """Images beside each other, where there is room."""
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -124,7 +126,7 @@ class _Block:
     @property
     def across(self) -> int:
         """Images beside each other."""
-        return min(len(self.rows), max(1, PICTURES_ACROSS // len(self.headings)))
+        return min(len(self.rows), self.most_across, max(1, PICTURES_ACROSS // len(self.headings)))
 
     @property
     def margin(self) -> float:
@@ -162,7 +164,7 @@ class _Block:
         return self.heading_height + sum(map(self.line_height, self.lines)) + GAP_INCHES * (len(self.lines) - 1)
 
 
-def growth_figure(rows: Sequence[ImageRow], path: Path) -> None:
+def growth_figure(rows: Sequence[ImageRow], path: Path, most_across: int = PICTURES_ACROSS) -> None:
     """Draw a row per image: the image, its true mask, its maps from plain CAM to the last step; write a PNG.
 
     The column of true masks is left out if no image has one.
@@ -170,17 +172,19 @@ def growth_figure(rows: Sequence[ImageRow], path: Path) -> None:
     Args:
         rows: the images, all with the same headings of maps and masks.
         path: the PNG file to write.
+        most_across: images beside each other, where there is room.
 
     Raises:
         ValueError: no rows, differing headings, or a map or mask that does not fit its image.
     """
-    masks_figure({"": rows}, path)
+    masks_figure({"": rows}, path, most_across=most_across)
 
 
 def masks_figure(
     blocks: Mapping[str, Sequence[ImageRow]],
     path: Path,
     legend: Mapping[str, NDArray[np.uint8]] | None = None,
+    most_across: int = PICTURES_ACROSS,
 ) -> None:
     """Draw images with their truth, maps and masks, block below block, and a legend of colours; write a PNG.
 
@@ -189,11 +193,12 @@ def masks_figure(
             several images stand beside each other.
         path: the PNG file to write.
         legend: name -> (3,) uint8 colour, as `mask_colour` returns it.
+        most_across: images beside each other, where there is room.
 
     Raises:
         ValueError: as for `growth_figure`.
     """
-    drawn = [_Block(title, rows) for title, rows in blocks.items()]
+    drawn = [_Block(title, rows, most_across) for title, rows in blocks.items()]
     legend_lines, legend_columns = _legend_shape(list(legend or {}))
     # Column headings take the place of a gap between blocks.
     total = sum(block.height for block in drawn) + EDGE_INCHES + legend_lines * LEGEND_LINE_INCHES

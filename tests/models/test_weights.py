@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 from ribray.errors import UsageError
-from ribray.models import Classifier, build_backbone, build_classifier, weights
+from ribray.models import Classifier, build_backbone, build_classifier, fetching, weights
 
 
 @pytest.fixture(scope="module")
@@ -169,10 +169,10 @@ def test_imagenet_weights_come_from_torchs_cache(hub: Path, resnet18: dict[str, 
 
 
 def test_a_host_that_never_answers_is_given_up(hub: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(fetching, "_CONNECT_SECONDS", 0.3)
     start = time.monotonic()
     with pytest.raises(UsageError, match=r"cannot be fetched.*set classifier.weights to its path"):
-        weights._fetch(silent_server, hub / "resnet18-00000000.pth")
+        fetching.fetch(silent_server, hub / "resnet18-00000000.pth", "classifier.weights")
     assert time.monotonic() - start < 5
     assert not list(hub.glob("*"))
 
@@ -182,7 +182,7 @@ def test_no_network_is_said_in_a_sentence(hub: Path) -> None:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/resnet18-00000000.pth"
         with pytest.raises(UsageError, match=r"cannot be fetched.*refused.*without a network, fetch that file"):
-            weights._fetch(url, hub / "resnet18-00000000.pth")
+            fetching.fetch(url, hub / "resnet18-00000000.pth", "classifier.weights")
 
 
 def test_only_a_whole_download_is_kept(tmp_path: Path, hub: Path) -> None:
@@ -203,10 +203,10 @@ def test_only_a_whole_download_is_kept(tmp_path: Path, hub: Path) -> None:
     try:
         address = f"http://127.0.0.1:{server.server_port}"
         right = hub / f"w-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-        weights._fetch(f"{address}/{right.name}", right)
+        fetching.fetch(f"{address}/{right.name}", right, "classifier.weights")
         assert right.read_bytes() == content
         with pytest.raises(UsageError, match="incomplete or altered"):
-            weights._fetch(f"{address}/w-00000000.pth", hub / "w-00000000.pth")
+            fetching.fetch(f"{address}/w-00000000.pth", hub / "w-00000000.pth", "key")
     finally:
         server.shutdown()
         server.server_close()

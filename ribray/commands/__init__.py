@@ -1,0 +1,1 @@
+"""What a command does that is no stage of a run: its body, without the reading of arguments."""
