@@ -93,6 +93,7 @@ def results(out: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_stages_come_to_the_same_without_ray(tmp_path, ray_session):
     assert alone(tmp_path / "here", [HERE, *RETRAINED], EVERYTHING) == "[]\n"
     chain(tmp_path / "pool", ["cluster.workers=1", *RETRAINED], stages=EVERYTHING)
