@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from ribray.commands.run import Request, run_chain
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.evaluation.bootstrap import COVERAGE, Bootstrap
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
-from ribray.rib.maps import MapRecord, localization_maps
-from ribray.run import Run
-from ribray.stages.chain import Request, run_chain
+from ribray.methods.maps import MapRecord, localization_maps
+from ribray.runs.run import Run
 from ribray.stages.refine import finished_ids, map_path
 
 PRECISIONS = ("float32", "bfloat16")

@@ -10,8 +10,8 @@ from training_steps import measure
 
 from ribray.config import Experiment
 from ribray.data import Dataset
-from ribray.models import build_classifier
-from ribray.models.weights import load_backbone_weights, save_classifier
+from ribray.networks import build_classifier
+from ribray.networks.weights import load_backbone_weights, save_classifier
 from ribray.stages.classifier import ClassifierTask
 
 ON_CPU = ["classifier.batch_size=4", "classifier.crop_size=192", "classifier.resize_long=[160,256]"]

@@ -26,12 +26,12 @@ import psutil
 from rich.console import Console
 
 from ribray import storage
-from ribray.bench import figure
+from ribray.commands.bench import figure
 from ribray.config import load_experiment
 from ribray.data.dataset import Dataset
-from ribray.run import Run
+from ribray.pipeline.stage import Context
+from ribray.runs.run import Run
 from ribray.stages import STAGES, classifier, refine
-from ribray.stages.stage import Context
 from ribray.tracking import Tracker
 
 FEW = 10_000

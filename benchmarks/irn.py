@@ -11,8 +11,8 @@ from training_steps import measure
 
 from ribray.config import Experiment
 from ribray.data import Dataset
-from ribray.models.irnet import save_irnet
-from ribray.models.weights import load_backbone_weights
+from ribray.networks.irnet import save_irnet
+from ribray.networks.weights import load_backbone_weights
 from ribray.stages.irn import IrnTask, build_irnet
 
 ON_CPU = ["irn.batch_size=4", "irn.crop_size=192"]

@@ -22,7 +22,7 @@ import torch
 from memory import begin_anew, highest_resident
 from refinements import prepare
 
-from ribray.bench import figure
+from ribray.commands.bench import figure
 from ribray.stages.refine import RefineWorker
 
 SIZE = (48, 64)

@@ -14,14 +14,14 @@ import torch
 from pictures import data_settings
 
 from ribray import storage
-from ribray.bench import figure, interleave, ratios
+from ribray.commands.bench import figure, interleave, ratios
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.transforms import target_views
-from ribray.models import build_classifier
-from ribray.models.weights import load_backbone_weights
-from ribray.rib.maps import MapRecord, localization_maps, to_arrays
-from ribray.rib.refine import Refiner
+from ribray.methods.maps import MapRecord, localization_maps, to_arrays
+from ribray.methods.rib import Refiner
+from ribray.networks import build_classifier
+from ribray.networks.weights import load_backbone_weights
 
 Arrays = dict[str, np.ndarray]
 

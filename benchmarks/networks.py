@@ -30,10 +30,10 @@ from refine import (
 from refinements import Workload, prepare
 
 from ribray import storage
-from ribray.bench import figure, ratios
+from ribray.commands.bench import figure, ratios
 from ribray.data import open_dataset
-from ribray.models.engine import Kind
-from ribray.models.weights import load_backbone_weights, save_classifier
+from ribray.networks.engine import Kind
+from ribray.networks.weights import load_backbone_weights, save_classifier
 
 THREADS = 2
 RESNET, LITE = "resnet50", "timm/tf_efficientnet_lite0"

@@ -44,10 +44,10 @@ from ribray.errors import UsageError
 from ribray.evaluation.bootstrap import COVERAGE, image_weights
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
-from ribray.models.adopt import adopt, class_names
-from ribray.models.classifier import Classifier
-from ribray.models.weights import drawn_with, pretrained_network
-from ribray.rib.stop_reasons import EXPLOSION, StopTally, stopped_early
+from ribray.methods.stop_reasons import EXPLOSION, StopTally, stopped_early
+from ribray.networks.adopt import adopt, class_names
+from ribray.networks.classifier import Classifier
+from ribray.networks.weights import drawn_with, pretrained_network
 
 LONG_SIDE = 256
 OUTPUT_STRIDE = 16

@@ -8,9 +8,9 @@ from PIL import Image
 
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import write_mask
-from ribray.data.synthetic import class_names, draw
-from ribray.run import ROOT
-from ribray.stages.mask_pool import mask_path
+from ribray.demo.world import class_names, draw
+from ribray.pipeline.masks import mask_path
+from ribray.runs.run import ROOT
 
 VOC_MINI = ROOT.parent / "shared" / "data" / "voc-mini"
 SIZE = (375, 500)

@@ -12,9 +12,9 @@ from typing import Any
 
 from refinements import Processes, Record, Workload, prepare, seconds_per_image, waiting_share
 
-from ribray.bench import figure, ratios
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
+from ribray.commands.bench import figure, ratios
 from ribray.config import ClusterConfig
 from ribray.stages.refine import CHUNK, NAME, RefineWorker
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from ribray.commands.run import Request, run_chain
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
-from ribray.rib.maps import MapRecord, localization_maps
-from ribray.run import Run
-from ribray.stages.chain import Request, run_chain
+from ribray.methods.maps import MapRecord, localization_maps
+from ribray.runs.run import Run
 
 VARIANTS = {
     "B=1 (no extra samples)": ["refine.batch_size=1"],

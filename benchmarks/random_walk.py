@@ -20,7 +20,7 @@ from memory import begin_anew, give_back, highest_resident
 from oracles import dense_random_walk, example
 from torch import Tensor
 
-from ribray.bench import figure, interleave, ratios
+from ribray.commands.bench import figure, interleave, ratios
 from ribray.errors import UsageError
 from ribray.irn.random_walk import random_walk
 

@@ -21,14 +21,14 @@ from refine_baseline import Baseline
 from refinements import Workload, prepare
 
 from ribray import storage
-from ribray.bench import figure, not_measured, ratios
+from ribray.commands.bench import figure, not_measured, ratios
 from ribray.data import open_dataset
-from ribray.models import Classifier, build_classifier
-from ribray.models.engine import Kind
-from ribray.models.weights import load_classifier, save_classifier
-from ribray.rib.extras import ExtraOrder
-from ribray.rib.maps import MapRecord
-from ribray.rib.refine import Refiner
+from ribray.methods.extras import ExtraOrder
+from ribray.methods.maps import MapRecord
+from ribray.methods.rib import Refiner
+from ribray.networks import Classifier, build_classifier
+from ribray.networks.engine import Kind
+from ribray.networks.weights import load_classifier, save_classifier
 from ribray.stages import refine as stage
 from ribray.stages.refine import RefineWorker, map_path
 

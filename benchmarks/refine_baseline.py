@@ -17,8 +17,8 @@ from torch import Tensor
 from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import augment, keyed_rng, normalise, normalise_crops, rescaled
-from ribray.models import Classifier
-from ribray.rib.extras import ExtraOrder
+from ribray.methods.extras import ExtraOrder
+from ribray.networks import Classifier
 
 EPSILON = 1e-5
 POWER = 0.9

@@ -23,8 +23,8 @@ from pictures import data_settings
 from ribray import storage
 from ribray.config import Experiment, load_experiment
 from ribray.data import open_dataset
-from ribray.models import build_classifier
-from ribray.models.weights import load_backbone_weights, save_classifier
+from ribray.networks import build_classifier
+from ribray.networks.weights import load_backbone_weights, save_classifier
 from ribray.stages.refine import RefineWorker
 
 Record = Mapping[str, Any]

@@ -12,9 +12,9 @@ from training_steps import measure
 
 from ribray.config import Experiment
 from ribray.data import Dataset
-from ribray.models.deeplab import save_deeplab
-from ribray.models.weights import load_backbone_weights
-from ribray.stages.mask_pool import mask_path
+from ribray.networks.deeplab import save_deeplab
+from ribray.networks.weights import load_backbone_weights
+from ribray.pipeline.masks import mask_path
 from ribray.stages.segmentation import SegmentationTask, build_deeplab
 
 ON_CPU = ["segmentation.backbone=resnet50", "segmentation.batch_size=2", "segmentation.crop_size=161"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ribray.bench import figure, interleave, ratios
+from ribray.commands.bench import figure, interleave, ratios
 from ribray.data.dataset import BACKGROUND, IGNORE
 from ribray.evaluation.confusion import confusion, miou
 from ribray.evaluation.threshold_curve import ThresholdCurve

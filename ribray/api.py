@@ -4,7 +4,7 @@
     result = rib("dog.jpg", classes=["golden retriever"])
     result.save("maps.png")
 
-The pool's workers refine by the same code (`ribray.rib.refine.Refiner`, `ribray.rib.preparation.Preparation`).
+The pool's workers refine by the same code (`ribray.methods.rib.Refiner`, `ribray.methods.preparation.Preparation`).
 
 Shapes: H W an image's height and width, P the classes that maps are made of.
 """
@@ -29,15 +29,15 @@ from ribray.data.images import Picture, read_image
 from ribray.data.transforms import Normalisation, normalise, rescaled
 from ribray.errors import UsageError
 from ribray.masks.otsu import otsu_threshold
-from ribray.models.adopt import Part, adopt, class_names, is_softmax, trained_side
-from ribray.models.classifier import Classifier
-from ribray.models.pretrained import open_network
-from ribray.models.weights import IMAGENET
-from ribray.rib.extras import ExtraOrder
-from ribray.rib.maps import MapRecord, localization_maps, to_arrays
-from ribray.rib.preparation import Preparation
-from ribray.rib.refine import Refiner
-from ribray.rib.stop_reasons import ENDED
+from ribray.methods.extras import ExtraOrder
+from ribray.methods.maps import MapRecord, localization_maps, to_arrays
+from ribray.methods.preparation import Preparation
+from ribray.methods.rib import Refiner
+from ribray.methods.stop_reasons import ENDED
+from ribray.networks.adopt import Part, adopt, class_names, is_softmax, trained_side
+from ribray.networks.classifier import Classifier
+from ribray.networks.pretrained import open_network
+from ribray.networks.weights import IMAGENET
 
 Photograph = str | Path | Image.Image | np.ndarray | torch.Tensor
 """A file, a PIL image, (H, W, 3) uint8, or a float tensor (3, H, W) or (1, 3, H, W) with values in 0…1."""
@@ -182,9 +182,10 @@ class RIB:
         Raises:
             UsageError: it is no run directory, or has no finished classifier.
         """
-        from ribray.stages.finished import trained_classifier
+        from ribray.pipeline.finished_run import trained_classifier
+        from ribray.stages import STAGES
 
-        classifier, names, own = trained_classifier(storage.absolute(directory))
+        classifier, names, own = trained_classifier(storage.absolute(directory), STAGES)
         config = read_settings({**{key: value for key, value in own.items() if key not in NOT_READ}, **settings})
         rib = cls.__new__(cls)
         rib._set_up(classifier, names, False, None, config, device)

@@ -138,7 +138,7 @@ def quickstart(
     debug: DebugOption = False,
 ) -> None:
     """Show RIB on a drawn world: minutes on a laptop, no download."""
-    from ribray.stages.report import write_report
+    from ribray.commands.report import write_report
 
     request = _request("quickstart", out, settings)
     finished = _run(request)
@@ -179,11 +179,11 @@ def run(
 @app.command()
 def status(directory: Annotated[Path, typer.Argument(metavar="DIR", parser=_location)]) -> None:
     """Say how far a run, or a sweep, is."""
+    from ribray.commands.run import read_status
     from ribray.report.ledger import read_ledger
     from ribray.report.sweep_results import results_table
     from ribray.report.tables import status_table
-    from ribray.run import LEDGER_FILE
-    from ribray.stages.chain import read_status
+    from ribray.runs.run import LEDGER_FILE
 
     if (directory / LEDGER_FILE).is_file():
         console.print(results_table(read_ledger(directory / LEDGER_FILE)))
@@ -209,10 +209,10 @@ def sweep(
     settings: SetOption = None,
 ) -> None:
     """Run a study on Ray Tune: trials, repeats, a table with mean and deviation; the same command continues."""
+    from ribray.commands.report import write_report
+    from ribray.commands.sweep import SweepRequest
+    from ribray.commands.sweep import sweep as run_sweep
     from ribray.report.sweep_results import results_table
-    from ribray.stages.report import write_report
-    from ribray.stages.sweep import SweepRequest
-    from ribray.stages.sweep import sweep as run_sweep
     from ribray.sweep_file import find_sweep, read_sweep, title_of, with_base
 
     source = find_sweep(file)
@@ -237,7 +237,7 @@ def report(
     ],
 ) -> None:
     """Write one HTML file that shows a run, or a sweep: numbers, curves, pictures."""
-    from ribray.stages.report import write_report
+    from ribray.commands.report import write_report
 
     _say_place("report", write_report(directory))
 
@@ -276,8 +276,8 @@ def verify(
     only: Annotated[str | None, typer.Option(help="Only cases whose name begins so.", metavar="PREFIX")] = None,
 ) -> None:
     """Run recorded cases through this installation and compare, quantity by quantity."""
+    from ribray.commands.verify import verify as run_checks
     from ribray.report.tables import check_table
-    from ribray.verify import verify as run_checks
 
     checks = run_checks(directory, only)
     console.print(check_table(checks))
@@ -298,9 +298,9 @@ def check(
 ) -> None:
     """Look at every image and mask of a recipe's data; exit code 1 where something is wrong with one."""
     from ribray import storage
+    from ribray.commands.check import check_data, write_report
     from ribray.report.tables import data_report
-    from ribray.run import require_outside
-    from ribray.stages.check import check_data, write_report
+    from ribray.runs.run import require_outside
 
     experiment = load_experiment(recipe, settings or [])
     require_outside(storage.absolute(out or Path()))
@@ -325,8 +325,8 @@ def import_maps(
     debug: DebugOption = False,
 ) -> None:
     """Take localization maps made elsewhere into a run; go on with `ribray run RECIPE --stages seed`."""
+    from ribray.commands.run import run_import
     from ribray.report.tables import run_summary
-    from ribray.stages.chain import run_import
 
     request = _request(recipe, out, settings, "refine")
 
@@ -362,7 +362,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a run's masks for other programs: COCO instances, or the archive that VOC's server judges."""
-    from ribray.stages.export import export_masks
+    from ribray.commands.export import export_masks
 
     exported = export_masks(directory, format, console, _stop_on_signals(), out=out, split=split, what=what)
     if exported is not None:
@@ -388,8 +388,8 @@ def predict(
     debug: DebugOption = False,
 ) -> None:
     """Predict the masks of any photographs with a run's segmentation network."""
+    from ribray.commands.predict import predict_images
     from ribray.report.tables import failure_lines
-    from ribray.stages.predict import predict_images
 
     predicted = predict_images(directory, images, out, console, _stop_on_signals(), workers)
     if predicted.failures:
@@ -449,7 +449,7 @@ def bench(
 ) -> None:
     """Run a benchmark of this checkout."""
     from ribray import storage
-    from ribray.bench import run_benchmark, table
+    from ribray.commands.bench import run_benchmark, table
 
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UsageError(f"--json {json_file} is to be a file in a folder that exists.")
@@ -470,7 +470,7 @@ def _request(
     redo: str | None = None,
     fork: Path | None = None,
 ) -> Any:
-    from ribray.stages.chain import Request, parse_stages
+    from ribray.commands.run import Request, parse_stages
 
     location = _output(out, find_recipe(recipe).stem)
     if supervisor.is_restarted():
@@ -496,7 +496,7 @@ def _output(out: Path | None, name: str) -> Path:
 
 
 def _run(request: Any) -> Any:
-    from ribray.stages.chain import run_chain
+    from ribray.commands.run import run_chain
 
     try:
         result = run_chain(request, console, _stop_on_signals())
@@ -530,7 +530,7 @@ def _print_results(request: Any, metrics: dict[str, Any]) -> None:
     """Print the tables of those stages that were asked for."""
     from ribray.report.evaluation_tables import chain_table, evaluation_table
     from ribray.report.tables import seed_table
-    from ribray.run import Run
+    from ribray.runs.run import Run
     from ribray.stages import MASK_STAGES
 
     experiment, own = request.experiment, Run.read(request.directory).variant or "rib"
@@ -556,8 +556,8 @@ def _exit(stopped: bool, failed: bool) -> None:
 
 
 def _plan(request: Any) -> None:
+    from ribray.commands.run import plan_chain
     from ribray.report.tables import plan_table
-    from ribray.stages.chain import plan_chain
 
     console.print(plan_table(plan_chain(request, console)))
 

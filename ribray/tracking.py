@@ -22,7 +22,7 @@ from typing import Any
 from ribray import storage
 from ribray.config import Experiment, read_yaml
 from ribray.errors import DamagedError, RibrayError, UsageError
-from ribray.run import EXPERIMENT_FILE, Run
+from ribray.runs.run import EXPERIMENT_FILE, Run
 
 STATE_FILE = "tracking.json"
 """In the run directory: the id of the W&B run, and what it has."""

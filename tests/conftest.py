@@ -13,6 +13,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small wait for one another's threads; before torch
 
+pytest_plugins = ["tests.made"]
 ROOT = Path(__file__).resolve().parent.parent
 with socket.socket() as _free:
     _free.bind(("127.0.0.1", 0))

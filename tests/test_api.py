@@ -177,7 +177,7 @@ def test_what_cannot_be_refined_is_refused_in_a_sentence(network, photograph) ->
 
 
 def test_a_network_by_name_is_the_same_as_one_handed_over(photograph) -> None:
-    from ribray.models.weights import pretrained_network
+    from ribray.networks.weights import pretrained_network
 
     name = "timm/tf_efficientnet_lite0"
     by_name = RIB(name, **QUICK)(photograph, classes=["moped"])

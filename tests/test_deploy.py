@@ -145,7 +145,10 @@ def test_the_work_fits_the_gpus_of_the_cluster(commands, job, machines):
 
 def test_a_job_takes_the_checkout_along_but_neither_environment_nor_results(tmp_path):
     checkout, package = tmp_path / "checkout", tmp_path / "package.zip"
-    kept, left = ["ribray/run.py", "entrypoints/run.py"], ["runs/a/maps/b.npz", ".venv/bin/python", "wandb/run.wandb"]
+    kept, left = (
+        ["ribray/runs/run.py", "entrypoints/run.py"],
+        ["runs/a/maps/b.npz", ".venv/bin/python", "wandb/run.wandb"],
+    )
     for name in (*kept, *left):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).touch()

@@ -18,9 +18,9 @@ from ribray.cluster.training import _restore
 from ribray.data.annotations import parse_annotation
 from ribray.data.voc import VOC_CLASSES
 from ribray.errors import RibrayError
-from ribray.models.weights import read_state
-from ribray.rib.imported import read_class_maps
-from ribray.rib.maps import MapRecord
+from ribray.methods.imported import read_class_maps
+from ribray.methods.maps import MapRecord
+from ribray.networks.weights import read_state
 from ribray.yaml_text import YamlError, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from ribray import lock, storage
+from ribray import storage
 from ribray.errors import DamagedError, HeldError, UsageError
-from ribray.run import Failure, Run
+from ribray.runs import lock
+from ribray.runs.run import Failure, Run
 
 
 def test_files_are_written_listed_copied_and_removed(bucket, tmp_path):
@@ -129,7 +130,8 @@ def test_a_store_that_does_not_answer_and_a_bucket_that_is_missing_are_sentences
 
 HOLD = """
 import sys, time
-from ribray import lock, storage
+from ribray.runs import lock
+from ribray import storage
 if sys.argv[2:]:
     lock._place = lambda: sys.argv[2]
 lock.BEAT_SECONDS = 0.2

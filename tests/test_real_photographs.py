@@ -11,7 +11,7 @@ from ribray import storage
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.mask_files import read_mask_file
-from ribray.rib.maps import MapRecord, localization_maps
+from ribray.methods.maps import MapRecord, localization_maps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -6,7 +6,7 @@ import pytest
 
 from ribray.config import flatten, load_experiment, to_values, to_yaml
 from ribray.errors import UsageError
-from ribray.rib.stop_reasons import STUDY
+from ribray.methods.stop_reasons import STUDY
 from ribray.stages import STAGES
 from ribray.sweep_file import (
     Scheduler,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ribray import storage
-from ribray.run import Run
+from ribray.runs.run import Run
 from ribray.tracking import Curves, Results, Table, Tracker, sync_command
 from tests.tiny import experiment
 from tests.wandb_files import folders, read_back

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ribray.commands.run import Request, Result, parse_stages, run_chain
 from ribray.config import Experiment, load_experiment
 from ribray.stages import STAGES
-from ribray.stages.chain import Request, Result, parse_stages, run_chain
 
 TINY = [
     "data.synthetic.train_images=30",

@@ -18,10 +18,10 @@ from ribray.data.folder import LABELS, WHOLE, open_folder
 from ribray.data.images import read_image
 from ribray.data.transforms import rescaled
 from ribray.errors import DamagedError, ImageError, RibrayError, UsageError
-from ribray.models.pretrained import open_network
-from ribray.models.weights import IMAGENET
+from ribray.methods.stop_reasons import ENDED, StopTally, stop_hint, stopped_early
+from ribray.networks.pretrained import open_network
+from ribray.networks.weights import IMAGENET
 from ribray.progress import show_progress
-from ribray.rib.stop_reasons import ENDED, StopTally, stop_hint, stopped_early
 
 NETWORK = "timm/tf_efficientnet_lite0"
 OUT = "maps"

@@ -32,7 +32,7 @@ def _open_folder(data: DataConfig, split: str, root: Path, labelled: bool) -> Da
 
 
 def _open_synthetic(data: DataConfig, split: str, root: Path, labelled: bool) -> Dataset:
-    from ribray.data.synthetic import open_synthetic
+    from ribray.demo.world import open_synthetic
 
     return open_synthetic(data, split, root)
 

@@ -12,6 +12,8 @@ from ribray.data.dataset import Dataset, foreign_values
 from ribray.data.mask_files import read_mask_file
 from ribray.errors import RibrayError
 from ribray.masks.seed import seed
+from ribray.methods.maps import MapRecord, Which, localization_maps
+from ribray.methods.stop_reasons import ENDED
 from ribray.report.figures import heat_overlay, mask_overlay
 from ribray.report.pictures import (
     MASK_SUFFIX,
@@ -22,8 +24,6 @@ from ribray.report.pictures import (
     read_some,
 )
 from ribray.report.tables import CAM, METHOD_NAMES, RIB
-from ribray.rib.maps import MapRecord, Which, localization_maps
-from ribray.rib.stop_reasons import ENDED
 
 TILE_PIXELS = 288
 """Longer side of a picture."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ribray import __version__
+from ribray.methods.stop_reasons import FINISHED, stop_hint, stopped_early
 from ribray.report import cells, sweep_rows
 from ribray.report.charts import (
     Chart,
@@ -49,7 +50,6 @@ from ribray.report.web_tables import (
     stations_table,
     trials_table,
 )
-from ribray.rib.stop_reasons import FINISHED, stop_hint, stopped_early
 
 JPEG_QUALITY = 86
 HEADLINES = {SEED_STATION: "Seed mIoU", "pseudo masks": "Pseudo masks, mIoU"}

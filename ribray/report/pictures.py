@@ -12,9 +12,9 @@ from ribray import storage
 from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, foreign_values
 from ribray.data.mask_files import read_mask_file
 from ribray.errors import RibrayError
+from ribray.methods.maps import MapRecord, Which, localization_maps
 from ribray.report.charts import curve_figure, curves_of
 from ribray.report.figures import ImageRow, growth_figure, mask_colour, masks_figure
-from ribray.rib.maps import MapRecord, Which, localization_maps
 
 STEPS_SHOWN = (1, 3, 10)
 IMAGES_SHOWN = 6

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ribray.errors import RibrayError
-from ribray.rib.maps import MapRecord
+from ribray.methods.maps import MapRecord
 
 MOST_FILES = 200
 """Of more map files so many are read, evenly spaced."""

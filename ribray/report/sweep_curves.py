@@ -17,7 +17,7 @@ from ribray.report.figures import FAINT_INK
 from ribray.report.sweep_rows import DIVERGED, FINISHED, is_logarithmic, is_number, setting_text
 from ribray.report.sweep_sheet import BAND, LOSS, OURS, Look, Sweep, legend_above, legend_beside, ruled
 from ribray.report.tables import CAM, RIB
-from ribray.run import read_metrics
+from ribray.runs.run import read_metrics
 
 SUFFIX = ".loss"
 LOG_FILE = "metrics.jsonl"

@@ -1,7 +1,7 @@
 """The stages of the chain, in order. A new stage is one new module and one line here."""
 
+from ribray.pipeline.stage import Stage
 from ribray.stages import classifier, confident, evaluate, irn, pseudo, refine, seed, segmentation
-from ribray.stages.stage import Stage
 
 STAGES: dict[str, Stage] = {
     stage.name: stage

@@ -18,11 +18,11 @@ from ribray.config import ClassifierConfig
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, shuffled
 from ribray.errors import DamagedError, ImageError, UsageError
-from ribray.models import Classifier, build_classifier, normalisation_of
-from ribray.models.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_classifier
-from ribray.stages.artifacts import WEIGHTS_FILE, record_weights
-from ribray.stages.stage import Context, Stage, Work
-from ribray.stages.train import (
+from ribray.networks import Classifier, build_classifier, normalisation_of
+from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_classifier
+from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights
+from ribray.pipeline.stage import Context, Stage, Work
+from ribray.pipeline.training import (
     START_FILE,
     ReadingTask,
     Trained,

@@ -12,10 +12,10 @@ from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.confident import cut
 from ribray.masks.crf import LABEL_CRF, CrfParameters, require_crf
-from ribray.rib.maps import Size, localization_maps
-from ribray.stages import judging, refine, seed
-from ribray.stages.artifacts import read_map
-from ribray.stages.mask_pool import (
+from ribray.methods.maps import Size, localization_maps
+from ribray.pipeline import judging
+from ribray.pipeline.artifacts import read_map
+from ribray.pipeline.masks import (
     MASK,
     Made,
     MaskWorker,
@@ -25,7 +25,8 @@ from ribray.stages.mask_pool import (
     run_masks,
     write_covers,
 )
-from ribray.stages.stage import Context, Stage
+from ribray.pipeline.stage import Context, Stage
+from ribray.stages import refine, seed
 
 NAME = "confident"
 FOLDER = "confident"

@@ -12,11 +12,12 @@ from ribray.errors import UsageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
-from ribray.run import Failure
-from ribray.stages import judging, segmentation
-from ribray.stages.artifacts import trained_weights
-from ribray.stages.mask_pool import MASK, Made, MaskWorker, mask_work, require_any_mask, run_masks, write_covers
-from ribray.stages.stage import Context, Stage, Work, per_second
+from ribray.pipeline import judging
+from ribray.pipeline.artifacts import trained_weights
+from ribray.pipeline.masks import MASK, Made, MaskWorker, mask_work, require_any_mask, run_masks, write_covers
+from ribray.pipeline.stage import Context, Stage, Work, per_second
+from ribray.runs.run import Failure
+from ribray.stages import segmentation
 
 NAME = "evaluate"
 FOLDER = "predictions"

@@ -16,15 +16,14 @@ from ribray.data.dataset import Dataset
 from ribray.data.transforms import normalise
 from ribray.errors import ImageError, UsageError
 from ribray.irn.loss import irn_loss
-from ribray.models import build_backbone, build_classifier, normalisation_of
-from ribray.models.irnet import IRNet, load_irnet, save_irnet
-from ribray.models.weights import drawn_with, load_backbone_weights, load_classifier
-from ribray.stages import confident, refine
-from ribray.stages.artifacts import WEIGHTS_FILE, record_weights, trained_weights
-from ribray.stages.crops import CropBatch, CropTask
-from ribray.stages.mask_pool import mask_path
-from ribray.stages.stage import Context, Stage, Work
-from ribray.stages.train import (
+from ribray.networks import build_backbone, build_classifier, normalisation_of
+from ribray.networks.irnet import IRNet, load_irnet, save_irnet
+from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier
+from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights, trained_weights
+from ribray.pipeline.mask_crops import CropBatch, CropTask
+from ribray.pipeline.masks import mask_path
+from ribray.pipeline.stage import Context, Stage, Work
+from ribray.pipeline.training import (
     START_FILE,
     finished_steps,
     fixed_ids,
@@ -36,6 +35,7 @@ from ribray.stages.train import (
     train,
     weights_fingerprint,
 )
+from ribray.stages import confident, refine
 
 NAME = "irn"
 FOLDER = "irn"

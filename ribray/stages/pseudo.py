@@ -24,10 +24,10 @@ from ribray.masks.crf import require_crf
 from ribray.masks.pseudo import walk_scores
 from ribray.masks.saliency import mark_conflicts, read_saliency
 from ribray.masks.seed import winner
-from ribray.models.irnet import load_irnet
-from ribray.stages import confident, irn, judging, refine, seed
-from ribray.stages.artifacts import trained_weights
-from ribray.stages.mask_pool import (
+from ribray.networks.irnet import load_irnet
+from ribray.pipeline import judging
+from ribray.pipeline.artifacts import trained_weights
+from ribray.pipeline.masks import (
     MASK,
     Made,
     MaskWorker,
@@ -38,7 +38,8 @@ from ribray.stages.mask_pool import (
     run_masks,
     write_covers,
 )
-from ribray.stages.stage import Context, Stage, Work
+from ribray.pipeline.stage import Context, Stage, Work
+from ribray.stages import confident, irn, refine, seed
 
 NAME = "pseudo"
 FOLDER = "pseudo"

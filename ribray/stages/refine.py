@@ -23,17 +23,17 @@ from ribray.data.images import tell_readings
 from ribray.data.listing import Near
 from ribray.data.lists import id_finder, read_list
 from ribray.errors import ImageError, RibrayError, UsageError
-from ribray.models import build_classifier
-from ribray.models.weights import drawn_with, load_classifier
+from ribray.methods.extras import ExtraOrder
+from ribray.methods.maps import MapRecord, empty_arrays, to_arrays, write_maps
+from ribray.methods.preparation import Preparation
+from ribray.methods.rib import Refiner
+from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stopped_early
+from ribray.networks import build_classifier
+from ribray.networks.weights import drawn_with, load_classifier
+from ribray.pipeline.artifacts import trained_weights
+from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
 from ribray.progress import show_progress
-from ribray.rib.extras import ExtraOrder
-from ribray.rib.maps import MapRecord, empty_arrays, to_arrays, write_maps
-from ribray.rib.preparation import Preparation
-from ribray.rib.refine import Refiner
-from ribray.rib.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stopped_early
-from ribray.run import RECORD_FILE, Failure, read_record
-from ribray.stages.artifacts import trained_weights
-from ribray.stages.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
+from ribray.runs.run import RECORD_FILE, Failure, read_record
 
 NAME = "refine"
 FOLDER = "maps"

@@ -16,13 +16,14 @@ from ribray.errors import ImageError, StageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
+from ribray.methods.maps import MapRecord, Which, localization_maps
+from ribray.methods.stop_reasons import StopTally
+from ribray.pipeline import judging
+from ribray.pipeline.artifacts import read_map
+from ribray.pipeline.stage import Context, Stage, Work, coverage, per_second
 from ribray.progress import show_progress
-from ribray.rib.maps import MapRecord, Which, localization_maps
-from ribray.rib.stop_reasons import StopTally
-from ribray.run import Failure
-from ribray.stages import judging, refine
-from ribray.stages.artifacts import read_map
-from ribray.stages.stage import Context, Stage, Work, coverage, per_second
+from ribray.runs.run import Failure
+from ribray.stages import refine
 
 NAME = "seed"
 FOLDER = "seed"

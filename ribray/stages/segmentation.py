@@ -13,16 +13,14 @@ from ribray.cluster.training import Total
 from ribray.config import SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.errors import UsageError
-from ribray.models import build_backbone, normalisation_of
-from ribray.models.deeplab import DeepLab, load_deeplab, predict, save_deeplab, segmentation_loss
-from ribray.models.weights import drawn_with, load_backbone_weights
-from ribray.run import Failure
-from ribray.stages import pseudo
-from ribray.stages.artifacts import WEIGHTS_FILE, read_own_mask, record_weights
-from ribray.stages.crops import CropBatch, CropTask
-from ribray.stages.mask_pool import Made, MasksResult, MaskWorker, mask_path, run_masks
-from ribray.stages.stage import Context, Stage, Work
-from ribray.stages.train import (
+from ribray.networks import build_backbone, normalisation_of
+from ribray.networks.deeplab import DeepLab, load_deeplab, predict, save_deeplab, segmentation_loss
+from ribray.networks.weights import drawn_with, load_backbone_weights
+from ribray.pipeline.artifacts import WEIGHTS_FILE, read_own_mask, record_weights
+from ribray.pipeline.mask_crops import CropBatch, CropTask
+from ribray.pipeline.masks import Made, MasksResult, MaskWorker, mask_path, run_masks
+from ribray.pipeline.stage import Context, Stage, Work
+from ribray.pipeline.training import (
     START_FILE,
     Trained,
     finished_steps,
@@ -35,6 +33,8 @@ from ribray.stages.train import (
     train,
     weights_fingerprint,
 )
+from ribray.runs.run import Failure
+from ribray.stages import pseudo
 
 NAME = "segmentation"
 FOLDER = "segmentation"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ribray import bench
+from ribray.commands import bench
 
 
 @pytest.fixture(scope="session")

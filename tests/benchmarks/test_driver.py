@@ -2,7 +2,8 @@
 
 import pytest
 
-from ribray import bench, storage
+from ribray import storage
+from ribray.commands import bench
 from tests.benchmarks.figures import values
 
 

@@ -1,6 +1,6 @@
 """Benchmark ``networks`` at a tiny size."""
 
-from ribray import bench
+from ribray.commands import bench
 from tests.benchmarks.figures import values
 
 TINY = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ribray.data.voc_labels import VOC_CLASSES
-from ribray.rib.stop_reasons import FINISHED
+from ribray.methods.stop_reasons import FINISHED
 
 pytest.importorskip("timm")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ribray import bench
+from ribray.commands import bench
 from tests.benchmarks.figures import values
 
 TINY = {

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ribray import bench
+from ribray.commands import bench
 from tests.benchmarks.figures import values
 
 TINY = [

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from ribray import bench
+from ribray.commands import bench
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.transforms import IMAGENET

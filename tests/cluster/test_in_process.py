@@ -19,13 +19,13 @@ from rich.console import Console
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
+from ribray.commands.run import Request, plan_chain, read_status
 from ribray.config import ClusterConfig
 from ribray.errors import UsageError
-from ribray.models import build_classifier
-from ribray.models.weights import load_backbone_weights, save_classifier
-from ribray.run import Run
+from ribray.networks import build_classifier
+from ribray.networks.weights import load_backbone_weights, save_classifier
+from ribray.runs.run import Run
 from ribray.stages import refine
-from ribray.stages.chain import Request, plan_chain, read_status
 from ribray.sweep_file import find_sweep, read_sweep
 from tests.conftest import ROOT
 from tests.tiny import EVERYTHING, RETRAINED, TINY, chain, experiment, map_bytes
@@ -236,7 +236,7 @@ def test_a_session_without_ray_is_this_machine(monkeypatch):
 
 
 def test_a_sweep_refuses_it(tmp_path):
-    from ribray.stages.sweep import SweepRequest, sweep
+    from ribray.commands.sweep import SweepRequest, sweep
 
     source = find_sweep("thresholds")
     request = SweepRequest(read_sweep(source), source, "", tmp_path / "sweep", (HERE,))

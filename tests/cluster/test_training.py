@@ -22,10 +22,10 @@ from ribray.cluster.training import (
 )
 from ribray.config import load_experiment
 from ribray.data import open_dataset
-from ribray.data.synthetic import make_world
+from ribray.demo.world import make_world
 from ribray.errors import DivergedError, RibrayError, UnreadableError, UsageError
-from ribray.models import build_classifier
-from ribray.models.weights import load_backbone_weights, save_classifier
+from ribray.networks import build_classifier
+from ribray.networks.weights import load_backbone_weights, save_classifier
 from ribray.stages.classifier import ClassifierTask
 from tests.training import KilledOnce, train
 

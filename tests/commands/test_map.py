@@ -19,7 +19,7 @@ from rich.console import Console
 from ribray import api, cli
 from ribray.cli import main
 from ribray.commands.map import MapRequest, map_photographs
-from ribray.models.pretrained import open_network
+from ribray.networks.pretrained import open_network
 
 pytest.importorskip("timm")
 LITE = "timm/tf_efficientnet_lite0"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ribray.models import build_classifier
-from ribray.models.weights import load_backbone_weights, save_classifier
+from ribray.networks import build_classifier
+from ribray.networks.weights import load_backbone_weights, save_classifier
 from tests.faults.cases import IMAGES, refined
 from tests.tiny import chain, experiment, map_bytes
 

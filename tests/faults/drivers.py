@@ -15,7 +15,7 @@ import ray
 from tests.tiny import TINY
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["ribray.cli", "ribray.stages.chain"])
+_PROCESSES.set_forkserver_preload(["ribray.cli", "ribray.commands.run"])
 _NUMBERS = itertools.count()
 SECONDS = 240
 

@@ -8,7 +8,7 @@ import pytest
 from ribray import storage
 from ribray.cli import EXIT_FAILURES, main
 from ribray.errors import HeldError, RibrayError
-from ribray.run import Run
+from ribray.runs.run import Run
 from ribray.stages import refine
 from tests.faults.cases import FullDisk, LimitedFiles, ReadOnlyDisk, finished, refined, require_same
 from tests.tiny import TINY, chain

@@ -6,12 +6,12 @@ import pytest
 from ribray.config import DataConfig, SyntheticConfig
 from ribray.data import open_dataset
 from ribray.data.mask_files import write_mask
-from ribray.data.synthetic import make_world
+from ribray.demo.world import make_world
+from ribray.methods.maps import to_arrays, write_maps
+from ribray.methods.rib import Refinement
+from ribray.methods.stop_reasons import EXPLOSION, FINISHED
 from ribray.report.gallery import TILE_PIXELS, gallery_block
 from ribray.report.refinement import read_losses
-from ribray.rib.maps import to_arrays, write_maps
-from ribray.rib.refine import Refinement
-from ribray.rib.stop_reasons import EXPLOSION, FINISHED
 
 SCALES = (1.0, 0.5)
 BOTH = {"cam": 0.2, "rib": 0.4}

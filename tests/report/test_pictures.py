@@ -6,11 +6,11 @@ from PIL import Image
 
 from ribray.data.mask_files import write_mask
 from ribray.data.voc import VocDataset, open_voc
+from ribray.methods.maps import empty_arrays, to_arrays, write_maps
+from ribray.methods.rib import Refinement
+from ribray.methods.stop_reasons import FINISHED
 from ribray.report.figures import mask_colour
 from ribray.report.pictures import MaskBlock, draw_masks
-from ribray.rib.maps import empty_arrays, to_arrays, write_maps
-from ribray.rib.refine import Refinement
-from ribray.rib.stop_reasons import FINISHED
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from ribray.report.sweep_results import results_table, rows, write_results
-from ribray.run import Run
+from ribray.runs.run import Run
 
 MIOU = "seed.rib.miou"
 B, SEED, LOSS, LR = "refine.batch_size", "refine.seed", "refine.loss", "refine.lr"

@@ -1,5 +1,5 @@
 """The command line in this process, for data as people bring it."""
 
-from tests.stages.conftest import ribray
+from tests.made import ribray
 
 __all__ = ["ribray"]

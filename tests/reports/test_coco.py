@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ribray.commands.check import TAB, CheckWorker
 from ribray.config import DataConfig
 from ribray.data import Dataset, open_dataset
 from ribray.data.dataset import IGNORE
 from ribray.errors import ImageError, UsageError
-from ribray.rib.extras import ExtraOrder
-from ribray.stages.check import TAB, CheckWorker
+from ribray.methods.extras import ExtraOrder
 from tests.reports.drawn import CLASSES, SIZE, coco, picture, save
 
 # numpy's word to pycocotools, which Python shows to nobody but test runners

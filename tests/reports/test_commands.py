@@ -12,16 +12,16 @@ from rich.console import Console
 
 from ribray import storage
 from ribray.cluster.sweep import Outcome, Searched
+from ribray.commands import sweep as sweeps
+from ribray.commands.run import Planned, Request, parse_stages, plan_chain
 from ribray.config import SegmentationConfig, load_experiment, to_yaml
 from ribray.errors import UsageError
-from ribray.models import build_classifier
-from ribray.models.deeplab import save_deeplab
-from ribray.models.weights import save_classifier
+from ribray.networks import build_classifier
+from ribray.networks.deeplab import save_deeplab
+from ribray.networks.weights import save_classifier
 from ribray.report.ledger import read_ledger
-from ribray.run import Run, require_outside
+from ribray.runs.run import Run, require_outside
 from ribray.stages import refine
-from ribray.stages import sweep as sweeps
-from ribray.stages.chain import Planned, Request, parse_stages, plan_chain
 from ribray.stages.segmentation import build_deeplab
 from ribray.sweep_file import Trial, base_experiment, read_base, trial_id, trials_of, validate_sweep
 from tests.by_hand import begin, put_masks

@@ -11,13 +11,13 @@ from PIL import Image
 from upath import UPath
 
 from ribray import storage
+from ribray.commands.check import CheckWorker
+from ribray.commands.predict import find_images
 from ribray.config import DataConfig
 from ribray.data import Dataset, open_dataset
 from ribray.data.files import list_files
 from ribray.data.truth import PHRASES
 from ribray.errors import ImageError, UsageError
-from ribray.stages.check import CheckWorker
-from ribray.stages.predict import find_images
 from tests.reports.drawn import CLASSES, Item, folder, nine, picture, recipe, save
 
 EACH = {"cat": 3, "dog": 3, "sea": 3}

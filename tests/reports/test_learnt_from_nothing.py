@@ -9,20 +9,20 @@ import pytest
 import torch
 from rich.console import Console
 
+from ribray.commands.run import read_status
 from ribray.config import ClassifierConfig, DataConfig, IrnConfig, SegmentationConfig, load_experiment
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import StageError, UnreadableError
-from ribray.models import build_classifier
-from ribray.models.weights import save_classifier
-from ribray.run import Failure, Run
+from ribray.networks import build_classifier
+from ribray.networks.weights import save_classifier
+from ribray.pipeline.stage import Context
+from ribray.pipeline.training import look_ahead, require_share
+from ribray.runs.run import Failure, Run
 from ribray.stages import STAGES
-from ribray.stages.chain import read_status
 from ribray.stages.classifier import ClassifierTask
 from ribray.stages.irn import IrnTask
 from ribray.stages.segmentation import SegmentationTask
-from ribray.stages.stage import Context
-from ribray.stages.train import look_ahead, require_share
 from ribray.tracking import Tracker
 from tests.reports.drawn import CLASSES, folder, recipe
 

@@ -10,8 +10,8 @@ from ribray.config import ClassifierConfig, DataConfig, RefineConfig
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import ImageError
-from ribray.models import build_classifier
-from ribray.models.weights import save_classifier
+from ribray.networks import build_classifier
+from ribray.networks.weights import save_classifier
 from ribray.stages.classifier import ClassifierTask
 from ribray.stages.refine import RefineWorker, map_path
 from tests.reports.drawn import Item, folder, recipe

@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ribray.commands.check import TAB, CheckWorker
 from ribray.config import DataConfig, RefineConfig, load_experiment
 from ribray.data import open_dataset
 from ribray.data.depth import Scale
 from ribray.data.images import read_mask
 from ribray.masks.saliency import BINARY
-from ribray.models import build_classifier
-from ribray.models.irnet import save_irnet
-from ribray.models.weights import save_classifier
-from ribray.stages.check import TAB, CheckWorker
+from ribray.networks import build_classifier
+from ribray.networks.irnet import save_irnet
+from ribray.networks.weights import save_classifier
 from ribray.stages.irn import build_irnet
 from ribray.stages.pseudo import PseudoWorker
 from ribray.stages.refine import RefineWorker

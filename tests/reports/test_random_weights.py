@@ -9,11 +9,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ribray.config import ClassifierConfig, load_experiment
-from ribray.models.weights import drawn_with
-from ribray.run import Run
+from ribray.networks.weights import drawn_with
+from ribray.pipeline.stage import Context
+from ribray.runs.run import Run
 from ribray.stages import STAGES, classifier, irn, segmentation
 from ribray.stages.refine import _seconds_per_pixel
-from ribray.stages.stage import Context
 from ribray.tracking import Tracker
 from tests.reports.drawn import folder, recipe
 

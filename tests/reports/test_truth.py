@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ribray.commands import check
+from ribray.commands.check import CheckWorker
 from ribray.config import DataConfig, load_experiment
 from ribray.data import Dataset, open_dataset, truth
 from ribray.data.dataset import values_of
@@ -17,13 +19,12 @@ from ribray.errors import UsageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.evaluation.threshold_curve import ThresholdCurve
+from ribray.pipeline.stage import Context
 from ribray.report.charts import curves_of
 from ribray.report.evaluation_tables import chain_table, evaluation_table
 from ribray.report.tables import headline, seed_table
-from ribray.run import Run
-from ribray.stages import STAGES, check
-from ribray.stages.check import CheckWorker
-from ribray.stages.stage import Context
+from ribray.runs.run import Run
+from ribray.stages import STAGES
 from ribray.tracking import Tracker
 from tests.reports import drawn
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from upath import UPath
 
+from ribray.commands.check import CheckWorker
 from ribray.config import DataConfig, load_experiment
 from ribray.data import Dataset, open_dataset
 from ribray.errors import ImageError, UsageError
-from ribray.stages.check import CheckWorker
 from ribray.stages.refine import wanted_ids
 from tests.reports.drawn import folder, recipe, voc
 

@@ -16,13 +16,13 @@ from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.data.voc import VOC_CLASSES
 from ribray.errors import ImageError
-from ribray.models import build_classifier
-from ribray.models.weights import save_classifier
-from ribray.rib.maps import MapRecord
-from ribray.run import Run
+from ribray.methods.maps import MapRecord
+from ribray.networks import build_classifier
+from ribray.networks.weights import save_classifier
+from ribray.runs.run import Run
 from ribray.stages.refine import RefineWorker, map_path
 from ribray.stages.seed import SeedWorker
-from tests.stages.conftest import SMALL_STEPS, save_picture
+from tests.made import SMALL_STEPS, save_picture
 
 # --- runs --------------------------------------------------------------------------------------------------------
 

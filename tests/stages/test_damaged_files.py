@@ -10,20 +10,20 @@ import pytest
 from rich.console import Console
 
 from ribray import storage
+from ribray.commands.report import write_report
+from ribray.commands.run import Request, parse_stages, plan_chain, read_status
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import write_mask
 from ribray.errors import ImageError, RibrayError, UsageError
+from ribray.methods.maps import MapRecord
+from ribray.pipeline.artifacts import read_map, read_own_mask, trained_weights
+from ribray.pipeline.mask_crops import CropPlan, MaskedImages
+from ribray.pipeline.masks import Made, MaskWorker
+from ribray.pipeline.stage import Context
 from ribray.report.ledger import read_ledger
-from ribray.rib.maps import MapRecord
-from ribray.run import Run
+from ribray.runs.run import Run
 from ribray.stages import STAGES, refine
-from ribray.stages.artifacts import read_map, read_own_mask, trained_weights
-from ribray.stages.chain import Request, parse_stages, plan_chain, read_status
-from ribray.stages.crops import CropPlan, MaskedImages
-from ribray.stages.mask_pool import Made, MaskWorker
-from ribray.stages.report import write_report
 from ribray.stages.seed import SeedWorker
-from ribray.stages.stage import Context
 from ribray.tracking import Tracker
 from tests.pages import ledger
 from tests.tiny import MAPS, experiment

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from ribray import storage
+from ribray.commands.run import read_status
 from ribray.data import open_dataset
 from ribray.data.mask_files import read_mask_file, write_mask
 from ribray.errors import UnreadableError, UsageError
-from ribray.run import Run
-from ribray.stages.chain import read_status
+from ribray.runs.run import Run
 from tests.tiny import BAND, EVERYTHING, RETRAINED, chain, experiment
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
@@ -109,7 +109,7 @@ def test_what_is_missing_is_made_again_with_the_same_bytes_and_numbers(whole, tm
 
 def test_cam_alone_goes_into_the_variant_and_other_thresholds_are_refused(undisturbed, copy_of, monkeypatch):
     drawn = []
-    monkeypatch.setattr("ribray.stages.chain.draw_masks", lambda blocks, destination: drawn.extend(blocks))
+    monkeypatch.setattr("ribray.commands.run.draw_masks", lambda blocks, destination: drawn.extend(blocks))
     out = copy_of(undisturbed)
     chain(out, ["masks.source=cam", "masks.crf=none", BAND], stages="confident")
     assert not (out / "confident").exists()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ribray import storage
-from ribray.stages.report import write_report
+from ribray.commands.report import write_report
 from tests.conftest import SECRET
 from tests.tiny import EVERYTHING, RETRAINED, TINY, chain, map_bytes
 

@@ -8,19 +8,19 @@ import pytest
 from PIL import Image
 
 from ribray import storage
+from ribray.commands.report import write_report
 from ribray.config import DataConfig
 from ribray.data import open_dataset
 from ribray.evaluation.confusion import confusion, miou
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import seed, winner
-from ribray.rib import maps
-from ribray.rib.maps import MapRecord, empty_arrays, localization_maps, to_arrays
-from ribray.rib.refine import Refinement
-from ribray.rib.stop_reasons import EXPLOSION, FINISHED
+from ribray.methods import maps
+from ribray.methods.maps import MapRecord, empty_arrays, localization_maps, to_arrays
+from ribray.methods.rib import Refinement
+from ribray.methods.stop_reasons import EXPLOSION, FINISHED
 from ribray.stages.refine import map_path
-from ribray.stages.report import write_report
 from ribray.stages.seed import SeedWorker, StepCurves
-from tests.stages.conftest import CLASSES, save_picture
+from tests.made import CLASSES, save_picture
 from tests.tiny import chain, experiment
 
 THRESHOLDS = (0.2, 0.4, 0.6)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ribray.rib.maps import empty_arrays, to_arrays, write_maps
-from ribray.rib.refine import Refinement
-from ribray.rib.stop_reasons import EXPLOSION, FINISHED
-from ribray.run import Run
+from ribray.methods.maps import empty_arrays, to_arrays, write_maps
+from ribray.methods.rib import Refinement
+from ribray.methods.stop_reasons import EXPLOSION, FINISHED
+from ribray.pipeline.stage import Context
+from ribray.runs.run import Run
 from ribray.stages import STAGES, refine
-from ribray.stages.stage import Context
 from ribray.tracking import Tracker
 from tests.tiny import experiment
 

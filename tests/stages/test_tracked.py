@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from ribray import storage
+from ribray.commands.tracking import log_run, tracked
 from ribray.errors import DivergedError, RibrayError
-from ribray.run import Run
+from ribray.pipeline.stage import Context
+from ribray.runs.run import Run
 from ribray.stages import STAGES
-from ribray.stages.stage import Context
-from ribray.stages.tracked import log_run, tracked
 from ribray.tracking import Tracker
 from tests.tiny import chain, experiment
 from tests.wandb_files import Logged, folders, read_back

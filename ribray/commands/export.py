@@ -1,0 +1,271 @@
+"""``ribray export``: a run's masks in the formats of other programs.
+
+An export is whole or absent: one damaged mask, and nothing is written.
+"""
+
+import gzip
+import io
+import itertools
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from pycocotools import mask as rasteriser
+from rich.console import Console
+
+from ribray import storage
+from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, foreign_values
+from ribray.data.mask_files import read_mask_file
+from ribray.errors import ImageError, RibrayError, UsageError
+from ribray.pipeline.finished_run import FinishedRun
+from ribray.pipeline.masks import finished_masks, mask_path
+from ribray.progress import Bar, show_progress
+from ribray.runs.run import require_outside
+from ribray.stages import STAGES, evaluate, pseudo
+
+NAME, FOLDER = "export", "exports"
+PSEUDO, PREDICTIONS = "pseudo", "predictions"
+STAGE_OF = {PSEUDO: pseudo.NAME, PREDICTIONS: evaluate.NAME}
+"""Which stage makes the masks that ``--what`` names."""
+COCO, VOC_SERVER = "coco", "voc-server"
+ENDINGS = {COCO: ".json", VOC_SERVER: ".tar.gz"}
+
+SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
+"""Where the evaluation server looks: task 6, segmentation trained on any data but the test images."""
+SERVER_SPLIT = "test"
+NAMED = 3
+"""Missing images that a message names."""
+READERS = 8
+"""Threads that decode masks."""
+WINDOW = 256
+"""Masks that are decoded, or wait to be written, at one time."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    file: Path
+    images: int
+    annotations: int | None
+    """Of COCO."""
+    missing: int
+    """Images of the split that have no mask and were left out."""
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """The masks of one split."""
+
+    dataset: Dataset
+    folder: Path
+    ids: Sequence[str]
+
+    def read(self, id: str, most: int, may_ignore: bool) -> np.ndarray:
+        """Read a mask (H, W) uint8 whose values are 0 to ``most``, and 255 if that may be.
+
+        Raises:
+            ImageError: it is damaged or holds another value.
+        """
+        location = mask_path(self.folder, id)
+        mask, _ = read_mask_file(location, id)
+        strays = [value for value in foreign_values(mask, most) if not (may_ignore and value == IGNORE)]
+        if not may_ignore and (mask == IGNORE).any():
+            strays.append(IGNORE)
+        if strays:
+            raise ImageError(f"{location} holds the value {strays[0]}, where 0 to {most} are known.")
+        return mask
+
+
+class _Stopped(Exception):
+    """The user asked to stop: what was begun is removed."""
+
+
+def export_masks(
+    directory: Path,
+    format: str,
+    console: Console,
+    stop: threading.Event,
+    *,
+    out: Path | None = None,
+    split: str | None = None,
+    what: str | None = None,
+) -> Exported | None:
+    """Write the masks of one split of a run; None where the user stopped it.
+
+    Args:
+        directory: of the run.
+        format: ``coco`` or ``voc-server``.
+        console: for the progress bar.
+        stop: set once the user asked to stop.
+        out: the file to write; default: ``exports/`` in the run directory.
+        split: which images; default: those that the masks were made of, for ``voc-server`` the test images.
+        what: ``pseudo`` (default of ``coco``) or ``predictions``.
+
+    Raises:
+        UsageError: there are no such masks, or some that the format needs are missing.
+        RibrayError: a mask is damaged, or the file cannot be written.
+    """
+    if format not in ENDINGS:
+        raise UsageError(f"There is no format '{format}'; the formats are {', '.join(ENDINGS)}.")
+    what = what or (PSEUDO if format == COCO else PREDICTIONS)
+    if what not in STAGE_OF:
+        raise UsageError(f"There are no masks '{what}'; --what is one of {', '.join(STAGE_OF)}.")
+    finished = FinishedRun.read(directory, STAGES)
+    data = finished.experiment.data
+    if format == VOC_SERVER:
+        if data.kind != "voc":
+            raise UsageError(f"The server judges PASCAL VOC, and data.kind of {finished.run.directory} is {data.kind}.")
+        if what != PREDICTIONS:
+            raise UsageError(f"The server judges predictions of the test images; there are none of {what} masks.")
+        split = split or SERVER_SPLIT
+    split = split or (data.train_split if what == PSEUDO else data.eval_split)
+    file = storage.absolute(out or finished.run.directory / FOLDER / f"{what}-{split}{ENDINGS[format]}")
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder; --out must name the file to write.")
+    require_outside(file, allowed=FOLDER)
+    masks = _find_masks(finished, what, split)
+    missing = len(masks.dataset) - len(masks.ids)
+    if format == VOC_SERVER:
+        _require_all(finished, masks, split)
+    elif not masks.ids:
+        raise _no_masks(finished, what, split)
+    storage.require_writable(file.parent)
+    try:
+        with show_progress(console, NAME, len(masks.ids)) as bar, storage.replacing(file) as stream:
+            annotations = (_write_coco if format == COCO else _write_archive)(stream, masks, bar, stop)
+    except _Stopped:
+        return None
+    except OSError as error:
+        raise RibrayError(f"{file} cannot be written: {error.strerror or error}.") from None
+    return Exported(file, len(masks.ids), annotations, missing)
+
+
+def _find_masks(finished: FinishedRun, what: str, split: str) -> _Masks:
+    dataset = finished.context().images(split)
+    artifact = finished.current(STAGE_OF[what])
+    folder = artifact.folder if artifact else finished.run.directory
+    done = finished_masks(folder) if artifact else set()
+    return _Masks(dataset, folder, [id for id in dataset.ids if id in done])
+
+
+def _no_masks(finished: FinishedRun, what: str, split: str) -> UsageError:
+    command = finished.command("--stages", STAGE_OF[what]) if what == PSEUDO else _evaluation(finished, split)
+    return UsageError(f"{finished.run.directory} has no {what} masks of split '{split}': make them by `{command}`.")
+
+
+def _require_all(finished: FinishedRun, masks: _Masks, split: str) -> None:
+    there = set(masks.ids)
+    missing = [id for id in masks.dataset.ids if id not in there]
+    if not missing:
+        return
+    named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
+    raise UsageError(
+        f"{finished.run.directory} has no prediction of {len(missing)} of the {len(masks.dataset)} images of split "
+        f"'{split}' ({named}): make them by `{_evaluation(finished, split)}`."
+    )
+
+
+def _evaluation(finished: FinishedRun, split: str) -> str:
+    """Return the command that predicts a split beside those that are predicted already."""
+    experiment = finished.experiment
+    splits = dict.fromkeys([*(experiment.evaluate.splits or (experiment.data.eval_split,)), split])
+    return finished.command(f'--set "evaluate.splits=[{",".join(splits)}]"', "--stages", evaluate.NAME)
+
+
+def _in_order(
+    work: Callable[[str], Any], ids: Iterable[str], bar: Bar, stop: threading.Event
+) -> Iterator[tuple[str, Any]]:
+    """Yield ids with what threads make of them, in their order, a few ahead of the reader."""
+    left = iter(ids)
+    with ThreadPoolExecutor(READERS) as readers:
+        while window := list(itertools.islice(left, WINDOW)):
+            for id, made in zip(window, readers.map(work, window), strict=True):
+                if stop.is_set():
+                    raise _Stopped
+                yield id, made
+                bar.advance(1, 0)
+
+
+# --- COCO instances ----------------------------------------------------------------------------------------------
+
+
+def _write_coco(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event) -> int:
+    """Write COCO instances JSON and return the number of annotations.
+
+    An annotation is one class of one image, in compressed run lengths: connected components are not split, so it is
+    no instance where an image shows several. Ignored pixels are in no annotation. Classes, and images of data in COCO
+    layout, have the data's own numbers; an image's ``name`` is its id in the run. Only the entries of the images are
+    held in memory.
+    """
+    dataset = masks.dataset
+    images: list[str] = []
+    number = 0
+    stream.write(b'{"info": {"description": "masks of ribray, one annotation per image and class"},\n"annotations": [')
+    for id, (size, segments) in _in_order(lambda id: _segments(masks, id), masks.ids, bar, stop):
+        image_id, file_name = dataset.coco_image(id)
+        entry = {"id": image_id, "file_name": file_name, "name": id, "height": size[0], "width": size[1]}
+        images.append(json.dumps(entry))
+        for segment in segments:
+            number += 1
+            separator = ",\n" if number > 1 else "\n"
+            annotation = {"id": number, "image_id": image_id, **segment, "iscrowd": 0}
+            stream.write(f"{separator}{json.dumps(annotation)}".encode())
+    categories = [
+        json.dumps({"id": category, "name": name})
+        for category, name in zip(dataset.category_ids, dataset.classes, strict=True)
+    ]
+    for key, entries in (("images", images), ("categories", categories)):
+        stream.write(f'\n],\n"{key}": [\n'.encode() + ",\n".join(entries).encode())
+    stream.write(b"\n]}\n")
+    return number
+
+
+def _segments(masks: _Masks, id: str) -> tuple[tuple[int, int], list[dict[str, Any]]]:
+    """Return a mask's height and width, and what an annotation says of each class that is in it."""
+    dataset = masks.dataset
+    mask = masks.read(id, len(dataset.classes), may_ignore=True)
+    segments = []
+    for value in np.unique(mask).tolist():
+        if value in (BACKGROUND, IGNORE):
+            continue
+        outline = rasteriser.encode(np.asfortranarray(mask == value, dtype=np.uint8))
+        segments.append(
+            {
+                "category_id": dataset.category_ids[value - 1],
+                "segmentation": {"size": outline["size"], "counts": outline["counts"].decode("ascii")},
+                "area": int(rasteriser.area(outline)),
+                "bbox": rasteriser.toBbox(outline).tolist(),
+            }
+        )
+    return (mask.shape[0], mask.shape[1]), segments
+
+
+# --- the archive of VOC's evaluation server ----------------------------------------------------------------------
+
+
+def _write_archive(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event) -> None:
+    """Write a .tar.gz of the mask files as they are; its bytes depend on these alone."""
+
+    def read(id: str) -> bytes:
+        masks.read(id, len(masks.dataset.classes), may_ignore=False)
+        return mask_path(masks.folder, id).read_bytes()
+
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive,
+    ):
+        for id, content in _in_order(read, masks.ids, bar, stop):
+            _add(archive, mask_path(Path(SERVER_FOLDER), id).as_posix(), content)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)  # of nobody, at time 0
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))

@@ -1,0 +1,143 @@
+"""``ribray import-maps``: maps made elsewhere take the place of stage ``refine``.
+
+They lie in the run as refined ones do, under a key that depends on the imported files and the data and on nothing
+that the run could have made: no classifier is needed, and no setting of ``refine`` matters. An image that is imported
+stays as it is; others can follow, so that mended files are taken by the same command.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribray import storage
+from ribray.cluster.pool import Pool, PoolPlan
+from ribray.data.dataset import Dataset
+from ribray.data.images import image_size
+from ribray.errors import DamagedError, ImageError, UsageError
+from ribray.methods.imported import ARCHIVE, SCALES, SINGLE, imported_arrays, read_class_maps
+from ribray.methods.maps import MapRecord, empty_arrays, write_maps
+from ribray.pipeline.stage import Context, per_second
+from ribray.progress import show_progress
+from ribray.runs.run import Failure
+from ribray.stages import refine
+
+TITLE = "import-maps"
+CHUNK = 8
+"""Images of one call: to read and compress one takes some ten milliseconds."""
+
+
+class ImportWorker:
+    """Turns the maps of one image after the other into a maps file."""
+
+    def __init__(self, dataset: Dataset, source: Path, folder: Path):
+        self._dataset, self._source, self._folder = dataset, source, folder
+
+    def process(self, item: str) -> dict[str, Any]:
+        """Write an image's maps file; one that is known to be empty needs no maps.
+
+        Raises:
+            ImageError: the maps are missing or do not fit the image, or others were imported before.
+        """
+        dataset = self._dataset
+        size = image_size(dataset.image_path(item))
+        present = np.flatnonzero(dataset.labels[dataset.index(item)]).tolist()
+        if present:
+            arrays = imported_arrays(read_class_maps(self._source, item), dataset.classes, present, size, item)
+        else:
+            arrays = empty_arrays(size, SCALES)
+        location = refine.map_path(self._folder, item)
+        if not location.exists():
+            write_maps(location, item, arrays)
+            return {}
+        try:
+            earlier = MapRecord.read(location, item)
+        except DamagedError:  # the files it was made of are here
+            write_maps(location, item, arrays)
+            return {}
+        if not _equal(earlier, MapRecord.from_arrays(arrays)):
+            raise ImageError(
+                f"The maps of {item} are not those that were imported before; choose another --out for them."
+            )
+        return {}
+
+
+def _equal(one: MapRecord, other: MapRecord) -> bool:
+    maps = zip((*one.initial, *one.refined), (*other.initial, *other.refined), strict=True)
+    return (
+        np.array_equal(one.classes, other.classes)
+        and one.size == other.size
+        and all(np.array_equal(some, others) for some, others in maps)
+    )
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
+def import_maps(context: Context, source: Path) -> None:
+    """Import the maps of every wanted image that has none yet.
+
+    Raises:
+        UsageError: there are no maps in ``source``, or the run holds maps of another origin.
+    """
+    run, dataset, name = context.run, context.training_set, refine.NAME
+    folder, wanted = context.own_folder(name), refine.wanted_ids(context)
+    _require_some(source, dataset, wanted)
+    content = _digest(source)
+    record = run.record(refine.FOLDER) or {"imported": content}
+    if "imported" not in record:
+        raise UsageError(f"{run.directory} already holds maps that were refined there; choose another --out.")
+    key = context.key_of_import(name, record["imported"])
+    run.refuse_other_settings(refine.FOLDER, key)
+    run.begin(refine.FOLDER, key, imported=content, source=str(source))
+    # Where the files have changed since, those imported before are looked at again.
+    done = refine.finished_ids(folder) if record["imported"] == content else set()
+    left = [id for id in wanted if id not in done]
+    failures = {
+        problem.id: Failure(problem.id, name, problem.sentence)
+        for problem in dataset.problems
+        if problem.id not in dataset
+    }
+
+    def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
+        failures[id] = run.give_up(name, id, error, tries, traceback)
+
+    def on_done(id: str, record: Mapping[str, Any]) -> None:
+        """Nothing is to be noted."""
+
+    plan = PoolPlan.of(TITLE, context.experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
+    arguments = {"dataset": dataset, "source": source, "folder": folder}
+    with show_progress(context.console, TITLE, len(wanted), len(wanted) - len(left)) as bar:
+        result = Pool(plan, ImportWorker, arguments).run(left, on_done, on_failed, bar, context.stop.is_set)
+    context.replace_failures(name, failures)
+    imported = refine.finished_ids(folder)
+    images = len(imported.intersection(wanted))
+    if not result.stopped:
+        context.require_any_done(name, len(wanted), images, failures, is_empty=not imported)
+    metrics = {"images": images, "failed": len(failures), "imported": str(source)}
+    run.write_metrics(name, {**metrics, "timing": per_second(result.done, result.seconds)})
+
+
+def _require_some(source: Path, dataset: Dataset, wanted: list[str]) -> None:
+    if not source.is_dir():
+        raise UsageError(f"{source} is no folder; give the folder that holds the maps.")
+    if not any((source / f"{id}{ARCHIVE}").is_file() or (source / id).is_dir() for id in wanted):
+        id = wanted[0] if wanted else "ID"
+        archive, single = source / f"{id}{ARCHIVE}", source / id / f"{dataset.classes[0]}{SINGLE}"
+        raise UsageError(
+            f"{source} holds maps of none of the {len(wanted)} images of {dataset.name}: there should be files such "
+            f"as {archive}, with an array per class, or {single}."
+        )
+
+
+def _digest(source: Path) -> str:
+    """Return a hash of the names and contents of all maps in a folder."""
+    digest = hashlib.sha256()
+    files = (file for suffix in (ARCHIVE, SINGLE) for file in storage.list_files(source, suffix))
+    for file in sorted(files, key=lambda file: file.relative_to(source).as_posix()):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(source).as_posix()}\n{content}\n".encode())
+    return digest.hexdigest()

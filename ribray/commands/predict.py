@@ -1,0 +1,293 @@
+"""``ribray predict``: masks of any photographs by a run's segmentation network.
+
+It needs the run directory alone, not the data that the run was made of. It writes
+
+    OUT/masks/ID.png       palette PNG
+    OUT/overlays/ID.png    the mask over the image, with a legend
+    OUT/predict.json       which network and which images these are
+    OUT/failures.jsonl     images without a mask, if any
+
+where an id is an image's path below the given folder without its ending. The same command goes on where it was
+stopped, and tries failed images again.
+"""
+
+import hashlib
+import io
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from ribray import storage
+from ribray.cluster.pool import Pool, PoolPlan
+from ribray.cluster.session import Session, connect, require_shared
+from ribray.commands import export
+from ribray.config import ClusterConfig, Experiment, SegmentationConfig, to_values, validate_experiment
+from ribray.data.dataset import colour_map
+from ribray.data.files import list_files
+from ribray.data.images import IMAGE_SUFFIXES, read_picture, tell_readings
+from ribray.data.lists import check_id
+from ribray.data.mask_files import write_mask
+from ribray.data.names import composed
+from ribray.demo import world as synthetic
+from ribray.errors import UsageError
+from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
+from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
+from ribray.pipeline.finished_run import Artifact, FinishedRun
+from ribray.pipeline.masks import SUFFIX, mask_path
+from ribray.pipeline.stage import connecting
+from ribray.progress import show_progress
+from ribray.report.overlays import legend_overlay
+from ribray.runs.run import FAILURES_FILE, Failure, require_outside
+from ribray.runs.run import RECORD_FILE as STAGE_RECORD
+from ribray.stages import STAGES, classifier, segmentation
+
+NAME = "predict"
+MASKS, OVERLAYS = "masks", "overlays"
+RECORD_FILE = "predict.json"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of it."""
+
+    folder: Path
+    images: int
+    done: int
+    """Images that have a mask now."""
+    failures: list[Failure]
+    """Images without one, by the names of their files."""
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Network:
+    """All that a worker needs to know of a run."""
+
+    config: SegmentationConfig
+    weights: Path
+    uses_crf: bool
+    classes: tuple[str, ...]
+    palette: np.ndarray
+    """(256, 3) uint8."""
+
+
+# --- in a worker -------------------------------------------------------------------------------------------------
+
+
+class PredictWorker:
+    """Writes the mask and the overlay of an image."""
+
+    def __init__(self, network: Network, source: Path, out: Path):
+        self._network, self._source, self._out = network, source, out
+        self._predict = segmentation.Predictor(network.config, len(network.classes), network.weights)
+
+    def process(self, item: str) -> dict[str, Any]:
+        """Do the image with this file name below the source."""
+        network, id = self._network, id_of(item)
+        picture = read_picture(self._source / item)
+        image = picture.pixels
+        probabilities = self._predict(image)
+        if network.uses_crf:
+            probabilities = crf_from_probabilities(image, probabilities, PREDICTION_CRF)
+        mask = probabilities.argmax(0).astype(np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(legend_overlay(image, mask, network.classes, network.palette)).save(stream, "PNG")
+        storage.write_bytes(mask_path(self._out / OVERLAYS, id), stream.getvalue())
+        write_mask(mask_path(self._out / MASKS, id), mask, network.palette)
+        return {"remarks": picture.remarks}
+
+
+# --- in the driver -----------------------------------------------------------------------------------------------
+
+
+def predict_images(
+    directory: Path, source: Path, out: Path, console: Console, stop: threading.Event, workers: int = 0
+) -> Predicted:
+    """Predict one image, or every image of a folder.
+
+    Args:
+        directory: of the run.
+        source: an image, or a folder, which is searched with all folders below.
+        out: where to write; images that it has a mask and an overlay of are passed over.
+        console: for the progress bar.
+        stop: set once the user asked to stop.
+        workers: actors of a pool on Ray; 0: this process does the work.
+
+    Raises:
+        UsageError: the run has no segmentation network, there is no image, or ``out`` holds something else.
+    """
+    finished, source, out = FinishedRun.read(directory, STAGES), storage.absolute(source), storage.absolute(out)
+    network = _network(finished)
+    if network.uses_crf:
+        require_crf()
+    root, names, gaps = find_images(source, out)
+    _claim(out, network, root)
+    for sentence in gaps:
+        console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    failures = {name: Failure(name, NAME, fault) for name in names if (fault := _fault(name)) is not None}
+    done = _finished_ids(out)
+    left = [name for name in names if name not in failures and id_of(name) not in done]
+    earlier = len(names) - len(failures) - len(left)
+    made, stopped = 0, False
+    remarks: Counter[Any] = Counter()
+    if left:
+
+        def on_done(name: str, record: Mapping[str, Any]) -> None:
+            remarks.update(record["remarks"])
+
+        def on_failed(name: str, error: str, tries: int, traceback: str | None) -> None:
+            failures[name] = Failure(name, NAME, error, tries, traceback)
+
+        cluster = finished.experiment.cluster.model_copy(update={"workers": min(workers, len(left))})
+        with ExitStack() as resources:
+            with connecting(console, cluster):
+                session = resources.enter_context(connect(cluster, stop=stop))
+            require_shared(out, session)
+            plan = _plan(cluster, session)
+            pool = Pool(plan, PredictWorker, {"network": network, "source": root, "out": out})
+            with show_progress(console, NAME, len(names), earlier) as bar:
+                result = pool.run(left, on_done, on_failed, bar, stop.is_set)
+        made, stopped = result.done, result.stopped
+    for sentence in tell_readings(remarks):
+        console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    failed = sorted(failures.values(), key=lambda one: one.id)
+    _write_failures(out, failed)
+    return Predicted(out, len(names), earlier + made, failed, stopped)
+
+
+def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
+    """Return a folder, the file names below it of the images to predict, sorted, and what could not be looked into.
+
+    What lies in ``out`` is no image to predict.
+
+    Raises:
+        UsageError: the folder cannot be listed, there is no image, or two have the same id.
+    """
+    if not source.is_dir():
+        if not source.exists():
+            raise UsageError(f"{source} does not exist; give an image, or a folder of images.")
+        return source.parent, [source.name], []
+    listing = list_files(source, without=out)
+    if reason := listing.closed.get(""):
+        raise UsageError(f"{source} cannot be listed: {reason}.")
+    names = listing.photographs
+    if not names:
+        raise UsageError(f"{source} holds no image (with ending {', '.join(IMAGE_SUFFIXES)}).")
+    owners: dict[str, str] = {}
+    for name in names:
+        if (other := owners.setdefault(composed(id_of(name)), name)) != name:
+            raise UsageError(f"{source / other} and {source / name} would have the same mask: rename one of the two.")
+    return source, names, list(listing.gaps(source).values())
+
+
+def id_of(name: str) -> str:
+    """Return the id of an image file."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _fault(name: str) -> str | None:
+    """Say what is wrong with a file name that can be no mask's."""
+    try:
+        check_id(id_of(name), "the name of the image")
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _network(finished: FinishedRun) -> Network:
+    """Return a run's segmentation network, with the settings that it was trained with.
+
+    Raises:
+        UsageError: it has none that is trained to the end.
+    """
+    artifact = finished.artifact(segmentation.NAME)
+    if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
+        raise UsageError(
+            f"{finished.run.directory} has no trained segmentation network: train it, stage '{segmentation.NAME}', by "
+            f"`{finished.command('--stages', segmentation.NAME)}`."
+        )
+    require_recorded(artifact.folder, recorded_weights(artifact.record), segmentation.NAME)
+    experiment = _trained_with(finished, artifact)
+    classes = _class_names(finished, artifact)
+    return Network(
+        experiment.segmentation,
+        artifact.folder / WEIGHTS_FILE,
+        experiment.evaluate.crf == "dense",
+        classes,
+        _palette(artifact, experiment, len(classes)),
+    )
+
+
+def _trained_with(finished: FinishedRun, artifact: Artifact) -> Experiment:
+    """Return the experiment with the network of the stage's record; experiment.yaml may have changed since."""
+    prefix = f"{segmentation.NAME}."
+    recorded = artifact.record["inputs"]["configuration"]
+    own = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
+    values = {**to_values(finished.experiment), segmentation.NAME: own}
+    return validate_experiment(values, str(artifact.folder / STAGE_RECORD))
+
+
+def _class_names(finished: FinishedRun, artifact: Artifact) -> tuple[str, ...]:
+    """Return the names of the classes: those that training has written down, or else the data's."""
+    written = [artifact.run.metrics().get(segmentation.NAME, {})]
+    written += [run.metrics().get(classifier.NAME, {}) for run in finished.run.lineage]
+    for metrics in written:
+        if names := metrics.get("classes"):
+            return tuple(names)
+    return finished.context().training_set.classes
+
+
+def _palette(artifact: Artifact, experiment: Experiment, classes: int) -> np.ndarray:
+    """Return the colours of the run's data, (256, 3) uint8: those that training wrote down, or those of its kind."""
+    if written := artifact.run.metrics().get(segmentation.NAME, {}).get("colours"):
+        colours = colour_map()
+        colours[: len(written)] = [list(bytes.fromhex(colour.removeprefix("#"))) for colour in written]
+        return colours
+    return synthetic.palette(classes) if experiment.data.kind == "synthetic" else colour_map()
+
+
+def _claim(out: Path, network: Network, root: Path) -> None:
+    """Make ``out`` the place of these predictions.
+
+    Raises:
+        UsageError: it holds others, or other files, or cannot be written.
+    """
+    with network.weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    record = {"weights": digest, "crf": network.uses_crf, "source": str(root), "classes": list(network.classes)}
+    if (out / RECORD_FILE).exists():
+        if storage.read_json(out / RECORD_FILE) != record:
+            raise UsageError(f"{out} holds predictions by another network or of other images; choose another --out.")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} holds other files; choose another --out.")
+    else:
+        require_outside(out, allowed=export.FOLDER)
+    storage.require_writable(out)
+    storage.write_json(out / RECORD_FILE, record)
+    storage.remove_leftovers(out)
+
+
+def _finished_ids(out: Path) -> set[str]:
+    """Return the ids of all images with a mask and an overlay."""
+    return storage.list_ids(out / MASKS, SUFFIX) & storage.list_ids(out / OVERLAYS, SUFFIX)
+
+
+def _plan(config: ClusterConfig, session: Session) -> PoolPlan:
+    """Return a pool for this machine or cluster, which may have no GPU where the run's had."""
+    gpus = config.gpus_per_worker if session.gpus else 0.0
+    return PoolPlan.of(NAME, config.model_copy(update={"gpus_per_worker": gpus}), session)
+
+
+def _write_failures(out: Path, failures: Iterable[Failure]) -> None:
+    rows = [failure.to_json() for failure in failures]
+    if rows or (out / FAILURES_FILE).exists():
+        text = "".join(f"{row}\n" for row in rows)
+        storage.write_bytes(out / FAILURES_FILE, text.encode("utf-8", "backslashreplace"))  # names may be no Unicode

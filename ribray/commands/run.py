@@ -1,0 +1,452 @@
+"""Runs the stages of an experiment in a run directory: checks first, then one stage after the other."""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ribray import storage
+from ribray.commands.import_maps import TITLE, import_maps
+from ribray.commands.tracking import log_run, tracked
+from ribray.config import Experiment
+from ribray.demo.world import make_world
+from ribray.errors import StageError, UsageError
+from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
+from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
+from ribray.report.tables import METHOD_NAMES
+from ribray.runs.run import Failure, Run
+from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, pseudo, refine, seed
+from ribray.tracking import Tracker, sync_command
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for."""
+
+    experiment: Experiment
+    recipe: str
+    out: Path
+    stages: Sequence[str] = tuple(STAGES)
+    redo: str | None = None
+    fork: Path | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The run directory that is worked in."""
+        return self.fork or self.out
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    metrics: dict[str, Any]
+    failures: list[Failure]
+    figures: list[Path]
+    sync_commands: list[str]
+    """Upload the offline W&B files of the run and its variants."""
+    stopped: bool
+    """Whether the user stopped it."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would become of one stage."""
+
+    stage: str
+    total: int
+    done: int
+    unit: str
+    source: str
+    """``here``, ``new``, or the directory of the run that it is reused from."""
+    estimate: Estimate | None
+    """Of what is left; None where it cannot be known beforehand."""
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far one stage of a run is."""
+
+    stage: str
+    total: int
+    done: int
+    unit: str
+    failed: int
+    metrics: dict[str, Any]
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run directory and the stages that it holds: the run itself, or a variant of it on other maps."""
+
+    context: Context
+    stages: tuple[str, ...]
+    variant: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What stands before the names of its stages."""
+        return f"{self.variant}: " if self.variant else ""
+
+
+def parse_stages(text: str | None) -> tuple[str, ...]:
+    """Return the stages named in ``a,b``, in the order of the chain; all of them for None.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    if text is None:
+        return tuple(STAGES)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in STAGES]:
+        raise UsageError(f"There is no stage '{unknown[0]}'; the stages are {', '.join(STAGES)}.")
+    if not names:
+        raise UsageError(f"--stages names none; the stages are {', '.join(STAGES)}.")
+    return tuple(name for name in STAGES if name in names)
+
+
+def run_chain(request: Request, console: Console, stop: threading.Event) -> Result:
+    """Do what the request asks for.
+
+    Raises:
+        UsageError: something is wrong; nothing was started.
+        StageError: a stage came to nothing; it holds the result of the others.
+        RibrayError: a stage broke off.
+    """
+    with _opened(request, console, stop) as parts:
+        _check(parts, request)
+        main, *others = (part.context for part in parts)
+        main.run.write_experiment(request.experiment, request.recipe)
+        for context in others:
+            context.run.write_experiment(context.experiment, request.recipe)
+        with tracked([main, *others]):
+            errors = _run_stages(parts, request, stop)
+            main.run.rewrite_metrics()
+            metrics = _in_order(main.run.metrics())
+            figures = [] if stop.is_set() else _draw(parts, metrics)
+            log_run(main, figures)
+            for context in others:
+                log_run(context, [])
+            failures = [failure for part in parts for failure in part.context.run.failures()]
+            is_tracked = request.experiment.tracking.wandb != "disabled"
+            command = sync_command(part.context.run.directory for part in parts) if is_tracked else None
+            result = Result(metrics, failures, figures, [command] if command else [], stop.is_set())
+            if errors and not stop.is_set():
+                errors[0].result = result
+                raise errors[0]
+        return result
+
+
+def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) -> list[StageError]:
+    """Run the stages that are asked for, but none that needs one that came to nothing; return the errors of these."""
+    errors: list[StageError] = []
+    failed_before: list[str] = []
+    for part in parts:
+        failed = [name for name in failed_before if name not in part.stages]  # a variant has its own of the others
+        for name in request.stages:
+            if name not in part.stages or stop.is_set():
+                continue
+            title, console = f"[bold]{part.title}{name}[/bold]", part.context.console
+            if missing := [other for other in failed if feeds(other, (name,))]:
+                console.print(f"{title}: not begun, as stage '{missing[0]}' failed", highlight=False)
+                continue
+            try:
+                _run_stage(part, STAGES[name])
+            except StageError as error:
+                console.print(f"{title}: [red]failed[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
+                errors.append(error)
+                failed.append(name)
+        failed_before += failed
+    return errors
+
+
+def _in_order(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Bring the timing of stages, read from files, into the order of the chain."""
+    timing = metrics["timing"]
+    return {**metrics, "timing": {name: timing[name] for name in [*STAGES, *timing] if name in timing}}
+
+
+def run_import(request: Request, source: Path, console: Console, stop: threading.Event) -> Result:
+    """Take maps made elsewhere in place of stage ``refine``.
+
+    Raises:
+        UsageError: something is wrong; nothing was started.
+        StageError: no image's maps could be taken; it holds the result.
+    """
+    with _opened(request, console, stop) as parts:
+        context = parts[0].context
+        run = context.run
+        try:
+            with run.timed(TITLE):
+                import_maps(context, storage.absolute(source))
+        except StageError as error:
+            error.result = Result(run.metrics(), run.failures(), [], [], stop.is_set())
+            raise
+        run.write_experiment(request.experiment, request.recipe)
+        return Result(run.metrics(), run.failures(), [], [], stop.is_set())
+
+
+def _import_spares(context: Context, name: str) -> str | None:
+    """Say why an import leaves nothing to do for a stage; None where there is."""
+    if context.imported(name) is not None:
+        work = STAGES[name].work(context)
+        return f"{work.done} of {work.total} {work.unit}, imported"
+    readers = [stage for stage, definition in STAGES.items() if name in definition.upstream]
+    if readers and all(context.imported(stage) is not None for stage in readers):
+        return f"not needed, stage {' and '.join(readers)} was imported"
+    return None
+
+
+def _run_stage(part: Part, stage: Stage) -> None:
+    context, title = part.context, f"[bold]{part.title}{stage.name}[/bold]"
+    if (reason := _import_spares(context, stage.name)) is not None:
+        context.console.print(f"{title}: {reason}", highlight=False)
+        return
+    work, folder = stage.work(context), context.artifact(stage.name)
+    # A process that was killed between the last item and the end of its stage has left no metrics.
+    has_metrics = Run(folder.parent).has_metrics(stage.name)
+    if context.has(stage.name) and not work.left and not work.is_stale and has_metrics:
+        where = "" if folder.parent == context.run.directory else f" in {escape(str(folder.parent))}"
+        text = f"{title}: {work.done} of {work.total} {work.unit}, done already{where}"
+        context.console.print(text, highlight=False, soft_wrap=True)
+        if stage.remark is not None and (remark := stage.remark(context)) is not None:
+            context.console.print(f"  {remark}", highlight=False)
+        return
+    if part.variant:
+        context.console.print(f"{title}:", highlight=False)
+    with context.run.timed(stage.name):
+        stage.execute(context)
+
+
+DRAWN_FROM = 20_000
+"""Images among which those of a picture are chosen: of a million, all would take the driver half a gigabyte."""
+
+
+def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
+    """Draw the run's pictures anew."""
+    context = parts[0].context
+    figures, folder = [], context.run.directory / "figures"
+    if context.has(refine.NAME):
+        maps = context.artifact(refine.NAME)
+        files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)[:DRAWN_FROM]}
+        figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
+        figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
+    if any("curve" in numbers for numbers in metrics.get("seed", {}).values()):
+        figures.append(draw_curve(metrics["seed"], folder / "seed_curve.png"))
+    return [figure for figure in figures if figure is not None]
+
+
+def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[MaskBlock]:
+    """Return what the picture of masks shows: of images that were refined, and of held-out ones."""
+    context = parts[0].context
+    training: dict[str, Path] = {}
+    predictions: dict[str, Path] = {}
+    for part in parts:
+        source = METHOD_NAMES[part.context.experiment.masks.source]
+        for name, folders, title in (
+            (confident.NAME, training, "confident labels"),
+            (pseudo.NAME, training, "pseudo mask"),
+            (evaluate.NAME, predictions, "prediction"),
+        ):
+            if name in part.stages and part.context.has(name):
+                folders[f"{title}, {source}"] = part.context.artifact(name)
+    blocks = []
+    if training:
+        source = context.experiment.masks.source
+        maps = {f"{METHOD_NAMES[source]} map": (map_files, seed.METHODS[source])}
+        blocks.append(MaskBlock("training images", context.training_set, list(map_files), training, maps))
+    if predictions:
+        blocks += [
+            MaskBlock("held-out images", dataset, dataset.ids, predictions) for dataset in evaluate.splits(context)
+        ]
+    return blocks
+
+
+def plan_chain(request: Request, console: Console) -> list[Planned]:
+    """Return what `run_chain` would do, without doing it or starting a cluster; nothing is written, and nothing held.
+
+    Raises:
+        UsageError: as `run_chain` would.
+    """
+    stop = threading.Event()
+    run = Run.look(request.directory, _forked(request))
+    parts = _parts(request, run, Run.look, console, stop)
+    _check(parts, request, redo=False)
+    remade = _from(request.redo) if request.redo is not None else ()
+    return [
+        _planned(part, name, name in remade)
+        for part in parts
+        for name in request.stages
+        if name in part.stages and (remade or _import_spares(part.context, name) is None)
+    ]
+
+
+def _planned(part: Part, name: str, is_remade: bool) -> Planned:
+    context, stage = part.context, STAGES[name]
+    folder, work = context.artifact(name), stage.work(context)
+    source = "here" if folder.parent == context.run.directory else str(folder.parent)
+    if is_remade or not context.has(name):
+        work, source = replace(work, done=0), "new"
+    estimate = stage.estimate(context, work) if stage.estimate and work.left else None
+    return Planned(f"{part.title}{name}", work.total, work.done, work.unit, source, estimate)
+
+
+def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
+    """Return whether a process works in the run now, and how far each stage is that the run has begun.
+
+    Raises:
+        UsageError: it is no run directory, or its data cannot be opened.
+    """
+    run = Run.read(directory)
+    is_held = run.is_held
+    statuses = []
+    runs: list[tuple[str | None, Run]] = [(None, run), *run.variants().items()]
+    for variant, run in runs:
+        experiment = run.read_experiment().on_first_source()
+        context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
+        metrics, failures = run.metrics(), Counter(failure.stage for failure in run.failures())
+        for name, stage in STAGES.items():
+            if (variant is None or name in MASK_STAGES) and (context.has(name) or failures[name]):
+                work = stage.work(context)
+                statuses.append(
+                    StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {}), variant)
+                )
+    return is_held, statuses
+
+
+@contextlib.contextmanager
+def _opened(request: Request, console: Console, stop: threading.Event) -> Iterator[list[Part]]:
+    """Hold the run directory, with its data at hand, for the length of a ``with`` block."""
+    parent = _forked(request)
+    with contextlib.ExitStack() as held:
+
+        def open_run(directory: Path, parent: Run | None) -> Run:
+            return held.enter_context(Run.open(directory, parent, stop.set))
+
+        run = open_run(request.directory, parent)
+        parts = _parts(request, run, open_run, console, stop)
+        context = parts[0].context
+        with context.resources:
+            if request.experiment.data.kind == "synthetic":
+                _draw_world(context)
+            yield parts
+
+
+def _forked(request: Request) -> Run | None:
+    """Return the run that a fork starts from; None without a fork.
+
+    Raises:
+        UsageError: it is no run directory, or the fork itself.
+    """
+    if request.fork is None:
+        return None
+    parent = Run.read(request.out)
+    if parent.directory == storage.absolute(request.fork):
+        raise UsageError(f"--fork {request.fork} must be another directory than the run it starts from.")
+    return parent
+
+
+def _parts(
+    request: Request, run: Run, open_run: Callable[[Path, Run], Run], console: Console, stop: threading.Event
+) -> list[Part]:
+    """Return the run, and after it the variant on plain CAMs where one is asked for.
+
+    A run directory that is a variant itself goes on as one.
+    """
+    experiment = request.experiment
+    source = experiment.masks.source
+    main = Context(experiment.on_first_source(), run, STAGES, console, Tracker(experiment, run), stop)
+    if source == "rib" or run.variant is not None:
+        return [Part(main, tuple(STAGES))]
+    part = Part(main, tuple(STAGES) if source == "both" else tuple(name for name in STAGES if name not in MASK_STAGES))
+    if not set(request.stages).intersection(MASK_STAGES):
+        return [part]
+    sub_run = open_run(run.variant_directory(CAM), run)
+    on_cams = experiment.on_cams()
+    variant = Context(on_cams, sub_run, STAGES, console, Tracker(on_cams, sub_run), stop, main.resources)
+    variant.share_session(main)
+    return [part, Part(variant, MASK_STAGES, CAM)]
+
+
+def _draw_world(context: Context) -> None:
+    data = context.experiment.data
+    with context.console.status("drawing the synthetic world"):
+        make_world(context.data_root, data.synthetic, data.seed)
+
+
+def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
+    """Refuse whatever can be refused before anything starts, and forget what is to be made again (not for a plan)."""
+    remade = _from(request.redo) if request.redo is not None else ()
+    if request.redo is not None and request.redo not in request.stages:
+        raise UsageError(
+            f"--redo {request.redo} is not among --stages {','.join(request.stages)}: add it, or it would be removed "
+            "and not made again."
+        )
+    main = parts[0].context
+    imported = {name for name in STAGES if name not in remade and main.imported(name) is not None}
+    needed = [name for name in STAGES if name in request.stages or feeds(name, request.stages, imported)]
+    here = [(part.context, name) for part in parts for name in needed if name in part.stages]
+    for context, name in here:
+        if name not in remade:
+            context.run.refuse_other_settings(STAGES[name].folder, context.key(name))
+    for context, name in here:
+        work = STAGES[name].work(context)  # whatever is wrong with lists or files is said here
+        is_there = name not in remade and context.has(name)
+        if name not in request.stages:
+            if not is_there or not serves(STAGES[name], work):
+                raise UsageError(
+                    f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
+                    f"add it: --stages {','.join([*needed])}."
+                )
+        elif redo and (check := STAGES[name].check) is not None and not (is_there and not work.left):
+            check(context)
+    if redo:
+        for part in parts:
+            _forget(part, remade)
+        for variant in main.run.variants().values():  # also one that is not worked on now: its maps are gone
+            if variant.directory not in [part.context.run.directory for part in parts]:
+                for name in set(remade).intersection(MASK_STAGES):
+                    variant.remove_stage(name, STAGES[name].folder)
+
+
+def _forget(part: Part, names: Sequence[str]) -> None:
+    """Remove stages, so that they are made again."""
+    run, own = part.context.run, [name for name in names if name in part.stages]
+    for name in own:
+        run.remove_stage(name, STAGES[name].folder)
+    part.context.forget_keys()
+    for name in own:  # an artifact of this run's own from here on, also where it was forked from another
+        if run.parent is not None:
+            run.begin(STAGES[name].folder, part.context.key(name))
+
+
+def serves(stage: Stage, work: Work) -> bool:
+    """Whether later stages can go on with what a stage has done so far."""
+    return work.done > 0 if stage.serves_in_part else work.left == 0
+
+
+def feeds(name: str, stages: Sequence[str], imported: Collection[str] = ()) -> bool:
+    """Whether one of ``stages`` builds on stage ``name``, directly or not; imported ones build on none."""
+    return any(
+        name in STAGES[stage].upstream or feeds(name, STAGES[stage].upstream, imported)
+        for stage in stages
+        if stage not in imported
+    )
+
+
+def _from(stage: str) -> tuple[str, ...]:
+    """Return a stage and all that build on it.
+
+    Raises:
+        UsageError: there is no such stage.
+    """
+    if stage not in STAGES:
+        raise UsageError(f"--redo {stage}: there is no such stage; the stages are {', '.join(STAGES)}.")
+    return tuple(name for name in STAGES if name == stage or feeds(stage, (name,)))

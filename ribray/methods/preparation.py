@@ -1,0 +1,182 @@
+"""The pixels of one refinement, loaded by background threads while the network computes."""
+
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from ribray.config import RefineConfig
+from ribray.data.depth import Scale
+from ribray.data.images import Picture
+from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, target_views
+from ribray.errors import ImageError
+from ribray.methods.extras import ExtraOrder
+
+_Loaded = TypeVar("_Loaded")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The image that is refined."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    views: list[torch.Tensor]
+    remarks: tuple[Scale | str, ...]
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """One extra sample, cut out and still uint8."""
+
+    place: int
+    pixels: np.ndarray
+    box: Box
+
+
+class Source(Protocol):
+    """Images by id with their labels: a data set, or a few photographs."""
+
+    labels: np.ndarray
+    """(ids, C) bool."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """What the images are called."""
+
+    def index(self, id: str) -> int:
+        """Return the row of an image."""
+
+    def picture(self, id: str) -> Picture:
+        """Read an image; an `ImageError` says why it cannot be."""
+
+    def image(self, id: str) -> np.ndarray:
+        """Return its pixels (H, W, 3) uint8."""
+
+
+class Preparation:
+    """An image's pixels, being loaded by background threads: the target's and its extra samples'.
+
+    An extra that cannot be read is passed over for the next one of the target's order; which image becomes which
+    sample therefore depends on the data alone, not on when a thread was done.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        dataset: Source,
+        order: ExtraOrder,
+        config: RefineConfig,
+        threads: ThreadPoolExecutor,
+        normalisation: Normalisation,
+    ):
+        self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
+        self._normalisation = normalisation
+        present = np.flatnonzero(dataset.labels[dataset.index(id)])
+        candidates = order.candidates(id, present.tolist())
+        self.only_empty = config.batch_size > 1 and candidates.size > 0 and not dataset.labels[candidates[0]].any()
+        """Whether no image but those without any class could serve as an extra sample."""
+        self.is_alone = self.only_empty and config.loss == "rib"
+        """Whether none is drawn: without a label it would add nothing to the loss."""
+        self._available = 0 if self.is_alone else len(candidates)
+        self._order = order.draw(id, present.tolist())
+        self._drawn: Counter[int] = Counter()
+        self.unreadable: dict[int, str] = {}
+        self.waited = 0.0
+        """Seconds in which the refinement had to wait for a thread."""
+        self._target = threads.submit(self._see)
+        self._queue: deque[tuple[int, Future[_Crop]]] = deque()
+        self._submit(self.per_step * (config.iterations - 1))
+
+    @property
+    def per_step(self) -> int:
+        """Samples of a step: what is configured, or every image there is as far as it is known to be readable."""
+        return min(self._config.batch_size - 1, self._available - len(self.unreadable))
+
+    def _submit(self, count: int) -> None:
+        for place in itertools.islice(self._order, count):
+            self._queue.append((place, self._threads.submit(self._cut, place, self._drawn[place])))
+            self._drawn[place] += 1
+
+    def _see(self) -> Target:
+        picture = self._dataset.picture(self._id)
+        height, width = picture.pixels.shape[:2]
+        views = target_views(picture.pixels, self._config.scales, self._normalisation)
+        return Target((height, width), [_ready_to_copy(view) for view in views], picture.remarks)
+
+    def _cut(self, place: int, turn: int) -> _Crop:
+        extra = self._dataset.ids[place]
+        rng = keyed_rng("extra", self._config.seed, self._id, extra, turn)
+        pixels, box = augment(self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size)
+        return _Crop(place, pixels, box)
+
+    def target(self) -> Target:
+        """Return the target's size and views.
+
+        Raises:
+            ImageError: they cannot be read.
+        """
+        return self._wait(self._target)
+
+    def take(self) -> list[_Crop]:
+        """Return the crops of the next step.
+
+        Raises:
+            ImageError: none of the images that may serve as extras can be read.
+        """
+        crops: list[_Crop] = []
+        while len(crops) < self.per_step:
+            if not self._queue:
+                self._submit(1)
+            place, future = self._queue.popleft()
+            try:
+                crops.append(self._wait(future))
+            except ImageError as error:
+                self.unreadable[place] = f"{self._dataset.ids[place]}: {error}"
+                if not self.per_step:
+                    raise ImageError(
+                        f"None of the {self._available} images that could serve as extras is readable."
+                    ) from None
+        return crops
+
+    def batch(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the next step's extra samples: images (n, 3, S, S) float32, labels (n, C) bool; None where none are.
+
+        Raises:
+            ImageError: as `take`.
+        """
+        if self.per_step == 0:
+            return None
+        crops = self.take()
+        pixels, labels = (
+            _ready_to_copy(torch.from_numpy(array)).to(device, non_blocking=True)
+            for array in (
+                np.stack([crop.pixels for crop in crops]),
+                self._dataset.labels[[crop.place for crop in crops]],
+            )
+        )
+        return normalise_crops(pixels, [crop.box for crop in crops], self._normalisation), labels
+
+    def _wait(self, future: Future[_Loaded]) -> _Loaded:
+        began = time.monotonic()
+        try:
+            return future.result()
+        finally:
+            self.waited += time.monotonic() - began
+
+    def cancel(self) -> None:
+        """Drop what has not been loaded."""
+        for _, future in self._queue:
+            future.cancel()
+        self._queue.clear()
+
+
+def _ready_to_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in memory that a GPU reads from without the host waiting; on a CPU as it is."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor

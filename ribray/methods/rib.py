@@ -1,0 +1,375 @@
+"""RIB refinement of one image (Lee et al., NeurIPS 2021, section 3; docs/method.md, section 2).
+
+The classifier is fine-tuned on a single image with a loss that no activation saturates, so that information
+flows from regions it did not need for its decision. The class activation maps of every step are summed up.
+
+Shapes:
+    V = 2 views of a scale (the image and its horizontal flip), R rows of the target's logits (V for each
+    scale in the loss), C classes of the classifier, P present classes of the image, n extra samples, S side
+    of their crops, h w cells of a map (different at each scale).
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ribray.config import RefineConfig
+from ribray.errors import ImageError
+from ribray.methods.loss import refinement_loss
+from ribray.methods.pooling import pool
+from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
+from ribray.networks.classifier import Classifier
+from ribray.networks.engine import Kind, engine_for
+
+Extras = Callable[[int], tuple[Tensor, Tensor] | None]
+"""From a step to its extra samples: images (n, 3, S, S) float32, labels (n, C) bool; None: there are none."""
+
+_DIVISION_GUARD = 1e-5
+_DECAY_POWER = 0.9
+_EXTRAS_AT_ONCE_ON_CPU = 10  # no more memory than the target's views take; the loss is a sum over rows
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the refinement of one image leaves behind. Maps are sums over steps, at the network's own stride.
+
+    Attributes:
+        classes: (P,) int64, the present classes in increasing order.
+        initial: per scale (P, h, w) float32, the sum after step 0: the plain class activation map.
+        refined: per scale (P, h, w) float32, the sum over all steps.
+        by_step: the sums after each step, ``by_step[k][i]`` for scale i; None unless ``keep_steps`` is set.
+        losses: the loss of every step whose update was used, that is of all but the last step (a traced
+            refinement has the last step's, too).
+        target_losses: the sum of the target's logits of its present classes, for every step that came to
+            logits.
+        steps: steps begun, including one that an explosion ended.
+        stop_reason: "finished", "target_loss" or "explosion".
+    """
+
+    classes: np.ndarray
+    initial: list[np.ndarray]
+    refined: list[np.ndarray]
+    by_step: list[list[np.ndarray]] | None
+    losses: list[float]
+    target_losses: list[float]
+    steps: int
+    stop_reason: str
+
+
+@dataclass
+class Trace:
+    """Inner values of one refinement, to be compared with recorded ones.
+
+    Attributes:
+        maps: ``maps[k][i]`` (P, h, w), what step k added at scale i; zeros or missing where an explosion
+            ended step k.
+        logits: per step that came to them the pooled logits (R + n, C), the target's rows first.
+    """
+
+    maps: list[list[np.ndarray]] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+
+
+class Refiner:
+    """Refines images one after the other, each from the same initial weights W₀.
+
+    The classifier handed over is this object's to change: after ``refine`` it has the last image's weights. A
+    result depends on W₀, the configuration and the arguments of ``refine`` alone, never on earlier images.
+
+    Args:
+        classifier: with the weights W₀.
+        config: settings of the refinement; ``scales`` must begin with 1.0.
+        precision: "float32", the reference (TF32 off), or "bfloat16": convolutions in bfloat16 with copies of
+            float32 weights; their sums of gradients, the head and the pooling in float32.
+        device: where to compute.
+        engine: "plain" or "folded"; default: what `ribray.networks.engine.engine_for` chooses.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        config: RefineConfig,
+        precision: str = "float32",
+        device: str | torch.device = "cpu",
+        engine: Kind | None = None,
+    ) -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision is float32 or bfloat16, not {precision!r}.")
+        if config.scales[0] != 1.0:
+            raise ValueError(f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}.")
+        self.config = config
+        self.device = torch.device(device)
+        self.classifier = classifier.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        dtype = torch.bfloat16 if precision == "bfloat16" else self.classifier.head.weight.dtype
+        self.network = engine_for(self.classifier, dtype, engine)
+        self.loss = refinement_loss(config.loss)
+        self.in_loss = [scale in config.loss_scales for scale in config.scales]
+        backbone, head = self.classifier.learnable_groups()
+        self.groups = [(backbone, config.lr), (head, config.lr * config.head_lr_factor)]
+        self.learnable = [*backbone, *head]
+        self.initial_weights = [parameter.detach().clone() for parameter in self.learnable]
+        # A CPU knows a step's stop tests before its backward pass and can spare it. Asking a GPU that early
+        # would drain its queue, so there the tests are read after the update was queued, which no one sees if
+        # it was too much: the maps of a step never depend on its own update.
+        self.reads_before_update = self.device.type == "cpu"
+
+    def refine(
+        self, views: Sequence[Tensor], present: Sequence[int], extras: Extras, trace: Trace | None = None
+    ) -> Refinement:
+        """Refine the maps of one image.
+
+        Args:
+            views: per scale (2, 3, H, W) float32, the normalised image and its horizontal flip.
+            present: the image's classes.
+            extras: called at most once a step, in order, for samples that share no class with the image.
+            trace: collects inner values; the last step then computes its extra samples and its loss, too.
+
+        Raises:
+            ValueError: no present class, an unknown one, or another number of views than scales.
+            ImageError: the loss or a map is not finite.
+        """
+        self._check(views, present)
+        classes = torch.tensor(sorted(present), device=self.device)  # (P,)
+        labels = torch.zeros(1, self.classifier.classes, dtype=torch.bool, device=self.device)
+        labels[0, classes] = True  # (1, C)
+        sums: list[Tensor] = []  # per scale (P, h, w)
+        snapshots: list[list[Tensor]] = []
+        losses: list[Tensor] = []
+        target_losses: list[float] = []
+
+        with self._exact_float32():
+            self.restore()
+            optimizer = torch.optim.SGD(
+                [{"params": parameters, "lr": lr} for parameters, lr in self.groups],
+                momentum=self.config.momentum,
+                weight_decay=self.config.weight_decay,
+                fused=True,
+            )
+            stems = [self._stem(view) for view in views]  # computed once: the stem never learns
+            for step in range(self.config.iterations):
+                last = step == self.config.iterations - 1
+                target = self._see_target(stems, classes, labels, step, learn=not last)
+                if step == 0:
+                    sums = list(target.maps)
+                for scale, added in enumerate(target.maps if step else []):
+                    sums[scale] = sums[scale] + added
+                if step == 0 or self.config.keep_steps:
+                    snapshots.append(list(sums))
+
+                stop = _StopTest(target, losses[-1:], self.config, step)
+                if self.reads_before_update:
+                    stop.read()
+                useful = not (last or stop.reason)  # on a GPU the reason may still be on its way
+                if target.logits is not None and (useful or trace is not None):
+                    total, logits = self._learn(optimizer, step, target.logits, labels, extras(step), update=useful)
+                    losses.append(total)
+
+                stop.read()
+                if stop.reason != EXPLOSION:
+                    target_losses.append(stop.target_loss)
+                if trace is not None:
+                    trace.maps.append([added.cpu().numpy() for added in target.maps])
+                    if stop.reason != EXPLOSION:
+                        trace.logits.append(logits.cpu().numpy())
+                if stop.reason:
+                    break
+            optimizer.zero_grad()
+
+        traced_last = trace is not None and stop.reason != EXPLOSION
+        by_step = [_arrays(snapshot) for snapshot in snapshots]
+        return Refinement(
+            classes=classes.cpu().numpy(),
+            initial=by_step[0],
+            refined=_arrays(sums),
+            by_step=by_step if self.config.keep_steps else None,
+            losses=[loss.item() for loss in losses[: step + traced_last]],
+            target_losses=target_losses,
+            steps=step + 1,
+            stop_reason=stop.reason or FINISHED,
+        )
+
+    def _see_target(
+        self, stems: list[Tensor], classes: Tensor, labels: Tensor, step: int, learn: bool
+    ) -> "_TargetPass":
+        """Run the target's views through the network: this step's maps, explosion check and logits."""
+        maps: list[Tensor] = []
+        rows: list[Tensor] = []
+        exploded = torch.zeros((), dtype=torch.bool, device=self.device)
+        for scale, stem in enumerate(stems):
+            with torch.set_grad_enabled(learn and self.in_loss[scale]):
+                cams = self.network.cams(stem)  # (V, C, h, w)
+            merged = _merge_views(cams.detach().index_select(1, classes))  # (P, h, w)
+            maps.append(merged.where(~exploded, 0.0))
+            if scale == 0 and step > 0:
+                exploded = self._explodes(merged)
+                if self.reads_before_update and exploded:
+                    return _TargetPass(maps, None, exploded, torch.zeros((), device=self.device))
+            if self.in_loss[scale]:
+                rows.append(self._pool(cams, labels.expand(len(cams), -1)))
+        logits = torch.cat(rows)  # (R, C)
+        return _TargetPass(maps, logits, exploded, (logits.detach() * labels).sum())
+
+    def _explodes(self, merged: Tensor) -> Tensor:
+        """Say whether too much lights up in ``merged`` (P, h, w), this step's map of scale 1.0."""
+        relative = merged / (merged.amax((1, 2), keepdim=True) + _DIVISION_GUARD)
+        covered = (relative > self.config.explode_threshold).any(0)  # (h, w)
+        return covered.double().mean() > self.config.explode_ratio
+
+    def _learn(
+        self,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        target_logits: Tensor,
+        labels: Tensor,
+        extras: tuple[Tensor, Tensor] | None,
+        update: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step of SGD on target and extra samples; return the loss and all logits (R + n, C).
+
+        The loss is a sum over rows, so each part runs backward on its own: memory never holds all of them.
+        """
+        optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        rows: list[Tensor] = []
+
+        def add(logits: Tensor, logit_labels: Tensor) -> None:
+            nonlocal total
+            loss = self.loss(logits, logit_labels)
+            if update:
+                loss.backward()
+            total = total + loss.detach()
+            rows.append(logits.detach())
+
+        add(target_logits, labels.expand(len(target_logits), -1))
+        if extras is not None and len(extras[0]):
+            images, extra_labels = extras
+            at_once = _EXTRAS_AT_ONCE_ON_CPU if self.device.type == "cpu" else len(images)
+            for part, part_labels in zip(images.split(at_once), extra_labels.split(at_once), strict=True):
+                part_labels = part_labels.to(self.device, non_blocking=True)
+                with torch.set_grad_enabled(update):
+                    add(self._pool(self.network.cams(self._stem(part)), part_labels), part_labels)
+        if update:
+            self._update(optimizer, step)
+        return total, torch.cat(rows)
+
+    def _update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Move the weights along the gradients that backward passes have left, at the rate of this step."""
+        self.network.give_gradients()
+        decay = (1 - step / self.config.iterations) ** _DECAY_POWER
+        for group, (_, lr) in zip(optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = lr * decay
+        optimizer.step()
+        self.network.refresh()
+
+    def _stem(self, images: Tensor) -> Tensor:
+        """Return the frozen stem's output for images (n, 3, H, W) on any device."""
+        return self.network.stem(images.to(self.device, non_blocking=True))
+
+    def _pool(self, cams: Tensor, labels: Tensor) -> Tensor:
+        config = self.config
+        return pool(cams, labels, config.pooling, config.pooling_threshold, config.pooling_first_classes)
+
+    @contextlib.contextmanager
+    def _exact_float32(self) -> Iterator[None]:
+        """Keep a GPU from rounding float32 to TF32, and from choosing its algorithms by timing them."""
+        matmul = torch.backends.cuda.matmul
+        allowed = matmul.allow_tf32
+        deterministic = self.config.deterministic or torch.are_deterministic_algorithms_enabled()
+        try:
+            matmul.allow_tf32 = False
+            with torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=deterministic, allow_tf32=False
+            ):
+                yield
+        finally:
+            matmul.allow_tf32 = allowed
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the classifier its initial weights W₀ again."""
+        torch._foreach_copy_(self.learnable, self.initial_weights)
+        self.network.refresh()
+
+    def _check(self, views: Sequence[Tensor], present: Sequence[int]) -> None:
+        if not len(present):
+            raise ValueError("An image without any present class cannot be refined.")
+        if len(set(present)) != len(present) or min(present) < 0 or max(present) >= self.classifier.classes:
+            raise ValueError(f"Present classes {list(present)} do not fit {self.classifier.classes} classes.")
+        if len(views) != len(self.config.scales):
+            raise ValueError(f"There are {len(views)} views for {len(self.config.scales)} scales.")
+
+
+@dataclass(frozen=True)
+class _TargetPass:
+    """The target's part of one step.
+
+    Attributes:
+        maps: per scale (P, h, w), to be added to the sums; zeros or missing behind an explosion.
+        logits: (R, C) with gradient, or None where an explosion ended the step before there were any.
+        exploded: () bool.
+        target_loss: () the sum of the present classes' logits.
+    """
+
+    maps: list[Tensor]
+    logits: Tensor | None
+    exploded: Tensor
+    target_loss: Tensor
+
+
+class _StopTest:
+    """The numbers that decide whether a step is the last one, on their way from the device to the host.
+
+    On a GPU the copy is queued where the numbers are computed, and ``read`` waits for it alone, not for what
+    was queued afterwards.
+    """
+
+    def __init__(self, target: _TargetPass, previous_loss: list[Tensor], config: RefineConfig, step: int) -> None:
+        total = sum((maps.sum() for maps in target.maps), start=torch.zeros((), device=target.exploded.device))
+        numbers = [target.exploded, target.target_loss, total, *previous_loss]
+        values = torch.stack([number.to(torch.float32) for number in numbers])
+        self._event: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._values = values
+        self._config = config
+        self._step = step
+        self.reason: str | None = None
+        self.target_loss = math.nan
+
+    def read(self) -> None:
+        """Wait for the numbers and set ``reason``, which stays None where the refinement goes on.
+
+        Raises:
+            ImageError: one of them is not finite.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        exploded, self.target_loss, *others = self._values.tolist()
+        if not all(math.isfinite(value) for value in (self.target_loss, *others)):
+            raise ImageError(
+                "The loss or a map is not finite in refinement step "
+                f"{self._step + 1} of {self._config.iterations}; a smaller refine.lr may help."
+            )
+        if exploded:
+            self.reason = EXPLOSION
+        elif abs(self.target_loss) > self._config.stop_threshold:
+            self.reason = TARGET_LOSS
+
+
+def _merge_views(cams: Tensor) -> Tensor:
+    """Return ReLU(view) + un-flipped ReLU(flipped view), (P, h, w), of ``cams`` (2, P, h, w)."""
+    view, flipped = cams.relu()
+    return view + flipped.flip(-1)
+
+
+def _arrays(tensors: list[Tensor]) -> list[np.ndarray]:
+    return [tensor.cpu().numpy() for tensor in tensors]

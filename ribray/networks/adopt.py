@@ -1,0 +1,312 @@
+"""From anybody's trained network to the classifier that methods work on: where its features, head and stem are.
+
+The network is copied, never changed. Networks of timm and torchvision are known; of any other one the head is its last
+linear layer, unless features and head are named.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ribray.data.transforms import IMAGENET, Normalisation
+from ribray.errors import UsageError
+from ribray.networks.backbone import Backbone, ResNet
+from ribray.networks.classifier import Classifier
+from ribray.networks.layered import (
+    Layered,
+    behind_pooling,
+    cannot_run,
+    layers_in_a_row,
+    not_in_a_row,
+    sample_image,
+    sizes_of,
+)
+from ribray.networks.timm_backbone import TimmBackbone
+
+STEM_STRIDE = 8
+"""Pixels per cell at which the stem of a network ends, unless it is said otherwise."""
+
+Part = nn.Module | str
+"""A module of the network, or its dotted name."""
+
+
+def adopt(
+    model: nn.Module,
+    *,
+    features: Part | None = None,
+    head: Part | None = None,
+    frozen: Sequence[str] | None = None,
+    normalisation: Normalisation | None = None,
+) -> Classifier:
+    """Return a classifier with copies of a network's weights.
+
+    The bias of its head is left out: it has no place in a class activation map. Where the network is known to have
+    been trained with a softmax, whose logits are known up to a common number only, the head is centred: the mean over
+    classes is taken off.
+
+    Args:
+        model: maps images (N, 3, H, W) to logits (N, C): a linear head on globally averaged features.
+        features: what gives the features (N, F, h, w); default: the layers before the head.
+        head: the linear layer, or 1×1 convolution, behind the average.
+        frozen: dotted names of modules that do not learn; default: what comes before the features of stride 8 are left.
+        normalisation: of the pixels that it was trained on; default: timm's own, else ImageNet's.
+
+    Raises:
+        UsageError: the network is not built so, is not in float32, or has batch norm in training mode.
+    """
+    if isinstance(model, Classifier):
+        return copy.deepcopy(model)
+    name = type(model).__name__
+    _require_ready(model, name)
+    network = copy.deepcopy(model).cpu().float().requires_grad_(True)
+    head_name, linear = _head_of(network, model, head)
+    weight = _head_weight(linear, name).clone()
+    if features is None and head is None and frozen is None:
+        backbone = _known(network, name) or _row(network, None, head_name, linear, None, name)
+    else:
+        layers = None if features is None else [_name_of(network, model, features, "features")]
+        backbone = _row(network, layers, head_name, linear, frozen, name)
+    if normalisation is not None:
+        backbone.normalisation = normalisation
+    classifier = Classifier(backbone, len(weight))
+    with torch.no_grad():
+        classifier.head.weight.copy_(weight - weight.mean(0) if is_softmax(model) else weight)
+    return classifier.eval()
+
+
+def _known(network: Any, name: str) -> Backbone | None:
+    """Return the backbone of a network of timm, or of torchvision's ResNets; None of any other."""
+    origin = type(network).__module__
+    if origin.startswith("timm."):
+        return TimmBackbone(network, name)
+    if origin == "torchvision.models.resnet":
+        sides = sizes_of(network, ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"), sample_image())
+        return ResNet(name, sample_image().shape[2] // sides[-1], network)
+    return None
+
+
+def _row(
+    network: nn.Module,
+    layers: list[str] | None,
+    head_name: str,
+    head: nn.Module,
+    frozen: Sequence[str] | None,
+    name: str,
+) -> Layered:
+    """Return a network as the row of its layers, those that were named or those before its head."""
+    stem_layers, layers = _stem_of(network, layers or _layers_before(network, head_name, head, name), frozen, name)
+    backbone = Layered(network, layers, stem_layers, name, _normalisation_of(network))
+    _require_averaged(network, backbone, head, name)
+    # What the features do not need, such as the head itself, must not be decayed.
+    needed = {id(each) for module in backbone.layers() for each in module.parameters()}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in needed)
+    return backbone
+
+
+def is_softmax(model: nn.Module) -> bool:
+    """Whether a network's classes are known to be ImageNet's, of which an image has one."""
+    return class_names(model) is not None
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """Return the names of a network's classes, where it is one of timm's or torchvision's for ImageNet."""
+    origin = type(model).__module__.partition(".")[0]
+    if origin == "timm" and getattr(model, "num_classes", None) == IMAGENET_CLASSES:
+        from timm.data import ImageNetInfo
+
+        names = ImageNetInfo()
+        return [names.index_to_description(index) for index in range(IMAGENET_CLASSES)]
+    if origin == "torchvision" and _classes_of(model) == IMAGENET_CLASSES:
+        import torchvision
+
+        return list(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
+    return None
+
+
+def trained_side(model: nn.Module) -> int | None:
+    """Return the side in pixels of the images that a network of timm's or torchvision's for ImageNet was trained on."""
+    if class_names(model) is None:
+        return None
+    settings = getattr(model, "pretrained_cfg", None)
+    return int(settings["input_size"][-1]) if isinstance(settings, dict) else _TORCHVISION_SIDE
+
+
+IMAGENET_CLASSES = 1000
+_TORCHVISION_SIDE = 224
+_AGREEMENT = 1e-3  # relative
+
+
+def _classes_of(model: nn.Module) -> int | None:
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return linear[-1].out_features if linear else None
+
+
+def _normalisation_of(model: Any) -> Normalisation:
+    settings = getattr(model, "pretrained_cfg", None)
+    if type(model).__module__.startswith("timm.") and isinstance(settings, dict):
+        return Normalisation(settings["mean"], settings["std"])
+    return IMAGENET
+
+
+def _require_ready(model: nn.Module, name: str) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError(f"{name} has weights without values, on the device meta: load them first.")
+    kinds = {parameter.dtype for parameter in model.parameters()}
+    if kinds - {torch.float32, torch.float64}:
+        found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise UsageError(f"{name} has {found} weights: hand over model.float(); precision is a setting of its own.")
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()):
+        raise UsageError(
+            f"{name} has batch norm in training mode, which would change what it gives: call model.eval()."
+        )
+
+
+# --- where things are --------------------------------------------------------------------------------------------
+
+
+def _name_of(network: nn.Module, model: nn.Module, part: Part, argument: str) -> str:
+    """Return the dotted name of a module of the network, of which ``network`` is a copy."""
+    if isinstance(part, str):
+        try:
+            network.get_submodule(part)
+        except AttributeError:
+            names = ", ".join(name for name, _ in network.named_children())
+            raise UsageError(f"{argument}='{part}' is no module of {type(model).__name__}; it has {names}.") from None
+        return part
+    for name, module in model.named_modules():
+        if module is part:
+            return name
+    raise UsageError(f"{argument} is no module of {type(model).__name__}.")
+
+
+def _head_of(network: nn.Module, model: nn.Module, head: Part | None) -> tuple[str, nn.Module]:
+    """Return the name of the head, and the head in the copy: what was named, or the last linear layer."""
+    if head is not None:
+        name = _name_of(network, model, head, "head")
+        return name, network.get_submodule(name)
+    linear = [(each, module) for each, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UsageError(
+            f"{type(model).__name__} has no linear layer: name the 1×1 convolution that classifies by head=."
+        )
+    return linear[-1]
+
+
+def _head_weight(head: nn.Module, name: str) -> Tensor:
+    """Return the weight in the shape of a 1×1 convolution (C, F, 1, 1)."""
+    if isinstance(head, nn.Linear):
+        return head.weight.detach()[:, :, None, None]
+    if isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1) and head.groups == 1:
+        return head.weight.detach()
+    raise UsageError(f"The head of {name} is a {type(head).__name__}: it must be a linear layer or a 1×1 convolution.")
+
+
+def _layers_before(network: nn.Module, head_name: str, head: nn.Module, name: str) -> list[str]:
+    """Return the layers whose average the head sees."""
+    vector = _seen_by(network, head, name)
+    layers = layers_in_a_row(
+        _Before(network, head_name.partition(".")[0]), sample_image(), lambda features: _averages_to(features, vector)
+    )
+    if layers is None:
+        raise behind_pooling(name) if _is_no_average(network, vector) else not_in_a_row(name)
+    return layers
+
+
+class _Before:
+    """A network without the child that holds its head."""
+
+    def __init__(self, network: nn.Module, head: str) -> None:
+        self._network, self._head = network, head
+
+    def named_children(self) -> list[tuple[str, nn.Module]]:
+        return [(name, child) for name, child in self._network.named_children() if name != self._head]
+
+
+def _seen_by(network: nn.Module, head: nn.Module, name: str) -> Tensor:
+    """Return what the head is given for the sample image, averaged over the cells of maps, (1, F)."""
+    given: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            logits = network(sample_image())
+    except Exception as error:  # noqa: BLE001 - an assertion on the image's size, as of networks of patches
+        raise cannot_run(name, error) from None
+    finally:
+        hook.remove()
+    if not given or not isinstance(logits, Tensor) or given[-1].ndim not in (2, 4):
+        raise UsageError(f"{name} is no classifier whose head gives logits (images, classes) from a vector per image.")
+    vector = given[-1].mean((2, 3)) if given[-1].ndim == 4 else given[-1]
+    with torch.no_grad():
+        expected = head(given[-1]).mean((2, 3)) if given[-1].ndim == 4 else head(vector)
+    if logits.flatten(1).shape != expected.shape or not torch.allclose(
+        logits.flatten(1), expected, rtol=1e-3, atol=1e-6
+    ):
+        raise UsageError(f"{name} gives other logits than its head does: no layer may follow the head.")
+    return vector
+
+
+def _averages_to(features: Tensor, vector: Tensor) -> bool:
+    """Whether maps (1, F, h, w) averaged over their cells are this vector (1, F)."""
+    return features.shape[1] == vector.shape[1] and bool(
+        (features.mean((2, 3)) - vector).norm() <= _AGREEMENT * vector.norm()
+    )
+
+
+def _is_no_average(network: nn.Module, vector: Tensor) -> bool:
+    """Whether no module of the network puts out maps whose average is this vector."""
+    found: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            found.append(_averages_to(output, vector))
+
+    hooks = [module.register_forward_hook(look) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network(sample_image())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return not any(found)
+
+
+def _stem_of(network: nn.Module, layers: list[str], frozen: Sequence[str] | None, name: str) -> tuple[int, list[str]]:
+    """Return how many layers are the stem, and the layers: those of a container one by one where that divides it."""
+    layers = [each for layer in layers for each in _spread(network, layer)]
+    if frozen is None:
+        sizes = sizes_of(network, layers, sample_image())
+        strides = [sample_image().shape[2] // size for size in sizes]
+        most = STEM_STRIDE if strides[-1] > STEM_STRIDE else strides[-1] - 1  # something has to learn
+        return next((place for place, stride in enumerate(strides) if stride > most), len(layers)), layers
+    for each in frozen:
+        _name_of(network, network, each, "frozen")
+    held = [place for place, layer in enumerate(layers) if any(_within(layer, each) for each in frozen)]
+    if held != list(range(len(held))) or (frozen and not held):
+        raise UsageError(f"frozen={list(frozen)} must be the first layers of {name}: {', '.join(layers)}.")
+    return len(held), layers
+
+
+def _spread(network: nn.Module, layer: str) -> list[str]:
+    module = network.get_submodule(layer)
+    if type(module) is nn.Sequential:
+        return [f"{layer}.{each}" if layer else each for each, _ in module.named_children()]
+    return [layer]
+
+
+def _within(layer: str, outer: str) -> bool:
+    return layer == outer or layer.startswith(f"{outer}.")
+
+
+def _require_averaged(network: nn.Module, backbone: Layered, head: nn.Module, name: str) -> None:
+    """Check that what the head sees is the average of the features."""
+    with torch.no_grad():
+        features = backbone.trunk(backbone.stem(sample_image()))
+    if features.ndim != 4 or not _averages_to(features, _seen_by(network, head, name)):
+        raise UsageError(
+            f"The head of {name} does not see the average of these features, of shape {tuple(features.shape)}: a "
+            "network is needed whose head is one linear layer on globally averaged features."
+        )

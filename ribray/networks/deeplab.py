@@ -1,0 +1,221 @@
+"""DeepLab-v2, the network that learns from pseudo masks, and its balanced loss (docs/method.md, section 5).
+
+Source: Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully
+Connected CRFs", TPAMI 2018.
+
+Shapes: N images, K classes with background, H W pixels, h w cells of an output.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ribray.data.dataset import BACKGROUND, IGNORE
+from ribray.data.transforms import normalise
+from ribray.networks.backbone import Backbone, keep_running_statistics
+from ribray.networks.weights import load_network, save_network
+
+SKIP_STRIDE = 4
+"""Input pixels per cell of the outputs of a network with a hidden layer."""
+
+_INIT_STD = 0.01
+
+Total = Callable[[Tensor], Tensor]
+"""Gives the sum of a small tensor over all ranks of a training."""
+
+
+class DeepLab(nn.Module):
+    """A backbone that learns as a whole, and parallel dilated convolutions (ASPP), at several sizes of the image.
+
+    Batch norm always uses its running statistics. Without ``hidden`` the ASPP gives the logits, as published, at the
+    backbone's output stride. With it, which a small backbone needs, the ASPP gives that many channels; they are
+    upsampled to stride 4, joined with a projection of the last level at that stride, and give the logits there.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes_with_background: int,
+        rates: Sequence[int] = (6, 12, 18, 24),
+        hidden: int | None = None,
+        scales: Sequence[float] = (1.0, 0.75, 0.5),
+    ) -> None:
+        """Put a new head on ``backbone``.
+
+        Args:
+            backbone: of output stride 8, as published.
+            classes_with_background: K.
+            rates: dilations of the ASPP's convolutions, whose outputs are summed.
+            hidden: channels between the ASPP and the logits, or None.
+            scales: sizes of the image at which the network runs, as factors of its sides; 1 is among them.
+        """
+        super().__init__()
+        if 1.0 not in scales:
+            raise ValueError(f"The scales of DeepLab must have 1.0 among them, which {list(scales)} do not.")
+        self.scales = tuple(scales)
+        self.backbone = backbone.requires_grad_(True)
+        self.head = _AsppHead(backbone, classes_with_background, rates, hidden)
+        self.train(self.training)
+
+    def forward(self, images: Tensor) -> list[Tensor] | Tensor:
+        """Return the logits, float32, of ``images`` (N, 3, H, W).
+
+        Returns:
+            in training mode a list: the logits of every scale, each (N, K, h_s, w_s), and, of several scales, last
+            their maximum per cell, at the size (h, w) of scale 1; in evaluation mode that maximum (N, K, h, w) alone.
+        """
+        logits = [self._at_scale(images, scale) for scale in self.scales]
+        if len(logits) == 1:
+            return logits if self.training else logits[0]
+        size = logits[self.scales.index(1.0)].shape[2:]
+        maximum = torch.stack([_resized(scale, size) for scale in logits]).amax(0)
+        return [*logits, maximum] if self.training else maximum
+
+    def parameter_groups(self, lr: float, weight_decay: float, head_factor: float = 10.0) -> list[dict[str, Any]]:
+        """Return the parameters in four groups for an optimiser, each with its ``lr`` and ``weight_decay``.
+
+        In this order: the backbone's weights at ``lr``; its biases, batch norm's shifts among them, at twice that and
+        without decay; the head's weights at ``head_factor`` times ``lr``; its biases at twice that and without decay.
+        """
+        groups = []
+        for part, factor in ((self.backbone, 1.0), (self.head, head_factor)):
+            named = list(part.named_parameters())
+            weights = [parameter for name, parameter in named if not name.endswith("bias")]
+            biases = [parameter for name, parameter in named if name.endswith("bias")]
+            groups.append({"params": weights, "lr": lr * factor, "weight_decay": weight_decay})
+            groups.append({"params": biases, "lr": 2 * lr * factor, "weight_decay": 0.0})
+        return groups
+
+    def train(self, mode: bool = True) -> "DeepLab":
+        """Switch the mode of every module but batch norm, which never leaves evaluation mode."""
+        super().train(mode)
+        keep_running_statistics(self)
+        return self
+
+    def _at_scale(self, images: Tensor, scale: float) -> Tensor:
+        size = [max(round(side * scale), 1) for side in images.shape[2:]]
+        return self.head(self.backbone.features(_resized(images, size))).float()
+
+
+class _AsppHead(nn.Module):
+    """From the five levels of a backbone to logits (N, K, h, w)."""
+
+    def __init__(self, backbone: Backbone, classes: int, rates: Sequence[int], hidden: int | None) -> None:
+        super().__init__()
+        self.aspp = nn.ModuleList(
+            nn.Conv2d(backbone.channels[-1], hidden or classes, kernel_size=3, padding=rate, dilation=rate)
+            for rate in rates
+        )
+        for name, parameter in self.aspp.named_parameters():
+            nn.init.normal_(parameter, std=0.0 if name.endswith("bias") else _INIT_STD)
+        self.upsampling = backbone.strides[-1] // SKIP_STRIDE
+        self.skip_level = max(level for level, stride in enumerate(backbone.strides) if stride == SKIP_STRIDE)
+        self.skip: nn.Conv2d | None = None
+        if hidden is not None:
+            self.skip = nn.Conv2d(backbone.channels[self.skip_level], hidden, kernel_size=1)
+            self.output = nn.Conv2d(2 * hidden, classes, kernel_size=1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        context = torch.stack([convolution(levels[-1]) for convolution in self.aspp]).sum(0)
+        if self.skip is None:
+            return context
+        fine = self.skip(levels[self.skip_level])
+        coarse = functional.interpolate(
+            context.relu(), scale_factor=float(self.upsampling), mode="bilinear", align_corners=False
+        )[:, :, : fine.shape[2], : fine.shape[3]]
+        return self.output(torch.cat([coarse, fine.relu()], 1))
+
+
+# --- the loss -----------------------------------------------------------------------------------------------
+
+
+def _identity(counts: Tensor) -> Tensor:
+    return counts
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor, total: Total = _identity) -> Tensor:
+    """Return the mean cross entropy over background plus the mean over foreground pixels, a float32 scalar.
+
+    The pixels are counted over all ranks and the sums taken over this one's, so that the losses of all ranks add up to
+    that of the whole batch, and so do their gradients. Where there are no such pixels, the mean is 0.
+
+    Args:
+        logits: (N, K, h, w), of any floating type.
+        labels: (N, h, w), 0 background, 255 in neither mean.
+        total: gives the sum of a tensor over all ranks; called once.
+    """
+    return _balanced([logits], [labels.long()], total)
+
+
+def segmentation_loss(logits: Sequence[Tensor], labels: Tensor, total: Total = _identity) -> Tensor:
+    """Return the sum of `balanced_cross_entropy` over all outputs of a network in training mode.
+
+    Args:
+        logits: outputs (N, K, h, w), each of its own size.
+        labels: (N, H, W), brought to the size of every output by nearest neighbour.
+        total: gives the sum of a tensor over all ranks; called once.
+    """
+    return _balanced(logits, [_reduced(labels, output.shape[2:]) for output in logits], total)
+
+
+def _balanced(outputs: Sequence[Tensor], labels: Sequence[Tensor], total: Total) -> Tensor:
+    """The balanced loss of several outputs (N, K, h, w), each with its labels (N, h, w) int64."""
+    background = [of_output == BACKGROUND for of_output in labels]
+    foreground = [(of_output != BACKGROUND) & (of_output != IGNORE) for of_output in labels]
+    counts = torch.stack([torch.stack([kind.sum() for kind in kinds]) for kinds in (background, foreground)])
+    shares = 1 / total(counts).clamp(min=1).float()  # (2, outputs): what a pixel of background, of foreground counts
+    loss = torch.zeros((), device=counts.device)
+    for place, (logits, of_output) in enumerate(zip(outputs, labels, strict=True)):
+        weights = background[place] * shares[0, place] + foreground[place] * shares[1, place]  # (N, h, w)
+        losses = functional.cross_entropy(logits.float(), of_output, ignore_index=IGNORE, reduction="none")
+        loss = loss + (losses * weights).sum()
+    return loss
+
+
+def _reduced(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring labels (N, H, W) to ``size`` by nearest neighbour: a cell gets the label in its middle."""
+    return functional.interpolate(labels[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
+
+
+# --- prediction and files -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(model: DeepLab, image: np.ndarray, device: torch.device | str) -> Tensor:
+    """Return the probabilities (K, H, W), float32 and on ``device``, of the classes of every pixel.
+
+    The logits, the maximum over the network's scales, are brought to the image's size before the softmax.
+
+    Args:
+        model: in evaluation mode, on ``device``.
+        image: (H, W, 3) uint8.
+        device: where the network runs.
+    """
+    logits = model(normalise(image, model.backbone.normalisation)[None].to(device))
+    return _resized(logits, image.shape[:2])[0].softmax(0)
+
+
+def save_deeplab(model: DeepLab, location: str | Path) -> None:
+    """Write ``model`` as safetensors."""
+    save_network(model, location)
+
+
+def load_deeplab(model: DeepLab, location: str | Path) -> None:
+    """Give ``model`` the weights that `save_deeplab` wrote.
+
+    Raises:
+        UsageError: the file cannot be read, or belongs to another backbone, number of classes or head.
+    """
+    load_network(model, location)
+
+
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps (N, C, h, w) bilinearly."""
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    return functional.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)

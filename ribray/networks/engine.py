@@ -1,0 +1,84 @@
+"""What computes a classifier while its weights move: one small interface, two engines behind it.
+
+The *plain* engine is autograd on any classifier. The *folded* one (`ribray.networks.folded`) folds batch norm into
+convolutions and writes their gradients by hand; it takes residual networks only. `benchmarks/README.md` compares the
+folded one with a plain reading of the method; the two engines have not been timed against each other yet.
+
+Shapes: N images, C classes, H W pixels, h w cells of a map.
+"""
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ribray.networks.backbone import ResidualBackbone
+from ribray.networks.classifier import Classifier
+from ribray.networks.folded import Folded
+
+Kind = Literal["plain", "folded"]
+
+
+class Engine(Protocol):
+    """A classifier in one precision. Its parameters are the classifier's, which an optimiser moves."""
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the frozen part's output for ``images`` (N, 3, H, W) float32, without gradient."""
+
+    def cams(self, stem: Tensor) -> Tensor:
+        """Return raw class activation maps (N, C, h, w), float32 and without ReLU, from the stem's output."""
+
+    def give_gradients(self) -> None:
+        """Set the gradients of the parameters from all backward passes since the last `refresh`."""
+
+    def refresh(self) -> None:
+        """Take over the parameters as they are now."""
+
+
+class Plain:
+    """Autograd on any classifier; bfloat16 by autocast.
+
+    Args:
+        classifier: on any device.
+        dtype: bfloat16, or what its parameters have.
+    """
+
+    def __init__(self, classifier: Classifier, dtype: torch.dtype) -> None:
+        self._classifier = classifier
+        self._reduced = dtype if dtype != classifier.head.weight.dtype else None
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the frozen part's output for ``images`` (N, 3, H, W) float32: channels-last, without gradient."""
+        with self._autocast(images):
+            return self._classifier.stem(images.contiguous(memory_format=torch.channels_last))
+
+    def cams(self, stem: Tensor) -> Tensor:
+        """Return raw class activation maps (N, C, h, w), float32 and without ReLU, from the stem's output."""
+        with self._autocast(stem):
+            return self._classifier.cams(stem)
+
+    def give_gradients(self) -> None:
+        """Autograd has left them where they belong."""
+
+    def refresh(self) -> None:
+        """There are no copies."""
+
+    def _autocast(self, tensor: Tensor) -> torch.autocast:
+        return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=self._reduced is not None)
+
+
+def engine_for(classifier: Classifier, dtype: torch.dtype, kind: Kind | None = None) -> Engine:
+    """Return an engine for a classifier.
+
+    Args:
+        classifier: on the device to compute on, channels-last.
+        dtype: bfloat16, or what its parameters have.
+        kind: which one; by default the folded one where the network can be folded.
+
+    Raises:
+        ValueError: the network cannot be folded.
+    """
+    backbone = classifier.backbone
+    can_fold = isinstance(backbone, ResidualBackbone) and backbone.can_fold
+    folds = can_fold if kind is None else kind == "folded"
+    return Folded(classifier, dtype) if folds else Plain(classifier, dtype)

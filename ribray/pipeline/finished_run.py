@@ -1,0 +1,126 @@
+"""What a run has made, for commands that only read it: found without the data, without holding the run."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ribray.config import Experiment, flatten, to_values
+from ribray.errors import UsageError
+from ribray.networks import Classifier, build_classifier
+from ribray.networks.weights import load_classifier
+from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
+from ribray.pipeline.stage import CAM, Context, Stage
+from ribray.runs.run import EXPERIMENT_FILE, Run, select_configuration
+from ribray.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stage's folder in the run, or in a run it was forked from, and its record."""
+
+    run: Run
+    folder: Path
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run directory to read from."""
+
+    run: Run
+    experiment: Experiment
+    stages: Mapping[str, Stage]
+
+    @classmethod
+    def read(cls, directory: Path, stages: Mapping[str, Stage]) -> "FinishedRun":
+        """Look at a run; of one whose masks are made from plain CAMs only, at the variant that holds them.
+
+        Raises:
+            UsageError: it is no run directory.
+        """
+        run = Run.read(directory)
+        experiment = run.read_experiment()
+        if experiment.masks.source == "cam" and run.variant is None and CAM in run.variants():
+            run = run.variants()[CAM]
+            experiment = run.read_experiment()
+        return cls(run, experiment, stages)
+
+    def artifact(self, stage: str) -> Artifact | None:
+        """Return what a stage made; None where neither this run nor one that it may reuse has it."""
+        for run in self.run.lineage:
+            record = run.record(self.stages[stage].folder)
+            if record is not None and (run is self.run or self._fits(record)):
+                return Artifact(run, run.directory / self.stages[stage].folder, record)
+        return None
+
+    def current(self, stage: str) -> Artifact | None:
+        """Return what a stage made, if it is in the form that this version of ribray writes.
+
+        Raises:
+            UsageError: it is of another form.
+        """
+        artifact = self.artifact(stage)
+        if artifact is not None and artifact.record["inputs"]["format"] != self.stages[stage].format:
+            raise UsageError(
+                f"{artifact.folder} was written by another version of ribray (file format "
+                f"{artifact.record['inputs']['format']}, now {self.stages[stage].format}): make it again by "
+                f"`{self.command('--redo', stage)}`."
+            )
+        return artifact
+
+    def context(self) -> Context:
+        """Return what opens the run's data."""
+        return Context(self.experiment, self.run, self.stages, Console(quiet=True), Tracker(self.experiment, self.run))
+
+    def command(self, *arguments: str) -> str:
+        """Return the command that makes more of the run."""
+        recipe, directory = (
+            shlex.quote(str(path)) for path in (self.run.directory / EXPERIMENT_FILE, self.run.directory)
+        )
+        return " ".join(["ribray run", recipe, "--out", directory, *arguments])
+
+    def _fits(self, record: Mapping[str, Any]) -> bool:
+        """Whether an older run's stage, and all that it builds on, was made with this run's settings."""
+        if record.get("imported") is not None:
+            return True
+        inputs = record["inputs"]
+        stage = self.stages.get(inputs["stage"])
+        if stage is None:
+            return False
+        if inputs["configuration"] != select_configuration(self._settings, stage.reads, stage.leaves_out):
+            return False
+        for name, digest in inputs["upstream"].items():
+            earlier = (run.record(self.stages[name].folder) for run in self.run.lineage)
+            if not any(each is not None and each["key"] == digest and self._fits(each) for each in earlier):
+                return False
+        return True
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return flatten(to_values(self.experiment.on_first_source()))
+
+
+def trained_classifier(directory: Path, stages: Mapping[str, Stage]) -> tuple[Classifier, list[str], dict[str, Any]]:
+    """Return a run's classifier, the names of its classes, and the settings of the run's refinement.
+
+    Raises:
+        UsageError: it is no run directory, or has no finished classifier.
+    """
+    finished = FinishedRun.read(directory, stages)
+    artifact = finished.artifact("classifier")
+    if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
+        raise UsageError(
+            f"{directory} has no trained classifier: train it by `{finished.command('--stages', 'classifier')}`."
+        )
+    require_recorded(artifact.folder, recorded_weights(artifact.record), "classifier")
+    written = artifact.run.metrics().get("classifier", {}).get("classes")
+    names = list(written) if written else list(finished.context().training_set.classes)
+    config = finished.experiment.classifier
+    classifier = build_classifier(config.backbone, len(names), config.output_stride)
+    load_classifier(classifier, artifact.folder / WEIGHTS_FILE)
+    return classifier, names, finished.experiment.refine.model_dump()

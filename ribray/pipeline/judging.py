@@ -1,0 +1,61 @@
+"""What the stages that judge by the truth share: is it such that it can be judged by?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.text import Text
+
+from ribray.data import truth
+from ribray.data.dataset import Dataset
+from ribray.errors import UsageError
+from ribray.evaluation.bootstrap import Bootstrapped
+from ribray.pipeline.stage import Context
+
+
+def require_truth(context: Context, dataset: Dataset, ids: Sequence[str]) -> None:
+    """Refuse to judge by masks without a pixel of any class, though labels say that there are some.
+
+    Raises:
+        UsageError: see `ribray.data.truth.require_foreground`.
+    """
+    if dataset.has_masks:
+        with context.console.status("looking at the truth"):
+            truth.require_foreground(dataset, ids, context.stop.is_set)
+
+
+def with_labels(context: Context, dataset: Dataset, split: str) -> Dataset:
+    """Return a split that was opened to be predicted, with its labels where it has any."""
+    if dataset.labels.any() or not dataset.has_masks:
+        return dataset
+    try:
+        return context.dataset(split)
+    except UsageError:  # no labels are known: nothing can be compared with them
+        return dataset
+
+
+def tell_agreement(context: Context, tally: truth.Tally) -> None:
+    """Say, once for a split, how many of its masks disagree with the labels."""
+    if (sentence := tally.sentence()) is not None and context.is_news(f"truth of {tally.name}"):
+        start = "Warning" if tally.is_large else "Note"
+        text = Text(f"{start}: {sentence}", style="bold red" if tally.is_large else "")
+        context.console.print(text, highlight=False, soft_wrap=True)
+
+
+def summarise(context: Context, stage: str, counts: Bootstrapped[Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the numbers of what was counted, and say why where there is no mean IoU among them.
+
+    Args:
+        context: of the command.
+        stage: what to call the stage.
+        counts: of at least one image.
+        names: class names, background first.
+    """
+    if not counts.counts.has_foreground and context.is_news(f"no mIoU of {stage}"):
+        context.console.print(
+            f"{stage}: no pixel of a class counts in the truth of the {counts.images:,} images judged, so there is no "
+            "mIoU.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    return counts.summary(names)

@@ -1,0 +1,213 @@
+"""What the stages that write one mask per image share: workers, resuming, counting against the truth.
+
+A mask and its pixel counts are one file, so a stage that goes on where another process stopped knows the counts of
+what is there already.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribray import storage
+from ribray.cluster.pool import Pool, PoolPlan
+from ribray.data.dataset import Dataset
+from ribray.data.mask_files import ID_KEY, read_mask_file, write_mask
+from ribray.data.truth import Tally, look
+from ribray.errors import ImageError
+from ribray.evaluation.bootstrap import Bootstrapped
+from ribray.evaluation.mask_counts import MaskCounts
+from ribray.pipeline import judging
+from ribray.pipeline.stage import Context, Work, coverage, per_second
+from ribray.progress import show_progress
+from ribray.runs.run import RECORD_FILE, Failure, read_record
+
+SUFFIX = ".png"
+MASK = "mask"
+"""Name of the counts of the mask itself."""
+ORIGIN = "origin"
+"""Beside the counts: what they are of."""
+
+
+def mask_path(folder: Path, id: str) -> Path:
+    """Return the file of an image's mask."""
+    return folder / f"{id}{SUFFIX}"
+
+
+def finished_masks(folder: Path) -> set[str]:
+    """Return the ids of all images with a mask, by one listing; none without the stage's record."""
+    if not (folder / RECORD_FILE).exists():
+        return set()
+    return storage.list_ids(folder, SUFFIX)
+
+
+def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:
+    """Return how many of ``ids`` have their mask."""
+    folder = context.artifact(name)
+    done = finished_masks(folder).intersection(ids)
+    record = read_record(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else {}
+    return Work(len(ids), len(done), is_stale=record.get("covers") != coverage(id for id in ids if id in done))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A new mask (height, width) uint8, and counts that need more than the mask, by name, given the truth."""
+
+    mask: np.ndarray
+    count: Callable[[np.ndarray], Mapping[str, Mapping[str, Any]]] = field(default=lambda truth: {})
+    note: str | None = None
+    """What a person should know of how it was made, in words that go for many images."""
+
+
+class MaskWorker(ABC):
+    """Makes masks in a pool; a mask that is there already is only read for its counts."""
+
+    def __init__(self, dataset: Dataset, folder: Path, judge: Dataset | None = None, labels: Dataset | None = None):
+        """Keep what every such worker needs.
+
+        Args:
+            dataset: the images.
+            folder: where the masks go.
+            judge: whose truth masks are judged by, of its images only; default: ``dataset``.
+            labels: whose labels the truth is compared with; default: ``judge``.
+        """
+        self.dataset, self.folder = dataset, folder
+        self._judge = judge or dataset
+        self._labels = labels or self._judge
+
+    @abstractmethod
+    def make(self, id: str) -> Made:
+        """Make an image's mask.
+
+        Raises:
+            ImageError: this image has none.
+        """
+
+    def process(self, item: str) -> dict[str, Any]:
+        """Return an image's counts by name, whether its mask was made now, and why it cannot be judged."""
+        location = mask_path(self.folder, item)
+        if location.exists():
+            counts = _counts_of(location, item)
+            if counts is not None and counts.get(ORIGIN) == self._origin(item):
+                return {"made": False, "counts": counts, "unjudged": None}
+        return self.finish(item, self.make(item))
+
+    def finish(self, id: str, made: Made) -> dict[str, Any]:
+        """Judge and write a new mask; a truth that cannot be read is no reason not to have the mask."""
+        counts: dict[str, Any] = {ID_KEY: id}
+        unjudged = seen = None
+        try:
+            truth = self._judge.mask(id) if id in self._judge else None
+            counts[ORIGIN] = self._origin(id)
+            if truth is not None:
+                own = MaskCounts(len(self.dataset.classes) + 1)
+                own.add(made.mask, truth)
+                counts |= {MASK: own.to_sparse(), **_plain(made.count(truth))}
+                seen = self._compare(id, truth)
+        except ImageError as error:
+            counts, unjudged = {ID_KEY: id}, str(error)
+        write_mask(mask_path(self.folder, id), made.mask, self.dataset.palette, counts)
+        return {"made": True, "counts": counts, "unjudged": unjudged, "note": made.note, "truth": seen}
+
+    def _compare(self, id: str, truth: np.ndarray) -> dict[str, Any] | None:
+        """Look for disagreement of truth and labels; None where labels are not known, or there is none."""
+        dataset = self._labels
+        is_labelled = id in dataset and dataset.labels[dataset.index(id)].any()
+        return look(dataset, id, truth) if is_labelled else None
+
+    def _origin(self, id: str) -> dict[str, str]:
+        """Say which image a mask is of and whose truth it was judged by: ids alone may repeat between splits."""
+        return {"image": "/".join(self.dataset.image_path(id).parts[-2:]), "judge": self._judge.name.split(" of ")[0]}
+
+
+def _counts_of(location: Path, id: str) -> Mapping[str, Any] | None:
+    try:
+        return read_mask_file(location, id)[1]
+    except ImageError:  # damaged since, or another image's: it is made again
+        return None
+
+
+def _plain(counts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Turn arrays into what JSON can hold."""
+    return {name: {key: np.asarray(value).tolist() for key, value in part.items()} for name, part in counts.items()}
+
+
+@dataclass
+class MasksResult:
+    """What came out of a pool of mask workers."""
+
+    failures: dict[str, Failure]
+    """Images without a mask, or whose mask cannot be judged."""
+    without: dict[str, Failure]
+    """Of these, the images without a mask."""
+    stopped: bool
+    timing: dict[str, Any]
+
+
+def run_masks(
+    context: Context,
+    name: str,
+    worker_class: type[MaskWorker],
+    arguments: Mapping[str, Any],
+    ids: Sequence[str],
+    counts: Mapping[str, Bootstrapped[Any]],
+    *,
+    gpu: bool,
+    title: str | None = None,
+    chunk_size: int = 1,
+) -> MasksResult:
+    """Make the masks of ``ids``, add up the counts, each under its name, and tell where the truth seems wrong."""
+    plan = PoolPlan.of(name, context.experiment.cluster, context.session, chunk_size=chunk_size, gpu=gpu)
+    failures: dict[str, Failure] = {}
+    without: dict[str, Failure] = {}
+    made = 0
+    notes: Counter[str] = Counter()
+    labelled: Dataset = arguments.get("labels") or arguments.get("judge") or arguments["dataset"]
+    tally = Tally(labelled)
+
+    def on_done(id: str, record: Mapping[str, Any]) -> None:
+        nonlocal made
+        made += record["made"]
+        if record.get("note"):
+            notes[record["note"]] += 1
+            context.run.event(name, record["note"], id=id)
+        if record["unjudged"] is not None:
+            failures[id] = Failure(id, name, f"not judged: {record['unjudged']}")
+        if record.get("truth") is not None:
+            tally.add(id, record["truth"], labelled.labels[labelled.index(id)])
+        for kind, values in record["counts"].items():
+            if kind in counts:
+                counts[kind].merge(id, values)
+
+    def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
+        failures[id] = without[id] = context.run.give_up(name, id, error, tries, traceback)
+
+    storage.remove_leftovers(arguments["folder"])
+    with show_progress(context.console, title or name, len(ids)) as bar:
+        result = Pool(plan, worker_class, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
+    for note, count in sorted(notes.items()):
+        text = f"  {count} of {len(ids)} images: {note}; see events/."
+        context.console.print(text, highlight=False, markup=False)
+    if MASK in counts and not result.stopped:
+        judging.tell_agreement(context, tally)
+    return MasksResult(failures, without, result.stopped, per_second(made, result.seconds) | {"workers": plan.workers})
+
+
+def require_any_mask(context: Context, name: str, wanted: int, without: Mapping[str, Failure]) -> None:
+    """Check that a stage has made one of ``wanted`` masks at least.
+
+    Raises:
+        StageError: every image is ``without``; the stage does not count as done.
+    """
+    if len(without) == wanted:
+        is_empty = not finished_masks(context.own_folder(name))
+        context.require_any_done(name, wanted, 0, without, is_empty)
+
+
+def write_covers(context: Context, name: str, ids: Iterable[str]) -> None:
+    """Record which images the stage's numbers are about."""
+    context.run.update_record(context.stages[name].folder, covers=coverage(ids))

@@ -1,0 +1,307 @@
+"""What a stage is, and what it works with."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ribray import storage
+from ribray.cluster.session import Session, connect, inside_job, require_shared
+from ribray.config import ClusterConfig, Experiment, flatten, to_values
+from ribray.data import open_dataset
+from ribray.data.dataset import Dataset
+from ribray.errors import StageError, UsageError
+from ribray.runs.run import RECORD_FILE, Failure, Run, StageKey, select_configuration
+from ribray.tracking import Tracker
+
+CAM = "cam"
+"""The variant of a run whose masks are made from plain CAMs."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage would do now."""
+
+    total: int
+    done: int
+    unit: str = "images"
+    is_stale: bool = False
+    """Whether the stage's numbers are about other images than those that are there now."""
+
+    @property
+    def left(self) -> int:
+        """Items still to do."""
+        return self.total - self.done
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the work that is left would roughly cost."""
+
+    seconds: float | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the chain: what it reads decides about reuse, `execute` does what is left to do."""
+
+    name: str
+    folder: str
+    """Where its artifact lies in the run directory."""
+    upstream: tuple[str, ...]
+    """Stages whose artifacts it reads."""
+    reads: tuple[str, ...]
+    """Configuration keys, or sections, that its result depends on."""
+    leaves_out: tuple[str, ...]
+    """Keys below `reads` that its result does not depend on."""
+    format: int
+    """Version of the files it writes."""
+    fingerprints: "Callable[[Context], Mapping[str, str]]"
+    """Fingerprints of the data and weight files it reads, by what to call them in a sentence."""
+    work: "Callable[[Context], Work]"
+    """What there is to do; asked without a cluster."""
+    execute: "Callable[[Context], None]"
+    """Do what is left, write the artifact and the stage's metrics."""
+    check: "Callable[[Context], None] | None" = None
+    """Refuse, before a cluster starts, what the stage's work would meet only after hours."""
+    remark: "Callable[[Context], str | None] | None" = None
+    """What a person should know of the finished stage, if anything."""
+    estimate: "Callable[[Context, Work], Estimate] | None" = None
+    """A rough guess at time and disk, for a plan."""
+    writes: tuple[str, ...] = ()
+    """Numbers of its metrics that a sweep can compare, by dotted name."""
+    serves_in_part: bool = False
+    """Whether later stages can go on with a part of its items."""
+
+
+@dataclass
+class Context:
+    """What the stages of one command share."""
+
+    experiment: Experiment
+    run: Run
+    stages: Mapping[str, Stage]
+    console: Console
+    tracker: Tracker
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set once the user asked to stop: finish what is in flight and start no more."""
+    resources: ExitStack = field(default_factory=ExitStack)
+    _datasets: dict[tuple[str, bool], Dataset] = field(default_factory=dict)
+    _session_of: "Context | None" = None
+    _told: set[str] = field(default_factory=set)
+
+    @cached_property
+    def session(self) -> Session:
+        """The Ray cluster, or this machine without; connected to when first asked for."""
+        if self._session_of is not None:
+            return self._session_of.session
+        config = self.experiment
+        with connecting(self.console, config.cluster):
+            workers = max(config.classifier.workers, config.irn.workers, config.segmentation.workers)
+            session = self.resources.enter_context(connect(config.cluster, workers, self.stop))
+        require_shared(self.run.directory, session)
+        return session
+
+    @property
+    def data_root(self) -> Path:
+        """The data root; a drawn world without a root of its own lies in the (first) run directory.
+
+        Raises:
+            UsageError: it is relative, in a job.
+        """
+        if self.experiment.data.root is not None:
+            root = storage.path(self.experiment.data.root)
+            if inside_job() and not root.expanduser().is_absolute():
+                raise UsageError(
+                    f"data.root={root} is relative, and a job runs in a temporary copy of the working directory; give "
+                    "an absolute path on storage that every node shares."
+                )
+            return storage.absolute(root)
+        run = self.run
+        while run.parent is not None:
+            run = run.parent
+        world, seed = self.experiment.data.synthetic, self.experiment.data.seed
+        name = f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
+        return run.directory / "data" / name
+
+    def share_session(self, other: "Context") -> None:
+        """Use the same data and cluster as another context."""
+        self._datasets, self._told, self._session_of = other._datasets, other._told, other
+
+    def dataset(self, split: str) -> Dataset:
+        """Return a split of the experiment's data with its labels, opened once."""
+        return self._open(split, True)
+
+    def images(self, split: str) -> Dataset:
+        """Return a split whose images are only to be predicted: labels need not be known."""
+        return self._open(split, False)
+
+    def _open(self, split: str, labelled: bool) -> Dataset:
+        if (split, labelled) not in self._datasets:
+            dataset = open_dataset(self.experiment.data, split, self.data_root, labelled=labelled)
+            for other in self._datasets.values():
+                if other.classes != dataset.classes:
+                    raise UsageError(
+                        f"{dataset.name} has other classes than {other.name}; all splits need the same, in one order."
+                    )
+            self._datasets[split, labelled] = dataset
+            self._tell(dataset)
+        return self._datasets[split, labelled]
+
+    def _tell(self, dataset: Dataset) -> None:
+        """Say once how data was read where it could be read in another way, and what is wrong with it as a whole."""
+        by_kind: dict[str, list[str]] = {}
+        for finding in dataset.findings:
+            by_kind.setdefault(finding.kind, []).append(finding.sentence)
+        for sentence in [*dataset.notes, *map(of_a_kind, by_kind.values())]:
+            self.tell(sentence)
+
+    def tell(self, sentence: str) -> None:
+        """Print a note, once however often it is told."""
+        if self.is_news(sentence):
+            self.console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+    def is_news(self, topic: str) -> bool:
+        """Whether something was not told yet by this command; from now on it was."""
+        is_news = topic not in self._told
+        self._told.add(topic)
+        return is_news
+
+    @property
+    def training_set(self) -> Dataset:
+        """The split that the classifier learns from and that is refined."""
+        return self.dataset(self.experiment.data.train_split)
+
+    def key(self, stage: str) -> StageKey:
+        """Return the key that a stage has under the present configuration and data."""
+        if (content := self.imported(stage)) is not None:
+            return self.key_of_import(stage, content)
+        if stage not in self._keys:
+            definition = self.stages[stage]
+            flat = flatten(to_values(self.experiment))
+            self._keys[stage] = StageKey(
+                stage=stage,
+                format=definition.format,
+                configuration=select_configuration(flat, definition.reads, definition.leaves_out),
+                upstream={name: self.key(name).digest for name in definition.upstream},
+                data=definition.fingerprints(self),
+            )
+        return self._keys[stage]
+
+    def imported(self, stage: str) -> str | None:
+        """Return the hash of what was imported in place of a stage, here or in the run it is reused from; else None."""
+        for run in self.run.lineage:
+            record = run.record(self.stages[stage].folder)
+            if record is not None:
+                return record.get("imported")
+        return None
+
+    def key_of_import(self, stage: str, content: str) -> StageKey:
+        """Return the key of a stage whose artifact was imported: no configuration and no earlier stage enters it."""
+        definition = self.stages[stage]
+        data = {**definition.fingerprints(self), "imported files": content}
+        return StageKey(stage=stage, format=definition.format, configuration={}, upstream={}, data=data)
+
+    @cached_property
+    def _keys(self) -> dict[str, StageKey]:
+        return {}
+
+    def artifact(self, stage: str) -> Path:
+        """Return the folder that holds a stage's artifact: in this run, or in the run it was forked from."""
+        return self.run.find_artifact(self.stages[stage].folder, self.key(stage))
+
+    def has(self, stage: str) -> bool:
+        """Whether there is an artifact of the stage; files without a record are what a removal left behind."""
+        return (self.artifact(stage) / RECORD_FILE).exists()
+
+    def forget_keys(self) -> None:
+        """Compute every key anew: what was imported may have been removed."""
+        self._keys.clear()
+
+    def own_folder(self, stage: str) -> Path:
+        """Return the stage's folder in this run."""
+        return self.run.directory / self.stages[stage].folder
+
+    def require(self, stage: str, needed_by: str) -> Path:
+        """Return the artifact of an earlier stage.
+
+        Raises:
+            UsageError: this run does not have it.
+        """
+        folder = self.artifact(stage)
+        if not self.has(stage):
+            raise UsageError(
+                f"Stage '{needed_by}' needs stage '{stage}', which {self.run.directory} does not have: "
+                f"add it with --stages {stage},{needed_by}."
+            )
+        return folder
+
+    def replace_failures(self, stage: str, failures: "Mapping[str, Failure]") -> None:
+        """Write a stage's failures in place of those it had before."""
+        others = [failure for failure in self.run.failures() if failure.stage != stage]
+        self.run.write_failures([*others, *failures.values()])
+
+    def require_any_done(
+        self, stage: str, wanted: int, done: int, failures: "Mapping[str, Failure]", is_empty: bool = True
+    ) -> None:
+        """Check, at a stage's end, that it has done any of its images; else it is forgotten, but for its failures.
+
+        Args:
+            stage: its name.
+            wanted: images that it was to do.
+            done: of these, by whatever process.
+            failures: images that failed.
+            is_empty: whether its folder holds no other images either, which would be kept.
+
+        Raises:
+            StageError: all that it was to do has failed.
+        """
+        if done or not wanted:
+            return
+        if is_empty:
+            self.run.remove_stage(stage, self.stages[stage].folder)
+        else:
+            self.run.remove_metrics(stage)
+        self.replace_failures(stage, failures)
+        examples = [example(failure.id, failure.error) for failure in failures.values()]
+        raise StageError(f"Stage '{stage}' has done none of its {wanted:,} images{''.join(examples[:1])}; {MENDED}.")
+
+
+def connecting(console: Console, cluster: ClusterConfig) -> AbstractContextManager[Any]:
+    """Say for the length of a ``with`` block that Ray is being started, where it is."""
+    return nullcontext() if cluster.workers == 0 else console.status("starting Ray")
+
+
+MENDED = "mend them, and the same command goes on"
+
+
+def example(id: str, error: str) -> str:
+    """Return the middle of a sentence on several images: what is wrong with one of them."""
+    return f", as with {id}: {error.removesuffix('.')}"
+
+
+def of_a_kind(sentences: Sequence[str]) -> str:
+    """Return the first of several sentences of one kind, and how many more there are."""
+    more = f" ({len(sentences) - 1} more of the kind: see ribray check)" if len(sentences) > 1 else ""
+    return f"{sentences[0]}{more}"
+
+
+def coverage(ids: Iterable[str]) -> str:
+    """Return a hash of image ids, to see whether numbers are about them."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
+def per_second(count: int, seconds: float) -> dict[str, Any]:
+    """Return the timing part of a stage's metrics."""
+    return {
+        "seconds": round(seconds, 3),
+        "images": count,
+        "images_per_second": round(count / seconds, 3) if seconds else None,
+    }

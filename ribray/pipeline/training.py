@@ -1,0 +1,363 @@
+"""What the stages that train a network share: a bar that follows the log, decay, timing, tracked series."""
+
+import contextlib
+import functools
+import hashlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ribray import storage
+from ribray.cluster.training import LOG_FILE, WORK_FOLDER, TrainingPlan, TrainingTask, read_log, run_training
+from ribray.data.dataset import Dataset
+from ribray.data.transforms import shuffled
+from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError, UsageError
+from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights
+from ribray.pipeline.stage import MENDED, Context, example, per_second
+from ribray.progress import show_progress
+from ribray.runs.run import Failure
+
+START_FILE = "start.safetensors"
+IDS_FILE = "ids.json"
+"""The images that a training began with."""
+NAMED_WEIGHTS = ("imagenet", "none", "synthetic", "classifier")
+"""Weights that are named; any others are the path of a file."""
+POLL_SECONDS = 0.5
+TRACK_SECONDS = 10.0
+POLYNOMIAL_POWER = 0.9
+LOOKS = 20
+"""A look at the first images takes this number over ``data.least_readable`` of them: where that share is readable, the
+chance to meet none of it is below exp(-20)."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    log: list[dict[str, Any]]
+    """Lines of steps (with ``loss``) and of validations (with ``validation``)."""
+    seconds: float
+    """Of this process's part of it."""
+    steps: int
+    """Done in these seconds."""
+    workers: int
+    """That trained; 0: this process."""
+
+    @property
+    def loss(self) -> float:
+        """The last step's loss."""
+        return [line["loss"] for line in self.log if "loss" in line][-1]
+
+    @property
+    def validation(self) -> dict[str, Any]:
+        """The last validation."""
+        return [line["validation"] for line in self.log if "validation" in line][-1]
+
+    def timing(self, batch_size: int) -> dict[str, Any]:
+        """Return the timing part of the stage's metrics."""
+        return per_second(self.steps * batch_size, self.seconds) | {"workers": self.workers}
+
+
+class ReadingTask(TrainingTask):
+    """A training that counts the images it cannot read."""
+
+    def __init__(self, stage: str, least_readable: float):
+        """Begin to count.
+
+        Args:
+            stage: the stage that trains.
+            least_readable: share of the images that must be readable.
+        """
+        self.stage, self.least_readable = stage, least_readable
+        self.unreadable = {}
+
+    def wanted(self) -> int:
+        """Return how many different images the training asks for."""
+        raise NotImplementedError
+
+    def require_readable(self) -> None:
+        """Check that enough of the images can be read.
+
+        Raises:
+            UnreadableError: too few.
+        """
+        if self.unreadable:
+            require_share(self.stage, self.wanted(), self.unreadable, self.least_readable)
+
+
+def require_share(stage: str, wanted: int, unreadable: Mapping[str, str], least: float) -> None:
+    """Check that at least one image, and a share ``least`` of the ``wanted``, is not among the ``unreadable``.
+
+    Raises:
+        UnreadableError: there are fewer.
+    """
+    needed = max(1, math.ceil(least * wanted))
+    if wanted - len(unreadable) >= needed:
+        return
+    of_wanted = f"{len(unreadable):,} of the {wanted:,}" if len(unreadable) < wanted else f"any of the {wanted:,}"
+    asks = f", and data.least_readable={least:g} asks for {needed:,}" if len(unreadable) < wanted else ""
+    raise UnreadableError(
+        f"Stage '{stage}' cannot read {of_wanted} images to learn from{asks}{_first(unreadable)}; {MENDED}.", unreadable
+    )
+
+
+def look_ahead(context: Context, stage: str, dataset: Dataset, ids: Sequence[str]) -> None:
+    """Look for an image that can be read, before a cluster starts and hours are spent on a folder that is empty.
+
+    Raises:
+        UnreadableError: there is none among so many, chosen at random, that there can hardly be enough.
+    """
+    least = context.experiment.data.least_readable
+    looks = min(len(ids), math.ceil(LOOKS / least)) if least else len(ids)
+    unreadable: dict[str, str] = {}
+    for place in shuffled("look", 0, 0, len(ids))[:looks]:
+        try:
+            dataset.image(ids[place])
+            return
+        except ImageError as error:
+            unreadable[ids[place]] = str(error)
+    context.replace_failures(stage, _failures(stage, unreadable))
+    of_all = f" that it looked at, of {len(ids):,}," if looks < len(ids) else ""
+    raise UnreadableError(
+        f"Stage '{stage}' cannot read any of the {looks:,} images{of_all} to learn from{_first(unreadable)}; {MENDED}.",
+        unreadable,
+    )
+
+
+def _first(unreadable: Mapping[str, str]) -> str:
+    return example(*next(iter(unreadable.items())))
+
+
+def _failures(stage: str, unreadable: Mapping[str, str]) -> dict[str, Failure]:
+    return {id: Failure(id, stage, error) for id, error in unreadable.items()}
+
+
+def train(context: Context, title: str, task: ReadingTask, folder: Path, workers: int) -> Trained | None:
+    """Train with a progress bar, or go on where an earlier process stopped; None where the user stopped it.
+
+    Raises:
+        UnreadableError: too few of the images can be read; what was learnt from the few is forgotten.
+    """
+    cluster = context.experiment.cluster
+    is_here = context.session.in_process
+    if is_here and workers > 1:
+        context.tell(
+            f"{task.stage}.workers={workers} counts for nothing with cluster.workers=0, where one worker trains: its "
+            "weights differ in rounding."
+        )
+    plan = TrainingPlan(
+        folder,
+        WEIGHTS_FILE,
+        0 if is_here else workers,
+        cluster.cpus_per_worker,
+        context.session.gpus_per_training_worker(cluster, workers),
+        cluster.threads_per_worker,
+        cluster.checkpoint_steps,
+        _identity(context, folder),
+    )
+    began = time.monotonic()
+    log_news = functools.partial(log_training, context, folder)
+    live = _repeating(log_news, TRACK_SECONDS) if context.tracker.is_live else contextlib.nullcontext()
+    try:
+        with (
+            show_progress(context.console, title, task.steps, len(finished_steps(folder)), unit="steps") as bar,
+            _following(folder, bar, "" if is_here else "starting Ray Train"),
+            live,
+        ):
+            log = run_training(task, plan, context.stop.is_set)
+    except UnreadableError as error:
+        _forget(context, task.stage, folder, error)
+        raise
+    finally:
+        log_news()
+    if log is None:
+        done = len(finished_steps(folder))
+        context.console.print(f"  stopped after {done} of {task.steps} steps", highlight=False)
+        return None
+    if len(log) < 2 or "validation" not in log[-1] or log[-1]["step"] != task.steps - 1 or "loss" not in log[-2]:
+        raise RibrayError(
+            f"{folder / LOG_FILE} is damaged (it does not end with step {task.steps - 1}); use --redo to train again."
+        )
+    return Trained(log, time.monotonic() - began, task.steps - bar.earlier, plan.workers)
+
+
+def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) -> None:
+    """Forget a training on too few images, but for why: the next one begins anew, or before the first was missed."""
+    if not error.can_go_on:
+        storage.remove_folder(folder / WORK_FOLDER)
+        if not recorded_weights(context.run.record(context.stages[stage].folder) or {}):
+            context.run.remove_stage(stage, context.stages[stage].folder)
+    context.replace_failures(stage, _failures(stage, error.unreadable))
+
+
+def _identity(context: Context, folder: Path) -> str:
+    """Return what distinguishes a training: the key of its stage, and its place in the run."""
+    place = folder.relative_to(context.run.directory)
+    record = context.run.record(place.parts[0])
+    return f"{record['key'] if record else ''} {place.as_posix()}"
+
+
+def finished_steps(folder: Path) -> list[dict[str, Any]]:
+    """Return the log's lines of steps; of a damaged log none: its training can only be done again."""
+    try:
+        return [line for line in read_log(folder) if "loss" in line]
+    except DamagedError:
+        return []
+
+
+def polynomial_decay(step: int, steps: int) -> float:
+    """Return the factor on the learning rate at ``step`` of ``steps``."""
+    return (1 - step / steps) ** POLYNOMIAL_POWER
+
+
+def loader_workers(context: Context) -> int:
+    """Processes that load data for one training worker: none on a CPU, where the training needs the cores, or here."""
+    session = context.session
+    return context.experiment.cluster.loader_threads if session.gpus and not session.in_process else 0
+
+
+def log_training(context: Context, folder: Path) -> None:
+    """Track what is new in a training's log: every number of a step, such as loss and rate, and of a validation."""
+    try:
+        log = read_log(folder)
+    except DamagedError:  # whoever goes on from it says so
+        return
+    context.tracker.log_training(folder, [_point(line) for line in log])
+
+
+def _point(line: Mapping[str, Any]) -> dict[str, float]:
+    validation = {f"validation_{name}": value for name, value in line.get("validation", {}).items()}
+    return {name: value for name, value in {**line, **validation}.items() if isinstance(value, int | float)}
+
+
+def weights_fingerprint(weights: str, key: str) -> dict[str, str]:
+    """Return the fingerprint of a file of weights given under a configuration key; of a name there is none.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    return {} if weights in NAMED_WEIGHTS else {f"contents of {key}": hash_file(weights, key)}
+
+
+def hash_file(location: str, key: str) -> str:
+    """Return the sha256 of a file named under a configuration key.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with storage.absolute(location).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{key}={location} cannot be read: {storage.reason(error)}.") from None
+
+
+def report_unreadable(
+    context: Context, stage: str, trained: Sequence[Trained], others: Mapping[str, Failure] | None = None
+) -> dict[str, Failure]:
+    """Write images that trainings could not read, and others lost before, into ``failures.jsonl``; return them."""
+    lines = [line["validation"] for each in trained for line in each.log if "validation" in line]
+    errors = {id: error for line in lines for id, error in line["unreadable"].items()}
+    again = f"so {stage} has not learnt from it; once it is mended, --redo {stage} trains again"
+    failures = {id: Failure(id, stage, f"{error.removesuffix('.')}, {again}.") for id, error in errors.items()}
+    failures = {**(others or {}), **failures}
+    context.replace_failures(stage, failures)
+    return failures
+
+
+def known_ids(folder: Path) -> list[str]:
+    """Return the images that the training in ``folder`` is about; none where it never began, or nobody knows."""
+    try:
+        return _read_ids(folder)
+    except DamagedError:
+        return []
+
+
+def _read_ids(folder: Path) -> list[str]:
+    location, remedy = folder / IDS_FILE, "use --redo to train again"
+    ids = storage.read_json(location, remedy) if location.exists() else []
+    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+        raise DamagedError(f"{location} is damaged (it is no list of image ids); {remedy}.")
+    return ids
+
+
+def fixed_ids(context: Context, name: str, ids: Sequence[str]) -> list[str]:
+    """Return the images that a training is about: those it began with, whatever has been added since."""
+    folder = context.own_folder(name)
+    if not _read_ids(folder):
+        storage.write_json(folder / IDS_FILE, list(ids))
+    return _read_ids(folder)
+
+
+def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
+    """Say so where a training knows other images than there are now."""
+    known = known_ids(context.artifact(name))
+    if not known or set(known) == set(ids):
+        return None
+    return (
+        f"Note: {name} was trained on {len(known)} images, and {len(ids)} have masks now; "
+        f"--redo {name} trains it again."
+    )
+
+
+@contextlib.contextmanager
+def _repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do something every so often, in a thread, for the length of a ``with`` block."""
+    end = threading.Event()
+
+    def repeat() -> None:
+        while not end.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+class _following:
+    """Moves a bar on as the training log grows; Ray Train itself says nothing while it runs."""
+
+    def __init__(self, folder: Path, bar: Any, note: str):
+        self._location, self._bar, self._end = folder / LOG_FILE, bar, threading.Event()
+        self._bar.note = note
+        self._read = self._location.stat().st_size if self._location.exists() else 0
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._look()
+
+    def _follow(self) -> None:
+        while not self._end.wait(POLL_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        """Take up what was written since; steps that are done again after a crash are not counted twice."""
+        if not self._location.exists():
+            return
+        size = self._location.stat().st_size
+        with self._location.open("rb") as stream:
+            stream.seek(self._read if size >= self._read else 0)
+            new = stream.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read = (self._read if size >= self._read else 0) + len(whole)
+        try:
+            steps = [line for line in storage.parse_lines(whole, self._location, "") if "loss" in line]
+        except DamagedError:  # told at the end, when the log is read as a whole
+            return
+        if steps:
+            loss = steps[-1]["loss"]
+            self._bar.note = "diverged" if loss is None else f"loss {loss:.3f}"
+            self._bar.advance(max(0, steps[-1]["step"] + 1 - self._bar.done), 0)
