@@ -9,7 +9,7 @@ from ribray.models import build_classifier
 from ribray.models.classifier import Classifier
 from ribray.models.folded import Folded
 
-BACKBONES = [("resnet18", 16), ("resnet50", 16), ("resnet50", 8), ("small", 8)]
+BACKBONES = [("resnet18", 16), ("resnet50", 8), ("small", 8)]
 
 
 def make(backbone: str, output_stride: int, dtype: torch.dtype = torch.float64) -> Classifier:
