@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow test-on-demand lint clean
+.PHONY: quickstart quick test test-slow test-on-demand lint clean
 
 quickstart: $(STAMP)
 	$(BIN)/ribray quickstart
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not on_demand"
+quick: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not ray and not slow and not on_demand"
+
+test: quick
+	$(BIN)/python -m pytest -m "ray and not slow and not on_demand"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not on_demand"

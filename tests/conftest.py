@@ -28,6 +28,12 @@ os.environ.update(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder with recorded outputs and small photographs that may lie beside the checkout."""

@@ -13,7 +13,7 @@ from ribray.data import open_dataset
 from ribray.data.mask_files import read_mask_file
 from ribray.methods.maps import MapRecord, localization_maps
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 SCALED_DOWN = [
     "data.train_split=train",
@@ -32,14 +32,19 @@ SCALED_DOWN = [
     "irn.epochs=1",
     "irn.batch_size=4",
     "irn.crop_size=128",
-    "segmentation.backbone=resnet18",
     "segmentation.iterations=3",
     "segmentation.batch_size=4",
     "segmentation.crop_size=129",
 ]
-OWN = {  # 81 classes take their time
-    "voc12": [],
-    "coco14": ["classifier.backbone=resnet18", "segmentation.scales=[1.0]", "evaluate.crf=none"],
+LITE = "timm/tf_efficientnet_lite0"
+OWN = {
+    "voc12": [f"classifier.backbone={LITE}", f"segmentation.backbone={LITE}"],
+    "coco14": [
+        "classifier.backbone=resnet18",
+        "segmentation.backbone=resnet18",
+        "segmentation.scales=[1.0]",  # 81 classes take their time
+        "evaluate.crf=none",
+    ],
 }
 
 

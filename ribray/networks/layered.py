@@ -111,19 +111,23 @@ def layers_in_a_row(network: Any, image: Tensor, is_end: Callable[[Tensor], bool
         layers += (
             [(f"{name}.{each}", layer) for each, layer in child.named_children()] if is_container else [(name, child)]
         )
-    found, features = [], image
+    names: list[str] = []
+    features, wanted, end = image, 0, image
     with torch.no_grad():
         for name, layer in layers:
             try:
                 features = layer(features)
             except Exception:  # noqa: BLE001 - a layer that follows another one may raise anything
-                return None
-            if not isinstance(features, Tensor) or features.ndim != 4:
-                return None
-            found.append(name)
+                break
+            if not isinstance(features, Tensor) or features.ndim != 4 or (wanted and features.shape != end.shape):
+                break
+            names.append(name)
             if is_end(features):
-                return found
-    return None
+                # A residual block may change nothing before it has learnt: it is one of the layers all the same.
+                wanted, end = wanted if wanted and not list(layer.parameters()) else len(names), features
+            elif wanted:
+                break
+    return names[:wanted] or None
 
 
 def not_in_a_row(name: str) -> UsageError:

@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.tiny import TINY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 RAY = Path(sys.executable).with_name("ray")
 OBJECT_STORE_BYTES = 100 * 2**20

@@ -31,8 +31,8 @@ def last_level(backbone: SmallBackbone, image: np.ndarray) -> Tensor:
     return backbone.trunk(backbone.stem(normalise(image)[None]))[0]  # (C, h, w)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (75, 91)])
-def test_five_levels_have_the_promised_channels_and_strides(size: tuple[int, int]):
+def test_five_levels_have_the_promised_channels_and_strides():
+    size = (75, 91)  # nothing but remainders
     backbone = SmallBackbone().eval()
     images = torch.randn(2, 3, *size)
     levels = backbone.features(images)

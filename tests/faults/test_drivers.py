@@ -13,7 +13,7 @@ from tests.faults.cases import IMAGES, finished, refined, require_same
 from tests.faults.drivers import SECONDS, Driver
 from tests.tiny import chain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SEED = 20
 MOMENTS = 10

@@ -10,7 +10,7 @@ from ribray.stages import refine
 from tests.faults.cases import finished, require_same
 from tests.tiny import chain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def numbers(out):

@@ -14,7 +14,7 @@ import pytest
 from tests.faults.cases import IMAGES, finished, refined, require_same
 from tests.tiny import TINY, chain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from tests.faults.cases import IMAGES, finished, refined, require_same
 from tests.tiny import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 COMMAND = """
 from ribray import supervisor

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.faults.cases import finished, require_same
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def test_a_lost_node_counts_against_no_image(settings, half_done, undisturbed, tmp_path):

@@ -22,7 +22,7 @@ from ribray.networks.deeplab import (
 )
 from ribray.networks.weights import save_classifier
 
-NETWORKS = [("resnet18", None), ("resnet50", None), ("small", None), ("small", 16), ("resnet18", 16)]
+NETWORKS = [("resnet18", None), ("small", None), ("small", 16)]
 CLASSES = 5
 
 
@@ -106,17 +106,6 @@ def test_logits_and_loss_are_float32_under_autocast() -> None:
 
 
 # --- what learns --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "hidden"), NETWORKS)
-def test_the_whole_network_learns_and_batch_norm_keeps_its_statistics(name: str, hidden: int | None) -> None:
-    torch.manual_seed(0)
-    backbone = build_classifier(name, 3, 8).backbone  # whose stem a classifier froze
-    model = DeepLab(backbone, CLASSES, hidden=hidden).train()
-    before = {key: tensor.clone() for key, tensor in model.named_buffers()}
-    segmentation_loss(model(images(65, 47)), labels(65, 47)).backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.named_buffers())
 
 
 @pytest.mark.parametrize(("name", "hidden"), NETWORKS)

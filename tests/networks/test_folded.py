@@ -9,7 +9,7 @@ from ribray.networks import build_classifier
 from ribray.networks.classifier import Classifier
 from ribray.networks.folded import Folded
 
-BACKBONES = [("resnet18", 16), ("resnet50", 16), ("resnet50", 8), ("small", 8)]
+BACKBONES = [("resnet18", 16), ("resnet50", 8), ("small", 8)]
 
 
 def make(backbone: str, output_stride: int, dtype: torch.dtype = torch.float64) -> Classifier:

@@ -1,4 +1,4 @@
-"""Networks of timm: which ones can be used, what they are when taken apart, and weights that come as a package."""
+"""Networks of timm: what they are when taken apart, and weights that come as a package."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,10 @@ LITE = "timm/tf_efficientnet_lite0"
 
 
 def test_the_levels_are_those_that_timm_itself_gives() -> None:
-    backbone = build_backbone("timm/resnet18", 16)
+    backbone = build_backbone("timm/resnet18", 16)  # new: the last block changes nothing yet
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, 0.5)
     theirs = timm.create_model("resnet18", features_only=True, output_stride=16).eval()
     theirs.load_state_dict({name.removeprefix("network."): tensor for name, tensor in backbone.state_dict().items()})
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -35,23 +38,6 @@ def test_the_last_level_is_what_the_network_classifies() -> None:
         classifier.head.weight.copy_(network.classifier.weight[:, :, None, None])
         images = torch.randn(1, 3, 64, 64)
         torch.testing.assert_close(classifier(images) + network.classifier.bias, network(images), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "output_stride", "sentence"),
-    [
-        ("timm/mobilenetv3_small_100", 16, "does more than to average"),
-        ("timm/convnext_atto", 32, "does more than to average"),  # a layer norm
-        ("timm/vit_tiny_patch16_224", 16, "networks of patches"),
-        ("timm/hrnet_w18_small", 32, "not built of layers that follow one another"),
-        ("timm/densenet121", 16, "no output stride 16 in timm"),
-        ("timm/tf_eficientnet_lite0", 16, "did you mean timm/tf_efficientnet_lite0"),
-    ],
-)
-def test_what_cannot_be_used_is_refused_in_a_sentence(name: str, output_stride: int, sentence: str) -> None:
-    with pytest.raises(UsageError, match=sentence) as refused:
-        build_backbone(name, output_stride)
-    assert "\n" not in str(refused.value)
 
 
 def test_the_normalisation_is_the_networks_own() -> None:

@@ -1,0 +1,225 @@
+"""What every backbone promises, and that each part of the method works on it. Images are 64×64, weights random."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ribray.config import RefineConfig
+from ribray.errors import UsageError
+from ribray.irn.loss import irn_loss
+from ribray.methods.rib import FINISHED, Refiner
+from ribray.networks import BACKBONES, Classifier, build_backbone, build_classifier
+from ribray.networks.backbone import ResidualBackbone
+from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
+from ribray.networks.engine import Engine, Plain, engine_for
+from ribray.networks.folded import Folded
+from ribray.networks.irnet import IRNet
+
+pytest.importorskip("timm")
+
+SIDE, CLASSES = 64, 3
+ALL = (32, 16, 8)
+STRIDES = {"small": (8,), "resnet18": ALL, "resnet50": ALL, "timm/tf_efficientnet_lite0": ALL, "timm/resnet18": ALL}
+EVERY = [(name, stride) for name in dict.fromkeys([*BACKBONES, *STRIDES]) for stride in STRIDES.get(name, (16,))]
+EVERY.append(("timm/regnety_002", 16))  # whose first level has a stride of 2
+KINDS = ["resnet18", "resnet50", "resnext50_32x4d", "timm/tf_efficientnet_lite0", "timm/resnet18"]
+METHOD = [("small", 8), *((name, 16) for name in KINDS)]
+WIDE = [("wide_resnet50_2", 16)]  # a resnet50 of 69 million parameters, which take their time
+SEGMENTATION = [("small", 8, 16), ("small", 8, None), ("resnet18", 16, 16), *((name, 8, None) for name in KINDS)]
+
+
+def images(count: int = 2, side: int = SIDE) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    """A classifier whose batch norm knows its features, as a trained one's does. Who changes it takes a copy."""
+    name, output_stride = request.param
+    torch.manual_seed(0)
+    built = build_classifier(name, CLASSES, output_stride)
+    norms = [module for module in built.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.0)  # timm begins some with 0
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        built.backbone.features(images(8))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return built.eval()
+
+
+def on(cases: list[tuple[str, int]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "classifier", cases, ids=[f"{name}-{stride}" for name, stride in cases], indirect=True
+    )
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def frozen(classifier: Classifier) -> list[Tensor]:
+    """The stem's parameters and every batch norm's statistics."""
+    tensors = [*classifier.backbone.frozen_parameters(), *classifier.buffers()]
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+# --- levels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "output_stride"), EVERY)
+def test_levels_have_the_promised_channels_and_strides(name: str, output_stride: int) -> None:
+    backbone = build_backbone(name, output_stride)
+    with torch.no_grad():
+        levels = backbone.features(images(1))
+        assert torch.equal(backbone.trunk(backbone.stem(images(1))), levels[-1])
+    assert [level.shape[1] for level in levels] == list(backbone.channels)
+    assert [level.shape[2:] for level in levels] == [(SIDE // stride,) * 2 for stride in backbone.strides]
+    assert len(levels) == 5
+    assert backbone.strides[-1] == output_stride
+    is_frozen, learns = backbone.frozen_parameters(), backbone.learnable_parameters()
+    assert {id(each) for each in is_frozen} | {id(each) for each in learns} == {id(p) for p in backbone.parameters()}
+    assert len(is_frozen) + len(learns) == len(list(backbone.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "sentence"),
+    [
+        ("timm/mobilenetv3_small_100", 16, "a layer behind the pooling"),
+        ("timm/convnext_atto", 32, "a layer behind the pooling"),  # a layer norm
+        ("timm/vit_tiny_patch16_224", 16, "networks of patches"),
+        ("timm/hrnet_w18_small", 32, "not built of layers that follow one another"),
+        ("timm/densenet121", 16, "no output stride 16 in timm"),
+        ("timm/tf_eficientnet_lite0", 16, "did you mean timm/tf_efficientnet_lite0"),
+        ("resnet51", 16, r"no backbone 'resnet51'.*resnet50"),
+        ("resnet50", 4, "32, 16 or 8, not 4"),
+        ("small", 16, "stride 8, not 16"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_sentence(name: str, output_stride: int, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as refused:
+        build_backbone(name, output_stride)
+    assert "\n" not in str(refused.value)
+
+
+# --- the method on top -------------------------------------------------------------------------------------------
+
+
+@on(METHOD + WIDE)
+def test_a_step_of_training_moves_all_but_the_stem_and_lowers_the_loss(classifier: Classifier) -> None:
+    network = copy.deepcopy(classifier).train()
+    body, head = network.learnable_groups()
+    learnable = [*body, *head]
+    assert {id(each) for each in body} == {id(each) for each in network.backbone.learnable_parameters()}
+    before, kept = [each.detach().clone() for each in learnable], frozen(network)
+    targets = torch.eye(CLASSES)[:2]
+
+    def loss() -> Tensor:
+        return functional.multilabel_soft_margin_loss(network(images()), targets)
+
+    first = loss()
+    first.backward()
+    length = torch.stack([each.grad.norm() for each in learnable]).norm()
+    torch.optim.SGD(learnable, lr=float(0.01 / length)).step()
+    assert first.isfinite()
+    assert loss() < first
+    assert not any(torch.equal(each, old) for each, old in zip(learnable, before, strict=True))
+    assert all(each.grad is None for each in network.backbone.frozen_parameters())
+    assert all(torch.equal(now, old) for now, old in zip(frozen(network), kept, strict=True))
+
+
+@on(METHOD)
+def test_refinement_adds_the_maps_of_a_moved_network(classifier: Classifier) -> None:
+    with torch.no_grad():
+        strongest = int(classifier.cams(classifier.stem(images())).amax((0, 2, 3)).argmax())
+    config = RefineConfig(
+        iterations=2, lr=1e-5, scales=(1.0, 0.5), loss_scales=(1.0,), explode_ratio=1.0, stop_threshold=1e9
+    )
+    refiner = Refiner(copy.deepcopy(classifier), config)
+    kept = frozen(classifier)
+    extras = images(3, 32), torch.eye(CLASSES, dtype=torch.bool)
+    result = refiner.refine([images(), images(2, SIDE // 2)], [strongest], lambda step: extras)
+    assert (result.stop_reason, result.steps) == (FINISHED, 2)
+    assert np.isfinite(result.losses).all()
+    stride = classifier.backbone.strides[-1]
+    for scale, initial, refined in zip(config.scales, result.initial, result.refined, strict=True):
+        assert refined.shape == (1, *[-(-int(SIDE * scale) // stride)] * 2)
+        assert np.isfinite(refined).all()
+        assert not np.array_equal(refined, 2 * initial), "the second step saw other weights"
+    assert all(torch.equal(now, old) for now, old in zip(frozen(refiner.classifier), kept, strict=True))
+    refiner.restore()
+    assert all(torch.equal(tensor, classifier.state_dict()[name]) for name, tensor in state(refiner.classifier).items())
+
+
+@on(METHOD)
+def test_irn_learns_on_it_and_leaves_it_alone(classifier: Classifier) -> None:
+    model = IRNet(copy.deepcopy(classifier.backbone), 64).train()
+    before = state(model.backbone)
+    boundary, displacement = model(images())
+    labels = torch.zeros(2, SIDE // 4, SIDE // 4, dtype=torch.long)
+    labels[:, 4:12, 4:12] = 1
+    irn_loss(boundary, displacement, labels, radius=4).loss.backward()
+    heads = [*model.boundary_parameters(), *model.displacement_parameters()]
+    assert all(each.grad.isfinite().all() for each in heads)
+    assert {id(each) for each in heads} == {id(each) for each in model.parameters() if each.requires_grad}
+    torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1).step()
+    assert not any(module.training for module in model.backbone.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model.backbone).items())
+    assert model.boundary_probability(images()).shape == (SIDE // 4, SIDE // 4)
+
+
+@pytest.mark.parametrize(("name", "output_stride", "hidden"), SEGMENTATION)
+def test_deeplab_learns_as_a_whole_and_gives_a_mask_of_the_pictures_size(
+    name: str, output_stride: int, hidden: int | None
+) -> None:
+    torch.manual_seed(0)
+    backbone = build_classifier(name, 1, output_stride).backbone  # whose stem a classifier froze
+    backbone.start_at_identity()  # or random features would grow from block to block
+    model = DeepLab(backbone, CLASSES + 1, (1, 2), hidden, (1.0, 0.5)).train()
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    labels = torch.randint(0, CLASSES + 1, (2, SIDE, SIDE), generator=torch.Generator().manual_seed(2))
+    side = SIDE // (4 if hidden else output_stride)
+    outputs = model(images())
+    loss = segmentation_loss(outputs, labels)
+    loss.backward()
+    assert [output.shape[1:] for output in outputs] == [(CLASSES + 1, *[side] * 2) for side in (side, side // 2, side)]
+    assert loss.isfinite()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
+
+    photograph = np.random.default_rng(0).integers(0, 256, (SIDE - 13, SIDE + 7, 3), dtype=np.uint8)
+    probabilities = predict(model.eval(), photograph, "cpu")
+    assert probabilities.shape == (CLASSES + 1, *photograph.shape[:2])
+    torch.testing.assert_close(probabilities.sum(0), torch.ones(photograph.shape[:2]))
+
+
+@on(METHOD + WIDE)
+def test_the_folded_engine_computes_what_the_plain_one_does_or_refuses(classifier: Classifier) -> None:
+    backbone = classifier.backbone
+    can_fold = isinstance(backbone, ResidualBackbone) and backbone.name != "resnext50_32x4d"  # grouped convolutions
+    assert isinstance(engine_for(classifier, torch.float32), Folded if can_fold else Plain)
+    assert isinstance(engine_for(classifier, torch.float32, "plain"), Plain)
+    if not can_fold:
+        with pytest.raises(ValueError, match="can be folded"):
+            engine_for(classifier, torch.float32, "folded")
+        return
+
+    def maps_and_gradients(engine: Engine, network: Classifier) -> list[Tensor]:
+        maps = engine.cams(engine.stem(images(side=32).double()))
+        maps.square().mean().backward()
+        engine.give_gradients()
+        body, head = network.learnable_groups()
+        return [maps.detach(), *(each.grad for each in [*body, *head])]
+
+    found, expected = (
+        maps_and_gradients(engine_for(network, torch.float64, kind), network)
+        for kind, network in [(kind, copy.deepcopy(classifier).double()) for kind in ("folded", "plain")]
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 1e-10 * other.norm()
