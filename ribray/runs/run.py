@@ -24,7 +24,7 @@ from ribray.config import Experiment, read_yaml, to_yaml, validate_experiment
 from ribray.errors import DamagedError, HeldError, RibrayError, UsageError
 from ribray.machine import describe_machine
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout, where ribray runs from one."""
 EXPERIMENT_FILE = "experiment.yaml"
 LEDGER_FILE = "sweep.json"
