@@ -28,8 +28,8 @@ from ribray.evaluation.bootstrap import COVERAGE, Bootstrap
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
 from ribray.methods.maps import MapRecord, localization_maps
+from ribray.pipeline.maps import finished_ids, map_path
 from ribray.runs.run import Run
-from ribray.stages.refine import finished_ids, map_path
 
 PRECISIONS = ("float32", "bfloat16")
 WITHIN = 0.2

@@ -29,6 +29,7 @@ from ribray import storage
 from ribray.commands.bench import figure
 from ribray.config import load_experiment
 from ribray.data.dataset import Dataset
+from ribray.pipeline.maps import map_path
 from ribray.pipeline.stage import Context
 from ribray.runs.run import Run
 from ribray.stages import STAGES, classifier, refine
@@ -144,7 +145,7 @@ class Recorder:
     def process(self, item: str) -> Mapping[str, Any]:
         """Return a record such as a refinement's."""
         began = time.monotonic()
-        location = refine.map_path(self._folder, item)
+        location = map_path(self._folder, item)
         location.parent.mkdir(parents=True, exist_ok=True)
         location.write_bytes(b"{}")
         record = {"steps": 10, "stop_reason": "finished", "extras": 19, "unreadable": [], "waited": 0.0}
@@ -202,7 +203,7 @@ def refine_simulated(directory: Path, images: int, limit: int) -> dict[str, Any]
         assert metrics["refine"]["images"] == work.total == limit
         new = data.ids[work.done : limit][: 4 * WORKERS * CHUNK]
         maps = context.own_folder(refine.NAME)
-        first = min(refine.map_path(maps, id).stat().st_mtime for id in new)
+        first = min(map_path(maps, id).stat().st_mtime for id in new)
         return {
             "peak": memory.peak,
             "data": size,

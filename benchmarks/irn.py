@@ -11,9 +11,9 @@ from training_steps import measure
 
 from ribray.config import Experiment
 from ribray.data import Dataset
-from ribray.networks.irnet import save_irnet
+from ribray.networks.irnet import build_irnet, save_irnet
 from ribray.networks.weights import load_backbone_weights
-from ribray.stages.irn import IrnTask, build_irnet
+from ribray.stages.irn import IrnTask
 
 ON_CPU = ["irn.batch_size=4", "irn.crop_size=192"]
 """The recipe's batches of 32 crops of 512 pixels would take minutes a step."""

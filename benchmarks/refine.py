@@ -29,8 +29,9 @@ from ribray.methods.rib import Refiner
 from ribray.networks import Classifier, build_classifier
 from ribray.networks.engine import Kind
 from ribray.networks.weights import load_classifier, save_classifier
+from ribray.pipeline.maps import map_path
 from ribray.stages import refine as stage
-from ribray.stages.refine import RefineWorker, map_path
+from ribray.stages.refine import RefineWorker
 
 THREADS = 2
 ITEM = ["classifier.backbone=resnet50"]

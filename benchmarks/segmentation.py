@@ -12,10 +12,10 @@ from training_steps import measure
 
 from ribray.config import Experiment
 from ribray.data import Dataset
-from ribray.networks.deeplab import save_deeplab
+from ribray.networks.deeplab import build_deeplab, save_deeplab
 from ribray.networks.weights import load_backbone_weights
 from ribray.pipeline.masks import mask_path
-from ribray.stages.segmentation import SegmentationTask, build_deeplab
+from ribray.stages.segmentation import SegmentationTask
 
 ON_CPU = ["segmentation.backbone=resnet50", "segmentation.batch_size=2", "segmentation.crop_size=161"]
 """The recipe's ResNet-101 on ten crops of 321 pixels would take a minute a step."""

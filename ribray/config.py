@@ -551,6 +551,12 @@ class Experiment(_Section):
             raise ValueError("refine.resize_long must reach at least 16 pixels")
         return self
 
+    @property
+    def irn_backbone(self) -> tuple[str, int]:
+        """The name and the output stride of IRNet's backbone: by default the classifier's."""
+        name = self.irn.backbone or self.classifier.backbone
+        return name, 8 if name == "small" else self.classifier.output_stride
+
     def on_first_source(self) -> "Experiment":
         """Return this experiment as a run's own directory holds it: of ``both`` sources of masks with the first."""
         if self.masks.source != "both":

@@ -19,6 +19,7 @@ from ribray.data.images import image_size
 from ribray.errors import DamagedError, ImageError, UsageError
 from ribray.methods.imported import ARCHIVE, SCALES, SINGLE, imported_arrays, read_class_maps
 from ribray.methods.maps import MapRecord, empty_arrays, write_maps
+from ribray.pipeline.maps import finished_ids, map_path, wanted_ids
 from ribray.pipeline.stage import Context, per_second
 from ribray.progress import show_progress
 from ribray.runs.run import Failure
@@ -48,7 +49,7 @@ class ImportWorker:
             arrays = imported_arrays(read_class_maps(self._source, item), dataset.classes, present, size, item)
         else:
             arrays = empty_arrays(size, SCALES)
-        location = refine.map_path(self._folder, item)
+        location = map_path(self._folder, item)
         if not location.exists():
             write_maps(location, item, arrays)
             return {}
@@ -83,7 +84,7 @@ def import_maps(context: Context, source: Path) -> None:
         UsageError: there are no maps in ``source``, or the run holds maps of another origin.
     """
     run, dataset, name = context.run, context.training_set, refine.NAME
-    folder, wanted = context.own_folder(name), refine.wanted_ids(context)
+    folder, wanted = context.own_folder(name), wanted_ids(context)
     _require_some(source, dataset, wanted)
     content = _digest(source)
     record = run.record(refine.FOLDER) or {"imported": content}
@@ -93,7 +94,7 @@ def import_maps(context: Context, source: Path) -> None:
     run.refuse_other_settings(refine.FOLDER, key)
     run.begin(refine.FOLDER, key, imported=content, source=str(source))
     # Where the files have changed since, those imported before are looked at again.
-    done = refine.finished_ids(folder) if record["imported"] == content else set()
+    done = finished_ids(folder) if record["imported"] == content else set()
     left = [id for id in wanted if id not in done]
     failures = {
         problem.id: Failure(problem.id, name, problem.sentence)
@@ -112,7 +113,7 @@ def import_maps(context: Context, source: Path) -> None:
     with show_progress(context.console, TITLE, len(wanted), len(wanted) - len(left)) as bar:
         result = Pool(plan, ImportWorker, arguments).run(left, on_done, on_failed, bar, context.stop.is_set)
     context.replace_failures(name, failures)
-    imported = refine.finished_ids(folder)
+    imported = finished_ids(folder)
     images = len(imported.intersection(wanted))
     if not result.stopped:
         context.require_any_done(name, len(wanted), images, failures, is_empty=not imported)

@@ -39,6 +39,7 @@ from ribray.data.names import composed
 from ribray.demo import world as synthetic
 from ribray.errors import UsageError
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
+from ribray.networks.deeplab import Predictor
 from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
 from ribray.pipeline.finished_run import Artifact, FinishedRun
 from ribray.pipeline.masks import SUFFIX, mask_path
@@ -87,7 +88,7 @@ class PredictWorker:
 
     def __init__(self, network: Network, source: Path, out: Path):
         self._network, self._source, self._out = network, source, out
-        self._predict = segmentation.Predictor(network.config, len(network.classes), network.weights)
+        self._predict = Predictor(network.config, len(network.classes), network.weights)
 
     def process(self, item: str) -> dict[str, Any]:
         """Do the image with this file name below the source."""

@@ -19,7 +19,9 @@ from ribray.data.dataset import Dataset
 from ribray.data.images import read_image
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.maps import Which
+from ribray.pipeline.artifacts import FIRST_FOLDER
 from ribray.pipeline.finished_run import FinishedRun
+from ribray.pipeline.maps import finished_ids, map_path, wanted_ids
 from ribray.pipeline.stage import Context
 from ribray.report import sweep_rows
 from ribray.report.charts import Chart, loss_chart, steps_chart, write_png
@@ -154,14 +156,14 @@ class _Gathered:
         artifact = self.main.artifact(refine.NAME)
         if artifact is None:
             return {}
-        done = refine.finished_ids(artifact.folder)
+        done = finished_ids(artifact.folder)
         ids = sorted(done) if self.training_set is None else [id for id in self._wanted if id in done]
-        return {id: refine.map_path(artifact.folder, id) for id in ids}
+        return {id: map_path(artifact.folder, id) for id in ids}
 
     @property
     def _wanted(self) -> Sequence[str]:
         try:
-            return refine.wanted_ids(self.context)
+            return wanted_ids(self.context)
         except RibrayError:  # the list of images is gone
             return self.context.training_set.ids
 
@@ -187,7 +189,7 @@ class _Gathered:
             if (folder := self.folder(source, irn.NAME)) is not None:
                 found[IRN][name] = self._log(folder)
             if (folder := self.folder(source, segmentation.NAME)) is not None:
-                first = self._log(folder / segmentation.FIRST_FOLDER)
+                first = self._log(folder / FIRST_FOLDER)
                 trainings = (
                     {name: first, f"{name}, {RETRAINED}": self._log(folder)} if first else {name: self._log(folder)}
                 )

@@ -17,6 +17,7 @@ from ribray.commands.tracking import log_run, tracked
 from ribray.config import Experiment
 from ribray.demo.world import make_world
 from ribray.errors import StageError, UsageError
+from ribray.pipeline.maps import map_path, refined_ids
 from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
 from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
 from ribray.report.tables import METHOD_NAMES
@@ -235,7 +236,7 @@ def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
     figures, folder = [], context.run.directory / "figures"
     if context.has(refine.NAME):
         maps = context.artifact(refine.NAME)
-        files = {id: refine.map_path(maps, id) for id in refine.refined_ids(context)[:DRAWN_FROM]}
+        files = {id: map_path(maps, id) for id in refined_ids(context)[:DRAWN_FROM]}
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
     if any("curve" in numbers for numbers in metrics.get("seed", {}).values()):

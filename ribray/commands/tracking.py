@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ribray.errors import DivergedError
+from ribray.pipeline.artifacts import FIRST_FOLDER
 from ribray.pipeline.stage import Context
 from ribray.pipeline.training import log_training
 from ribray.report.tables import BEFORE_RETRAINING, CAM, METHOD_NAMES, RIB, SEED_CRF
@@ -15,7 +16,7 @@ from ribray.tracking import Curves, Results, Table
 TRAININGS = (
     classifier.FOLDER,
     irn.FOLDER,
-    f"{segmentation.FOLDER}/{segmentation.FIRST_FOLDER}",
+    f"{segmentation.FOLDER}/{FIRST_FOLDER}",
     segmentation.FOLDER,
 )
 """Folders of a run with the log of a training."""

@@ -6,7 +6,7 @@ alike agree. Inference is the mean-field approximation of the library pydensecrf
 Shapes: K keys (background and the present classes), H W the image's pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 
@@ -51,6 +51,11 @@ LABEL_CERTAINTY = 0.7
 """Probability that a label is right before the image is looked at (IRN's reference implementation)."""
 
 _SMALLEST_PROBABILITY = 1e-5  # below it, probabilities are taken for this, so that their logarithm is finite
+
+
+def crf_on_labels(kind: str, srgb: float) -> CrfParameters | None:
+    """Return the parameters on labels with a bilateral kernel of so wide a colour; None where ``kind`` is "none"."""
+    return replace(LABEL_CRF, bilateral_srgb=srgb) if kind == "dense" else None
 
 
 def require_crf() -> None:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ribray.config import SegmentationConfig
 from ribray.data.dataset import BACKGROUND, IGNORE
 from ribray.data.transforms import normalise
+from ribray.networks import build_backbone
 from ribray.networks.backbone import Backbone, keep_running_statistics
 from ribray.networks.weights import load_network, save_network
 
@@ -219,3 +221,23 @@ def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
     return functional.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def build_deeplab(config: SegmentationConfig, classes: int) -> DeepLab:
+    """Build DeepLab-v2 as configured, for ``classes`` foreground classes, with random weights."""
+    backbone = build_backbone(config.backbone, config.output_stride)
+    return DeepLab(backbone, classes + 1, config.rates, config.hidden, config.scales)
+
+
+class Predictor:
+    """A trained network in a worker."""
+
+    def __init__(self, config: SegmentationConfig, classes: int, weights: Path):
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = build_deeplab(config, classes)
+        load_deeplab(self._network, weights)
+        self._network.to(self._device).eval()
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return class probabilities (K, H, W) of an image (H, W, 3) uint8."""
+        return predict(self._network, image, self._device).cpu().numpy()

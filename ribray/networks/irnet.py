@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ribray.networks import build_backbone
 from ribray.networks.backbone import Backbone
 from ribray.networks.weights import load_network, save_network
 
@@ -152,3 +153,12 @@ def _at_stride(maps: Tensor, stride: int, wanted: int, size: tuple[int, int]) ->
     elif stride < wanted:
         maps = functional.avg_pool2d(maps, wanted // stride, ceil_mode=True)
     return maps[:, :, : size[0], : size[1]]
+
+
+def build_irnet(backbone: str, output_stride: int, displacement_width: int) -> IRNet:
+    """Build IRNet on the backbone called so, with random weights.
+
+    Raises:
+        UsageError: there is no such backbone, or it has no such output stride.
+    """
+    return IRNet(build_backbone(backbone, output_stride), displacement_width)

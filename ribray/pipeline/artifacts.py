@@ -24,6 +24,9 @@ from ribray.pipeline.stage import Context
 from ribray.runs.run import RECORD_FILE, read_record
 
 WEIGHTS_FILE = "weights.safetensors"
+FIRST_FOLDER = "first"
+"""Of a network that is trained again on what it filled: the first one's folder."""
+FIRST_WEIGHTS = f"{FIRST_FOLDER}/{WEIGHTS_FILE}"
 WEIGHTS_KEY = "weights"
 """In a stage's record: SHA-256 by file name."""
 

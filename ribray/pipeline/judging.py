@@ -1,6 +1,6 @@
 """What the stages that judge by the truth share: is it such that it can be judged by?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -9,6 +9,7 @@ from ribray.data import truth
 from ribray.data.dataset import Dataset
 from ribray.errors import UsageError
 from ribray.evaluation.bootstrap import Bootstrapped
+from ribray.pipeline.maps import wanted_ids
 from ribray.pipeline.stage import Context
 
 
@@ -59,3 +60,24 @@ def summarise(context: Context, stage: str, counts: Bootstrapped[Any], names: Se
             soft_wrap=True,
         )
     return counts.summary(names)
+
+
+def evaluated_split(context: Context) -> Dataset:
+    """Return the data whose truth maps and masks of training images are judged by."""
+    config = context.experiment
+    return context.dataset(config.seed_eval.split or config.data.train_split)
+
+
+def require_truth_of_wanted(context: Context) -> None:
+    """Refuse a truth of the wanted images that nothing can be judged by.
+
+    Raises:
+        UsageError: none of their masks shows a class, though labels say that there are some.
+    """
+    require_truth(context, evaluated_split(context), judged(context, wanted_ids(context)))
+
+
+def judged(context: Context, ids: Iterable[str]) -> list[str]:
+    """Return those of ``ids`` that are in the evaluated split, in its order."""
+    chosen = set(ids)
+    return [id for id in evaluated_split(context).ids if id in chosen]

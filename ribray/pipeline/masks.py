@@ -22,6 +22,7 @@ from ribray.errors import ImageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.pipeline import judging
+from ribray.pipeline.maps import wanted_ids
 from ribray.pipeline.stage import Context, Work, coverage, per_second
 from ribray.progress import show_progress
 from ribray.runs.run import RECORD_FILE, Failure, read_record
@@ -43,6 +44,12 @@ def finished_masks(folder: Path) -> set[str]:
     if not (folder / RECORD_FILE).exists():
         return set()
     return storage.list_ids(folder, SUFFIX)
+
+
+def masked_ids(context: Context, stage: str) -> list[str]:
+    """Return the wanted images that a stage has made a mask of, in the order of the split."""
+    done = finished_masks(context.artifact(stage))
+    return [id for id in wanted_ids(context) if id in done]
 
 
 def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:

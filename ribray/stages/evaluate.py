@@ -12,16 +12,18 @@ from ribray.errors import UsageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
+from ribray.networks.deeplab import Predictor
 from ribray.pipeline import judging
-from ribray.pipeline.artifacts import trained_weights
+from ribray.pipeline.artifacts import FIRST_WEIGHTS, trained_weights
 from ribray.pipeline.masks import MASK, Made, MaskWorker, mask_work, require_any_mask, run_masks, write_covers
 from ribray.pipeline.stage import Context, Stage, Work, per_second
 from ribray.runs.run import Failure
-from ribray.stages import segmentation
 
 NAME = "evaluate"
 FOLDER = "predictions"
 FORMAT = 2
+SEGMENTATION = "segmentation"
+"""The stage whose network predicts."""
 BEFORE_FOLDER = "before_retraining"
 """Below the stage's folder: the first network's masks."""
 
@@ -31,7 +33,7 @@ class EvaluateWorker(MaskWorker):
 
     def __init__(self, dataset: Dataset, folder: Path, weights: Path, experiment: Experiment, labels: Dataset):
         super().__init__(dataset, folder, labels=labels)
-        self._predict = segmentation.Predictor(experiment.segmentation, len(dataset.classes), weights)
+        self._predict = Predictor(experiment.segmentation, len(dataset.classes), weights)
         self._uses_crf = experiment.evaluate.crf == "dense"
 
     def make(self, id: str) -> Made:
@@ -85,12 +87,12 @@ def _check(context: Context) -> None:
 
 def _execute(context: Context) -> None:
     run, experiment, datasets = context.run, context.experiment, splits(context)
-    trained = trained_weights(context, segmentation.NAME, NAME)
+    trained = trained_weights(context, SEGMENTATION, NAME)
     run.begin(FOLDER, context.key(NAME))
     folder = context.own_folder(NAME)
     networks = {MASK: (folder, trained, NAME)}
     if experiment.segmentation.retrain:
-        first = trained_weights(context, segmentation.NAME, NAME, segmentation.FIRST_WEIGHTS)
+        first = trained_weights(context, SEGMENTATION, NAME, FIRST_WEIGHTS)
         networks[BEFORE_FOLDER] = (folder / BEFORE_FOLDER, first, f"{NAME}, before re-training")
     names = ["background", *context.training_set.classes]
     failures: dict[str, Failure] = {}
@@ -138,7 +140,7 @@ def _work(context: Context) -> Work:
 STAGE = Stage(
     name=NAME,
     folder=FOLDER,
-    upstream=(segmentation.NAME,),
+    upstream=(SEGMENTATION,),
     reads=("evaluate",),
     leaves_out=("evaluate.splits",),
     format=FORMAT,

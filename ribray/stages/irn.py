@@ -16,12 +16,13 @@ from ribray.data.dataset import Dataset
 from ribray.data.transforms import normalise
 from ribray.errors import ImageError, UsageError
 from ribray.irn.loss import irn_loss
-from ribray.networks import build_backbone, build_classifier, normalisation_of
-from ribray.networks.irnet import IRNet, load_irnet, save_irnet
+from ribray.networks import build_classifier, normalisation_of
+from ribray.networks.irnet import IRNet, build_irnet, load_irnet, save_irnet
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier
 from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights, trained_weights
+from ribray.pipeline.maps import REFINE, wanted_ids
 from ribray.pipeline.mask_crops import CropBatch, CropTask
-from ribray.pipeline.masks import mask_path
+from ribray.pipeline.masks import mask_path, masked_ids
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.training import (
     START_FILE,
@@ -35,21 +36,17 @@ from ribray.pipeline.training import (
     train,
     weights_fingerprint,
 )
-from ribray.stages import confident, refine
 
 NAME = "irn"
 FOLDER = "irn"
 FORMAT = 1
+CONFIDENT = "confident"
+"""The stage whose labels it learns from."""
 STRIDE = 4
 """Pixels per cell of boundaries and displacements."""
 
 
 # --- the training, without Ray -----------------------------------------------------------------------------------
-
-
-def build_irnet(backbone: str, output_stride: int, config: IrnConfig) -> IRNet:
-    """Build IRNet as configured, with random weights."""
-    return IRNet(build_backbone(backbone, output_stride), config.displacement_width)
 
 
 def _scale_between(low: float, high: float, rng: np.random.Generator) -> float:
@@ -81,7 +78,7 @@ class IrnTask(CropTask):
 
     def model(self) -> IRNet:
         """Return the network with the weights to start from."""
-        model = build_irnet(*self._backbone, self._config)
+        model = build_irnet(*self._backbone, self._config.displacement_width)
         load_irnet(model, self._start)
         return model
 
@@ -141,13 +138,6 @@ class IrnTask(CropTask):
 # --- in the driver -----------------------------------------------------------------------------------------------
 
 
-def backbone_of(context: Context) -> tuple[str, int]:
-    """Return the backbone's name and output stride."""
-    classifier = context.experiment.classifier
-    name = context.experiment.irn.backbone or classifier.backbone
-    return name, 8 if name == "small" else classifier.output_stride
-
-
 def _weights_of(context: Context) -> tuple[str, str]:
     """Return what the backbone is, and the configuration key that says so."""
     own = context.experiment.irn.weights
@@ -162,7 +152,7 @@ def _start(context: Context) -> IRNet:
     """
     config, classifier = context.experiment.irn, context.experiment.classifier
     with drawn_with(config.seed):
-        model = build_irnet(*backbone_of(context), config)
+        model = build_irnet(*context.experiment.irn_backbone, config.displacement_width)
     weights, key = _weights_of(context)
     if weights != "classifier":
         load_backbone_weights(model.backbone, weights, key)
@@ -177,9 +167,9 @@ def _check(context: Context) -> None:
     config, classifier = context.experiment.irn, context.experiment.classifier
     if _weights_of(context)[0] != "classifier":
         _start(context)
-    elif backbone_of(context)[0] != classifier.backbone:
+    elif context.experiment.irn_backbone[0] != classifier.backbone:
         raise UsageError(f"irn.weights=classifier needs irn.backbone={classifier.backbone}, not {config.backbone}.")
-    elif context.imported(refine.NAME) is not None and not context.has("classifier"):
+    elif context.imported(REFINE) is not None and not context.has("classifier"):
         raise UsageError("irn.weights=classifier needs a classifier, and maps that were imported have none.")
 
 
@@ -192,7 +182,7 @@ def _fingerprints(context: Context) -> dict[str, str]:
 
 def _work(context: Context) -> Work:
     folder = context.artifact(NAME)
-    steps = _steps(context.experiment.irn, known_ids(folder) or refine.wanted_ids(context))
+    steps = _steps(context.experiment.irn, known_ids(folder) or wanted_ids(context))
     return Work(steps, steps if (folder / WEIGHTS_FILE).exists() else len(finished_steps(folder)), "steps")
 
 
@@ -202,8 +192,8 @@ def _steps(config: IrnConfig, ids: Sequence[str]) -> int:
 
 def _execute(context: Context) -> None:
     run, config = context.run, context.experiment.irn
-    labels = context.require(confident.NAME, NAME)
-    ids = confident.labelled_ids(context)
+    labels = context.require(CONFIDENT, NAME)
+    ids = masked_ids(context, CONFIDENT)
     if not ids:
         raise UsageError(f"No image has confident labels in {labels}; there is nothing for stage '{NAME}' to learn.")
     look_ahead(context, NAME, context.training_set, ids)
@@ -214,7 +204,7 @@ def _execute(context: Context) -> None:
         save_irnet(_start(context), folder / START_FILE)
     task = IrnTask(
         config,
-        backbone_of(context),
+        context.experiment.irn_backbone,
         context.training_set,
         labels,
         ids,
@@ -242,7 +232,7 @@ def _execute(context: Context) -> None:
 STAGE = Stage(
     name=NAME,
     folder=FOLDER,
-    upstream=(confident.NAME,),
+    upstream=(CONFIDENT,),
     reads=("irn", "classifier.backbone", "classifier.output_stride", "classifier.weights"),
     leaves_out=(),
     format=FORMAT,
@@ -251,5 +241,5 @@ STAGE = Stage(
     execute=_execute,
     writes=("loss",),
     check=_check,
-    remark=lambda context: outgrown(context, NAME, confident.labelled_ids(context)),
+    remark=lambda context: outgrown(context, NAME, masked_ids(context, CONFIDENT)),
 )

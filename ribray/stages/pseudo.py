@@ -20,18 +20,18 @@ from ribray.evaluation.mask_counts import MaskCounts
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.irn.random_walk import random_walk
 from ribray.masks.confident import cut
-from ribray.masks.crf import require_crf
+from ribray.masks.crf import crf_on_labels, require_crf
 from ribray.masks.pseudo import walk_scores
 from ribray.masks.saliency import mark_conflicts, read_saliency
 from ribray.masks.seed import winner
-from ribray.networks.irnet import load_irnet
+from ribray.networks.irnet import build_irnet, load_irnet
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import trained_weights
+from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
 from ribray.pipeline.masks import (
     MASK,
     Made,
     MaskWorker,
-    finished_masks,
     mask_path,
     mask_work,
     require_any_mask,
@@ -39,11 +39,12 @@ from ribray.pipeline.masks import (
     write_covers,
 )
 from ribray.pipeline.stage import Context, Stage, Work
-from ribray.stages import confident, irn, refine, seed
 
 NAME = "pseudo"
 FOLDER = "pseudo"
 FORMAT = 2
+IRN = "irn"
+"""The stage whose network it asks for boundaries."""
 WALK = "walk"
 """Name of the counts of the walk's scores, before the CRF, over thresholds."""
 WALK_THRESHOLDS = [round(0.01 * step, 2) for step in range(1, 100)]
@@ -77,10 +78,10 @@ class PseudoWorker(MaskWorker):
         self._saliency = saliency
         self._maps, self._experiment = maps, experiment
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = irn.build_irnet(*backbone, experiment.irn)
+        self._network = build_irnet(*backbone, experiment.irn.displacement_width)
         load_irnet(self._network, weights)
         self._network.to(self._device).eval()
-        self._crf = confident.crf_on_labels(experiment.pseudo.crf, experiment)
+        self._crf = crf_on_labels(experiment.pseudo.crf, experiment.masks.crf_srgb)
 
     def make(self, id: str) -> Made:
         """Return an image's pseudo mask."""
@@ -104,7 +105,7 @@ class PseudoWorker(MaskWorker):
         config = self._experiment.pseudo
         image = self.dataset.image(id)
         source = self._experiment.masks.source
-        maps, present = confident.read_maps(self._maps, id, source, "stride4", self.dataset, image)
+        maps, present = read_maps(self._maps, id, source, "stride4", self.dataset, image)
         (views,) = target_views(image, (1.0,), self._network.backbone.normalisation)
         boundary = self._network.boundary_probability(views.to(self._device))
         return _Prepared(image, present, torch.from_numpy(maps).to(self._device) ** config.power, boundary)
@@ -138,14 +139,8 @@ class PseudoWorker(MaskWorker):
         return Made(mask, count, note)
 
 
-def pseudo_ids(context: Context) -> list[str]:
-    """Return the wanted images that have a pseudo mask, in the order of the split."""
-    done = finished_masks(context.artifact(NAME))
-    return [id for id in refine.wanted_ids(context) if id in done]
-
-
 def _check(context: Context) -> None:
-    seed.require_truth(context)
+    judging.require_truth_of_wanted(context)
     if context.experiment.pseudo.crf == "dense":
         require_crf()
     if (folder := _saliency(context)) is not None and not folder.is_dir():
@@ -163,19 +158,19 @@ def _saliency(context: Context) -> Path | None:
 
 def _execute(context: Context) -> None:
     run, dataset, experiment = context.run, context.training_set, context.experiment
-    maps = context.require(refine.NAME, NAME)
-    weights = trained_weights(context, irn.NAME, NAME)
-    ids = refine.refined_ids(context)
+    maps = context.require(REFINE, NAME)
+    weights = trained_weights(context, IRN, NAME)
+    ids = refined_ids(context)
     run.begin(FOLDER, context.key(NAME))
     counts = Bootstrapped(MaskCounts(len(dataset.classes) + 1))
     walk = Bootstrapped(ThresholdCurve(len(dataset.classes) + 1, WALK_THRESHOLDS))
     arguments = {
         "dataset": dataset,
         "folder": context.own_folder(NAME),
-        "judge": seed.evaluated_split(context),
+        "judge": judging.evaluated_split(context),
         "maps": maps,
         "weights": weights,
-        "backbone": irn.backbone_of(context),
+        "backbone": experiment.irn_backbone,
         "experiment": experiment,
         "saliency": _saliency(context),
     }
@@ -202,13 +197,13 @@ def _execute(context: Context) -> None:
 
 
 def _work(context: Context) -> Work:
-    return mask_work(context, NAME, refine.refined_ids(context) or refine.wanted_ids(context))
+    return mask_work(context, NAME, refined_ids(context) or wanted_ids(context))
 
 
 STAGE = Stage(
     name=NAME,
     folder=FOLDER,
-    upstream=(refine.NAME, irn.NAME),
+    upstream=(REFINE, IRN),
     reads=("pseudo", "masks.source", "masks.crf_srgb", "masks.saliency", "masks.saliency_threshold"),
     leaves_out=("pseudo.batch_images",),
     format=FORMAT,

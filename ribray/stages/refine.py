@@ -1,6 +1,5 @@
 """Stage ``refine``: a pool of workers refines every image on its own and writes its map file."""
 
-import hashlib
 import itertools
 import os
 import time
@@ -20,8 +19,6 @@ from ribray.config import RefineConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
-from ribray.data.listing import Near
-from ribray.data.lists import id_finder, read_list
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.extras import ExtraOrder
 from ribray.methods.maps import MapRecord, empty_arrays, to_arrays, write_maps
@@ -31,94 +28,20 @@ from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stoppe
 from ribray.networks import build_classifier
 from ribray.networks.weights import drawn_with, load_classifier
 from ribray.pipeline.artifacts import trained_weights
+from ribray.pipeline.maps import LISTINGS, REFINE, are_finished, finished_ids, map_path, wanted_ids
 from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
 from ribray.progress import show_progress
 from ribray.runs.run import RECORD_FILE, Failure, read_record
 
-NAME = "refine"
+NAME = REFINE
 FOLDER = "maps"
 FORMAT = 2
-SUFFIX = ".npz"
 
 
-SUBFOLDERS = 256
 CHUNK = 1
 """Images of one call: a refinement takes a good part of a second at least."""
-LISTINGS = 16
-"""Subfolders that are listed, or files that are read, at a time: an object store answers late, but many at once."""
 MOST_EARLIER = 20_000
 """Of more maps that were made earlier, how their refinements ended is not looked up, and not told."""
-
-
-def map_path(folder: Path, id: str) -> Path:
-    """Return where an image's map file lies: 256 subfolders keep each listing short."""
-    return folder / f"{_subfolder(id):02x}" / f"{id}{SUFFIX}"
-
-
-def _subfolder(id: str) -> int:
-    return hashlib.sha256(id.encode()).digest()[0]
-
-
-def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
-    """Return which images have a map file, (ids,) bool, by a listing of the folder; none without the stage's record.
-
-    One subfolder's names are held at a time, so this takes little memory for any number of images.
-    """
-    finished = np.zeros(len(ids), dtype=bool)
-    if not (folder / RECORD_FILE).exists():
-        return finished
-    subfolders = np.fromiter(map(_subfolder, ids), np.uint8, len(ids))
-    order = np.argsort(subfolders, kind="stable")
-    parts = np.split(order, np.searchsorted(subfolders[order], np.arange(1, SUBFOLDERS)))
-
-    def look(number: int) -> None:
-        if parts[number].size:
-            names = storage.list_ids(folder / f"{number:02x}", SUFFIX)
-            finished[parts[number]] = [ids[place] in names for place in parts[number]]
-
-    with ThreadPoolExecutor(LISTINGS) as threads:
-        list(threads.map(look, range(SUBFOLDERS)))
-    return finished
-
-
-def finished_ids(folder: Path) -> set[str]:
-    """Return the ids of all images with a map file, by one listing of the folder; none without the stage's record."""
-    if not (folder / RECORD_FILE).exists():
-        return set()
-    return {name.split("/", 1)[1] for name in storage.list_ids(folder, SUFFIX) if "/" in name}
-
-
-def wanted_ids(context: Context) -> list[str]:
-    """Return the images to refine, in the order of the split: those of ``data.image_list``, up to ``refine.limit``.
-
-    An image of the list that the split had to leave out is none of them, and is a failure.
-
-    Raises:
-        UsageError: the list names an image that is not in the split.
-    """
-    dataset, config = context.training_set, context.experiment
-    ids = list(dataset.ids)
-    if config.data.image_list is not None:
-        left_out = [problem.id for problem in dataset.problems]
-        listed = read_list(storage.absolute(config.data.image_list), id_finder([*left_out, *ids]))
-        chosen = set(listed.ids)
-        for id in listed.ids if not chosen.issubset([*left_out, *ids]) else ():
-            if id not in dataset and id not in left_out:
-                near = Near([*ids, *left_out]).hint(id)
-                raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}{near}.")
-        if listed.signs:
-            context.tell(
-                f"{listed.source} has a sign on its lines, as VOC's lists of a class have: all its images are refined, "
-                "whatever the sign."
-            )
-        ids = [id for id in ids if id in chosen]
-    return ids[: config.refine.limit]
-
-
-def refined_ids(context: Context) -> list[str]:
-    """Return the wanted images that have a map file, in the order of the split."""
-    wanted = wanted_ids(context)
-    return list(itertools.compress(wanted, are_finished(context.artifact(NAME), wanted)))
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------

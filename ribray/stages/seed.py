@@ -20,10 +20,10 @@ from ribray.methods.maps import MapRecord, Which, localization_maps
 from ribray.methods.stop_reasons import StopTally
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import read_map
+from ribray.pipeline.maps import REFINE, map_path, refined_ids, wanted_ids
 from ribray.pipeline.stage import Context, Stage, Work, coverage, per_second
 from ribray.progress import show_progress
 from ribray.runs.run import Failure
-from ribray.stages import refine
 
 NAME = "seed"
 FOLDER = "seed"
@@ -57,7 +57,7 @@ class SeedWorker:
         if truth is None:
             raise ImageError(f"{item} has no mask, so its seed cannot be judged.")
         size = (truth.shape[0], truth.shape[1])
-        record = read_map(refine.map_path(self._folder, item), item, self._dataset, size)
+        record = read_map(map_path(self._folder, item), item, self._dataset, size)
         curves = {method: self._count(record, which, truth) for method, which in METHODS.items()}
         steps = None
         if self._by_step and (record.by_step or not len(record.classes)):
@@ -102,43 +102,22 @@ class StepCurves:
         return [{"step": step, "miou": one.miou, "threshold": one.threshold} for step, one in enumerate(best, start=1)]
 
 
-def evaluated_split(context: Context) -> Dataset:
-    """Return the data whose truth maps and masks of training images are judged by."""
-    config = context.experiment
-    return context.dataset(config.seed_eval.split or config.data.train_split)
-
-
-def require_truth(context: Context) -> None:
-    """Refuse a truth of the wanted images that nothing can be judged by.
-
-    Raises:
-        UsageError: none of their masks shows a class, though labels say that there are some.
-    """
-    judging.require_truth(context, evaluated_split(context), _judged(context, refine.wanted_ids(context)))
-
-
-def _judged(context: Context, ids: Iterable[str]) -> list[str]:
-    """Return those of ``ids`` that are in the evaluated split, in its order."""
-    chosen = set(ids)
-    return [id for id in evaluated_split(context).ids if id in chosen]
-
-
 def _ids(context: Context) -> list[str]:
     """The images that count: as for the masks, the wanted ones that have a map."""
-    return _judged(context, refine.refined_ids(context))
+    return judging.judged(context, refined_ids(context))
 
 
 def _work(context: Context) -> Work:
     ids = _ids(context)
     if not ids:  # nothing is refined yet: as many as refinement will make
-        return Work(len(_judged(context, refine.wanted_ids(context))), 0)
+        return Work(len(judging.judged(context, wanted_ids(context))), 0)
     record = context.run.record(FOLDER) or {}
     return Work(len(ids), len(ids) if record.get("covers") == coverage(ids) else 0)
 
 
 def _execute(context: Context) -> None:
-    experiment, run, dataset = context.experiment, context.run, evaluated_split(context)
-    context.require(refine.NAME, NAME)
+    experiment, run, dataset = context.experiment, context.run, judging.evaluated_split(context)
+    context.require(REFINE, NAME)
     ids = _ids(context)
     run.begin(FOLDER, context.key(NAME))
     if not dataset.has_masks:
@@ -156,7 +135,7 @@ def _execute(context: Context) -> None:
     plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
     arguments = {
         "dataset": dataset,
-        "folder": context.artifact(refine.NAME),
+        "folder": context.artifact(REFINE),
         "thresholds": thresholds,
         "by_step": kept,
     }
@@ -180,8 +159,8 @@ def _execute(context: Context) -> None:
     if not ids:
         raise StageError(f"No image of {dataset.name} has a map, so there is no seed to judge.")
     judging.tell_agreement(context, tally)
-    wanted = set(_judged(context, refine.wanted_ids(context)))
-    unrefined = sum(failure.stage == refine.NAME and failure.id in wanted for failure in run.failures())
+    wanted = set(judging.judged(context, wanted_ids(context)))
+    unrefined = sum(failure.stage == REFINE and failure.id in wanted for failure in run.failures())
     failed = len(failures) + unrefined
     names = ["background", *dataset.classes]
     metrics = {
@@ -209,13 +188,15 @@ def _write_csv(location: Path, columns: Sequence[str], rows: Iterable[Sequence[s
 STAGE = Stage(
     name=NAME,
     folder=FOLDER,
-    upstream=(refine.NAME,),
+    upstream=(REFINE,),
     reads=("seed_eval",),
     leaves_out=(),
     format=FORMAT,
-    fingerprints=lambda context: {"ids or labels of the evaluated split": evaluated_split(context).fingerprint()},
+    fingerprints=lambda context: {
+        "ids or labels of the evaluated split": judging.evaluated_split(context).fingerprint()
+    },
     work=_work,
     execute=_execute,
     writes=("cam.miou", "cam.threshold", "rib.miou", "rib.threshold"),
-    check=require_truth,
+    check=judging.require_truth_of_wanted,
 )

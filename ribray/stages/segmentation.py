@@ -13,12 +13,12 @@ from ribray.cluster.training import Total
 from ribray.config import SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.errors import UsageError
-from ribray.networks import build_backbone, normalisation_of
-from ribray.networks.deeplab import DeepLab, load_deeplab, predict, save_deeplab, segmentation_loss
+from ribray.networks import normalisation_of
+from ribray.networks.deeplab import DeepLab, Predictor, build_deeplab, load_deeplab, save_deeplab, segmentation_loss
 from ribray.networks.weights import drawn_with, load_backbone_weights
-from ribray.pipeline.artifacts import WEIGHTS_FILE, read_own_mask, record_weights
+from ribray.pipeline.artifacts import FIRST_FOLDER, FIRST_WEIGHTS, WEIGHTS_FILE, read_own_mask, record_weights
 from ribray.pipeline.mask_crops import CropBatch, CropTask
-from ribray.pipeline.masks import Made, MasksResult, MaskWorker, mask_path, run_masks
+from ribray.pipeline.masks import Made, MasksResult, MaskWorker, mask_path, masked_ids, run_masks
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.training import (
     START_FILE,
@@ -34,27 +34,19 @@ from ribray.pipeline.training import (
     weights_fingerprint,
 )
 from ribray.runs.run import Failure
-from ribray.stages import pseudo
 
 NAME = "segmentation"
 FOLDER = "segmentation"
 FORMAT = 1
-FIRST_FOLDER = "first"
-"""With re-training: the network that fills the unknown pixels."""
+PSEUDO = "pseudo"
+"""The stage whose masks it learns from."""
 LEAST_PERIOD = 500
 """Steps between two looks at what could not be read, where an epoch is shorter."""
-FIRST_WEIGHTS = f"{FIRST_FOLDER}/{WEIGHTS_FILE}"
 FILLED_FOLDER = "filled"
 """With re-training: pseudo masks whose unknown pixels are filled."""
 
 
 # --- the training, without Ray -----------------------------------------------------------------------------------
-
-
-def build_deeplab(config: SegmentationConfig, classes: int) -> DeepLab:
-    """Build DeepLab-v2 as configured, for ``classes`` foreground classes, with random weights."""
-    backbone = build_backbone(config.backbone, config.output_stride)
-    return DeepLab(backbone, classes + 1, config.rates, config.hidden, config.scales)
 
 
 def _scale_among(scales: Sequence[float], rng: np.random.Generator) -> float:
@@ -111,20 +103,6 @@ class SegmentationTask(CropTask):
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
-
-
-class Predictor:
-    """A trained network in a worker."""
-
-    def __init__(self, config: SegmentationConfig, classes: int, weights: Path):
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = build_deeplab(config, classes)
-        load_deeplab(self._network, weights)
-        self._network.to(self._device).eval()
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return class probabilities (K, H, W) of an image (H, W, 3) uint8."""
-        return predict(self._network, image, self._device).cpu().numpy()
 
 
 class FillWorker(MaskWorker):
@@ -188,8 +166,8 @@ def _work(context: Context) -> Work:
 
 def _execute(context: Context) -> None:
     run, config, dataset = context.run, context.experiment.segmentation, context.training_set
-    masks = context.require(pseudo.NAME, NAME)
-    ids = pseudo.pseudo_ids(context)
+    masks = context.require(PSEUDO, NAME)
+    ids = masked_ids(context, PSEUDO)
     if not ids:
         raise UsageError(f"There is no pseudo mask in {masks}; there is nothing for stage '{NAME}' to learn.")
     look_ahead(context, NAME, dataset, ids)
@@ -262,7 +240,7 @@ def _fill(context: Context, masks: Path, ids: Sequence[str]) -> MasksResult:
 STAGE = Stage(
     name=NAME,
     folder=FOLDER,
-    upstream=(pseudo.NAME,),
+    upstream=(PSEUDO,),
     reads=("segmentation",),
     leaves_out=(),
     format=FORMAT,
@@ -271,5 +249,5 @@ STAGE = Stage(
     execute=_execute,
     writes=("loss", "first_loss"),
     check=_check,
-    remark=lambda context: outgrown(context, NAME, pseudo.pseudo_ids(context)),
+    remark=lambda context: outgrown(context, NAME, masked_ids(context, PSEUDO)),
 )

@@ -15,14 +15,14 @@ from ribray.data import open_dataset
 from ribray.data.mask_files import read_mask_file, write_mask
 from ribray.demo.world import make_world
 from ribray.errors import ImageError
-from ribray.networks.deeplab import save_deeplab
-from ribray.networks.irnet import save_irnet
+from ribray.networks.deeplab import build_deeplab, save_deeplab
+from ribray.networks.irnet import build_irnet, save_irnet
 from ribray.networks.weights import load_backbone_weights
 from ribray.pipeline.artifacts import read_own_mask
 from ribray.pipeline.mask_crops import MaskedImages, crop_batches
 from ribray.pipeline.masks import mask_path
-from ribray.stages.irn import IrnTask, build_irnet
-from ribray.stages.segmentation import SegmentationTask, build_deeplab
+from ribray.stages.irn import IrnTask
+from ribray.stages.segmentation import SegmentationTask
 from tests.tiny import experiment
 from tests.training import KilledOnce, train
 

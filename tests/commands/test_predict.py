@@ -15,10 +15,9 @@ from ribray.data.images import read_image
 from ribray.data.mask_files import read_mask_file
 from ribray.demo.world import palette
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities
-from ribray.networks.deeplab import predict, save_deeplab
+from ribray.networks.deeplab import build_deeplab, predict, save_deeplab
 from ribray.report.figures import mask_overlay
 from ribray.runs.run import Run
-from ribray.stages.segmentation import build_deeplab
 from tests.by_hand import begin, empty_run, key
 from tests.made import CLASSES, save_picture
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from ribray import storage
+from ribray.pipeline.maps import wanted_ids
 from ribray.stages import refine
 from tests.faults.cases import finished, require_same
 from tests.tiny import chain
@@ -22,7 +23,7 @@ def numbers(out):
 def test_two_workers_in_a_shuffled_order_do_what_one_does_in_the_order_of_the_split(
     monkeypatch, settings, trained, copy_of, undisturbed
 ):
-    in_order = refine.wanted_ids
+    in_order = wanted_ids
 
     def shuffled(context):
         return random.Random(0).sample(in_order(context), len(in_order(context)))

@@ -17,12 +17,11 @@ from ribray.commands.run import Planned, Request, parse_stages, plan_chain
 from ribray.config import SegmentationConfig, load_experiment, to_yaml
 from ribray.errors import UsageError
 from ribray.networks import build_classifier
-from ribray.networks.deeplab import save_deeplab
+from ribray.networks.deeplab import build_deeplab, save_deeplab
 from ribray.networks.weights import save_classifier
 from ribray.report.ledger import read_ledger
 from ribray.runs.run import Run, require_outside
 from ribray.stages import refine
-from ribray.stages.segmentation import build_deeplab
 from ribray.sweep_file import Trial, base_experiment, read_base, trial_id, trials_of, validate_sweep
 from tests.by_hand import begin, put_masks
 from tests.reports import drawn

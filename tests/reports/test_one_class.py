@@ -12,8 +12,9 @@ from ribray.data.dataset import Dataset
 from ribray.errors import ImageError
 from ribray.networks import build_classifier
 from ribray.networks.weights import save_classifier
+from ribray.pipeline.maps import map_path
 from ribray.stages.classifier import ClassifierTask
-from ribray.stages.refine import RefineWorker, map_path
+from ribray.stages.refine import RefineWorker
 from tests.reports.drawn import Item, folder, recipe
 
 CLASSES = ("polyp",)

@@ -15,9 +15,8 @@ from ribray.data.depth import Scale
 from ribray.data.images import read_mask
 from ribray.masks.saliency import BINARY
 from ribray.networks import build_classifier
-from ribray.networks.irnet import save_irnet
+from ribray.networks.irnet import build_irnet, save_irnet
 from ribray.networks.weights import save_classifier
-from ribray.stages.irn import build_irnet
 from ribray.stages.pseudo import PseudoWorker
 from ribray.stages.refine import RefineWorker
 from tests.reports.drawn import folder, nine, picture, recipe, save

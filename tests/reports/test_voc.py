@@ -15,7 +15,7 @@ from ribray.commands.check import CheckWorker
 from ribray.config import DataConfig, load_experiment
 from ribray.data import Dataset, open_dataset
 from ribray.errors import ImageError, UsageError
-from ribray.stages.refine import wanted_ids
+from ribray.pipeline.maps import wanted_ids
 from tests.reports.drawn import folder, recipe, voc
 
 OWN = {"cat": "helmet", "dog": "vest", "sea": "gloves"}

@@ -19,8 +19,9 @@ from ribray.errors import ImageError
 from ribray.methods.maps import MapRecord
 from ribray.networks import build_classifier
 from ribray.networks.weights import save_classifier
+from ribray.pipeline.maps import map_path
 from ribray.runs.run import Run
-from ribray.stages.refine import RefineWorker, map_path
+from ribray.stages.refine import RefineWorker
 from ribray.stages.seed import SeedWorker
 from tests.made import SMALL_STEPS, save_picture
 

@@ -17,12 +17,13 @@ from ribray.data.mask_files import write_mask
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.maps import MapRecord
 from ribray.pipeline.artifacts import read_map, read_own_mask, trained_weights
+from ribray.pipeline.maps import map_path, refined_ids
 from ribray.pipeline.mask_crops import CropPlan, MaskedImages
 from ribray.pipeline.masks import Made, MaskWorker
 from ribray.pipeline.stage import Context
 from ribray.report.ledger import read_ledger
 from ribray.runs.run import Run
-from ribray.stages import STAGES, refine
+from ribray.stages import STAGES
 from ribray.stages.seed import SeedWorker
 from ribray.tracking import Tracker
 from tests.pages import ledger
@@ -224,8 +225,8 @@ def test_weights_other_than_those_that_were_trained_are_refused(damage, run):
 def two_maps(run: Path) -> tuple[Dataset, str, Path, Path]:
     """Return the training images, one of them, its map file, and that of another one with the same classes."""
     dataset = context(run).training_set
-    ids = refine.refined_ids(context(run))
-    files = {id: refine.map_path(run / "maps", id) for id in ids}
+    ids = refined_ids(context(run))
+    files = {id: map_path(run / "maps", id) for id in ids}
     records = {id: MapRecord.read(file) for id, file in files.items()}
     for id in ids:
         for other in ids:

@@ -18,7 +18,7 @@ from ribray.methods import maps
 from ribray.methods.maps import MapRecord, empty_arrays, localization_maps, to_arrays
 from ribray.methods.rib import Refinement
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED
-from ribray.stages.refine import map_path
+from ribray.pipeline.maps import map_path
 from ribray.stages.seed import SeedWorker, StepCurves
 from tests.made import CLASSES, save_picture
 from tests.tiny import chain, experiment

@@ -9,6 +9,7 @@ from rich.console import Console
 from ribray.methods.maps import empty_arrays, to_arrays, write_maps
 from ribray.methods.rib import Refinement
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED
+from ribray.pipeline.maps import map_path
 from ribray.pipeline.stage import Context
 from ribray.runs.run import Run
 from ribray.stages import STAGES, refine
@@ -31,8 +32,8 @@ def record(reason, steps):
 def write(folder, id, reason, steps):
     maps = [np.ones((1, 2, 2), np.float32)]
     arrays = to_arrays(Refinement(np.array([0]), maps, maps, None, [], [], steps, reason), (16, 16), (1.0,))
-    refine.map_path(folder, id).parent.mkdir(parents=True, exist_ok=True)
-    write_maps(refine.map_path(folder, id), id, arrays if steps else empty_arrays((16, 16), (1.0,)))
+    map_path(folder, id).parent.mkdir(parents=True, exist_ok=True)
+    write_maps(map_path(folder, id), id, arrays if steps else empty_arrays((16, 16), (1.0,)))
 
 
 def told(context, earlier, now, folder):

@@ -1,0 +1,109 @@
+"""The maps of a run: where an image's file lies, which images are wanted, and which have maps."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ribray import storage
+from ribray.data.dataset import Dataset
+from ribray.data.listing import Near
+from ribray.data.lists import id_finder, read_list
+from ribray.errors import UsageError
+from ribray.methods.maps import Size, localization_maps
+from ribray.pipeline.artifacts import read_map
+from ribray.pipeline.stage import Context
+from ribray.runs.run import RECORD_FILE
+
+REFINE = "refine"
+"""The stage that makes them."""
+SUFFIX = ".npz"
+SUBFOLDERS = 256
+LISTINGS = 16
+"""Subfolders that are listed, or files that are read, at a time: an object store answers late, but many at once."""
+
+
+def map_path(folder: Path, id: str) -> Path:
+    """Return where an image's map file lies: 256 subfolders keep each listing short."""
+    return folder / f"{_subfolder(id):02x}" / f"{id}{SUFFIX}"
+
+
+def _subfolder(id: str) -> int:
+    return hashlib.sha256(id.encode()).digest()[0]
+
+
+def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
+    """Return which images have a map file, (ids,) bool, by a listing of the folder; none without the stage's record.
+
+    One subfolder's names are held at a time, so this takes little memory for any number of images.
+    """
+    finished = np.zeros(len(ids), dtype=bool)
+    if not (folder / RECORD_FILE).exists():
+        return finished
+    subfolders = np.fromiter(map(_subfolder, ids), np.uint8, len(ids))
+    order = np.argsort(subfolders, kind="stable")
+    parts = np.split(order, np.searchsorted(subfolders[order], np.arange(1, SUBFOLDERS)))
+
+    def look(number: int) -> None:
+        if parts[number].size:
+            names = storage.list_ids(folder / f"{number:02x}", SUFFIX)
+            finished[parts[number]] = [ids[place] in names for place in parts[number]]
+
+    with ThreadPoolExecutor(LISTINGS) as threads:
+        list(threads.map(look, range(SUBFOLDERS)))
+    return finished
+
+
+def finished_ids(folder: Path) -> set[str]:
+    """Return the ids of all images with a map file, by one listing of the folder; none without the stage's record."""
+    if not (folder / RECORD_FILE).exists():
+        return set()
+    return {name.split("/", 1)[1] for name in storage.list_ids(folder, SUFFIX) if "/" in name}
+
+
+def wanted_ids(context: Context) -> list[str]:
+    """Return the images to refine, in the order of the split: those of ``data.image_list``, up to ``refine.limit``.
+
+    An image of the list that the split had to leave out is none of them, and is a failure.
+
+    Raises:
+        UsageError: the list names an image that is not in the split.
+    """
+    dataset, config = context.training_set, context.experiment
+    ids = list(dataset.ids)
+    if config.data.image_list is not None:
+        left_out = [problem.id for problem in dataset.problems]
+        listed = read_list(storage.absolute(config.data.image_list), id_finder([*left_out, *ids]))
+        chosen = set(listed.ids)
+        for id in listed.ids if not chosen.issubset([*left_out, *ids]) else ():
+            if id not in dataset and id not in left_out:
+                near = Near([*ids, *left_out]).hint(id)
+                raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}{near}.")
+        if listed.signs:
+            context.tell(
+                f"{listed.source} has a sign on its lines, as VOC's lists of a class have: all its images are refined, "
+                "whatever the sign."
+            )
+        ids = [id for id in ids if id in chosen]
+    return ids[: config.refine.limit]
+
+
+def refined_ids(context: Context) -> list[str]:
+    """Return the wanted images that have a map file, in the order of the split."""
+    wanted = wanted_ids(context)
+    return list(itertools.compress(wanted, are_finished(context.artifact(REFINE), wanted)))
+
+
+def read_maps(
+    folder: Path, id: str, source: str, size: Size, dataset: Dataset, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the localization maps (P, h, w) that masks are made from, and their classes (P,).
+
+    Raises:
+        ImageError: the map file is missing, or is damaged or not this image's and was set aside.
+    """
+    record = read_map(map_path(folder, id), id, dataset, (image.shape[0], image.shape[1]))
+    return localization_maps(record, "refined" if source == "rib" else "initial", size), record.classes
