@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small wait for one another's threads; before torch
+for _side in ("COLUMNS", "LINES"):  # a process of pytest-xdist has them, and the command's console keeps them for good
+    os.environ.pop(_side, None)
 
 pytest_plugins = ["tests.made"]
 ROOT = Path(__file__).resolve().parent.parent
