@@ -29,7 +29,7 @@ def _task(experiment: Experiment, dataset: Dataset, folder: Path, loader_workers
     config, start, labels = experiment.irn.model_copy(update=ENDLESS), folder / "start.safetensors", folder / "labels"
     write_masks(dataset, labels)  # the true ones, as confident labels
     backbone = (experiment.classifier.backbone, experiment.classifier.output_stride)
-    model = build_irnet(*backbone, config)
+    model = build_irnet(*backbone, config.displacement_width)
     load_backbone_weights(model.backbone, experiment.classifier.weights)
     save_irnet(model, start)
     task = IrnTask(config, backbone, dataset, labels, dataset.ids, start, loader_workers)

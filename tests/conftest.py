@@ -9,7 +9,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("shared machine", deadline=None)  # how long an example takes says nothing there
+hypothesis.settings.load_profile("shared machine")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small wait for one another's threads; before torch
 for _side in ("COLUMNS", "LINES"):  # a process of pytest-xdist has them, and the command's console keeps them for good

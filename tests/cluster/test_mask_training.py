@@ -60,7 +60,7 @@ def world(tmp_path_factory) -> Path:
 def irn_task(world: Path, of: type = IrnTask) -> IrnTask:
     config = experiment(SETTINGS)
     torch.manual_seed(0)
-    model = build_irnet("small", 8, config.irn)
+    model = build_irnet("small", 8, config.irn.displacement_width)
     load_backbone_weights(model.backbone, "synthetic")
     save_irnet(model, world / "irn.safetensors")
     dataset = open_dataset(config.data, "train", world / "data")

@@ -106,7 +106,7 @@ def test_saliency_maps_of_0_and_1_give_the_pseudo_masks_of_those_of_0_and_255(tm
     experiment = load_experiment(
         str(recipe(tmp_path / "r.yaml", tmp_path / "data", pseudo={"crf": "none", "threshold": 0.0, "exp_times": 2}))
     )
-    save_irnet(build_irnet("small", 8, experiment.irn), tmp_path / "irn.safetensors")
+    save_irnet(build_irnet("small", 8, experiment.irn.displacement_width), tmp_path / "irn.safetensors")
     masks, notes = [], []
     for white in (1, 255):
         saliency, out = tmp_path / f"saliency{white}", tmp_path / f"pseudo{white}"
