@@ -255,7 +255,7 @@ class RefineConfig(_Section):
     resize_long: tuple[Pixels, Pixels] = (320, 640)
     """Range of an extra sample's long side, in pixels."""
     precision: Precision = "auto"
-    """float32 is the reference; auto: bfloat16 where the hardware has fast bfloat16 units."""
+    """float32 is the reference; auto: bfloat16 where hardware has fast units for it, float32 for networks of timm."""
     deterministic: bool = False
     """Deterministic GPU kernels: the same bytes from run to run, slower; a CPU always is."""
     keep_steps: bool = False

@@ -1,8 +1,8 @@
 """What computes a classifier while its weights move: one small interface, two engines behind it.
 
 The *plain* engine is autograd on any classifier. The *folded* one (`ribray.networks.folded`) folds batch norm into
-convolutions and writes their gradients by hand; it takes residual networks only. `benchmarks/README.md` compares the
-folded one with a plain reading of the method; the two engines have not been timed against each other yet.
+convolutions and writes their gradients by hand; it takes residual networks only. `benchmarks/README.md` compares both
+with a plain reading of the method; which of the two is the faster one has not been measured on an idle machine yet.
 
 Shapes: N images, C classes, H W pixels, h w cells of a map.
 """

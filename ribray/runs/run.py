@@ -19,10 +19,10 @@ from typing import Any
 import yaml
 
 from ribray import __version__, storage
-from ribray.runs import lock
 from ribray.config import Experiment, read_yaml, to_yaml, validate_experiment
 from ribray.errors import DamagedError, HeldError, RibrayError, UsageError
 from ribray.machine import describe_machine
+from ribray.runs import lock
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout, where ribray runs from one."""

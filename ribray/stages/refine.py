@@ -15,7 +15,7 @@ import torch
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import usable_cores
-from ribray.config import RefineConfig
+from ribray.config import TIMM_PREFIX, RefineConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
@@ -153,9 +153,7 @@ def _execute(context: Context) -> None:
         if problem.id not in dataset
     }
     _tell_harmless([problem.sentence for problem in dataset.problems if problem.id in dataset], context)
-    precision = record.get("precision") or context.session.resolve_precision(
-        experiment.refine.precision, experiment.cluster
-    )
+    precision = record.get("precision") or _precision(context)
     run.update_record(FOLDER, precision=precision)
     storage.remove_leftovers(folder)
     arguments = {
@@ -192,6 +190,15 @@ def _execute(context: Context) -> None:
         context.require_any_done(NAME, len(wanted), count, failures, is_empty=not finished_ids(folder))
     metrics = {"images": count, "failed": len(failures), "precision": precision, **notes.stops}
     run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
+
+
+def _precision(context: Context) -> str:
+    """Return what the workers compute in; ``auto`` is bfloat16 for networks on which its effect was measured."""
+    experiment = context.experiment
+    wanted = experiment.refine.precision
+    if wanted == "auto" and experiment.classifier.backbone.startswith(TIMM_PREFIX):
+        return "float32"
+    return context.session.resolve_precision(wanted, experiment.cluster)
 
 
 def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:

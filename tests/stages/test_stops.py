@@ -72,3 +72,26 @@ def test_what_is_not_counted_whole_is_not_told(context, tmp_path, monkeypatch):
     stops, text = told(context, {name: ALL[name] for name in "ab"}, {"c": ALL["c"]}, tmp_path)
     assert stops == {}
     assert text == ""
+
+
+@pytest.mark.parametrize(
+    ("backbone", "wanted", "found"),
+    [
+        ("resnet50", "auto", "bfloat16"),
+        ("timm/tf_efficientnet_lite0", "auto", "float32"),
+        ("timm/tf_efficientnet_lite0", "bfloat16", "bfloat16"),
+    ],
+)
+def test_bfloat16_is_chosen_only_where_its_effect_was_measured(context, monkeypatch, backbone, wanted, found):
+    settings = [f"classifier.backbone={backbone}", "classifier.output_stride=16", "classifier.weights=imagenet"]
+    other = [f"refine.precision={wanted}", "irn.backbone=small"]
+
+    class Fast:
+        """A session on hardware with fast units for bfloat16."""
+
+        def resolve_precision(self, precision, cluster):
+            return "bfloat16" if precision == "auto" else precision
+
+    monkeypatch.setattr(Context, "session", Fast())
+    changed = Context(experiment([*settings, *other]), context.run, STAGES, context.console, context.tracker)
+    assert refine._precision(changed) == found
