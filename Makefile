@@ -9,14 +9,17 @@ STAMP := $(VENV)/.installed
 quickstart: $(STAMP)
 	$(BIN)/ribray quickstart
 
+# Two processes, each with a Ray cluster of its own where it needs one; a file's tests share what they have made.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 quick: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not ray and not slow and not on_demand"
+	$(PYTEST) -m "not ray and not slow and not on_demand"
 
 test: quick
-	$(BIN)/python -m pytest -m "ray and not slow and not on_demand"
+	$(PYTEST) -m "ray and not slow and not on_demand"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not on_demand"
+	$(PYTEST) -m "slow and not on_demand"
 
 test-on-demand: $(STAMP)
 	$(BIN)/python -m pytest -m on_demand

@@ -1,5 +1,7 @@
 """Benchmark ``networks`` at a tiny size."""
 
+import pytest
+
 from ribray.commands import bench
 from tests.benchmarks.figures import values
 
@@ -13,6 +15,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_every_way_refines_as_the_plain_reading(monkeypatch):
     networks = bench.load("networks")
     monkeypatch.setattr(networks, "RESNET", "resnet18")

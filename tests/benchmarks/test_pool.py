@@ -53,6 +53,7 @@ def test_pictures_are_drawn_as_a_data_root(companion, tmp_path):
     assert sorted(workload.ids()) == sorted(dataset.ids)
 
 
+@pytest.mark.slow
 def test_a_process_without_ray_refines_as_this_one_does(companion, tmp_path):
     refinements = companion("refinements")
     workload = refinements.prepare(tmp_path, **TINY)

@@ -178,6 +178,7 @@ def test_stopping_keeps_what_is_done(tmp_path) -> None:
     assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["0.npz", "0.png"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_command_with_130_and_whole_files(tmp_path) -> None:
     photographs = [str(draw(tmp_path / f"{number}.png", number, (256, 256))) for number in range(6)]
     code = "from ribray.cli import main; main()"
