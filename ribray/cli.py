@@ -426,7 +426,7 @@ def map_command(
         int, typer.Option(help="Scale larger photographs down to so many pixels; 0: do not.", metavar="N")
     ] = 500,
 ) -> None:
-    """Make the maps of photographs by a pretrained network: no training, no run, no Ray."""
+    """Make the maps of photographs by a pretrained network or a run's classifier; nothing is trained."""
     from ribray.commands.map import MapRequest, map_photographs
 
     request = MapRequest(photographs, network, weights, classes, extras, settings or (), out, long_side)

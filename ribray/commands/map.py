@@ -17,7 +17,7 @@ from ribray.data.files import list_files
 from ribray.data.folder import LABELS, WHOLE, open_folder
 from ribray.data.images import read_image
 from ribray.data.transforms import rescaled
-from ribray.errors import DamagedError, ImageError, RibrayError, UsageError
+from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.stop_reasons import ENDED, StopTally, stop_hint, stopped_early
 from ribray.networks.pretrained import open_network
 from ribray.networks.weights import IMAGENET
@@ -114,13 +114,14 @@ def _map_all(
 ) -> StopTally:
     """Return how the refinements ended."""
     out, taken, tally = storage.absolute(request.out), set[str](), StopTally(rib.config.iterations)
+    notes: set[str] = set()
     for photograph in photographs:
         if stop.is_set():
             mapped.stopped = True
             break
         try:
             pixels, size = _read(photograph.path, request.long_side)
-            others = [(other.path, list(other.shares)) for other in (*photographs, *extras) if other is not photograph]
+            others = [(other.path, list(other.shares)) for other in _disjoint(photograph, (*photographs, *extras))]
             result = rib(pixels, list(photograph.shares), extras=others)
         except ImageError as error:
             mapped.failed += 1
@@ -131,6 +132,9 @@ def _map_all(
             result.save(target)
             mapped.done += 1
             tally.add(result.stop_reason, result.steps)
+            for note in sorted({*result.notes} - notes):
+                _say(console, f"Note: {note}")
+            notes |= {*result.notes}
             _say(console, _line(photograph, result, size, rib, target))
         if bar is not None:
             bar.advance(mapped.done - bar.done, mapped.failed - bar.failed)
@@ -246,6 +250,7 @@ def _extras(folder: Path | None, rib: RIB, without: set[Path], console: Console)
         paths = [folder / name for name in list_files(folder).photographs]
         if not paths:
             raise UsageError(f"--extras {folder} holds no photograph.")
+        _say(console, f"Extras: the classes of the photographs in {folder} are those that the network sees.")
         found = _look([path for path in paths if path not in without], rib, None, Mapped(0), console)
     return [photograph for photograph in found if photograph.path not in without]
 
@@ -281,19 +286,22 @@ def _with_labels(dataset: Dataset, rib: RIB, console: Console) -> list[_Photogra
     return found
 
 
+def _disjoint(photograph: _Photograph, others: Iterable[_Photograph]) -> list[_Photograph]:
+    """Return the photographs that share no class with one."""
+    return [other for other in others if not photograph.shares.keys() & other.shares.keys()]
+
+
 def _tell_extras(photographs: Sequence[_Photograph], extras: Sequence[_Photograph], console: Console) -> None:
     """Say in one line what is left out as an extra sample."""
-    counts = []
-    for photograph in photographs:
-        others = [other for other in (*photographs, *extras) if other is not photograph]
-        counts.append((len(others), sum(not photograph.shares.keys() & other.shares.keys() for other in others)))
-    if not any(others for others, _ in counts):
+    together = [*photographs, *extras]
+    if not photographs or len(together) < 2:
         return
-    least, most = min(fit for _, fit in counts), max(fit for _, fit in counts)
+    counts = [len(_disjoint(photograph, together)) for photograph in photographs]
+    least, most = min(counts), max(counts)
     of = f"{least}" if least == most else f"{least} to {most}"
     _say(
         console,
-        f"Extras: {of} of {counts[0][0]} for each photograph; those that share a class with it are left out."
+        f"Extras: {of} of {len(together) - 1} for each photograph; those that share a class with it are left out."
         if most
         else "Extras: none, since all share a class; each photograph is refined alone.",
     )
@@ -321,7 +329,7 @@ def _is_free(target: Path, path: Path) -> bool:
         return not target.exists()
     try:
         return str(storage.read_npz(arrays).get("source")) == str(path)
-    except (DamagedError, RibrayError):
+    except RibrayError:
         return False
 
 

@@ -41,7 +41,7 @@ FORMAT = 2
 CHUNK = 1
 """Images of one call: a refinement takes a good part of a second at least."""
 MOST_EARLIER = 20_000
-"""Of more maps that were made earlier, how their refinements ended is not looked up, and not told."""
+"""Of more maps that were made earlier, how their refinements ended is not looked up; a line says so."""
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
@@ -241,6 +241,7 @@ class _Notes:
     def count_stops(self, folder: Path, earlier: Sequence[str]) -> None:
         """Set `stops`, how the refinements of all images ended: of earlier ones from their map files."""
         if len(earlier) > MOST_EARLIER:
+            self._print(f"{NAME}: how the {len(earlier):,} refinements made earlier ended is not looked up, nor told.")
             return
 
         def read(id: str) -> MapRecord | None:

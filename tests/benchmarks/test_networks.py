@@ -3,16 +3,7 @@
 import pytest
 
 from ribray.commands import bench
-from tests.benchmarks.figures import values
-
-TINY = [
-    "refine.scales=[1.0,0.5]",
-    "refine.loss_scales=[1.0]",
-    "refine.iterations=3",
-    "refine.batch_size=3",
-    "refine.crop_size=64",
-    "refine.resize_long=[60,90]",
-]
+from tests.benchmarks.figures import SMALL, values
 
 
 @pytest.mark.slow
@@ -20,7 +11,7 @@ def test_every_way_refines_as_the_plain_reading(monkeypatch):
     networks = bench.load("networks")
     monkeypatch.setattr(networks, "RESNET", "resnet18")
     monkeypatch.setattr(networks, "ENGINES", {"resnet18": ("plain", "folded"), networks.LITE: ("plain",)})
-    found = values(networks.run(settings=TINY, size=(48, 64), rounds=1))
+    found = values(networks.run(settings=SMALL, size=(48, 64), rounds=1))
     off = {name: value for name, value in found.items() if "difference" in name}
     assert len(off) == 6
     assert all(value < 1e-5 for name, value in off.items() if "float32" in name)

@@ -5,17 +5,9 @@ import math
 import pytest
 
 from ribray.commands import bench
-from tests.benchmarks.figures import values
+from tests.benchmarks.figures import SMALL, values
 
-TINY = [
-    "classifier.backbone=resnet18",
-    "refine.scales=[1.0,0.5]",
-    "refine.loss_scales=[1.0]",
-    "refine.iterations=3",
-    "refine.batch_size=3",
-    "refine.crop_size=64",
-    "refine.resize_long=[60,90]",
-]
+TINY = ["classifier.backbone=resnet18", *SMALL]
 
 
 @pytest.fixture(scope="module")

@@ -152,6 +152,21 @@ def test_photographs_without_a_class_in_common_are_extras_and_what_shares_one_is
     assert "map: 2 of 2 photographs in " in said
 
 
+def test_what_an_extra_is_taken_for_and_one_that_cannot_be_read_are_told(ribray, photograph, tmp_path) -> None:
+    small = ("--set", "refine.crop_size=32", "--set", "refine.resize_long=[32,48]", "--weights", "none")
+    labelled, plain = tmp_path / "labelled", tmp_path / "plain"
+    draw(labelled / "tench" / "0.png", 1)
+    draw(labelled / "goldfish" / "1.png", 2).write_bytes(b"no picture")
+    code, said, _ = ribray(photograph, "--classes", "moped", "--extras", labelled, *QUICK, *small)
+    assert code == 0
+    assert said.count("Note: extra ") == 1
+    assert f"{labelled / 'goldfish' / '1.png'} is " in said
+    draw(plain / "0.png", 3)
+    code, said, _ = ribray(photograph, "--classes", "moped", "--extras", plain, *QUICK, *small)
+    assert code == 0
+    assert f"Extras: the classes of the photographs in {plain} are those that the network sees." in said
+
+
 def test_of_several_a_damaged_one_fails_and_the_others_are_done(ribray, photograph, tmp_path) -> None:
     damaged = tmp_path / "damaged.jpg"
     damaged.write_bytes(b"\xff\xd8\xff" + bytes(range(256)))

@@ -67,11 +67,11 @@ def test_nothing_is_told_where_all_steps_were_taken(context, tmp_path):
     assert text == ""
 
 
-def test_what_is_not_counted_whole_is_not_told(context, tmp_path, monkeypatch):
+def test_what_is_not_counted_whole_is_left_out_with_a_word(context, tmp_path, monkeypatch):
     monkeypatch.setattr(refine, "MOST_EARLIER", 1)
     stops, text = told(context, {name: ALL[name] for name in "ab"}, {"c": ALL["c"]}, tmp_path)
     assert stops == {}
-    assert text == ""
+    assert text == "refine: how the 2 refinements made earlier ended is not looked up, nor told.\n"
 
 
 @pytest.mark.parametrize(
