@@ -4,8 +4,10 @@ ribray bench pool
 """
 
 import itertools
+import os
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from ribray.config import ClusterConfig
 from ribray.stages.refine import CHUNK, NAME, RefineWorker
 
 POOL, ALONE = "in the pool", "in a process"
+
+PATIENCE = 300.0
+"""Seconds that a worker waits for the others of its pool."""
 
 
 class Silent:
@@ -85,10 +90,23 @@ def in_pool(workload: Workload, ids: Sequence[str], workers: int) -> list[Record
     records: list[Record] = []
     errors: list[str] = []
     config = ClusterConfig(workers=workers)
-    with connect(config) as session:
+
+    def joined(meeting: Path, **arguments: Any) -> RefineWorker:
+        """Return a worker once all of its pool are there, whose processes start seconds apart."""
+        worker = RefineWorker(**arguments)
+        (meeting / str(os.getpid())).touch()
+        deadline = time.monotonic() + PATIENCE
+        while len(list(meeting.iterdir())) < workers:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Fewer than {workers} workers were there after {PATIENCE:.0f} s.")
+            time.sleep(0.01)
+        return worker
+
+    with connect(config) as session, tempfile.TemporaryDirectory() as meeting:
         if session.gpus:
             config = config.model_copy(update={"gpus_per_worker": session.gpus / workers})
-        pool = Pool(PoolPlan.of(NAME, config, session, CHUNK), RefineWorker, workload.arguments())
+        arguments = {"meeting": Path(meeting), **workload.arguments()}
+        pool = Pool(PoolPlan.of(NAME, config, session, CHUNK), joined, arguments)
 
         def failed(id: str, error: str, tries: int, traceback: str | None) -> None:
             errors.append(error)
