@@ -64,10 +64,10 @@ class CocoDataset(Dataset):
         )
 
     @property
-    def has_masks(self) -> bool:  # noqa: D102 - see Dataset
+    def has_masks(self) -> bool:
         return self._instances.has_truth
 
-    def picture(self, id: str) -> Picture:  # noqa: D102 - see Dataset
+    def picture(self, id: str) -> Picture:
         try:
             return super().picture(id)
         except ImageError:
@@ -76,14 +76,14 @@ class CocoDataset(Dataset):
                     raise ImageError(self._not_there(id)) from None
             raise
 
-    def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
+    def image_path(self, id: str) -> Path:
         return self.folder / self._instances.paths[self.index(id)]
 
     @property
-    def category_ids(self) -> tuple[int, ...]:  # noqa: D102 - see Dataset
+    def category_ids(self) -> tuple[int, ...]:
         return self._instances.category_ids
 
-    def coco_image(self, id: str) -> tuple[int, str]:  # noqa: D102 - see Dataset
+    def coco_image(self, id: str) -> tuple[int, str]:
         row = self.index(id)
         return self._instances.image_ids[row], self._instances.paths[row]
 

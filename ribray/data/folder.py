@@ -96,10 +96,10 @@ class FolderDataset(Dataset):
         )
 
     @property
-    def has_masks(self) -> bool:  # noqa: D102 - see Dataset
+    def has_masks(self) -> bool:
         return self._has_masks
 
-    def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
+    def image_path(self, id: str) -> Path:
         if id not in self._files:
             endings = ", ".join(IMAGE_SUFFIXES)
             raise ImageError(
@@ -107,7 +107,7 @@ class FolderDataset(Dataset):
             )
         return self.root / self._files[id]
 
-    def coco_image(self, id: str) -> tuple[int, str]:  # noqa: D102 - see Dataset
+    def coco_image(self, id: str) -> tuple[int, str]:
         self.image_path(id)
         return self.index(id) + 1, self._files[id]
 

@@ -110,15 +110,15 @@ class VocDataset(Dataset):
         )
 
     @property
-    def has_masks(self) -> bool:  # noqa: D102 - see Dataset
+    def has_masks(self) -> bool:
         return bool(self._mask_folders)
 
-    def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
+    def image_path(self, id: str) -> Path:
         if id in self._missing:
             raise ImageError(self._missing[id])
         return self.root / PICTURES / self._file_name(id)
 
-    def coco_image(self, id: str) -> tuple[int, str]:  # noqa: D102 - see Dataset
+    def coco_image(self, id: str) -> tuple[int, str]:
         return self.index(id) + 1, f"{id}{PurePosixPath(self._file_name(id)).suffix}"
 
     def _file_name(self, id: str) -> str:

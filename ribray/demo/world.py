@@ -444,7 +444,7 @@ class DrawnWorld(VocDataset):
         super().__init__(root, split, class_names(config.classes), palette(config.classes))
         self._size = config.image_size
 
-    def fingerprint(self) -> str:  # noqa: D102 - see Dataset
+    def fingerprint(self) -> str:
         return _with_size(super().fingerprint(), self._size)
 
 
@@ -464,20 +464,20 @@ class UndrawnWorld(Dataset):
         names, ids = class_names(config.classes), [picture_id(split, index) for index in indices]
         super().__init__(f"split '{split}' of {root}", names, ids, kinds, palette=palette(config.classes))
 
-    def fingerprint(self) -> str:  # noqa: D102 - see Dataset
+    def fingerprint(self) -> str:
         return _with_size(super().fingerprint(), self._config.image_size)
 
     @property
-    def has_masks(self) -> bool:  # noqa: D102 - see Dataset
+    def has_masks(self) -> bool:
         return True
 
-    def size(self, id: str) -> tuple[int, int]:  # noqa: D102 - see Dataset
+    def size(self, id: str) -> tuple[int, int]:
         return self._config.image_size, self._config.image_size
 
-    def image_path(self, id: str) -> Path:  # noqa: D102 - see Dataset
+    def image_path(self, id: str) -> Path:
         return self._root / "JPEGImages" / f"{id}.jpg"
 
-    def image(self, id: str) -> np.ndarray:  # noqa: D102 - see Dataset
+    def image(self, id: str) -> np.ndarray:
         return np.array(Image.open(io.BytesIO(_jpeg(self._draw(id)[0]))))
 
     def _read_mask(self, id: str) -> np.ndarray | None:
