@@ -23,10 +23,10 @@ from unittest import mock
 
 import numpy as np
 import psutil
+from harness import figure
 from rich.console import Console
 
 from ribray import storage
-from ribray.commands.bench import figure
 from ribray.config import load_experiment
 from ribray.data.dataset import Dataset
 from ribray.pipeline.maps import map_path

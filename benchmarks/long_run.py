@@ -19,10 +19,10 @@ from typing import Any
 
 import psutil
 import torch
+from harness import figure
 from memory import begin_anew, highest_resident
 from refinements import prepare
 
-from ribray.commands.bench import figure
 from ribray.stages.refine import RefineWorker
 
 SIZE = (48, 64)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import figure, interleave, ratios
 from pictures import data_settings
 
 from ribray import storage
-from ribray.commands.bench import figure, interleave, ratios
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.transforms import target_views

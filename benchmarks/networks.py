@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from harness import figure, ratios
 from refine import (
     TIMED_STEPS,
     BaselineWay,
@@ -30,7 +31,6 @@ from refine import (
 from refinements import Workload, prepare
 
 from ribray import storage
-from ribray.commands.bench import figure, ratios
 from ribray.data import open_dataset
 from ribray.networks.engine import Kind
 from ribray.networks.weights import load_backbone_weights, save_classifier

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import figure, ratios
 from refinements import Processes, Record, Workload, prepare, seconds_per_image, waiting_share
 
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
-from ribray.commands.bench import figure, ratios
 from ribray.config import ClusterConfig
 from ribray.stages.refine import CHUNK, NAME, RefineWorker
 

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
+from harness import figure, interleave, ratios
 from memory import begin_anew, give_back, highest_resident
 from oracles import dense_random_walk, example
 from torch import Tensor
 
-from ribray.commands.bench import figure, interleave, ratios
 from ribray.errors import UsageError
 from ribray.irn.random_walk import random_walk
 

@@ -17,11 +17,11 @@ from unittest import mock
 import numpy as np
 import torch
 from clock import Clock
+from harness import figure, not_measured, ratios
 from refine_baseline import Baseline
 from refinements import Workload, prepare
 
 from ribray import storage
-from ribray.commands.bench import figure, not_measured, ratios
 from ribray.data import open_dataset
 from ribray.methods.extras import ExtraOrder
 from ribray.methods.maps import MapRecord

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import figure, ratios
 from pool import describe, described, in_pool
 from refinements import Processes, Record, images_per_second, prepare, waiting_share
 
 from ribray.cluster.session import connect
-from ribray.commands.bench import figure, ratios
 from ribray.config import ClusterConfig
 
 POOL_OF_TWO, PROCESSES, POOL_OF_ONE = "two pool workers", "two Ray-free processes", "one pool worker"

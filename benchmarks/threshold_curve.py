@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from harness import figure, interleave, ratios
 from numpy.typing import NDArray
 
-from ribray.commands.bench import figure, interleave, ratios
 from ribray.data.dataset import BACKGROUND, IGNORE
 from ribray.evaluation.confusion import confusion, miou
 from ribray.evaluation.threshold_curve import ThresholdCurve

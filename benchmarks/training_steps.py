@@ -12,13 +12,13 @@ from typing import Any
 
 import ray
 import torch
+from harness import figure, ratios
 from pictures import data_settings
 from torch import Tensor, nn
 
 from ribray import storage
 from ribray.cluster.session import connect
 from ribray.cluster.training import TrainingPlan, TrainingTask, run_training
-from ribray.commands.bench import figure, ratios
 from ribray.config import ClusterConfig, Experiment, load_experiment
 from ribray.data import Dataset, open_dataset
 from ribray.data.transforms import IMAGENET

@@ -449,14 +449,14 @@ def bench(
 ) -> None:
     """Run a benchmark of this checkout."""
     from ribray import storage
-    from ribray.commands.bench import run_benchmark, table
+    from ribray.commands.bench import run_benchmark
 
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UsageError(f"--json {json_file} is to be a file in a folder that exists.")
-    result = run_benchmark(name, full)
+    result, table = run_benchmark(name, full)
     if json_file is not None:
         storage.write_json(json_file, result)
-    console.print(table(result), highlight=False)
+    console.print(table, highlight=False)
 
 
 # --- running -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """`ribray bench`: what it records, that the ways it compares agree, and what it says where it cannot run."""
 
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -21,13 +23,22 @@ FAKE = '''"""A benchmark for the tests."""
 import torch
 
 from companion import UNIT
-from ribray.commands.bench import figure
+from harness import figure
 
 
 def run():
     figures = {"steps [a]": figure([3.0, 1.0, 8.0], UNIT, at_most=2), "threads": figure(torch.get_num_threads(), "")}
     return {"settings": {"size": [2, 3]}, "figures": figures, "notes": ["One [note]."]}
 '''
+
+
+HARNESS = bench.ROOT / bench.FOLDER / f"{bench.HARNESS}.py"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(HARNESS.parent))
+    return importlib.import_module(bench.HARNESS)
 
 
 @pytest.fixture
@@ -37,6 +48,7 @@ def checkout(tmp_path, monkeypatch):
     folder.mkdir()
     (tmp_path / "pyproject.toml").touch()
     (folder / "two_words.py").write_text(FAKE)
+    shutil.copy(HARNESS, folder)
     (folder / "companion.py").write_text('UNIT = "s"\n')
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     return tmp_path
@@ -59,8 +71,8 @@ def values(result):
     return {name: figure["value"] for name, figure in result["figures"].items()}
 
 
-def test_a_figure_is_the_median_with_range_and_requirement():
-    found = bench.figure([3.0, 1.0, 8.0], "s", at_most=2)
+def test_a_figure_is_the_median_with_range_and_requirement(harness):
+    found = harness.figure([3.0, 1.0, 8.0], "s", at_most=2)
     assert found == {
         "value": 3.0,
         "unit": "s",
@@ -69,8 +81,8 @@ def test_a_figure_is_the_median_with_range_and_requirement():
         "runs": 3,
         "required": {"at_least": None, "at_most": 2, "met": False},
     }
-    assert bench.figure(5, "", at_least=5)["required"]["met"]
-    assert bench.figure(5, "")["required"] is None
+    assert harness.figure(5, "", at_least=5)["required"]["met"]
+    assert harness.figure(5, "")["required"] is None
 
 
 def test_the_record_says_what_ran_where(checkout, ribray):
@@ -98,7 +110,7 @@ def test_a_benchmark_says_how_many_threads_it_uses(checkout, ribray):
     (checkout / "benchmarks" / "two_words.py").write_text(FAKE.replace("def run", "THREADS = 3\n\n\ndef run"))
     _, text, _ = ribray("two-words")
     assert "3 threads used" in text
-    assert bench.run_benchmark("two-words")["machine"]["threads"] == 3
+    assert bench.run_benchmark("two-words")[0]["machine"]["threads"] == 3
     assert torch.get_num_threads() == before
 
 
@@ -107,7 +119,7 @@ def test_gpus_and_cuda_stand_beside_the_processor(checkout, ribray, monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA H100")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert "2 × NVIDIA H100, CUDA 13.0" in ribray("two-words")[1]
-    result = bench.run_benchmark("two-words")
+    result, _ = bench.run_benchmark("two-words")
     assert (result["machine"]["gpus"], result["machine"]["cuda"]) == (["2 × NVIDIA H100"], "13.0")
 
 
@@ -126,14 +138,14 @@ def test_a_figure_that_cannot_be_had_is_shown_as_such_with_its_reason(checkout, 
     assert found["required"] == {"at_least": None, "at_most": 0.35, "met": None}
 
 
-def test_ways_take_turns_and_the_first_round_does_not_count(monkeypatch):
+def test_ways_take_turns_and_the_first_round_does_not_count(monkeypatch, harness):
     order, clock = [], iter(range(100))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock) ** 2)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock) ** 2)
     ways = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    seconds = bench.interleave(ways, rounds=2)
+    seconds = harness.interleave(ways, rounds=2)
     assert order == ["a", "b"] * 3
     assert seconds == {"a": [9, 17], "b": [13, 21]}
-    assert bench.ratios(seconds["b"], seconds["a"]) == [13 / 9, 21 / 17]
+    assert harness.ratios(seconds["b"], seconds["a"]) == [13 / 9, 21 / 17]
 
 
 def test_the_commit_is_recorded_and_changes_to_it_are_marked(checkout):
@@ -141,9 +153,9 @@ def test_the_commit_is_recorded_and_changes_to_it_are_marked(checkout):
     for command in (["init", "-q"], ["add", "pyproject.toml"], ["commit", "-q", "-m", "First"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert bench.run_benchmark("two_words")["commit"] == head
+    assert bench.run_benchmark("two_words")[0]["commit"] == head
     (checkout / "pyproject.toml").write_text("# changed\n")
-    assert bench.run_benchmark("two-words")["commit"] == f"{head}-dirty"
+    assert bench.run_benchmark("two-words")[0]["commit"] == f"{head}-dirty"
 
 
 def test_unknown_names_are_answered_with_the_known_ones(checkout, ribray):
