@@ -72,6 +72,10 @@ OutOption = Annotated[
     Path | None,
     typer.Option("--out", help="Run directory or URL (default: runs/RECIPE).", metavar="DIR", parser=_location),
 ]
+BreakLockOption = Annotated[
+    bool,
+    typer.Option("--break-lock", help="Take the place of a process on an object store that no longer exists."),
+]
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run.", metavar="RUN", parser=_location)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change one configuration key.", metavar="KEY=VALUE")
@@ -135,12 +139,13 @@ def _top(
 def quickstart(
     out: OutOption = None,
     settings: SetOption = None,
+    break_lock: BreakLockOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Show RIB on a drawn world: minutes on a laptop, no download."""
     from ribray.commands.report import write_report
 
-    request = _request("quickstart", out, settings)
+    request = _request("quickstart", out, settings, break_lock=break_lock)
     finished = _run(request)
     if not finished.stopped:
         _say_place("report", write_report(request.directory))
@@ -165,10 +170,11 @@ def run(
         ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
+    break_lock: BreakLockOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run the stages of a recipe; the same command continues what was stopped."""
-    request = _request(recipe, out, settings, stages, redo, fork)
+    request = _request(recipe, out, settings, stages, redo, fork, break_lock)
     if plan:
         _plan(request)
         return
@@ -207,6 +213,7 @@ def sweep(
         typer.Option("--out", help="Directory of the sweep (default: runs/SWEEP).", metavar="DIR", parser=_location),
     ] = None,
     settings: SetOption = None,
+    break_lock: BreakLockOption = False,
 ) -> None:
     """Run a study on Ray Tune: trials, repeats, a table with mean and deviation; the same command continues."""
     from ribray.commands.report import write_report
@@ -218,7 +225,7 @@ def sweep(
     source = find_sweep(file)
     definition = read_sweep(source) if base is None else with_base(read_sweep(source), base)
     location = _output(out, source.stem)
-    request = SweepRequest(definition, source, title_of(source), location, tuple(settings or ()))
+    request = SweepRequest(definition, source, title_of(source), location, tuple(settings or ()), break_lock)
     result = run_sweep(request, console, _stop_on_signals())
     console.print("", results_table(result.ledger), "", sep="\n")
     for place in result.files:
@@ -322,13 +329,14 @@ def import_maps(
     recipe: Annotated[str, typer.Option(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")],
     out: OutOption = None,
     settings: SetOption = None,
+    break_lock: BreakLockOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Take localization maps made elsewhere into a run; go on with `ribray run RECIPE --stages seed`."""
     from ribray.commands.run import run_import
     from ribray.report.tables import run_summary
 
-    request = _request(recipe, out, settings, "refine")
+    request = _request(recipe, out, settings, "refine", break_lock=break_lock)
 
     def tell(result: Any) -> None:
         failures = [vars(failure) for failure in result.failures]
@@ -469,13 +477,16 @@ def _request(
     stages: str | None = None,
     redo: str | None = None,
     fork: Path | None = None,
+    break_lock: bool = False,
 ) -> Any:
     from ribray.commands.run import Request, parse_stages
 
     location = _output(out, find_recipe(recipe).stem)
     if supervisor.is_restarted():
-        redo = None  # what it names was forgotten the first time; what has been made since then stays
-    return Request(load_experiment(recipe, settings or []), recipe, location, parse_stages(stages), redo, fork)
+        # What it names was forgotten, and the lock broken, the first time; what has been made since then stays.
+        redo, break_lock = None, False
+    experiment = load_experiment(recipe, settings or [])
+    return Request(experiment, recipe, location, parse_stages(stages), redo, fork, break_lock)
 
 
 def _output(out: Path | None, name: str) -> Path:

@@ -36,6 +36,8 @@ class Request:
     stages: Sequence[str] = tuple(STAGES)
     redo: str | None = None
     fork: Path | None = None
+    break_lock: bool = False
+    """Whether to take the place of a process that left its lock on an object store."""
 
     @property
     def directory(self) -> Path:
@@ -329,7 +331,7 @@ def _opened(request: Request, console: Console, stop: threading.Event) -> Iterat
     with contextlib.ExitStack() as held:
 
         def open_run(directory: Path, parent: Run | None) -> Run:
-            return held.enter_context(Run.open(directory, parent, stop.set))
+            return held.enter_context(Run.open(directory, parent, request.break_lock))
 
         run = open_run(request.directory, parent)
         parts = _parts(request, run, open_run, console, stop)

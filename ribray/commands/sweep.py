@@ -55,6 +55,7 @@ class SweepRequest:
     out: Path
     overrides: tuple[str, ...] = ()
     """``key=value`` strings that change the base and so every trial."""
+    break_lock: bool = False
 
     @property
     def name(self) -> str:
@@ -110,7 +111,7 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
     needed = [name for name in STAGES if name in definition.stages or feeds(name, definition.stages)]
     shared = tuple(name for name in needed if name not in touched)
     with ExitStack() as held:
-        lock = hold(out, "sweep")
+        lock = hold(out, "sweep", request.break_lock)
         held.callback(lock.release)
         ledger = _Ledger(out, request, experiment, trials)
         session = held.enter_context(connect(experiment.cluster, _training_workers(experiment), stop))
@@ -238,7 +239,8 @@ def _base_run(
         grouped = experiment.model_copy(
             update={"tracking": experiment.tracking.model_copy(update=_tracking(request, experiment))}
         )
-        run_chain(Request(grouped, request.sweep.base.recipe, directory, shared), console, stop)
+        base = Request(grouped, request.sweep.base.recipe, directory, shared, break_lock=request.break_lock)
+        run_chain(base, console, stop)
         return directory
     run = Run.read(named)
     context = Context(experiment.on_first_source(), run, STAGES, Console(quiet=True), Tracker(experiment, run))
@@ -419,8 +421,10 @@ def _run_when_free(request: Request, console: Console) -> Any:
         try:
             return run_chain(request, console, threading.Event())
         except HeldError:
-            if time.monotonic() > deadline:
+            if request.break_lock:
                 raise
+            if time.monotonic() > deadline:  # its node has died; the sweep's own lock keeps other sweeps out
+                request = replace(request, break_lock=True)
             time.sleep(1)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -95,13 +95,8 @@ def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     return phrases
 
 
-def hold(location: Path, kind: str, on_lost: Callable[[], None] = lambda: None) -> lock.Lock:
-    """Take hold of a directory, making it if needed.
-
-    Args:
-        location: absolute path or URL.
-        kind: one of `MARKS`.
-        on_lost: called should the hold be lost, which happens on object stores only (see `ribray.runs.lock`).
+def hold(location: Path, kind: str, break_lock: bool = False) -> lock.Lock:
+    """Take hold of a directory, one of `MARKS`, making it if needed; see `ribray.runs.lock` for ``break_lock``.
 
     Raises:
         HeldError: another process holds the directory.
@@ -111,9 +106,13 @@ def hold(location: Path, kind: str, on_lost: Callable[[], None] = lambda: None) 
         require_free(location, kind)
         storage.require_writable(location)
         try:
-            return lock.take(location, on_lost)
-        except lock.TakenError:
-            raise HeldError(f"Another {kind} is working in {location}; wait for it, or stop it first.") from None
+            return lock.take(location, break_lock)
+        except lock.TakenError as error:
+            owner = f" ({error})" if str(error) else ""
+            hint = "; --break-lock takes the place of one that no longer exists" if owner else ""
+            raise HeldError(
+                f"Another {kind} is working in {location}{owner}; wait for it, or stop it first{hint}."
+            ) from None
 
 
 def require_free(location: Path, kind: str) -> None:
@@ -198,16 +197,14 @@ class Run:
     # --- opening ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(
-        cls, directory: str | Path, parent: "Run | None" = None, on_lost: Callable[[], None] = lambda: None
-    ) -> "Run":
-        """Take hold of a run directory, making it if needed; ``on_lost`` is called should the hold be lost.
+    def open(cls, directory: str | Path, parent: "Run | None" = None, break_lock: bool = False) -> "Run":
+        """Take hold of a run directory, making it if needed.
 
         Raises:
             UsageError: another run holds the directory, it cannot be written, or it holds something else.
         """
         location = storage.absolute(directory)
-        held = hold(location, "run", on_lost)
+        held = hold(location, "run", break_lock)
         run = cls(location, parent or cls._recorded_parent(location), held)
         for folder in (run.directory, run.directory / "metrics"):  # nobody else writes while the lock is held
             storage.remove_leftovers(folder, recursive=False)
@@ -270,11 +267,14 @@ class Run:
         self.close()
 
     def _require_hold(self) -> None:
-        if self._lock is not None and self._lock.lost:
-            raise HeldError(
-                f"{self.directory} could not be reached for a while, and another run may work in it by now; start this "
-                "one again to go on."
-            )
+        if isinstance(self._lock, lock.StoreLock):
+            with _told(self.directory):
+                is_lost = self._lock.is_lost()
+            if is_lost:
+                raise HeldError(
+                    f"The lock on {self.directory} was broken, and another run may work there by now; start this one "
+                    "again to go on."
+                )
 
     @property
     def is_held(self) -> bool:
