@@ -236,8 +236,9 @@ class Trial:
 
 
 def shipped_sweeps() -> dict[str, Path]:
-    """Return the sweeps that come with the package, by name."""
-    folder = Path(str(resources.files("ribray") / "sweeps"))
+    """Return the sweeps that come with the package, by name: they lie within it, or in a checkout beside it."""
+    package = Path(str(resources.files("ribray")))
+    folder = next(each for each in (package / "sweeps", package.parent / "sweeps") if each.is_dir())
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
