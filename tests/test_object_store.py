@@ -11,6 +11,7 @@ from ribray import storage
 from ribray.cli import main
 from ribray.errors import DamagedError, HeldError, UsageError
 from ribray.runs import lock
+from ribray.runs.metrics import RefineMetrics, Timing
 from ribray.runs.run import Failure, Run
 
 
@@ -255,7 +256,7 @@ def test_a_run_keeps_its_files_and_its_lock_there(bucket):
     with Run.open(bucket / "run") as run:
         run.event("refine", "started")
         run.write_failures([Failure("one", "refine", "it is damaged")])
-        run.write_metrics("refine", {"images": 3, "timing": {"seconds": 1}})
+        run.write_metrics("refine", RefineMetrics(images=3, timing=Timing(seconds=1)))
         with pytest.raises(HeldError, match="Another run is working"):
             Run.open(bucket / "run")
         assert run.is_held
@@ -270,6 +271,6 @@ def test_a_run_keeps_its_files_and_its_lock_there(bucket):
 def test_a_run_whose_lock_was_broken_writes_no_more(bucket):
     with Run.open(bucket / "run") as run, Run.open(bucket / "run", break_lock=True) as other:
         with pytest.raises(HeldError, match="was broken"):
-            run.write_metrics("refine", {})
+            run.write_metrics("refine", RefineMetrics())
         other.write_failures([])
     assert not (bucket / "run" / "metrics").exists()

@@ -22,6 +22,7 @@ from ribray.methods.maps import MapRecord, empty_arrays, write_maps
 from ribray.pipeline.maps import finished_ids, map_path, wanted_ids
 from ribray.pipeline.stage import Context, per_second
 from ribray.progress import show_progress
+from ribray.runs.metrics import RefineMetrics
 from ribray.runs.run import Failure
 from ribray.stages import refine
 
@@ -117,8 +118,8 @@ def import_maps(context: Context, source: Path) -> None:
     images = len(imported.intersection(wanted))
     if not result.stopped:
         context.require_any_done(name, len(wanted), images, failures, is_empty=not imported)
-    metrics = {"images": images, "failed": len(failures), "imported": str(source)}
-    run.write_metrics(name, {**metrics, "timing": per_second(result.done, result.seconds)})
+    timing = per_second(result.done, result.seconds)
+    run.write_metrics(name, RefineMetrics(images=images, failed=len(failures), imported=str(source), timing=timing))
 
 
 def _require_some(source: Path, dataset: Dataset, wanted: list[str]) -> None:

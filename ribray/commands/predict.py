@@ -48,7 +48,7 @@ from ribray.progress import show_progress
 from ribray.report.overlays import legend_overlay
 from ribray.runs.run import FAILURES_FILE, Failure, require_outside
 from ribray.runs.run import RECORD_FILE as STAGE_RECORD
-from ribray.stages import STAGES, classifier, segmentation
+from ribray.stages import STAGES, segmentation
 
 NAME = "predict"
 MASKS, OVERLAYS = "masks", "overlays"
@@ -238,17 +238,18 @@ def _trained_with(finished: FinishedRun, artifact: Artifact) -> Experiment:
 
 def _class_names(finished: FinishedRun, artifact: Artifact) -> tuple[str, ...]:
     """Return the names of the classes: those that training has written down, or else the data's."""
-    written = [artifact.run.metrics().get(segmentation.NAME, {})]
-    written += [run.metrics().get(classifier.NAME, {}) for run in finished.run.lineage]
-    for metrics in written:
-        if names := metrics.get("classes"):
-            return tuple(names)
+    earlier = (run.read_metrics().classifier for run in finished.run.lineage)
+    written = [artifact.run.read_metrics().segmentation, *earlier]
+    names = next((metrics.classes for metrics in written if metrics is not None and metrics.classes), None)
+    if names is not None:
+        return tuple(names)
     return finished.context().training_set.classes
 
 
 def _palette(artifact: Artifact, experiment: Experiment, classes: int) -> np.ndarray:
     """Return the colours of the run's data, (256, 3) uint8: those that training wrote down, or those of its kind."""
-    if written := artifact.run.metrics().get(segmentation.NAME, {}).get("colours"):
+    metrics = artifact.run.read_metrics().segmentation
+    if metrics is not None and (written := metrics.colours):
         colours = colour_map()
         colours[: len(written)] = [list(bytes.fromhex(colour.removeprefix("#"))) for colour in written]
         return colours

@@ -101,7 +101,7 @@ def _curves(metrics: Mapping[str, Any], source: str) -> dict[str, Curves]:
         found = {METHOD_NAMES[method]: judged[method]["curve"] for method in seed.METHODS if "curve" in judged[method]}
         if found:
             curves[seed.NAME] = _over_thresholds("Seed mIoU in percent", found)
-        if by_step := metrics[seed.NAME][RIB].get(seed.BY_STEP):
+        if by_step := metrics[seed.NAME][RIB].get("by_step"):
             steps, values = [one["step"] for one in by_step], [one["miou"] for one in by_step]
             curves["seed_by_step"] = Curves("Seed mIoU in percent", "step", steps, {METHOD_NAMES[RIB]: values})
     if walk := metrics.get(pseudo.NAME, {}).get(pseudo.WALK, {}).get("curve"):

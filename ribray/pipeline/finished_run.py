@@ -118,8 +118,8 @@ def trained_classifier(directory: Path, stages: Mapping[str, Stage]) -> tuple[Cl
             f"{directory} has no trained classifier: train it by `{finished.command('--stages', 'classifier')}`."
         )
     require_recorded(artifact.folder, recorded_weights(artifact.record), "classifier")
-    written = artifact.run.metrics().get("classifier", {}).get("classes")
-    names = list(written) if written else list(finished.context().training_set.classes)
+    written = artifact.run.read_metrics().classifier
+    names = (written and written.classes) or list(finished.context().training_set.classes)
     config = finished.experiment.classifier
     classifier = build_classifier(config.backbone, len(names), config.output_stride)
     load_classifier(classifier, artifact.folder / WEIGHTS_FILE)

@@ -25,6 +25,7 @@ from ribray.pipeline import judging
 from ribray.pipeline.maps import wanted_ids
 from ribray.pipeline.stage import Context, Work, coverage, per_second
 from ribray.progress import show_progress
+from ribray.runs.metrics import Timing
 from ribray.runs.run import RECORD_FILE, Failure, read_record
 
 SUFFIX = ".png"
@@ -152,7 +153,7 @@ class MasksResult:
     without: dict[str, Failure]
     """Of these, the images without a mask."""
     stopped: bool
-    timing: dict[str, Any]
+    timing: Timing
 
 
 def run_masks(
@@ -201,7 +202,7 @@ def run_masks(
         context.console.print(text, highlight=False, markup=False)
     if MASK in counts and not result.stopped:
         judging.tell_agreement(context, tally)
-    return MasksResult(failures, without, result.stopped, per_second(made, result.seconds) | {"workers": plan.workers})
+    return MasksResult(failures, without, result.stopped, per_second(made, result.seconds, workers=plan.workers))
 
 
 def require_any_mask(context: Context, name: str, wanted: int, without: Mapping[str, Failure]) -> None:

@@ -17,6 +17,7 @@ from ribray.config import ClusterConfig, Experiment, flatten, to_values
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import StageError, UsageError
+from ribray.runs.metrics import Timing
 from ribray.runs.run import RECORD_FILE, Failure, Run, StageKey, select_configuration
 from ribray.tracking import Tracker
 
@@ -298,10 +299,7 @@ def coverage(ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
-def per_second(count: int, seconds: float) -> dict[str, Any]:
+def per_second(count: int, seconds: float, **workers: int) -> Timing:
     """Return the timing part of a stage's metrics."""
-    return {
-        "seconds": round(seconds, 3),
-        "images": count,
-        "images_per_second": round(count / seconds, 3) if seconds else None,
-    }
+    rate = round(count / seconds, 3) if seconds else None
+    return Timing(seconds=round(seconds, 3), images=count, images_per_second=rate, **workers)

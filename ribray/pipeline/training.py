@@ -19,6 +19,7 @@ from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError
 from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights
 from ribray.pipeline.stage import MENDED, Context, example, per_second
 from ribray.progress import show_progress
+from ribray.runs.metrics import Timing
 from ribray.runs.run import Failure
 
 START_FILE = "start.safetensors"
@@ -57,9 +58,9 @@ class Trained:
         """The last validation."""
         return [line["validation"] for line in self.log if "validation" in line][-1]
 
-    def timing(self, batch_size: int) -> dict[str, Any]:
+    def timing(self, batch_size: int) -> Timing:
         """Return the timing part of the stage's metrics."""
-        return per_second(self.steps * batch_size, self.seconds) | {"workers": self.workers}
+        return per_second(self.steps * batch_size, self.seconds, workers=self.workers)
 
 
 class ReadingTask(TrainingTask):

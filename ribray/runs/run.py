@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from ribray import __version__, storage
 from ribray.config import Experiment, read_yaml, to_yaml, validate_experiment
 from ribray.errors import DamagedError, HeldError, RibrayError, UsageError
 from ribray.machine import describe_machine
 from ribray.runs import lock
+from ribray.runs.metrics import RunMetrics, StageMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout, where ribray runs from one."""
@@ -411,10 +413,10 @@ class Run:
 
     # --- numbers, failures, events ------------------------------------------------------------------------------
 
-    def write_metrics(self, stage: str, metrics: Mapping[str, Any]) -> None:
+    def write_metrics(self, stage: str, metrics: StageMetrics) -> None:
         """Write a stage's numbers and the merged view ``metrics.json``."""
         self._require_hold()
-        plain = json.loads(json.dumps(metrics, allow_nan=False))
+        plain = metrics.to_json()
         storage.write_json(self._metrics_file(stage), {**plain, SEAL_KEY: _seal(stage, plain)})
         self.rewrite_metrics()
 
@@ -432,6 +434,19 @@ class Run:
     def rewrite_metrics(self) -> None:
         """Write the merged view of all stages' and variants' numbers."""
         storage.write_json(self.directory / METRICS_FILE, self.metrics())
+
+    def read_metrics(self) -> RunMetrics:
+        """Return the numbers of all stages and variants.
+
+        Raises:
+            RibrayError: they are not what the stages have written.
+        """
+        try:
+            return RunMetrics.model_validate(self.metrics())
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise DamagedError(f"The metrics of {self.directory} are damaged ({where}: {fault['msg']}).") from None
 
     def metrics(self) -> dict[str, Any]:
         """Return all stages' numbers, each stage's own timing moved under ``timing``, variants under ``variants``.

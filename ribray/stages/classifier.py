@@ -33,6 +33,7 @@ from ribray.pipeline.training import (
     train,
     weights_fingerprint,
 )
+from ribray.runs.metrics import ClassifierMetrics
 
 NAME = "classifier"
 FOLDER = "classifier"
@@ -308,7 +309,7 @@ def _execute(context: Context) -> None:
         save_classifier(model, folder / WEIGHTS_FILE)
         record_weights(context, NAME, WEIGHTS_FILE)
         context.replace_failures(NAME, {})
-        run.write_metrics(NAME, {"checkpoint": config.checkpoint})
+        run.write_metrics(NAME, ClassifierMetrics(checkpoint=config.checkpoint))
         return
     require_enough(training_set, config)  # said before a cluster starts
     model, source = start_network(config, len(training_set.classes))
@@ -342,19 +343,20 @@ def _finish(context: Context, trained: Trained) -> None:
     for id, error in unreadable.items():
         context.run.event(NAME, "image left out", id=id, error=error)
     context.replace_failures(NAME, {})  # one line per bad image is enough, and refinement writes it
-    metrics = {
-        "loss": [line["loss"] for line in log if "loss" in line][-1],
-        "validation_loss": last["loss"],
-        "map": last["map"],
-        "epochs": config.epochs,
-        "images": sum(id not in unreadable for id in context.training_set.ids),
-        "validation_images": last["images"],
-        "left_out": len(unreadable),
-        "classes": list(context.training_set.classes),
-    }
-    context.run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size)})
+    metrics = ClassifierMetrics(
+        loss=trained.loss,
+        validation_loss=last["loss"],
+        map=last["map"],
+        epochs=config.epochs,
+        images=sum(id not in unreadable for id in context.training_set.ids),
+        validation_images=last["images"],
+        left_out=len(unreadable),
+        classes=list(context.training_set.classes),
+        timing=trained.timing(config.batch_size),
+    )
+    context.run.write_metrics(NAME, metrics)
     text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} held-out images"
-    context.console.print(f"  final loss {metrics['loss']:.4f}{text}", highlight=False)
+    context.console.print(f"  final loss {trained.loss:.4f}{text}", highlight=False)
     if unreadable:
         reason = next(iter(unreadable.values()))
         what = f"{len(unreadable):,} image(s) could not be read and were left out; see events/. The first: {reason}"

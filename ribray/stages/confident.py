@@ -21,6 +21,7 @@ from ribray.pipeline.masks import (
     write_covers,
 )
 from ribray.pipeline.stage import Context, Stage
+from ribray.runs.metrics import ConfidentMetrics, MaskJudgement
 
 NAME = "confident"
 FOLDER = "confident"
@@ -76,11 +77,12 @@ def _execute(context: Context) -> None:
     context.replace_failures(NAME, result.failures)
     require_any_mask(context, NAME, len(ids), result.without)
     failed = len(result.failures)
-    metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
+    judged = {}
     if counts.images:
         names = ["background", *dataset.classes]
-        metrics["seed_crf"] = {**judging.summarise(context, NAME, counts, names), "failed": failed}
-    run.write_metrics(NAME, {**metrics, "timing": result.timing})
+        judged["seed_crf"] = MaskJudgement(**judging.summarise(context, NAME, counts, names), failed=failed)
+    images = len(ids) - len(result.without)
+    run.write_metrics(NAME, ConfidentMetrics(images=images, failed=failed, **judged, timing=result.timing))
     write_covers(context, NAME, [id for id in ids if id not in result.failures])
 
 

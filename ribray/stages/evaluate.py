@@ -17,6 +17,7 @@ from ribray.pipeline import judging
 from ribray.pipeline.artifacts import FIRST_WEIGHTS, trained_weights
 from ribray.pipeline.masks import MASK, Made, MaskWorker, mask_work, require_any_mask, run_masks, write_covers
 from ribray.pipeline.stage import Context, Stage, Work, per_second
+from ribray.runs.metrics import EvaluateMetrics, MaskJudgement
 from ribray.runs.run import Failure
 
 NAME = "evaluate"
@@ -117,19 +118,20 @@ def _execute(context: Context) -> None:
                 return
             failed |= result.failures
             without |= result.without
-            made += result.timing["images"]
-            seconds += result.timing["seconds"]
+            made += result.timing.images or 0
+            seconds += result.timing.seconds or 0.0
         summary: dict[str, Any] = {"images": sum(map(len, datasets)) - len(failed), "failed": len(failed)}
         if counts.images:
-            summary = {**judging.summarise(context, NAME, counts, names), "failed": len(failed)}
+            summary |= judging.summarise(context, NAME, counts, names)
         failures |= failed
         if network == MASK:
             require_any_mask(context, NAME, sum(map(len, datasets)), without)
             metrics |= summary
         else:
-            metrics[network] = summary
+            metrics["before_retraining"] = MaskJudgement(**summary)
     context.replace_failures(NAME, failures)
-    run.write_metrics(NAME, {**metrics, "crf": experiment.evaluate.crf, "timing": per_second(made, seconds)})
+    timing = per_second(made, seconds)
+    run.write_metrics(NAME, EvaluateMetrics(**metrics, crf=experiment.evaluate.crf, timing=timing))
     write_covers(context, NAME, [id for id in _ids(context) if id not in failures])
 
 

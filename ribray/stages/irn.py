@@ -36,6 +36,7 @@ from ribray.pipeline.training import (
     train,
     weights_fingerprint,
 )
+from ribray.runs.metrics import IrnMetrics
 
 NAME = "irn"
 FOLDER = "irn"
@@ -218,14 +219,15 @@ def _execute(context: Context) -> None:
     (folder / START_FILE).unlink(missing_ok=True)
     record_weights(context, NAME, WEIGHTS_FILE)
     failures = report_unreadable(context, NAME, [trained])
-    metrics = {
-        "loss": trained.loss,
-        "displacement_mean": trained.validation["displacement_mean"],
-        "iterations": task.steps,
-        "images": len(ids) - len(failures),
-        "failed": len(failures),
-    }
-    run.write_metrics(NAME, {**metrics, "timing": trained.timing(config.batch_size)})
+    metrics = IrnMetrics(
+        loss=trained.loss,
+        displacement_mean=trained.validation["displacement_mean"],
+        iterations=task.steps,
+        images=len(ids) - len(failures),
+        failed=len(failures),
+        timing=trained.timing(config.batch_size),
+    )
+    run.write_metrics(NAME, metrics)
     context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
 
 

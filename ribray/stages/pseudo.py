@@ -39,6 +39,7 @@ from ribray.pipeline.masks import (
     write_covers,
 )
 from ribray.pipeline.stage import Context, Stage, Work
+from ribray.runs.metrics import PseudoMetrics, SeedJudgement
 
 NAME = "pseudo"
 FOLDER = "pseudo"
@@ -189,10 +190,11 @@ def _execute(context: Context) -> None:
     context.replace_failures(NAME, result.failures)
     require_any_mask(context, NAME, len(ids), result.without)
     failed, names = len(result.failures), ["background", *dataset.classes]
-    metrics: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
+    values: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
     if counts.images:
-        metrics |= judging.summarise(context, NAME, counts, names) | {"walk": {**walk.summary(names), "failed": failed}}
-    run.write_metrics(NAME, {**metrics, "timing": result.timing})
+        values |= judging.summarise(context, NAME, counts, names)
+        values["walk"] = SeedJudgement(**walk.summary(names), failed=failed)
+    run.write_metrics(NAME, PseudoMetrics(**values, timing=result.timing))
     write_covers(context, NAME, [id for id in ids if id not in result.failures])
 
 

@@ -31,6 +31,7 @@ from ribray.pipeline.artifacts import trained_weights
 from ribray.pipeline.maps import LISTINGS, REFINE, are_finished, finished_ids, map_path, wanted_ids
 from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
 from ribray.progress import show_progress
+from ribray.runs.metrics import RefineMetrics
 from ribray.runs.run import RECORD_FILE, Failure, read_record
 
 NAME = REFINE
@@ -188,8 +189,9 @@ def _execute(context: Context) -> None:
     count = int(done.sum()) + result.done
     if not count and not result.stopped:
         context.require_any_done(NAME, len(wanted), count, failures, is_empty=not finished_ids(folder))
-    metrics = {"images": count, "failed": len(failures), "precision": precision, **notes.stops}
-    run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds) | {"workers": plan.workers}})
+    timing = per_second(result.done, result.seconds, workers=plan.workers)
+    metrics = RefineMetrics(images=count, failed=len(failures), precision=precision, **notes.stops, timing=timing)
+    run.write_metrics(NAME, metrics)
 
 
 def _precision(context: Context) -> str:

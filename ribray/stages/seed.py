@@ -23,14 +23,13 @@ from ribray.pipeline.artifacts import read_map
 from ribray.pipeline.maps import REFINE, map_path, refined_ids, wanted_ids
 from ribray.pipeline.stage import Context, Stage, Work, coverage, per_second
 from ribray.progress import show_progress
+from ribray.runs.metrics import SeedJudgement, SeedMetrics
 from ribray.runs.run import Failure
 
 NAME = "seed"
 FOLDER = "seed"
 FORMAT = 1
 CURVE_FILE, STEPS_FILE = "curve.csv", "steps.csv"
-BY_STEP = "by_step"
-"""Part of RIB's metrics where the maps of every step were kept."""
 CHUNK = 8
 """Images of one call: a map takes some five milliseconds, and an image has two, or one for every step."""
 
@@ -163,19 +162,20 @@ def _execute(context: Context) -> None:
     unrefined = sum(failure.stage == REFINE and failure.id in wanted for failure in run.failures())
     failed = len(failures) + unrefined
     names = ["background", *dataset.classes]
-    metrics = {
+    parts = {
         method: {**judging.summarise(context, NAME, curve, names), "failed": failed} for method, curve in curves.items()
     }
-    metrics["rib"]["refinement_ended"] = ended.counts
+    parts["rib"]["refinement_ended"] = ended.counts
     means = {f"{method}_miou": curve.counts.miou().tolist() for method, curve in curves.items()}
     points = zip(thresholds, *means.values(), strict=True) if curves["cam"].counts.has_foreground else ()
     rows = [(f"{threshold:g}", *(f"{value:.6f}" for value in values)) for threshold, *values in points]
     _write_csv(run.directory / FOLDER / CURVE_FILE, ("threshold", *means), rows)
     if by_step := steps.summary():
-        metrics["rib"][BY_STEP] = by_step
+        parts["rib"]["by_step"] = by_step
         rows = [(str(one["step"]), f"{one['threshold']:g}", f"{one['miou']:.6f}") for one in by_step]
         _write_csv(run.directory / FOLDER / STEPS_FILE, ("step", "threshold", "miou"), rows)
-    run.write_metrics(NAME, {**metrics, "timing": per_second(result.done, result.seconds)})
+    judged = {method: SeedJudgement(**part) for method, part in parts.items()}
+    run.write_metrics(NAME, SeedMetrics(**judged, timing=per_second(result.done, result.seconds)))
     run.update_record(FOLDER, covers=coverage([id for id in ids if id not in failures]))
 
 

@@ -33,6 +33,7 @@ from ribray.pipeline.training import (
     train,
     weights_fingerprint,
 )
+from ribray.runs.metrics import SegmentationMetrics
 from ribray.runs.run import Failure
 
 NAME = "segmentation"
@@ -182,7 +183,7 @@ def _execute(context: Context) -> None:
         task = SegmentationTask(config, dataset, masks, ids, start, loader_workers(context), least)
         return train(context, title, task, where, config.workers)
 
-    metrics: dict[str, Any] = {}
+    first_loss: dict[str, float] = {}
     lost: dict[str, Failure] = {}
     trainings: list[Trained] = []
     read: Callable[[str], Path] = functools.partial(mask_path, masks)
@@ -194,7 +195,7 @@ def _execute(context: Context) -> None:
             filled = _fill(context, masks, ids)
         if first is None or filled is None or filled.stopped:
             return
-        metrics["first_loss"] = first.loss
+        first_loss["first_loss"] = first.loss
         trainings.append(first)
         read = functools.partial(mask_path, folder / FILLED_FOLDER)
         lost = filled.without
@@ -209,18 +210,20 @@ def _execute(context: Context) -> None:
     (folder / START_FILE).unlink(missing_ok=True)
     record_weights(context, NAME, WEIGHTS_FILE)
     failures = report_unreadable(context, NAME, trainings, lost)
-    metrics |= {
-        "loss": trained.loss,
-        "iterations": config.iterations,
-        "retrain": config.retrain,
-        "images": len(ids) - len(failures.keys() - lost.keys()),
-        "failed": len(failures),
-        "classes": list(dataset.classes),
-        "colours": [f"#{colour.tobytes().hex()}" for colour in dataset.palette[: len(dataset.classes) + 1]],
-    }
     seconds, steps = (sum(getattr(each, name) for each in trainings) for name in ("seconds", "steps"))
     both = Trained(trained.log, seconds, steps, trained.workers)
-    run.write_metrics(NAME, {**metrics, "timing": both.timing(config.batch_size)})
+    metrics = SegmentationMetrics(
+        **first_loss,
+        loss=trained.loss,
+        iterations=config.iterations,
+        retrain=config.retrain,
+        images=len(ids) - len(failures.keys() - lost.keys()),
+        failed=len(failures),
+        classes=list(dataset.classes),
+        colours=[f"#{colour.tobytes().hex()}" for colour in dataset.palette[: len(dataset.classes) + 1]],
+        timing=both.timing(config.batch_size),
+    )
+    run.write_metrics(NAME, metrics)
     context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
 
 

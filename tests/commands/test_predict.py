@@ -17,6 +17,7 @@ from ribray.demo.world import palette
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities
 from ribray.networks.deeplab import build_deeplab, predict, save_deeplab
 from ribray.report.figures import mask_overlay
+from ribray.runs.metrics import ClassifierMetrics, SegmentationMetrics
 from ribray.runs.run import Run
 from tests.by_hand import begin, empty_run, key
 from tests.made import CLASSES, save_picture
@@ -45,7 +46,7 @@ def with_network(directory: Path, values: dict[str, Any] = VALUES, seed: int = 0
     run = empty_run(directory, values)
     folder = begin(run, "segmentation", **options)
     save_deeplab(network(seed), folder / "weights.safetensors")
-    Run(directory).write_metrics("segmentation", {"classes": CLASSES})
+    Run(directory).write_metrics("segmentation", SegmentationMetrics(loss=1.0, classes=CLASSES))
     return run
 
 
@@ -149,13 +150,14 @@ def test_names_come_from_the_classifier_or_the_data_where_training_wrote_none(
     run, album, tmp_path, photographs, ribray
 ):
     names = []
-    for place, source in enumerate(("segmentation", "classifier", "data")):
+    kinds = {"segmentation": SegmentationMetrics, "classifier": ClassifierMetrics, "data": None}
+    for place, (source, kind) in enumerate(kinds.items()):
         for file in (run / "metrics").iterdir():
             file.unlink()
-        if source == "data":
+        if kind is None:
             empty_run(run, {**VALUES, "data": {**VALUES["data"], "root": str(photographs)}})
         else:
-            Run(run).write_metrics(source, {"classes": CLASSES})
+            Run(run).write_metrics(source, kind(loss=1.0, classes=CLASSES))
         out = tmp_path / f"out{place}"
         assert ribray("predict", run, album / "one.jpg", "--out", out) == 0
         names.append(json.loads((out / "predict.json").read_text())["classes"])
@@ -191,7 +193,7 @@ def test_a_drawn_world_keeps_its_colours(album, tmp_path, ribray):
 
 def test_the_colours_are_those_of_the_runs_data(run, album, tmp_path, ribray):
     colours = ["#000000", "#c80a14", "#00ff00", "#0000ff"]
-    Run(run).write_metrics("segmentation", {"classes": CLASSES, "colours": colours})
+    Run(run).write_metrics("segmentation", SegmentationMetrics(loss=1.0, classes=CLASSES, colours=colours))
     assert ribray("predict", run, album / "one.jpg", "--out", tmp_path / "out") == 0
     with Image.open(tmp_path / "out" / "masks" / "one.png") as mask:
         assert mask.getpalette()[:12] == [0, 0, 0, 200, 10, 20, 0, 255, 0, 0, 0, 255]

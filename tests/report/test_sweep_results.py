@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from ribray.report.sweep_results import results_table, rows, write_results
+from ribray.runs.metrics import SeedMetrics
 from ribray.runs.run import Run
 
 MIOU = "seed.rib.miou"
@@ -95,7 +96,7 @@ def write_seed(folder, trial, by_step=None, peak=0.3):
     at = [0.1, 0.2, 0.3, 0.4]
     cam = {"miou": 40.0, "curve": {"thresholds": at, "miou": [40 - 50 * t * t for t in at]}}
     rib["curve"] = {"thresholds": at, "miou": [trial["value"] - 90 * (t - peak) ** 2 for t in at]}
-    Run(directory).write_metrics("seed", {"cam": cam, "rib": rib})
+    Run(directory).write_metrics("seed", SeedMetrics(cam=cam, rib=rib))
 
 
 def write_log(folder, trial, losses):

@@ -18,6 +18,7 @@ from ribray.networks import build_classifier
 from ribray.networks.weights import save_classifier
 from ribray.pipeline.stage import Context
 from ribray.pipeline.training import look_ahead, require_share
+from ribray.runs.metrics import ConfidentMetrics
 from ribray.runs.run import Failure, Run
 from ribray.stages import STAGES
 from ribray.stages.classifier import ClassifierTask
@@ -137,7 +138,7 @@ def test_a_stage_whose_every_item_failed_is_forgotten_but_for_its_failures(conte
     run = context.run
     failures = {id: Failure(id, "confident", f"{id} is bad.") for id in context.training_set.ids}
     run.begin("confident", context.key("confident"))
-    run.write_metrics("confident", {"images": 3})
+    run.write_metrics("confident", ConfidentMetrics(images=3))
     context.require_any_done("confident", 10, 1, failures)
     assert run.has_metrics("confident")
     with pytest.raises(

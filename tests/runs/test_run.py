@@ -10,6 +10,7 @@ import pytest
 from ribray import storage
 from ribray.config import load_experiment
 from ribray.errors import RibrayError, UsageError
+from ribray.runs.metrics import RefineMetrics, SeedJudgement, SeedMetrics, Timing
 from ribray.runs.run import Failure, Run, StageKey, git_commit, select_configuration
 
 
@@ -132,8 +133,8 @@ def test_failures_are_sorted_and_replaced_as_a_whole(tmp_path):
 
 def test_metrics_are_merged_with_timing_apart(tmp_path):
     with Run.open(tmp_path) as run:
-        run.write_metrics("seed", {"cam": {"miou": 1.5}, "timing": {"seconds": 2}})
-        run.write_metrics("refine", {"images": 3, "timing": {"seconds": 4}})
+        run.write_metrics("seed", SeedMetrics(cam=SeedJudgement(miou=1.5), timing=Timing(seconds=2)))
+        run.write_metrics("refine", RefineMetrics(images=3, timing=Timing(seconds=4)))
     merged = storage.read_json(tmp_path / "metrics.json")
     assert merged == {
         "refine": {"images": 3},

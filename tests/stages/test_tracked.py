@@ -14,6 +14,7 @@ from ribray import storage
 from ribray.commands.tracking import log_run, tracked
 from ribray.errors import DivergedError, RibrayError
 from ribray.pipeline.stage import Context
+from ribray.runs.metrics import ConfidentMetrics, EvaluateMetrics, PseudoMetrics
 from ribray.runs.run import Run
 from ribray.stages import STAGES
 from ribray.tracking import Tracker
@@ -147,9 +148,9 @@ def test_masks_on_both_sources_stand_side_by_side(tmp_path):
     variant = context(tmp_path / "run" / "variants" / "cam", "masks.source=cam")
     for place, one in enumerate((main, variant)):
         walk = {**judged(20 + place), "curve": {"thresholds": [0.5], "miou": [20 + place]}}
-        one.run.write_metrics("confident", {"seed_crf": judged(10 + place)})
-        one.run.write_metrics("pseudo", {**judged(30 + place), "walk": walk})
-        one.run.write_metrics("evaluate", {**judged(50 + place), "before_retraining": judged(40 + place)})
+        one.run.write_metrics("confident", ConfidentMetrics(seed_crf=judged(10 + place)))
+        one.run.write_metrics("pseudo", PseudoMetrics(**judged(30 + place), walk=walk))
+        one.run.write_metrics("evaluate", EvaluateMetrics(**judged(50 + place), before_retraining=judged(40 + place)))
         for folder in ("irn", "segmentation/first", "segmentation"):
             line = json.dumps({"epoch": 0, "step": 0, "loss": 1.5, "lr": 0.5})
             storage.write_text(one.run.directory / folder / "metrics.jsonl", f"{line}\n")
