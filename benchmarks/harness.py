@@ -30,7 +30,7 @@ from rich.table import Table
 
 from ribray import __version__
 from ribray.machine import processor
-from ribray.runs.run import git_commit
+from ribray.runs.records import git_commit
 
 RECORDED_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pillow")
 

@@ -10,7 +10,7 @@ from ribray.data.dataset import Dataset
 from ribray.data.mask_files import write_mask
 from ribray.demo.world import class_names, draw
 from ribray.pipeline.masks import mask_path
-from ribray.runs.run import ROOT
+from ribray.runs.records import ROOT
 
 VOC_MINI = ROOT.parent / "shared" / "data" / "voc-mini"
 SIZE = (375, 500)

@@ -189,7 +189,7 @@ def status(directory: Annotated[Path, typer.Argument(metavar="DIR", parser=_loca
     from ribray.report.ledger import read_ledger
     from ribray.report.sweep_results import results_table
     from ribray.report.tables import status_table
-    from ribray.runs.run import LEDGER_FILE
+    from ribray.runs.directory import LEDGER_FILE
 
     if (directory / LEDGER_FILE).is_file():
         console.print(results_table(read_ledger(directory / LEDGER_FILE)))
@@ -307,7 +307,7 @@ def check(
     from ribray import storage
     from ribray.commands.check import check_data, write_report
     from ribray.report.tables import data_report
-    from ribray.runs.run import require_outside
+    from ribray.runs.directory import require_outside
 
     experiment = load_experiment(recipe, settings or [])
     require_outside(storage.absolute(out or Path()))

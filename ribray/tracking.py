@@ -22,7 +22,8 @@ from typing import Any
 from ribray import storage
 from ribray.config import Experiment, read_yaml
 from ribray.errors import DamagedError, RibrayError, UsageError
-from ribray.runs.run import EXPERIMENT_FILE, Run
+from ribray.runs.directory import EXPERIMENT_FILE
+from ribray.runs.run import Run
 
 STATE_FILE = "tracking.json"
 """In the run directory: the id of the W&B run, and what it has."""

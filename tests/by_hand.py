@@ -9,7 +9,8 @@ import numpy as np
 from ribray.config import Experiment, flatten, to_values, validate_experiment
 from ribray.data.dataset import colour_map
 from ribray.data.mask_files import write_mask
-from ribray.runs.run import Run, StageKey, select_configuration
+from ribray.runs.keys import StageKey, select_configuration
+from ribray.runs.run import Run
 from ribray.stages import STAGES
 
 

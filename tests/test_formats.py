@@ -3,6 +3,8 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 
@@ -89,14 +91,14 @@ def claiming(shape: str) -> bytes:
     ("content", "reason"),
     [
         (zipped(bytes(2**30 + 1)), "unpacks to more than 1,024 MiB"),
-        (zipped(claiming("(100000000000,)")), "claims the shape"),
-        (zipped(claiming("(-1,)")), "claims the shape"),
-        (zipped(claiming("(" * 60)), "header of an array is damaged"),
-        (zipped(npy(np.array([{}], dtype=object), allow_pickle=True)), "holds pickled objects"),
+        (zipped(claiming("(-1,)")), "an array is damaged"),
+        (zipped(claiming("(1,)")), "has more bytes than its shape"),
+        (zipped(claiming("(" * 60)), "an array is damaged"),
+        (zipped(npy(np.array([{}], dtype=object), allow_pickle=True)), "allow_pickle=False"),
         (npy(ARRAYS["maps"]), "not a zip file"),
         (b"", "not a zip file"),
     ],
-    ids=["zip bomb", "shape", "negative", "brackets", "objects", "npy", "empty"],
+    ids=["zip bomb", "negative", "small shape", "brackets", "objects", "npy", "empty"],
 )
 def test_bombs_are_refused_without_taking_the_memory(content, reason):
     tracemalloc.start()
@@ -106,18 +108,35 @@ def test_bombs_are_refused_without_taking_the_memory(content, reason):
     tracemalloc.stop()
 
 
+def test_an_array_that_claims_more_than_it_has_takes_no_memory(tmp_path):
+    (tmp_path / "a.npz").write_bytes(zipped(claiming("(10000000000000,)")))
+    program = """
+import resource, sys
+from pathlib import Path
+from ribray.formats import parse_npz
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    parse_npz(Path(sys.argv[1]).read_bytes())
+except ValueError as error:
+    print(error)
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 2**10
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "a.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("an array is damaged (")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         (b'{"a": NaN}', "the number NaN"),
         (b'{"a": -Infinity}', "the number -Infinity"),
-        (b'{"a": 1e999}', "which is too large"),
-        (b'{"a": {"b": 1, "b": 2}}', "the key 'b' twice"),
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
         (b'{"a": 1', "delimiter"),
         (b"", "Expecting value"),
-        (b"\xff\xfe", "utf-8"),
+        ('{"ä": 1}'.encode("latin-1"), "utf-8"),
     ],
 )
 def test_what_is_no_plain_json_is_refused(text, reason):

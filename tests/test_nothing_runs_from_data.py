@@ -35,6 +35,7 @@ REQUIRED = {  # calls that read, and the argument that each must have
     "torch.load": ("weights_only", True),
     "np.load": ("allow_pickle", False),
     "numpy.load": ("allow_pickle", False),
+    "np.lib.format.read_array": ("allow_pickle", False),
     "Environment": ("autoescape", True),
     "jinja2.Environment": ("autoescape", True),
 }

@@ -12,7 +12,8 @@ from ribray.cli import main
 from ribray.errors import DamagedError, HeldError, UsageError
 from ribray.runs import lock
 from ribray.runs.metrics import RefineMetrics, Timing
-from ribray.runs.run import Failure, Run
+from ribray.runs.records import Failure
+from ribray.runs.run import Run
 
 
 def test_files_are_written_listed_copied_and_removed(bucket, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from ribray.errors import UsageError
-from ribray.runs.run import ROOT
+from ribray.runs.records import ROOT
 
 FOLDER, HARNESS = "benchmarks", "harness"
 

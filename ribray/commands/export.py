@@ -26,7 +26,7 @@ from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.pipeline.finished_run import FinishedRun
 from ribray.pipeline.masks import finished_masks, mask_path
 from ribray.progress import Bar, show_progress
-from ribray.runs.run import require_outside
+from ribray.runs.directory import require_outside
 from ribray.stages import STAGES, evaluate, pseudo
 
 NAME, FOLDER = "export", "exports"

@@ -23,7 +23,7 @@ from ribray.pipeline.maps import finished_ids, map_path, wanted_ids
 from ribray.pipeline.stage import Context, per_second
 from ribray.progress import show_progress
 from ribray.runs.metrics import RefineMetrics
-from ribray.runs.run import Failure
+from ribray.runs.records import Failure
 from ribray.stages import refine
 
 TITLE = "import-maps"

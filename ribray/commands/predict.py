@@ -46,8 +46,9 @@ from ribray.pipeline.masks import SUFFIX, mask_path
 from ribray.pipeline.stage import connecting
 from ribray.progress import show_progress
 from ribray.report.overlays import legend_overlay
-from ribray.runs.run import FAILURES_FILE, Failure, require_outside
-from ribray.runs.run import RECORD_FILE as STAGE_RECORD
+from ribray.runs.directory import require_outside
+from ribray.runs.records import FAILURES_FILE, Failure
+from ribray.runs.records import RECORD_FILE as STAGE_RECORD
 from ribray.stages import STAGES, segmentation
 
 NAME = "predict"

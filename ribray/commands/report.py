@@ -32,7 +32,9 @@ from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_mask
 from ribray.report.refinement import RefinementLosses, read_losses
 from ribray.report.stations import RETRAINED
 from ribray.report.tables import METHOD_NAMES, RIB
-from ribray.runs.run import EXPERIMENT_FILE, LEDGER_FILE, Failure, Run, read_provenance
+from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE
+from ribray.runs.records import Failure, read_provenance
+from ribray.runs.run import Run
 from ribray.stages import STAGES, classifier, confident, evaluate, irn, pseudo, refine, seed, segmentation
 
 REPORT_FILE, FIGURES_FOLDER = "report.html", "figures"

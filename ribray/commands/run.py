@@ -21,7 +21,8 @@ from ribray.pipeline.maps import map_path, refined_ids
 from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
 from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
 from ribray.report.tables import METHOD_NAMES
-from ribray.runs.run import Failure, Run
+from ribray.runs.records import Failure
+from ribray.runs.run import Run
 from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, pseudo, refine, seed
 from ribray.tracking import Tracker, sync_command
 

@@ -28,7 +28,9 @@ from ribray.pipeline.stage import CAM, Context
 from ribray.progress import Bar, show_progress
 from ribray.report.ledger import FORMAT, read_ledger
 from ribray.report.sweep_results import write_results
-from ribray.runs.run import EXPERIMENT_FILE, LEDGER_FILE, Run, differences, hold
+from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, hold
+from ribray.runs.keys import differences
+from ribray.runs.run import Run
 from ribray.stages import MASK_STAGES, STAGES
 from ribray.sweep_file import Axis, SweepFile, Trial, base_experiment, base_run, read_base, scaled, trials_of
 from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command

@@ -21,7 +21,7 @@ from ribray.data.mask_files import read_mask_file
 from ribray.errors import DamagedError, ImageError, RibrayError, UsageError
 from ribray.methods.maps import MapRecord
 from ribray.pipeline.stage import Context
-from ribray.runs.run import RECORD_FILE, read_record
+from ribray.runs.records import RECORD_FILE, read_record
 
 WEIGHTS_FILE = "weights.safetensors"
 FIRST_FOLDER = "first"

@@ -15,7 +15,9 @@ from ribray.networks import Classifier, build_classifier
 from ribray.networks.weights import load_classifier
 from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
 from ribray.pipeline.stage import CAM, Context, Stage
-from ribray.runs.run import EXPERIMENT_FILE, Run, select_configuration
+from ribray.runs.directory import EXPERIMENT_FILE
+from ribray.runs.keys import select_configuration
+from ribray.runs.run import Run
 from ribray.tracking import Tracker
 
 

@@ -16,7 +16,7 @@ from ribray.errors import UsageError
 from ribray.methods.maps import Size, localization_maps
 from ribray.pipeline.artifacts import read_map
 from ribray.pipeline.stage import Context
-from ribray.runs.run import RECORD_FILE
+from ribray.runs.records import RECORD_FILE
 
 REFINE = "refine"
 """The stage that makes them."""

@@ -26,7 +26,7 @@ from ribray.pipeline.maps import wanted_ids
 from ribray.pipeline.stage import Context, Work, coverage, per_second
 from ribray.progress import show_progress
 from ribray.runs.metrics import Timing
-from ribray.runs.run import RECORD_FILE, Failure, read_record
+from ribray.runs.records import RECORD_FILE, Failure, read_record
 
 SUFFIX = ".png"
 MASK = "mask"

@@ -17,8 +17,10 @@ from ribray.config import ClusterConfig, Experiment, flatten, to_values
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import StageError, UsageError
+from ribray.runs.keys import StageKey, select_configuration
 from ribray.runs.metrics import Timing
-from ribray.runs.run import RECORD_FILE, Failure, Run, StageKey, select_configuration
+from ribray.runs.records import RECORD_FILE, Failure
+from ribray.runs.run import Run
 from ribray.tracking import Tracker
 
 CAM = "cam"

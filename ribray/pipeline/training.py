@@ -20,7 +20,7 @@ from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights
 from ribray.pipeline.stage import MENDED, Context, example, per_second
 from ribray.progress import show_progress
 from ribray.runs.metrics import Timing
-from ribray.runs.run import Failure
+from ribray.runs.records import Failure
 
 START_FILE = "start.safetensors"
 IDS_FILE = "ids.json"

@@ -18,7 +18,7 @@ from ribray.pipeline.artifacts import FIRST_WEIGHTS, trained_weights
 from ribray.pipeline.masks import MASK, Made, MaskWorker, mask_work, require_any_mask, run_masks, write_covers
 from ribray.pipeline.stage import Context, Stage, Work, per_second
 from ribray.runs.metrics import EvaluateMetrics, MaskJudgement
-from ribray.runs.run import Failure
+from ribray.runs.records import Failure
 
 NAME = "evaluate"
 FOLDER = "predictions"

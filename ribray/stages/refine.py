@@ -32,7 +32,7 @@ from ribray.pipeline.maps import LISTINGS, REFINE, are_finished, finished_ids, m
 from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
 from ribray.progress import show_progress
 from ribray.runs.metrics import RefineMetrics
-from ribray.runs.run import RECORD_FILE, Failure, read_record
+from ribray.runs.records import RECORD_FILE, Failure, read_record
 
 NAME = REFINE
 FOLDER = "maps"

@@ -24,7 +24,7 @@ from ribray.pipeline.maps import REFINE, map_path, refined_ids, wanted_ids
 from ribray.pipeline.stage import Context, Stage, Work, coverage, per_second
 from ribray.progress import show_progress
 from ribray.runs.metrics import SeedJudgement, SeedMetrics
-from ribray.runs.run import Failure
+from ribray.runs.records import Failure
 
 NAME = "seed"
 FOLDER = "seed"

@@ -34,7 +34,7 @@ from ribray.pipeline.training import (
     weights_fingerprint,
 )
 from ribray.runs.metrics import SegmentationMetrics
-from ribray.runs.run import Failure
+from ribray.runs.records import Failure
 
 NAME = "segmentation"
 FOLDER = "segmentation"

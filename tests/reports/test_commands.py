@@ -20,7 +20,8 @@ from ribray.networks import build_classifier
 from ribray.networks.deeplab import build_deeplab, save_deeplab
 from ribray.networks.weights import save_classifier
 from ribray.report.ledger import read_ledger
-from ribray.runs.run import Run, require_outside
+from ribray.runs.directory import require_outside
+from ribray.runs.run import Run
 from ribray.stages import refine
 from ribray.sweep_file import Trial, base_experiment, read_base, trial_id, trials_of, validate_sweep
 from tests.by_hand import begin, put_masks

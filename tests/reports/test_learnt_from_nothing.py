@@ -19,7 +19,8 @@ from ribray.networks.weights import save_classifier
 from ribray.pipeline.stage import Context
 from ribray.pipeline.training import look_ahead, require_share
 from ribray.runs.metrics import ConfidentMetrics
-from ribray.runs.run import Failure, Run
+from ribray.runs.records import Failure
+from ribray.runs.run import Run
 from ribray.stages import STAGES
 from ribray.stages.classifier import ClassifierTask
 from ribray.stages.irn import IrnTask

@@ -10,8 +10,10 @@ import pytest
 from ribray import storage
 from ribray.config import load_experiment
 from ribray.errors import RibrayError, UsageError
+from ribray.runs.keys import StageKey, select_configuration
 from ribray.runs.metrics import RefineMetrics, SeedJudgement, SeedMetrics, Timing
-from ribray.runs.run import Failure, Run, StageKey, git_commit, select_configuration
+from ribray.runs.records import Failure, git_commit
+from ribray.runs.run import Run
 
 
 def key(stage="refine", upstream=None, **configuration) -> StageKey:

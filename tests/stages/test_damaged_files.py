@@ -116,7 +116,10 @@ def test_files_of_an_older_version_are_refused_by_name(run):
     assert "Use --redo refine" in sentence
 
 
-@pytest.mark.parametrize("damage", [*CUT.values(), *OF_OTHER_TYPES.values()], ids=[*CUT, *OF_OTHER_TYPES])
+NO_OBJECT = {name: damage for name, damage in OF_OTHER_TYPES.items() if name not in ("no keys", "one key twice")}
+
+
+@pytest.mark.parametrize("damage", [*CUT.values(), *NO_OBJECT.values()], ids=[*CUT, *NO_OBJECT])
 def test_damaged_numbers_are_never_shown_and_count_as_missing(damage, run):
     file = damaged(run, "metrics/seed.json", damage)
     for action in (lambda: read_status(run), lambda: write_report(run)):
@@ -127,14 +130,10 @@ def test_damaged_numbers_are_never_shown_and_count_as_missing(damage, run):
     assert Run(run).has_metrics("refine")
 
 
-def test_numbers_that_were_changed_or_are_another_stages_are_found_out(run):
-    content = (run / "metrics" / "seed.json").read_bytes()
-    damaged(run, "metrics/seed.json", lambda content: content.replace(b'"images": 10', b'"images": 11'))
-    assert "is not what stage 'seed' has written" in said(lambda: read_status(run))
-    (run / "metrics" / "seed.json").write_bytes((run / "metrics" / "refine.json").read_bytes())
-    assert "is not what stage 'seed' has written" in said(lambda: read_status(run))
-    (run / "metrics" / "seed.json").write_bytes(content)
-    read_status(run)
+def test_numbers_with_the_seal_of_earlier_versions_are_read(run):
+    numbers = Run(run).metrics()
+    damaged(run, "metrics/seed.json", lambda content: json.dumps({**json.loads(content), "sha256": "0" * 64}).encode())
+    assert Run(run).metrics() == numbers
 
 
 @pytest.mark.parametrize(

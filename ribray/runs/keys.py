@@ -1,0 +1,59 @@
+"""A stage's key: a hash over what the stage reads.
+
+That is: configuration values, the keys of the stages before it, fingerprints of the data, and a format version. The key
+and what went into it stand in ``stage.json`` in the stage's folder; another key is refused, naming what differs.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """What a stage reads, and the hash of it."""
+
+    stage: str
+    format: int
+    configuration: Mapping[str, Any]
+    """Flat configuration keys and their resolved values."""
+    upstream: Mapping[str, str]
+    """Keys of the stages it builds on."""
+    data: Mapping[str, str]
+    """Fingerprints of the data and weight files it reads."""
+
+    @property
+    def digest(self) -> str:
+        """The key itself: 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Everything the digest covers, as JSON values."""
+        return dict(vars(self))
+
+
+def select_configuration(flat: Mapping[str, Any], reads: Iterable[str], leaves_out: Iterable[str]) -> dict[str, Any]:
+    """Return the values of ``flat`` whose keys lie under one of ``reads`` and are not in ``leaves_out``."""
+    reads, leaves_out = tuple(reads), set(leaves_out)
+    return {
+        key: value
+        for key, value in flat.items()
+        if key not in leaves_out and any(key == prefix or key.startswith(prefix + ".") for prefix in reads)
+    }
+
+
+def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say, one phrase each, where two stages' inputs differ."""
+
+    def changed(part: str) -> list[tuple[str, Any, Any]]:
+        old, new = recorded.get(part, {}), wanted[part]
+        return [(key, old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+
+    phrases = [f"{key} (there {old}, now {new})" for key, old, new in changed("configuration")]
+    phrases += [f"the {name} have changed" for name, _, _ in changed("data")]
+    if recorded.get("format") != wanted["format"]:
+        phrases.append(f"the file format (there {recorded.get('format')}, now {wanted['format']})")
+    return phrases
