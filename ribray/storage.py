@@ -84,42 +84,31 @@ def resolve(name: str, start: Path) -> Path:
 
 
 def write_bytes(location: Path, content: bytes) -> None:
-    """Write ``content`` so that ``location`` holds either what it held before or all of it.
-
-    Raises:
-        OSError: as the file system gives it (full disk, no permission).
-    """
-    if not is_local(location):
-        _put(location, content)
-        return
+    """Write ``content`` so that ``location`` holds either what it held before or all of it."""
     with replacing(location) as stream:
         stream.write(content)
 
 
-def _put(location: Path, content: bytes) -> None:
+def create_bytes(location: Path, content: bytes) -> None:
+    """Put an object on an object store; raises `FileExistsError` if there is one."""
+    _put(location, content, mode="create")
+
+
+def _put(location: Path, content: bytes, **options: Any) -> None:
     """Put an object; what a store's client raises becomes an `OSError`, which says that nothing can be written."""
     try:
-        location.fs.pipe_file(location.path, content)  # type: ignore[attr-defined]
-    except Exception as error:  # clients of object stores have exceptions of their own
-        code = (error.errno if isinstance(error, OSError) else None) or errno.EIO
-        raise OSError(code, f"{location} cannot be written: {reason(error)}") from error
-
-
-def create_bytes(location: Path, content: bytes) -> None:
-    """Put an object on an object store, only if there is none.
-
-    Raises:
-        FileExistsError: there is one.
-        OSError: the store refuses.
-    """
-    try:
-        location.fs.pipe_file(location.path, content, mode="create")  # type: ignore[attr-defined]
+        location.fs.pipe_file(location.path, content, **options)  # type: ignore[attr-defined]
     except FileExistsError:
         raise
     except Exception as error:  # clients of object stores have exceptions of their own
-        if isinstance(error, OSError) and error.errno == errno.EBUSY:  # another one is being created just now
+        code = _code(error)
+        if code == errno.EBUSY:  # another one is being created just now
             raise FileExistsError(str(location)) from None
-        raise OSError(errno.EIO, f"{location} cannot be written: {reason(error)}") from error
+        raise OSError(code, f"{location} cannot be written: {reason(error)}") from error
+
+
+def _code(error: Exception) -> int:
+    return (error.errno if isinstance(error, OSError) else None) or errno.EIO
 
 
 def reason(error: BaseException) -> str:
@@ -130,11 +119,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def replacing(location: Path) -> Iterator[BinaryIO]:
-    """Yield a stream whose content takes the place of a file at the end of a ``with`` block without error.
-
-    Raises:
-        OSError: as the file system gives it (full disk, no permission).
-    """
+    """Yield a stream whose content takes the place of a file at the end of a ``with`` block without error."""
     if not is_local(location):
         buffer = io.BytesIO()
         yield buffer
@@ -167,13 +152,7 @@ MADE_AGAIN = "remove it so that it is made again"
 
 
 def read_bytes(location: Path) -> bytes:
-    """Read a file of a run.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        DamagedError: it is larger than any such file, or a folder.
-        RibrayError: it cannot be read.
-    """
+    """Read a file of a run; raises `FileNotFoundError`, or a `RibrayError` that says what is wrong with it."""
     try:
         if is_local(location):
             with open(location, "rb") as stream:
@@ -201,21 +180,11 @@ def _get(location: Path, most: int) -> bytes:
         with contextlib.suppress(Exception):
             if location.fs.size(location.path) == 0:  # type: ignore[attr-defined]
                 return b""  # which has no bytes that a range could name
-        code = (error.errno if isinstance(error, OSError) else None) or errno.EIO
-        raise OSError(code, reason(error)) from error
+        raise OSError(_code(error), reason(error)) from error
 
 
 def read_json(location: Path, remedy: str = MADE_AGAIN) -> Any:
-    """Read a JSON file.
-
-    Args:
-        location: of the file.
-        remedy: what to do if it is damaged, as the end of a sentence.
-
-    Raises:
-        DamagedError: the file is damaged, or holds a number that is not finite or a key twice.
-        RibrayError: it cannot be read.
-    """
+    """Read a JSON file; raises as `read_bytes`, and `DamagedError`, whose sentence ends with ``remedy``."""
     try:
         return parse_json(read_bytes(location))
     except ValueError as error:
@@ -223,12 +192,7 @@ def read_json(location: Path, remedy: str = MADE_AGAIN) -> Any:
 
 
 def read_object(location: Path, remedy: str = MADE_AGAIN) -> dict[str, Any]:
-    """Read a JSON file that holds keys and values.
-
-    Raises:
-        DamagedError: as `read_json`, or it holds something else.
-        RibrayError: it cannot be read.
-    """
+    """Read a JSON file that holds keys and values; raises as `read_json`."""
     value = read_json(location, remedy)
     if not isinstance(value, dict):
         raise DamagedError(f"{location} is damaged (it holds no keys and values); {remedy}.")
@@ -236,20 +200,18 @@ def read_object(location: Path, remedy: str = MADE_AGAIN) -> dict[str, Any]:
 
 
 def parse_lines(content: bytes, location: Path, remedy: str) -> list[dict[str, Any]]:
-    """Return the objects of a file with one JSON object a line, read from ``location``.
-
-    Raises:
-        DamagedError: a line is something else.
-    """
+    """Return the objects of a file with one JSON object a line; raises as `read_json`."""
     found = []
     for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            value = parse_json(line) if line.strip() else None
+            value = parse_json(line)
         except ValueError as error:
             raise DamagedError(f"{location} is damaged (line {number}: {error}); {remedy}.") from None
-        if value is not None and not isinstance(value, dict):
+        if not isinstance(value, dict):
             raise DamagedError(f"{location} is damaged (line {number} holds no keys and values); {remedy}.")
-        found += [value] if value is not None else []
+        found.append(value)
     return found
 
 
@@ -261,12 +223,7 @@ def write_npz(location: Path, **arrays: np.ndarray) -> None:
 
 
 def read_npz(location: Path) -> dict[str, np.ndarray]:
-    """Read every array of an npz file; nothing in it can run code.
-
-    Raises:
-        DamagedError: the file is damaged, holds pickled objects, or claims to hold more than any image needs.
-        RibrayError: it is missing, or cannot be read.
-    """
+    """Read every array of an npz file; a missing one is a `RibrayError`, one that holds pickles a `DamagedError`."""
     try:
         return parse_npz(read_bytes(location))
     except FileNotFoundError:
@@ -275,15 +232,8 @@ def read_npz(location: Path) -> dict[str, np.ndarray]:
         raise DamagedError(f"{location} is not a readable npz file ({error}); {MADE_AGAIN}.") from None
 
 
-DAMAGED_SUFFIX = ".damaged"
-
-
 def set_aside(location: Path) -> Path:
-    """Rename a damaged file, so that nothing counts it as finished; return its new name.
-
-    Raises:
-        OSError: as the file system gives it.
-    """
+    """Rename a damaged file, so that nothing counts it as finished; return its new name."""
     target = aside(location)
     if is_local(location):
         location.replace(target)
@@ -294,14 +244,12 @@ def set_aside(location: Path) -> Path:
 
 def aside(location: Path) -> Path:
     """Return what `set_aside` calls a damaged file."""
-    return location.with_name(location.name + DAMAGED_SUFFIX)
+    return location.with_name(f"{location.name}.damaged")
 
 
 def list_files(folder: Path, suffix: str) -> Iterator[Path]:
     """Yield every finished file below ``folder`` that ends with ``suffix``, in no particular order."""
-    for name in _names(folder):
-        if name.endswith(suffix):
-            yield folder / name
+    return (folder / name for name in _names(folder) if name.endswith(suffix))
 
 
 def list_ids(folder: Path, suffix: str) -> set[str]:
@@ -356,11 +304,7 @@ def remove_leftovers(folder: Path, recursive: bool = True) -> None:
 
 
 def require_reachable(location: Path) -> None:
-    """Check that an object store answers.
-
-    Raises:
-        UsageError: it does not, or not to these credentials.
-    """
+    """Check that an object store answers, and to these credentials."""
     if is_local(location):
         return
     try:
@@ -370,11 +314,7 @@ def require_reachable(location: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make ``folder`` and prove that a file can be written there.
-
-    Raises:
-        UsageError: the folder cannot be made or written.
-    """
+    """Make ``folder`` and prove that a file can be written there."""
     probe = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         if is_local(folder):

@@ -97,12 +97,6 @@ def test_a_damaged_record_is_refused_with_what_to_do(damage, run):
         assert f"put a copy of it back, or remove {run / 'maps'}" in sentence
 
 
-@pytest.mark.parametrize("changes", [{"key": 3}, {"inputs": []}, {"inputs": {}}, {"covers": {}}, {"precision": 1.5}])
-def test_a_record_with_values_of_other_types_is_refused(changes, run):
-    damaged(run, "maps/stage.json", lambda content: json.dumps({**json.loads(content), **changes}).encode())
-    assert "maps/stage.json is damaged (" in said(lambda: read_status(run))
-
-
 def test_files_of_an_older_version_are_refused_by_name(run):
     def older(content: bytes) -> bytes:
         record = json.loads(content)
@@ -138,7 +132,7 @@ def test_numbers_with_the_seal_of_earlier_versions_are_read(run):
 
 @pytest.mark.parametrize(
     "line",
-    [b"{", b"[]", b'"x"', b'{"id": 3, "stage": "seed", "error": "x", "tries": 1}', b"\xff", b"{}",
+    [b"{", b"[]", b'"x"', b"\xff", b"{}",
      b'{"id": "x", "stage": "seed", "error": "x", "tries": 1, "more": 2}'],
 )  # fmt: skip
 def test_damaged_failures_are_refused_with_what_to_do(line, run):
@@ -165,9 +159,6 @@ def test_a_configuration_that_ends_between_two_keys_is_not_filled_up_with_defaul
 @pytest.mark.parametrize(
     ("provenance", "reason"),
     [
-        ("[1]", "is no list of what it should be"),
-        ("{parent: 3}", "is no list of what it should be"),
-        ("{versions: 3}", "is no list of what it should be"),
         ("{parent: .}", "made from itself"),
         ("{parent: ../nowhere}", "is no run directory"),
     ],
