@@ -11,7 +11,7 @@ from training_steps import measure
 from ribray.config import Experiment
 from ribray.data import Dataset
 from ribray.networks import build_classifier
-from ribray.networks.weights import load_backbone_weights, save_classifier
+from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.stages.classifier import ClassifierTask
 
 ON_CPU = ["classifier.batch_size=4", "classifier.crop_size=192", "classifier.resize_long=[160,256]"]
@@ -28,5 +28,5 @@ def _task(experiment: Experiment, dataset: Dataset, folder: Path, loader_workers
     config, start = experiment.classifier.model_copy(update=ENDLESS), folder / "start.safetensors"
     model = build_classifier(config.backbone, len(dataset.classes), config.output_stride)
     load_backbone_weights(model.backbone, config.weights)
-    save_classifier(model, start)
+    save_network(model, start)
     return ClassifierTask(config, dataset, dataset, start, loader_workers), f"Classifier on {config.backbone}"

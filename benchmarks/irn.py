@@ -11,8 +11,8 @@ from training_steps import measure
 
 from ribray.config import Experiment
 from ribray.data import Dataset
-from ribray.networks.irnet import build_irnet, save_irnet
-from ribray.networks.weights import load_backbone_weights
+from ribray.networks.irnet import build_irnet
+from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.stages.irn import IrnTask
 
 ON_CPU = ["irn.batch_size=4", "irn.crop_size=192"]
@@ -31,6 +31,6 @@ def _task(experiment: Experiment, dataset: Dataset, folder: Path, loader_workers
     backbone = (experiment.classifier.backbone, experiment.classifier.output_stride)
     model = build_irnet(*backbone, config.displacement_width)
     load_backbone_weights(model.backbone, experiment.classifier.weights)
-    save_irnet(model, start)
+    save_network(model, start)
     task = IrnTask(config, backbone, dataset, labels, dataset.ids, start, loader_workers)
     return task, f"IRNet on {backbone[0]}"

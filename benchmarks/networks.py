@@ -33,7 +33,7 @@ from refinements import Workload, prepare
 from ribray import storage
 from ribray.data import open_dataset
 from ribray.networks.engine import Kind
-from ribray.networks.weights import load_backbone_weights, save_classifier
+from ribray.networks.weights import load_backbone_weights, save_network
 
 THREADS = 2
 RESNET, LITE = "resnet50", "timm/tf_efficientnet_lite0"
@@ -122,4 +122,4 @@ def _give_weights(workload: Workload, network: str) -> None:
     model = load(workload, len(open_dataset(experiment.data, experiment.data.train_split).classes))
     load_backbone_weights(model.backbone, "imagenet")
     torch.nn.init.uniform_(model.head.weight, 0.0, 0.01)
-    save_classifier(model, workload.folder / "weights.safetensors")
+    save_network(model, workload.folder / "weights.safetensors")

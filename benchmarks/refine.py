@@ -28,7 +28,7 @@ from ribray.methods.maps import MapRecord
 from ribray.methods.rib import Refiner
 from ribray.networks import Classifier, build_classifier
 from ribray.networks.engine import Kind
-from ribray.networks.weights import load_classifier, save_classifier
+from ribray.networks.weights import load_classifier, save_network
 from ribray.pipeline.maps import map_path
 from ribray.stages import refine as stage
 from ribray.stages.refine import RefineWorker
@@ -422,7 +422,7 @@ def give_signal(workload: Workload) -> None:
     for block in (*model.backbone.stem_blocks(), *model.backbone.trunk_blocks()):
         torch.nn.init.constant_(block.main[-1][1].weight, RESIDUAL_GAIN)
     model.head.weight.data.abs_()
-    save_classifier(model, workload.folder / "weights.safetensors")
+    save_network(model, workload.folder / "weights.safetensors")
 
 
 def load(workload: Workload, classes: int) -> Classifier:

@@ -24,7 +24,7 @@ from ribray import storage
 from ribray.config import Experiment, load_experiment
 from ribray.data import open_dataset
 from ribray.networks import build_classifier
-from ribray.networks.weights import load_backbone_weights, save_classifier
+from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.stages.refine import RefineWorker
 
 Record = Mapping[str, Any]
@@ -112,7 +112,7 @@ def prepare(
     torch.manual_seed(0)
     model = build_classifier(experiment.classifier.backbone, len(dataset.classes), experiment.classifier.output_stride)
     load_backbone_weights(model.backbone, experiment.classifier.weights)
-    save_classifier(model, folder / "weights.safetensors")
+    save_network(model, folder / "weights.safetensors")
     return workload
 
 

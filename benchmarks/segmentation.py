@@ -12,8 +12,8 @@ from training_steps import measure
 
 from ribray.config import Experiment
 from ribray.data import Dataset
-from ribray.networks.deeplab import build_deeplab, save_deeplab
-from ribray.networks.weights import load_backbone_weights
+from ribray.networks.deeplab import build_deeplab
+from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.pipeline.masks import mask_path
 from ribray.stages.segmentation import SegmentationTask
 
@@ -31,7 +31,7 @@ def _task(experiment: Experiment, dataset: Dataset, folder: Path, loader_workers
     write_masks(dataset, labels)  # the true ones, as pseudo masks
     model = build_deeplab(config, len(dataset.classes))
     load_backbone_weights(model.backbone, experiment.classifier.weights)
-    save_deeplab(model, start)
+    save_network(model, start)
     masks = functools.partial(mask_path, labels)
     task = SegmentationTask(config, dataset, masks, dataset.ids, start, loader_workers)
     return task, f"DeepLab-v2 on {config.backbone}"

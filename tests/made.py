@@ -13,7 +13,7 @@ from PIL import Image
 
 from ribray.cli import main
 from ribray.networks import build_classifier
-from ribray.networks.weights import save_classifier
+from ribray.networks.weights import save_network
 from tests.tiny import EVERYTHING, RETRAINED, chain
 
 # --- a drawn world (tests.tiny) ----------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """A classifier of three classes with a head drawn at random."""
     torch.manual_seed(3)
     model = build_classifier("small", len(CLASSES), 8)
-    save_classifier(model, tmp_path / "classifier.safetensors")
+    save_network(model, tmp_path / "classifier.safetensors")
     return tmp_path / "classifier.safetensors"
 
 

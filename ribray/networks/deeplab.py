@@ -20,7 +20,7 @@ from ribray.data.dataset import BACKGROUND, IGNORE
 from ribray.data.transforms import normalise
 from ribray.networks import build_backbone
 from ribray.networks.backbone import Backbone, keep_running_statistics
-from ribray.networks.weights import load_network, save_network
+from ribray.networks.weights import load_network
 
 SKIP_STRIDE = 4
 """Input pixels per cell of the outputs of a network with a hidden layer."""
@@ -202,20 +202,6 @@ def predict(model: DeepLab, image: np.ndarray, device: torch.device | str) -> Te
     return _resized(logits, image.shape[:2])[0].softmax(0)
 
 
-def save_deeplab(model: DeepLab, location: str | Path) -> None:
-    """Write ``model`` as safetensors."""
-    save_network(model, location)
-
-
-def load_deeplab(model: DeepLab, location: str | Path) -> None:
-    """Give ``model`` the weights that `save_deeplab` wrote.
-
-    Raises:
-        UsageError: the file cannot be read, or belongs to another backbone, number of classes or head.
-    """
-    load_network(model, location)
-
-
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps (N, C, h, w) bilinearly."""
     if tuple(maps.shape[2:]) == tuple(size):
@@ -235,7 +221,7 @@ class Predictor:
     def __init__(self, config: SegmentationConfig, classes: int, weights: Path):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = build_deeplab(config, classes)
-        load_deeplab(self._network, weights)
+        load_network(self._network, weights)
         self._network.to(self._device).eval()
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

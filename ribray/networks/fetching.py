@@ -1,20 +1,19 @@
 """Fetching weights: whole or not at all, and given up soon where there is no network."""
 
 import contextlib
-import hashlib
+import sys
 import threading
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from ribray import storage
+import torch
+
 from ribray.errors import UsageError
 
 _CONNECT_SECONDS = 10.0
-_CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -24,7 +23,7 @@ def hub() -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     try:
-        _open_within(constants.ENDPOINT, _CONNECT_SECONDS).close()
+        _require_answer(constants.ENDPOINT)
     except (OSError, HTTPException):
         constants.HF_HUB_OFFLINE = True
     try:
@@ -39,44 +38,34 @@ def fetch(url: str, location: Path, key: str) -> None:
     Raises:
         UsageError: it cannot be fetched; ``key`` is the setting that takes a path in its place.
     """
-    temporary = location.parent / f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    digest = hashlib.sha256()
     try:
-        response = _open_within(url, _CONNECT_SECONDS)
+        _require_answer(url)
         location.parent.mkdir(parents=True, exist_ok=True)
-        with response, temporary.open("wb") as stream:
-            while chunk := response.read(_CHUNK_BYTES):
-                stream.write(chunk)
-                digest.update(chunk)
-        expected = location.stem.rsplit("-", 1)[1]
-        if not digest.hexdigest().startswith(expected):
-            raise OSError("what arrived is incomplete or altered")
-        temporary.replace(location)
-    except (OSError, HTTPException) as error:
+        digest = location.stem.rsplit("-", 1)[1]
+        torch.hub.download_url_to_file(url, str(location), hash_prefix=digest, progress=sys.stderr.isatty())
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: what arrived has another digest
         reason = getattr(error, "reason", None) or error
         raise UsageError(
             f"The ImageNet weights cannot be fetched from {url} ({reason}); without a network, fetch that "
             f"file elsewhere and set {key} to its path, or put it at {location}."
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _open_within(url: str, seconds: float) -> Any:
-    """Open ``url`` or give up after ``seconds``; resolving a name knows no time limit, hence the thread."""
+def _require_answer(url: str) -> None:
+    """Raise what opening ``url`` raises, or TimeoutError; resolving a name knows no time limit, hence the thread."""
     answer: list[Any] = []
 
     def ask() -> None:
         try:
-            answer.append(urllib.request.urlopen(url, timeout=seconds))
+            urllib.request.urlopen(url, timeout=_CONNECT_SECONDS).close()
+            answer.append(None)
         except (OSError, HTTPException) as error:
             answer.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(_CONNECT_SECONDS)
     if not answer:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    if isinstance(answer[0], Exception):
+        raise TimeoutError(f"no answer within {_CONNECT_SECONDS:g} seconds")
+    if answer[0] is not None:
         raise answer[0]
-    return answer[0]

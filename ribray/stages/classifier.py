@@ -19,7 +19,7 @@ from ribray.data.dataset import Dataset
 from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, shuffled
 from ribray.errors import DamagedError, ImageError, UsageError
 from ribray.networks import Classifier, build_classifier, normalisation_of
-from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_classifier
+from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_network
 from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.training import (
@@ -238,7 +238,7 @@ class ClassifierTask(ReadingTask):
 
     def save(self, model: Classifier, destination: Path) -> None:
         """Write the weights as safetensors."""
-        save_classifier(model, destination)
+        save_network(model, destination)
 
     def _load(
         self, dataset: Dataset, shares: Iterable[list[tuple[int, int]]], errors: dict[str, str]
@@ -306,7 +306,7 @@ def _execute(context: Context) -> None:
         if config.checkpoint_classes is not None:
             reorder_head(model, config.checkpoint_classes, training_set.classes, "classifier.checkpoint_classes")
         run.begin(FOLDER, context.key(NAME))
-        save_classifier(model, folder / WEIGHTS_FILE)
+        save_network(model, folder / WEIGHTS_FILE)
         record_weights(context, NAME, WEIGHTS_FILE)
         context.replace_failures(NAME, {})
         run.write_metrics(NAME, ClassifierMetrics(checkpoint=config.checkpoint))
@@ -325,7 +325,7 @@ def _execute(context: Context) -> None:
         context.experiment.data.least_readable,
     )
     run.begin(FOLDER, context.key(NAME))
-    save_classifier(model, folder / START_FILE)
+    save_network(model, folder / START_FILE)
     trained = train(context, NAME, task, folder, config.workers)
     if trained is None:
         return

@@ -17,8 +17,8 @@ from ribray.data.transforms import normalise
 from ribray.errors import ImageError, UsageError
 from ribray.irn.loss import irn_loss
 from ribray.networks import build_classifier, normalisation_of
-from ribray.networks.irnet import IRNet, build_irnet, load_irnet, save_irnet
-from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier
+from ribray.networks.irnet import IRNet, build_irnet
+from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, load_network, save_network
 from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights, trained_weights
 from ribray.pipeline.maps import REFINE, wanted_ids
 from ribray.pipeline.mask_crops import CropBatch, CropTask
@@ -80,7 +80,7 @@ class IrnTask(CropTask):
     def model(self) -> IRNet:
         """Return the network with the weights to start from."""
         model = build_irnet(*self._backbone, self._config.displacement_width)
-        load_irnet(model, self._start)
+        load_network(model, self._start)
         return model
 
     def optimizer(self, model: IRNet) -> torch.optim.Optimizer:
@@ -133,7 +133,7 @@ class IrnTask(CropTask):
 
     def save(self, model: IRNet, destination: Path) -> None:
         """Write the weights as safetensors."""
-        save_irnet(model, destination)
+        save_network(model, destination)
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def _execute(context: Context) -> None:
     folder = context.own_folder(NAME)
     ids = fixed_ids(context, NAME, ids)
     if not (folder / WEIGHTS_FILE).exists():
-        save_irnet(_start(context), folder / START_FILE)
+        save_network(_start(context), folder / START_FILE)
     task = IrnTask(
         config,
         context.experiment.irn_backbone,

@@ -24,7 +24,8 @@ from ribray.masks.crf import crf_on_labels, require_crf
 from ribray.masks.pseudo import walk_scores
 from ribray.masks.saliency import mark_conflicts, read_saliency
 from ribray.masks.seed import winner
-from ribray.networks.irnet import build_irnet, load_irnet
+from ribray.networks.irnet import build_irnet
+from ribray.networks.weights import load_network
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import trained_weights
 from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
@@ -80,7 +81,7 @@ class PseudoWorker(MaskWorker):
         self._maps, self._experiment = maps, experiment
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = build_irnet(*backbone, experiment.irn.displacement_width)
-        load_irnet(self._network, weights)
+        load_network(self._network, weights)
         self._network.to(self._device).eval()
         self._crf = crf_on_labels(experiment.pseudo.crf, experiment.masks.crf_srgb)
 

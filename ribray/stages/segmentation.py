@@ -14,8 +14,8 @@ from ribray.config import SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.errors import UsageError
 from ribray.networks import normalisation_of
-from ribray.networks.deeplab import DeepLab, Predictor, build_deeplab, load_deeplab, save_deeplab, segmentation_loss
-from ribray.networks.weights import drawn_with, load_backbone_weights
+from ribray.networks.deeplab import DeepLab, Predictor, build_deeplab, segmentation_loss
+from ribray.networks.weights import drawn_with, load_backbone_weights, load_network, save_network
 from ribray.pipeline.artifacts import FIRST_FOLDER, FIRST_WEIGHTS, WEIGHTS_FILE, read_own_mask, record_weights
 from ribray.pipeline.mask_crops import CropBatch, CropTask
 from ribray.pipeline.masks import Made, MasksResult, MaskWorker, mask_path, masked_ids, run_masks
@@ -76,7 +76,7 @@ class SegmentationTask(CropTask):
     def model(self) -> DeepLab:
         """Return the network with the weights to start from."""
         model = build_deeplab(self._config, len(self._dataset.classes))
-        load_deeplab(model, self._start)
+        load_network(model, self._start)
         return model
 
     def optimizer(self, model: DeepLab) -> torch.optim.Optimizer:
@@ -100,7 +100,7 @@ class SegmentationTask(CropTask):
 
     def save(self, model: DeepLab, destination: Path) -> None:
         """Write the weights as safetensors."""
-        save_deeplab(model, destination)
+        save_network(model, destination)
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _execute(context: Context) -> None:
     folder = context.own_folder(NAME)
     ids = fixed_ids(context, NAME, ids)
     if not (folder / WEIGHTS_FILE).exists():
-        save_deeplab(_start(context), folder / START_FILE)
+        save_network(_start(context), folder / START_FILE)
 
     def learn(masks: Callable[[str], Path], where: Path, title: str) -> Trained | None:
         start, least = folder / START_FILE, context.experiment.data.least_readable

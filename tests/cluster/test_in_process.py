@@ -23,7 +23,7 @@ from ribray.commands.run import Request, plan_chain, read_status
 from ribray.config import ClusterConfig
 from ribray.errors import UsageError
 from ribray.networks import build_classifier
-from ribray.networks.weights import load_backbone_weights, save_classifier
+from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.runs.run import Run
 from ribray.stages import refine
 from ribray.sweep_file import find_sweep, read_sweep
@@ -50,7 +50,7 @@ def settings(tmp_path_factory) -> list[str]:
     model = build_classifier("small", experiment().data.synthetic.classes, 8)
     load_backbone_weights(model.backbone, "synthetic")
     file = tmp_path_factory.mktemp("checkpoint") / "classifier.safetensors"
-    save_classifier(model, file)
+    save_network(model, file)
     return [f"classifier.checkpoint={file}", "refine.limit=6", "refine.stop_threshold=1e6", "refine.explode_ratio=1.0"]
 
 

@@ -15,9 +15,9 @@ from ribray.data import open_dataset
 from ribray.data.mask_files import read_mask_file, write_mask
 from ribray.demo.world import make_world
 from ribray.errors import ImageError
-from ribray.networks.deeplab import build_deeplab, save_deeplab
-from ribray.networks.irnet import build_irnet, save_irnet
-from ribray.networks.weights import load_backbone_weights
+from ribray.networks.deeplab import build_deeplab
+from ribray.networks.irnet import build_irnet
+from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.pipeline.artifacts import read_own_mask
 from ribray.pipeline.mask_crops import MaskedImages, crop_batches
 from ribray.pipeline.masks import mask_path
@@ -62,7 +62,7 @@ def irn_task(world: Path, of: type = IrnTask) -> IrnTask:
     torch.manual_seed(0)
     model = build_irnet("small", 8, config.irn.displacement_width)
     load_backbone_weights(model.backbone, "synthetic")
-    save_irnet(model, world / "irn.safetensors")
+    save_network(model, world / "irn.safetensors")
     dataset = open_dataset(config.data, "train", world / "data")
     return of(config.irn, ("small", 8), dataset, world / "masks", IDS, world / "irn.safetensors", 0)
 
@@ -73,7 +73,7 @@ def segmentation_task(world: Path, of: type = SegmentationTask) -> SegmentationT
     torch.manual_seed(0)
     model = build_deeplab(config.segmentation, len(dataset.classes))
     load_backbone_weights(model.backbone, "synthetic")
-    save_deeplab(model, world / "deeplab.safetensors")
+    save_network(model, world / "deeplab.safetensors")
     masks = functools.partial(mask_path, world / "masks")
     return of(config.segmentation, dataset, masks, IDS, world / "deeplab.safetensors", 0)
 

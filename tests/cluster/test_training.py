@@ -25,7 +25,7 @@ from ribray.data import open_dataset
 from ribray.demo.world import make_world
 from ribray.errors import DivergedError, RibrayError, UnreadableError, UsageError
 from ribray.networks import build_classifier
-from ribray.networks.weights import load_backbone_weights, save_classifier
+from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.stages.classifier import ClassifierTask
 from tests.training import KilledOnce, train
 
@@ -58,7 +58,7 @@ def task(world: Path, settings: list[str] | None = None, of: type[ClassifierTask
     torch.manual_seed(0)
     model = build_classifier("small", len(train.classes), 8)
     load_backbone_weights(model.backbone, experiment.classifier.weights)
-    save_classifier(model, world / "start.safetensors")
+    save_network(model, world / "start.safetensors")
     return of(experiment.classifier, train, held_out, world / "start.safetensors", 0)
 
 

@@ -15,7 +15,8 @@ from ribray.data.images import read_image
 from ribray.data.mask_files import read_mask_file
 from ribray.demo.world import palette
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities
-from ribray.networks.deeplab import build_deeplab, predict, save_deeplab
+from ribray.networks.deeplab import build_deeplab, predict
+from ribray.networks.weights import save_network
 from ribray.report.figures import mask_overlay
 from ribray.runs.metrics import ClassifierMetrics, SegmentationMetrics
 from ribray.runs.run import Run
@@ -45,7 +46,7 @@ def network(seed: int = 0):
 def with_network(directory: Path, values: dict[str, Any] = VALUES, seed: int = 0, **options: Any) -> Run:
     run = empty_run(directory, values)
     folder = begin(run, "segmentation", **options)
-    save_deeplab(network(seed), folder / "weights.safetensors")
+    save_network(network(seed), folder / "weights.safetensors")
     Run(directory).write_metrics("segmentation", SegmentationMetrics(loss=1.0, classes=CLASSES))
     return run
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ribray.networks import build_classifier
-from ribray.networks.weights import load_backbone_weights, save_classifier
+from ribray.networks.weights import load_backbone_weights, save_network
 from tests.faults.cases import IMAGES, refined
 from tests.tiny import chain, experiment, map_bytes
 
@@ -20,7 +20,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     model = build_classifier("small", experiment().data.synthetic.classes, 8)
     load_backbone_weights(model.backbone, "synthetic")
     file = tmp_path_factory.mktemp("checkpoint") / "classifier.safetensors"
-    save_classifier(model, file)
+    save_network(model, file)
     return [
         f"classifier.checkpoint={file}",
         f"refine.limit={IMAGES}",

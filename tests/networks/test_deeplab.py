@@ -12,15 +12,8 @@ from torch.nn import functional
 from ribray.data.transforms import normalise
 from ribray.errors import UsageError
 from ribray.networks import build_backbone, build_classifier
-from ribray.networks.deeplab import (
-    DeepLab,
-    balanced_cross_entropy,
-    load_deeplab,
-    predict,
-    save_deeplab,
-    segmentation_loss,
-)
-from ribray.networks.weights import save_classifier
+from ribray.networks.deeplab import DeepLab, balanced_cross_entropy, predict, segmentation_loss
+from ribray.networks.weights import load_network, save_network
 
 NETWORKS = [("resnet18", None), ("small", None), ("small", 16)]
 CLASSES = 5
@@ -226,30 +219,30 @@ def test_prediction_is_the_softmax_of_upsampled_logits(size: tuple[int, int]) ->
 @pytest.mark.parametrize(("name", "hidden"), NETWORKS)
 def test_a_saved_network_is_read_back_exactly(tmp_path: Path, name: str, hidden: int | None) -> None:
     saved = deeplab(name, hidden, seed=1)
-    save_deeplab(saved, tmp_path / "deeplab.safetensors")
+    save_network(saved, tmp_path / "deeplab.safetensors")
     read = deeplab(name, hidden, seed=2)
-    load_deeplab(read, tmp_path / "deeplab.safetensors")
+    load_network(read, tmp_path / "deeplab.safetensors")
     state = saved.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in read.state_dict().items())
 
 
 def test_a_file_of_another_network_is_refused_in_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
-    save_deeplab(deeplab("resnet18", 16), file)
+    save_network(deeplab("resnet18", 16), file)
     with pytest.raises(UsageError, match=r"w\.safetensors.*looks like a resnet18"):
-        load_deeplab(deeplab("resnet50", 16), file)
+        load_network(deeplab("resnet50", 16), file)
     with pytest.raises(UsageError, match=r"'head\.output\.weight' is 5×32×1×1 there and 7×32×1×1.*number of classes"):
-        load_deeplab(deeplab("resnet18", 16, classes=7), file)
+        load_network(deeplab("resnet18", 16, classes=7), file)
     with pytest.raises(UsageError, match=r"'head\.aspp\.0\.weight' is 16×512×3×3 there and 5×512×3×3.*other settings"):
-        load_deeplab(deeplab("resnet18"), file)
+        load_network(deeplab("resnet18"), file)
     with pytest.raises(UsageError, match=r"no tensor 'head\.aspp\.2\..*other settings"):
-        load_deeplab(deeplab("resnet18", 16, rates=(1, 2)), file)
-    save_classifier(build_classifier("resnet18", 4, 8), file)
+        load_network(deeplab("resnet18", 16, rates=(1, 2)), file)
+    save_network(build_classifier("resnet18", 4, 8), file)
     with pytest.raises(UsageError, match=r"no tensor 'head\.aspp\.0\.weight'.*another kind of network"):
-        load_deeplab(deeplab("resnet18"), file)
+        load_network(deeplab("resnet18"), file)
 
 
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"no weights")
     with pytest.raises(UsageError, match=r"cut\.safetensors are damaged"):
-        load_deeplab(deeplab(), tmp_path / "cut.safetensors")
+        load_network(deeplab(), tmp_path / "cut.safetensors")

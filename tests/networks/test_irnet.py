@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from ribray.errors import UsageError
 from ribray.networks import build_backbone
-from ribray.networks.irnet import IRNet, _at_stride, load_irnet, save_irnet
-from ribray.networks.weights import read_state
+from ribray.networks.irnet import IRNet, _at_stride
+from ribray.networks.weights import load_network, read_state, save_network
 
 BACKBONES = [("resnet18", 16), ("small", 8)]
 SIZES = [(97, 131), (64, 96), (33, 18)]
@@ -133,9 +133,9 @@ def test_a_width_that_groups_cannot_share_is_refused() -> None:
 def test_a_saved_network_is_read_back_exactly(tmp_path: Path, name: str, output_stride: int) -> None:
     saved = irnet(name, output_stride, seed=1).eval()
     saved.displacement_mean.copy_(torch.tensor([0.25, -1.5]))
-    save_irnet(saved, tmp_path / "irnet.safetensors")
+    save_network(saved, tmp_path / "irnet.safetensors")
     read = irnet(name, output_stride, seed=2).eval()
-    load_irnet(read, tmp_path / "irnet.safetensors")
+    load_network(read, tmp_path / "irnet.safetensors")
     state = saved.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in read.state_dict().items())
     with torch.no_grad():
@@ -145,26 +145,26 @@ def test_a_saved_network_is_read_back_exactly(tmp_path: Path, name: str, output_
 
 def test_a_file_of_another_network_is_refused_in_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
-    save_irnet(irnet("resnet18", 16), file)
+    save_network(irnet("resnet18", 16), file)
     with pytest.raises(UsageError, match=r"w\.safetensors.*backbone\..*looks like a resnet18"):
-        load_irnet(irnet("resnet50", 16), file)
+        load_network(irnet("resnet50", 16), file)
     with pytest.raises(UsageError, match=r"'backbone\.conv1\.weight' is 64×3×7×7 there and 16×3×5×5"):
-        load_irnet(irnet("small", 8), file)
+        load_network(irnet("small", 8), file)
     with pytest.raises(UsageError, match=r"'displacement_levels\.0\.0\.0\.weight' is 16×64×1×1 there and 32×64×1×1"):
-        load_irnet(irnet("resnet18", 16, width=128), file)
-    save_irnet(irnet("resnet34", 16), file)  # has every tensor of a resnet18, and more
+        load_network(irnet("resnet18", 16, width=128), file)
+    save_network(irnet("resnet34", 16), file)  # has every tensor of a resnet18, and more
     with pytest.raises(UsageError, match=r"no tensor 'backbone\.layer1\.2\..*looks like a resnet34"):
-        load_irnet(irnet("resnet18", 16), file)
+        load_network(irnet("resnet18", 16), file)
 
 
 def test_a_damaged_or_missing_file_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     model = irnet("small", 8)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    save_irnet(irnet("small", 8, seed=1), tmp_path / "w.safetensors")
+    save_network(irnet("small", 8, seed=1), tmp_path / "w.safetensors")
     assert read_state(tmp_path / "w.safetensors").keys() == before.keys()
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-100])
     with pytest.raises(UsageError, match=r"cut\.safetensors are damaged"):
-        load_irnet(model, tmp_path / "cut.safetensors")
+        load_network(model, tmp_path / "cut.safetensors")
     with pytest.raises(UsageError, match=r"no\.safetensors cannot be read"):
-        load_irnet(model, tmp_path / "no.safetensors")
+        load_network(model, tmp_path / "no.safetensors")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())

@@ -8,7 +8,7 @@ from PIL import Image
 from ribray.data.transforms import IMAGENET, Normalisation, normalise
 from ribray.errors import UsageError
 from ribray.networks import build_backbone, build_classifier, normalisation_of
-from ribray.networks.weights import load_backbone_weights, load_classifier, pretrained_network, save_classifier
+from ribray.networks.weights import load_backbone_weights, load_classifier, pretrained_network, save_network
 
 timm = pytest.importorskip("timm")
 LITE = "timm/tf_efficientnet_lite0"
@@ -48,7 +48,7 @@ def test_the_normalisation_is_the_networks_own() -> None:
 
 def test_weights_are_written_and_read_again(tmp_path) -> None:
     classifier, other = build_classifier(LITE, 3, 16), build_classifier(LITE, 3, 16)
-    save_classifier(classifier, tmp_path / "weights.safetensors")
+    save_network(classifier, tmp_path / "weights.safetensors")
     load_classifier(other, tmp_path / "weights.safetensors")
     for one, two in zip(classifier.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(one, two)

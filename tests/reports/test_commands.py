@@ -17,8 +17,8 @@ from ribray.commands.run import Planned, Request, parse_stages, plan_chain
 from ribray.config import SegmentationConfig, load_experiment, to_yaml
 from ribray.errors import UsageError
 from ribray.networks import build_classifier
-from ribray.networks.deeplab import build_deeplab, save_deeplab
-from ribray.networks.weights import save_classifier
+from ribray.networks.deeplab import build_deeplab
+from ribray.networks.weights import save_network
 from ribray.report.ledger import read_ledger
 from ribray.runs.directory import require_outside
 from ribray.runs.run import Run
@@ -49,7 +49,7 @@ def with_classifier(tmp_path: Path, ribray) -> tuple[Path, Path]:
     """A recipe, and the directory of its run, which has its classifier and nothing else."""
     drawn.folder(tmp_path / "data")
     torch.manual_seed(0)
-    save_classifier(build_classifier("small", 3, 8), tmp_path / "classifier.safetensors")
+    save_network(build_classifier("small", 3, 8), tmp_path / "classifier.safetensors")
     classifier = {"checkpoint": str(tmp_path / "classifier.safetensors")}
     recipe = drawn.recipe(tmp_path / "recipe.yaml", tmp_path / "data", classifier=classifier, evaluate={"crf": "none"})
     assert ribray("run", recipe, "--out", tmp_path / "run", "--stages", "classifier") == 0
@@ -123,7 +123,7 @@ def test_a_plan_refuses_what_the_run_would(with_classifier, tmp_path, ribray, ca
 
 def test_the_state_of_a_run_is_told_without_drawing_its_world_anew(small_world, tmp_path, ribray, capsys):
     settings = [*small_world, f"classifier.checkpoint={tmp_path / 'classifier.safetensors'}"]
-    save_classifier(build_classifier("small", 6, 8), tmp_path / "classifier.safetensors")
+    save_network(build_classifier("small", 6, 8), tmp_path / "classifier.safetensors")
     arguments = [part for setting in settings for part in ("--set", setting)]
     assert ribray("run", "quickstart", "--out", tmp_path / "run", "--stages", "classifier", *arguments) == 0
     storage.remove_folder(tmp_path / "run" / "data")
@@ -200,7 +200,7 @@ def test_predictions_are_not_put_where_a_stage_of_the_run_would_remove_them(with
     _, directory = with_classifier
     folder = begin(Run.read(directory), "segmentation")
     config = SegmentationConfig(backbone="small", weights="none")
-    save_deeplab(build_deeplab(config, 3), folder / "weights.safetensors")
+    save_network(build_deeplab(config, 3), folder / "weights.safetensors")
     assert ribray("predict", directory, tmp_path / "data", "--out", directory / "predictions") == 2
     assert f"lies in {directory}, which holds a run" in " ".join(capsys.readouterr().err.split())
     assert not (directory / "predictions").exists()

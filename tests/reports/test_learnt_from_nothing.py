@@ -15,7 +15,7 @@ from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import StageError, UnreadableError
 from ribray.networks import build_classifier
-from ribray.networks.weights import save_classifier
+from ribray.networks.weights import save_network
 from ribray.pipeline.stage import Context
 from ribray.pipeline.training import look_ahead, require_share
 from ribray.runs.metrics import ConfidentMetrics
@@ -160,7 +160,7 @@ def test_a_stage_whose_every_item_failed_is_forgotten_but_for_its_failures(conte
 def with_classifier(root: Path, **sections) -> Path:
     """Write a recipe that takes a classifier as it is."""
     torch.manual_seed(3)
-    save_classifier(build_classifier("small", len(CLASSES), 8), root / "classifier.safetensors")
+    save_network(build_classifier("small", len(CLASSES), 8), root / "classifier.safetensors")
     sections["classifier"] = {"checkpoint": str(root / "classifier.safetensors")}
     return recipe(root / "recipe.yaml", root / "data", **sections)
 

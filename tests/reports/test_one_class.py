@@ -11,7 +11,7 @@ from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import ImageError
 from ribray.networks import build_classifier
-from ribray.networks.weights import save_classifier
+from ribray.networks.weights import save_network
 from ribray.pipeline.maps import map_path
 from ribray.stages.classifier import ClassifierTask
 from ribray.stages.refine import RefineWorker
@@ -39,7 +39,7 @@ def opened(root: Path, items: list[Item], classes: tuple[str, ...] = CLASSES) ->
 
 def checkpoint(root: Path, classes: int = 1) -> Path:
     torch.manual_seed(3)
-    save_classifier(build_classifier("small", classes, 8), root / f"{classes}.safetensors")
+    save_network(build_classifier("small", classes, 8), root / f"{classes}.safetensors")
     return root / f"{classes}.safetensors"
 
 

@@ -15,8 +15,8 @@ from ribray.data.depth import Scale
 from ribray.data.images import read_mask
 from ribray.masks.saliency import BINARY
 from ribray.networks import build_classifier
-from ribray.networks.irnet import build_irnet, save_irnet
-from ribray.networks.weights import save_classifier
+from ribray.networks.irnet import build_irnet
+from ribray.networks.weights import save_network
 from ribray.stages.pseudo import PseudoWorker
 from ribray.stages.refine import RefineWorker
 from tests.reports.drawn import folder, nine, picture, recipe, save
@@ -98,7 +98,7 @@ def test_saliency_maps_of_0_and_1_give_the_pseudo_masks_of_those_of_0_and_255(tm
     folder(tmp_path / "data", nine()[:3])
     dataset = open_dataset(DataConfig(kind="folder", root=str(tmp_path / "data")), "all")
     torch.manual_seed(3)
-    save_classifier(build_classifier("small", 3, 8), tmp_path / "classifier.safetensors")
+    save_network(build_classifier("small", 3, 8), tmp_path / "classifier.safetensors")
     config = RefineConfig(iterations=1, batch_size=1, scales=(1.0,), loss_scales=(1.0,))
     network = {"backbone": "small", "output_stride": 8}
     weights = tmp_path / "classifier.safetensors"
@@ -106,7 +106,7 @@ def test_saliency_maps_of_0_and_1_give_the_pseudo_masks_of_those_of_0_and_255(tm
     experiment = load_experiment(
         str(recipe(tmp_path / "r.yaml", tmp_path / "data", pseudo={"crf": "none", "threshold": 0.0, "exp_times": 2}))
     )
-    save_irnet(build_irnet("small", 8, experiment.irn.displacement_width), tmp_path / "irn.safetensors")
+    save_network(build_irnet("small", 8, experiment.irn.displacement_width), tmp_path / "irn.safetensors")
     masks, notes = [], []
     for white in (1, 255):
         saliency, out = tmp_path / f"saliency{white}", tmp_path / f"pseudo{white}"

@@ -18,7 +18,7 @@ from ribray.data.voc import VOC_CLASSES
 from ribray.errors import ImageError
 from ribray.methods.maps import MapRecord
 from ribray.networks import build_classifier
-from ribray.networks.weights import save_classifier
+from ribray.networks.weights import save_network
 from ribray.pipeline.maps import map_path
 from ribray.runs.run import Run
 from ribray.stages.refine import RefineWorker
@@ -220,7 +220,7 @@ def test_the_same_photographs_give_the_same_maps_in_every_layout(tmp_path):
     datasets = {kind: write_layout(tmp_path / kind, kind, labels) for kind in ("voc", "coco", "folder")}
     assert len({dataset.fingerprint() for dataset in datasets.values()}) == 1
     model = build_classifier("small", len(VOC_CLASSES), 8)
-    save_classifier(model, tmp_path / "classifier.safetensors")
+    save_network(model, tmp_path / "classifier.safetensors")
     maps = {}
     for kind, dataset in datasets.items():
         refiner = worker(dataset, tmp_path / "classifier.safetensors", tmp_path / "maps" / kind, iterations=2)
