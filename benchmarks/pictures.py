@@ -8,7 +8,8 @@ from PIL import Image
 
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import write_mask
-from ribray.demo.world import class_names, draw
+from ribray.demo.creatures import draw
+from ribray.demo.world import class_names
 from ribray.pipeline.masks import mask_path
 from ribray.runs.records import ROOT
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ribray.data.transforms import normalise
+from ribray.demo.creatures import FAMILIES, HUES, draw_single
 from ribray.demo.network import SmallBackbone
-from ribray.demo.world import FAMILIES, HUES, draw_single
 from ribray.networks.weights import drawn_with
 
 IMAGES = 2000
@@ -39,14 +39,12 @@ Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
 def pretrain(
     seed: int = 0, images: int = IMAGES, epochs: int = EPOCHS, progress: Progress | None = None
 ) -> dict[str, Tensor]:
-    """Train a small backbone from scratch to name the parts of single creatures.
-
-    Returns:
-        the backbone's state dict, float32.
-    """
+    """Train a small backbone from scratch to name the parts of single creatures; return its state dict, float32."""
     pixels, attributes = _single_creatures(seed, images)
     network = _network(seed)
-    _learn_statistics(network)
+    for module in network.modules():  # a `Backbone` by itself never learns statistics
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
     generator = torch.Generator().manual_seed(seed)
     steps_per_epoch = images // BATCH_SIZE
     total = epochs * steps_per_epoch
@@ -64,8 +62,7 @@ def pretrain(
             schedule.step()
             if progress is not None:
                 progress(epoch * steps_per_epoch + step + 1, total, float(loss.detach()))
-    backbone = network.backbone
-    return {name: tensor.detach().clone() for name, tensor in backbone.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in network.backbone.state_dict().items()}
 
 
 class _Namer(nn.Module):
@@ -89,13 +86,6 @@ def _network(seed: int) -> _Namer:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     nn.init.constant_(network.head.bias, FIRST_BIAS)
     return network
-
-
-def _learn_statistics(network: nn.Module) -> None:
-    """Put batch norm in training mode, which a `Backbone` by itself never does."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.train()
 
 
 def _single_creatures(seed: int, count: int) -> tuple[Tensor, Tensor]:
@@ -127,11 +117,8 @@ def save(state: dict[str, Tensor], out: Path) -> None:
 
 
 def main() -> None:
-    """`python -m ribray.demo.pretraining --out FILE`."""
     parser = argparse.ArgumentParser(description="Pretrain the small backbone on single creatures.")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="where to write the weights (safetensors, half precision)"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="where to write the weights (safetensors, half)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()

@@ -10,13 +10,15 @@ with 81 classes and 30 thresholds.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ribray.data.transforms import keyed_rng
 from ribray.evaluation.confusion import Overlaps, mean_iou
+from ribray.evaluation.mask_counts import MaskCounts
+from ribray.evaluation.threshold_curve import ThresholdCurve
 
 REPLICATES = 400
 COVERAGE = 95.0
@@ -26,13 +28,7 @@ INTERVAL = "miou_interval"
 
 
 class Bootstrap:
-    """Pixel sums of every replicate.
-
-    Args:
-        classes: number of classes, background included.
-        readings: of every image, such as its seeds at several thresholds.
-        replicates: how many.
-    """
+    """Pixel sums of every replicate, per class (background included) and reading, such as a seed's thresholds."""
 
     def __init__(self, classes: int, readings: int = 1, replicates: int = REPLICATES) -> None:
         self.images = 0
@@ -58,10 +54,8 @@ class Bootstrap:
         return mean_iou(intersection, union)
 
     def interval(self, reading: int = 0) -> tuple[float, float] | None:
-        """Return the percentile interval of the mean IoU, in percent: low and high.
-
-        Returns:
-            None where there is nothing to resample: fewer than two images, or no pixel.
+        """Return the percentile interval of the mean IoU, in percent: low and high; None of fewer than two images, or
+        where there is no pixel.
         """
         values = self.miou(reading)
         if self.images < 2 or np.isnan(values).all():
@@ -75,42 +69,14 @@ def image_weights(id: str, replicates: int = REPLICATES) -> NDArray[np.int64]:
     return keyed_rng("bootstrap", id).poisson(1.0, replicates)
 
 
-class Counts(Protocol):
-    """Pixel counts of any number of images, of which one reading's mean IoU is quoted."""
-
-    classes: int
-    readings: int
-    images: int
-
-    def merge_sparse(self, record: Mapping[str, Any]) -> None:
-        """Add what `to_sparse` of other counts returned."""
-
-    def overlaps(self, record: Mapping[str, Any]) -> Overlaps:
-        """Return the overlaps of the image that `to_sparse` recorded."""
-
-    @property
-    def has_foreground(self) -> bool:
-        """Whether a true pixel of a class was counted."""
-
-    def quoted(self) -> int:
-        """Return the index of the reading whose mean IoU is quoted."""
-
-    def summary(self, names: Sequence[str], /) -> dict[str, Any]:
-        """Return the numbers of a run's metrics, "miou" first."""
-
-
-C = TypeVar("C", bound=Counts)
+C = TypeVar("C", MaskCounts, ThresholdCurve)
 
 
 class Bootstrapped(Generic[C]):
-    """Counts together with the bootstrap of the images that they are of.
-
-    Attributes:
-        counts: of all images.
-    """
+    """Counts of all images together with the bootstrap of these."""
 
     def __init__(self, counts: C) -> None:
-        self.counts = counts
+        self.counts: C = counts
         self._bootstrap = Bootstrap(counts.classes, counts.readings)
 
     @property
@@ -124,11 +90,7 @@ class Bootstrapped(Generic[C]):
         self._bootstrap.add(id, self.counts.overlaps(record))
 
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the summary of the counts with the interval (None where there is none) beside its mean IoU.
-
-        Args:
-            names: class names, background first.
-        """
+        """Return the summary of the counts by class names (background first), with the interval beside its mean IoU."""
         summary = self.counts.summary(names)
         interval = self._bootstrap.interval(self.counts.quoted()) if self.counts.has_foreground else None
         return {"miou": summary["miou"], INTERVAL: None if interval is None else list(interval), **summary}

@@ -25,15 +25,12 @@ class Overlaps(NamedTuple):
 
 
 def confusion(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
-    """Count the pixels of one image by true and predicted class.
+    """Count the pixels of one image by true class (row) and predicted class (column): (classes, classes) int64.
 
     Args:
         truth: (height, width) mask values, `IGNORED` where the truth is unknown.
         prediction: (height, width) mask values.
         classes: number of classes, background included.
-
-    Returns:
-        (classes, classes) int64, truth by row and prediction by column.
 
     Raises:
         ImageError: the masks differ in size or hold a value that is no class.
@@ -48,11 +45,7 @@ def confusion(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: 
 
 
 def check_sizes(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:
-    """Refuse masks that cannot be compared pixel by pixel.
-
-    Raises:
-        ImageError: they differ in size, or are not (height, width) integers.
-    """
+    """Refuse masks that cannot be compared pixel by pixel: of different sizes, or not (height, width) integers."""
     if truth.ndim != 2 or truth.shape != prediction.shape:
         raise ImageError(
             f"The true mask has shape {truth.shape} and the predicted one {prediction.shape}; "
@@ -64,11 +57,7 @@ def check_sizes(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None
 
 
 def check_values(name: str, values: NDArray[np.uint8], classes: int) -> None:
-    """Refuse a mask of which `values`, the pixels that count, leave 0 … classes - 1.
-
-    Raises:
-        ImageError: naming the first value that is no class.
-    """
+    """Refuse a mask of which `values`, the pixels that count, leave 0 … classes - 1."""
     if values.size and not 0 <= values.min() <= values.max() < classes:
         stray = values[(values < 0) | (values >= classes)][0]
         raise ImageError(f"The {name} mask holds the value {stray}, but the classes are 0 to {classes - 1}.")
@@ -77,26 +66,15 @@ def check_values(name: str, values: NDArray[np.uint8], classes: int) -> None:
 def iou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return every class's IoU in percent, `nan` for a class that neither truth nor prediction holds.
 
-    Args:
-        matrix: (…, classes, classes) one or several confusion matrices.
-
-    Returns:
-        (…, classes) float64.
-
-    Raises:
-        ValueError: the last two axes are not square.
+    (…, classes, classes) → (…, classes) float64.
     """
     return _iou(*overlap(matrix))
 
 
 def miou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the mean IoU in percent over the classes that truth or prediction holds.
+    """Return the mean IoU in percent over the classes that truth or prediction holds; `nan` without any pixel.
 
-    Args:
-        matrix: (…, classes, classes) one or several confusion matrices.
-
-    Returns:
-        (…) float64; `nan` for a matrix without any pixel.
+    (…, classes, classes) → (…) float64.
     """
     return mean_iou(*overlap(matrix))
 
@@ -104,14 +82,7 @@ def miou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
 def overlap(matrix: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the pixels of every class in truth and prediction, and in truth or prediction.
 
-    Args:
-        matrix: (…, classes, classes) one or several confusion matrices.
-
-    Returns:
-        Two arrays (…, classes) int64.
-
-    Raises:
-        ValueError: the last two axes are not square.
+    (…, classes, classes) → two arrays (…, classes) int64.
     """
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(f"A confusion matrix is (classes, classes), not {matrix.shape}.")
@@ -120,14 +91,9 @@ def overlap(matrix: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def mean_iou(intersection: NDArray[np.int64], union: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the mean IoU in percent over the classes whose union holds a pixel.
+    """Return the mean IoU in percent over the classes whose union holds a pixel; `nan` where there is none.
 
-    Args:
-        intersection: (…, classes) pixels of a class in truth and prediction.
-        union: (…, classes) pixels of a class in truth or prediction.
-
-    Returns:
-        (…) float64; `nan` where there is no such class.
+    Pixels of every class in truth and prediction, and in truth or prediction, (…, classes) → (…) float64.
     """
     per_class = _iou(intersection, union)
     held = ~np.isnan(per_class)

@@ -10,27 +10,18 @@ from ribray.evaluation.confusion import BACKGROUND, IGNORED, Overlaps, confusion
 
 
 class MaskCounts:
-    """Counts of any number of masks.
+    """Counts of any number of masks of so many classes, background included."""
 
-    Attributes:
-        matrix: (classes, classes + 1) int64, background included: truth by row, mask value by column, and in the
-            last column the pixels that the mask leaves unknown.
-        images: masks counted.
-        classes: number of classes, background included.
-        readings: 1; a mask has no threshold.
-    """
+    readings = 1
+    """A mask has no threshold."""
 
     def __init__(self, classes: int) -> None:
-        self.classes, self.readings = classes, 1
+        self.classes, self.images = classes, 0
         self.matrix: NDArray[np.int64] = np.zeros((classes, classes + 1), np.int64)
-        self.images = 0
+        """Truth by row, mask value by column, and in the last column the pixels that the mask leaves unknown."""
 
     def add(self, mask: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
-        """Count one mask (height, width).
-
-        Raises:
-            ImageError: the sizes differ, or there are values that are no class.
-        """
+        """Count one mask (height, width)."""
         values = np.where(mask == IGNORED, np.uint8(self.classes), mask)
         self.matrix += confusion(truth, values, self.classes + 1)[: self.classes]
         self.images += 1
@@ -66,15 +57,10 @@ class MaskCounts:
         return 0
 
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the numbers of `metrics.json`.
+        """Return the numbers of `metrics.json`, by class names (background first).
 
-        Args:
-            names: class names, background first.
-
-        Returns:
-            ``miou`` and ``per_class`` IoU in percent, unknown pixels read as background; ``unknown``, their share in
-            percent; ``miou_known``, the mean IoU where the mask is known; ``images``. Where the truth has no foreground
-            there is no IoU.
+        ``miou`` and ``per_class`` are IoU in percent, unknown pixels read as background; ``unknown`` is their share in
+        percent, ``miou_known`` the mean IoU where the mask is known. Where the truth has no foreground there is no IoU.
         """
         known, unknown = self.matrix[:, : self.classes], self.matrix[:, self.classes]
         read = known.copy()

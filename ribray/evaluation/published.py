@@ -1,11 +1,12 @@
-"""Numbers that papers published, in percent, kept beside the code as CSV: what a run can be compared with.
+"""What papers published, kept beside the code as CSV: what a run can be compared with.
 
-Tables S1 to S3 and the figures in the text are those of Lee et al., *Reducing Information Bottleneck for
-Weakly Supervised Semantic Segmentation* (RIB, NeurIPS 2021), appendix, as printed there, rounding included.
+All of it is by Lee et al., *Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation* (RIB, NeurIPS
+2021), as printed there, rounding included: tables S1 to S3 of the appendix and figures of the text, in percent, and how
+long the refinement took.
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -22,18 +23,13 @@ IRN = "IRN"
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One table of a paper.
-
-    Attributes:
-        name: as the paper numbers it ("S2").
-        title: what the table shows.
-        rows: (split, method) -> column -> value; a column is a class name, `MEAN`, or the table's own
-            parameter.
-    """
+    """One table of a paper."""
 
     name: str
+    """As the paper numbers it, such as "S2"."""
     title: str
     rows: Mapping[tuple[str, str], Mapping[str, float]]
+    """(split, method) -> column -> value; a column is a class name, `MEAN`, or the table's own parameter."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -50,37 +46,22 @@ class PublishedTable:
         return tuple(next(iter(self.rows.values())))
 
     def row(self, method: str, split: str | None = None) -> Mapping[str, float]:
-        """Return every value of a method.
-
-        Args:
-            method: one of `methods()`.
-            split: one of `splits`; may be left out where the table has a single one.
-
-        Raises:
-            UsageError: the table has no such row.
-        """
+        """Return every value of a method; the split may be left out where the table has a single one."""
         if split is None:
-            split = self._only_split()
+            split, *others = self.splits
+            if others:
+                raise UsageError(f"Table {self.name} has the splits {', '.join(self.splits)}; name one of them.")
         if (split, method) not in self.rows:
-            known = _listed(f"{method} on {split}" for split, method in self.rows)
+            known = ", ".join(f"{method} on {split}" for split, method in self.rows)
             raise UsageError(f"Table {self.name} has no row for {method} on {split}; it has {known}.")
         return self.rows[split, method]
 
     def value(self, method: str, column: str = MEAN, split: str | None = None) -> float:
-        """Return one value: a method's IoU of the class `column`, or its mean.
-
-        Raises:
-            UsageError: the table has no such row or column.
-        """
+        """Return one value: a method's IoU of the class `column`, or its mean."""
         row = self.row(method, split)
         if column not in row:
-            raise UsageError(f"Table {self.name} has no column {column}; it has {_listed(row)}.")
+            raise UsageError(f"Table {self.name} has no column {column}; it has {', '.join(row)}.")
         return row[column]
-
-    def _only_split(self) -> str:
-        if len(self.splits) > 1:
-            raise UsageError(f"Table {self.name} has the splits {_listed(self.splits)}; name one of them.")
-        return self.splits[0]
 
 
 @dataclass(frozen=True)
@@ -96,6 +77,17 @@ class PublishedFigure:
     source: str
 
 
+@dataclass(frozen=True)
+class PublishedTime:
+    """The time that RIB took for a set of images."""
+
+    images: int
+    minutes: float
+    devices: str
+    data: str
+    source: str
+
+
 @cache
 def table(name: str) -> PublishedTable:
     """Return a published table.
@@ -108,39 +100,31 @@ def table(name: str) -> PublishedTable:
         UsageError: there is no such table.
     """
     if name not in _READERS:
-        raise UsageError(f"There is no published table {name}; there are {_listed(_READERS)}.")
+        raise UsageError(f"There is no published table {name}; there are {', '.join(_READERS)}.")
     title, read = _READERS[name]
     return PublishedTable(name, title, read())
 
 
-@cache
-def figures_in_text() -> tuple[PublishedFigure, ...]:
-    """Return the figures that stand in the paper's text and in no table."""
-    return tuple(
-        PublishedFigure(
-            quantity=line["quantity"],
-            method=line["method"],
-            split=line["split"],
-            miou=float(line["miou"]),
-            std=float(line["std"]) if line["std"] else None,
-            repeats=int(line["repeats"]) if line["repeats"] else None,
-            source=line["source"],
-        )
-        for line in _lines("figures_in_text.csv")
-    )
-
-
 def figure_in_text(quantity: str, method: str = RIB) -> PublishedFigure:
-    """Return one figure of the text, such as the quantity "seed".
-
-    Raises:
-        UsageError: the text states no such quantity of that method.
-    """
-    for figure in figures_in_text():
-        if (figure.quantity, figure.method) == (quantity, method):
-            return figure
-    known = _listed(f"{figure.quantity} ({figure.method})" for figure in figures_in_text())
+    """Return one figure that stands in the paper's text and in no table, such as the quantity "seed"."""
+    lines = _lines("figures_in_text.csv")
+    for line in lines:
+        if (line["quantity"], line["method"]) == (quantity, method):
+            std, repeats = (
+                float(line["std"]) if line["std"] else None,
+                int(line["repeats"]) if line["repeats"] else None,
+            )
+            return PublishedFigure(quantity, method, line["split"], float(line["miou"]), std, repeats, line["source"])
+    known = ", ".join(f"{line['quantity']} ({line['method']})" for line in lines)
     raise UsageError(f"No figure is published for {quantity} ({method}); there are {known}.")
+
+
+def refinement_times() -> tuple[PublishedTime, ...]:
+    """Return the published times, in the paper's order."""
+    return tuple(
+        PublishedTime(int(line["images"]), float(line["minutes"]), line["devices"], line["data"], line["source"])
+        for line in _lines("refinement_time.csv")
+    )
 
 
 def _batch_sizes() -> dict[tuple[str, str], dict[str, float]]:
@@ -173,7 +157,3 @@ _READERS = {
 def _lines(file: str) -> list[dict[str, str]]:
     text = resources.files("ribray.evaluation").joinpath("published", file).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

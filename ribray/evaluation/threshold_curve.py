@@ -7,7 +7,7 @@ all thresholds, exactly, in integers.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,22 +34,10 @@ class BestThreshold(NamedTuple):
 
 
 class ThresholdCurve:
-    """Pixel counts that hold the confusion matrix of every threshold; counts of parts merge in any order.
-
-    Attributes:
-        classes: number of classes, background included.
-        thresholds: (T,) float64, rising; compared with scores in float32.
-        readings: T.
-        images: number of images counted.
-        counts: (classes, classes, T + 1) int64 pixels by true class, strongest class and level.
-    """
+    """Pixel counts that hold the confusion matrix of every threshold; counts of parts merge in any order."""
 
     def __init__(self, classes: int, thresholds: Sequence[float] | NDArray[np.floating]) -> None:
-        """Start with no pixel counted.
-
-        Raises:
-            ValueError: thresholds do not rise, are negative or not finite; or a mask holds fewer classes.
-        """
+        """Start with no pixel counted, of so many classes with background; thresholds (T,) must rise, from 0 up."""
         self.classes = int(classes)
         self.thresholds = np.asarray(thresholds, dtype=np.float64)
         edges = self.thresholds.astype(np.float32)
@@ -59,9 +47,9 @@ class ThresholdCurve:
             raise ValueError("Thresholds must rise from one to the next (in float32).")
         if not 1 <= self.classes <= IGNORED:
             raise ValueError(f"A mask holds 1 to {IGNORED} classes, background included, not {classes}.")
-        self.readings = self.thresholds.size
-        self.images = 0
+        self.readings, self.images = self.thresholds.size, 0
         self.counts = np.zeros((self.classes, self.classes, edges.size + 1), np.int64)
+        """Pixels by true class, strongest class and level."""
         self._levels = _Levels(edges)
         self._first_code = _first_codes(self.classes, edges.size + 1)
         self._scratch = np.empty(0, np.intp)  # kept, as memory fresh from the system costs more than counting
@@ -95,20 +83,6 @@ class ThresholdCurve:
         self.counts[...] = 0
         self.images = 0
 
-    def merge(self, other: Self) -> None:
-        """Add the counts of `other`, a curve of other images.
-
-        Raises:
-            ValueError: `other` has other classes or thresholds.
-        """
-        if other.classes != self.classes or not np.array_equal(other.thresholds, self.thresholds):
-            raise ValueError(
-                f"A curve of {other.classes} classes and {other.thresholds.size} thresholds cannot be merged "
-                f"into one of {self.classes} classes and {self.thresholds.size} thresholds; make them equal."
-            )
-        self.counts += other.counts
-        self.images += other.images
-
     def to_sparse(self) -> dict[str, NDArray[Any]]:
         """Return the counts as a few small arrays, to travel between processes or into an npz file."""
         cells = np.flatnonzero(self.counts)
@@ -121,11 +95,7 @@ class ThresholdCurve:
         }
 
     def merge_sparse(self, record: Mapping[str, NDArray[Any]]) -> None:
-        """Add the counts that another curve's `to_sparse` recorded, without building that curve.
-
-        Raises:
-            ValueError: the record is of other classes or thresholds.
-        """
+        """Add the counts that another curve's `to_sparse` recorded."""
         if int(record["classes"]) != self.classes or not np.array_equal(record["thresholds"], self.thresholds):
             raise ValueError("The record is of a curve with other classes or thresholds.")
         self.counts.reshape(-1)[record["cells"]] += record["pixels"]
@@ -143,21 +113,6 @@ class ThresholdCurve:
         intersection, union = overlap(_confusions(counts))
         return Overlaps(classes, intersection.T, union.T)
 
-    @classmethod
-    def from_sparse(cls, record: Mapping[str, NDArray[Any]]) -> Self:
-        """Return the curve that `to_sparse` recorded.
-
-        Raises:
-            ValueError: the record is not one of `to_sparse`.
-        """
-        try:
-            curve = cls(int(record["classes"]), record["thresholds"])
-            curve.counts.reshape(-1)[record["cells"]] = record["pixels"]
-            curve.images = int(record["images"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"This is not the record of a threshold curve ({error}).") from None
-        return curve
-
     def confusion(self, index: int) -> NDArray[np.int64]:
         """Return the confusion matrix at `thresholds[index]`: (classes, classes), truth by row."""
         return _confusions(self.counts)[index]
@@ -172,11 +127,7 @@ class ThresholdCurve:
         return bool(self.counts[BACKGROUND + 1 :].any())
 
     def best(self) -> BestThreshold:
-        """Return the threshold with the highest mIoU, of several equally good ones the lowest.
-
-        Raises:
-            ValueError: no pixel was counted.
-        """
+        """Return the threshold with the highest mIoU, of several equally good ones the lowest."""
         means = self.miou()
         if np.isnan(means).all():
             raise ValueError("No pixel with a known class was counted, so there is no best threshold.")
@@ -185,23 +136,13 @@ class ThresholdCurve:
         return BestThreshold(float(self.thresholds[index]), float(means[index]), per_class, index)
 
     def quoted(self) -> int:
-        """Return the index of the threshold whose mIoU is quoted, the best one.
-
-        Raises:
-            ValueError: no pixel was counted.
-        """
+        """Return the index of the threshold whose mIoU is quoted, the best one."""
         return self.best().place
 
     def summary(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """Return what a run's metrics keep of the curve, as JSON values; IoUs in percent.
+        """Return what a run's metrics keep of the curve, as JSON values, by class names (background first).
 
-        Where the truth has no foreground there is no mean IoU, no best threshold and no curve.
-
-        Args:
-            class_names: (classes,) names, background first.
-
-        Raises:
-            ValueError: there are not as many names as classes.
+        IoUs are in percent. Where the truth has no foreground there is no mean IoU, no best threshold and no curve.
         """
         if len(class_names) != self.classes:
             raise ValueError(f"There are {len(class_names)} class names for {self.classes} classes with background.")
@@ -262,11 +203,7 @@ class _Levels:
     """
 
     def __init__(self, edges: NDArray[np.float32]) -> None:
-        """Prepare the table.
-
-        Args:
-            edges: (T,) float32 thresholds, rising, from 0 up.
-        """
+        """Prepare the table of thresholds (T,) float32, rising, from 0 up."""
         crowd = np.unique(_bucket(edges), return_counts=True)[1]
         self._below = np.searchsorted(_bucket(edges), np.arange(BUCKETS)).astype(np.intp)
         self._below[NEGATIVE_BUCKETS:] = 0

@@ -10,8 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ribray.evaluation import published
-from ribray.evaluation.published import IRN
-from ribray.evaluation.published_times import refinement_times
+from ribray.evaluation.published import IRN, refinement_times
 from ribray.report import cells, sweep_rows
 from ribray.report.cells import NOTHING
 from ribray.report.evaluation_tables import PEERS, chain_table

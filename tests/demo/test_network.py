@@ -11,8 +11,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ribray.data.transforms import normalise
 from ribray.demo import pretraining
+from ribray.demo.creatures import FAMILIES, draw, draw_single
 from ribray.demo.network import SmallBackbone
-from ribray.demo.world import FAMILIES, draw, draw_single
 from ribray.networks.classifier import Classifier
 from ribray.networks.weights import load_backbone_weights
 

@@ -11,16 +11,9 @@ from PIL import Image
 from ribray.config import DataConfig, SyntheticConfig
 from ribray.data import open_dataset
 from ribray.data.voc import VocDataset
-from ribray.demo.world import (
-    FAMILIES,
-    HUES,
-    class_names,
-    draw,
-    draw_single,
-    head_style,
-    make_world,
-    palette,
-)
+from ribray.demo import world
+from ribray.demo.creatures import FAMILIES, HUES, draw, draw_single, head_style
+from ribray.demo.world import class_names, make_world, palette
 from ribray.errors import UsageError
 
 SMALL = SyntheticConfig(image_size=64, classes=3, train_images=5, eval_images=2)
@@ -124,23 +117,24 @@ def test_the_world_is_in_voc_layout_with_palette_masks(tmp_path: Path):
     assert manifest["finished"] is True
 
 
-def test_a_world_that_is_there_is_not_drawn_again(tmp_path: Path):
-    steps: list[tuple[int, int]] = []
-    make_world(tmp_path, SMALL, seed=7, progress=lambda done, total: steps.append((done, total)))
-    assert steps == [(done, 7) for done in range(1, 8)]
-    make_world(tmp_path, SMALL, seed=7, progress=lambda done, total: pytest.fail("drawn again"))
+def test_a_world_that_is_there_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_world(tmp_path, SMALL, seed=7)
+    monkeypatch.setattr(world, "draw", lambda *key: pytest.fail("drawn again"))
+    make_world(tmp_path, SMALL, seed=7)
 
 
-def test_an_interrupted_world_is_completed(tmp_path: Path):
+def test_an_interrupted_world_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Interruption(Exception):
         pass
 
-    def interrupt(done: int, total: int) -> None:
-        if done == 3:
+    def interrupted(split: str, index: int, *key: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if index == 3:
             raise Interruption
+        return draw(split, index, *key)
 
-    with pytest.raises(Interruption):
-        make_world(tmp_path, SMALL, seed=7, progress=interrupt)
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(world, "draw", interrupted)
+        make_world(tmp_path, SMALL, seed=7)
     assert len(open_dataset(small_data(), "train", tmp_path)) == 5
     assert len(list((tmp_path / "JPEGImages").iterdir())) == 3
     make_world(tmp_path, SMALL, seed=7)

@@ -6,7 +6,7 @@ import pytest
 
 from ribray.errors import UsageError
 from ribray.evaluation import published
-from ribray.evaluation.published import MEAN, RIB, RIB_SALIENCY, figure_in_text, table
+from ribray.evaluation.published import MEAN, RIB, RIB_SALIENCY, figure_in_text, refinement_times, table
 
 
 def test_seed_miou_by_batch_size():
@@ -79,3 +79,10 @@ def test_the_csv_files_are_those_of_the_reference_folder(shared_dir):
     for name in ("table_s1_batch_size", "table_s2_voc_per_class_iou", "table_s3_coco_per_class_iou"):
         shipped = published.resources.files("ribray.evaluation").joinpath("published", f"{name}.csv").read_bytes()
         assert shipped == (shared_dir / "reference" / f"{name}.csv").read_bytes()
+
+
+def test_the_paper_took_32_and_43_minutes_for_voc_train():
+    times = refinement_times()
+    assert [(time.images, time.minutes) for time in times] == [(1464, 32.0), (1464, 43.0)]
+    assert [time.devices for time in times] == ["four Quadro RTX 8000", "four V100"]
+    assert {time.data for time in times} == {"VOC 2012 train"}

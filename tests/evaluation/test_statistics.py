@@ -20,11 +20,6 @@ def test_equal_values_do_not_deviate():
     assert summarise([0.1] * 3) == Summary(0.1, 0.0, 3)
 
 
-def test_no_values_are_refused():
-    with pytest.raises(ValueError, match="at least one value"):
-        summarise([])
-
-
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
 def test_as_numpy_computes_it(values):
     summary = summarise(values)
