@@ -32,8 +32,6 @@ from ribray.config import (
 )
 from ribray.errors import UsageError
 
-SEEDED_STAGES = ("classifier", "refine", "irn", "segmentation")
-"""Stages with a seed of their own, in the order of the chain: ``repeats: N`` repeats the first one of a trial's."""
 MOST_TRIALS = 10_000
 _RUN_FILE = "experiment.yaml"
 """In the directory of a run: its recipe."""
@@ -217,7 +215,9 @@ class SweepFile(_Model):
         """
         if self.repeats == 1:
             return {key: self.space[key].seeds or () for key in self.seed_keys}
-        stage = next((name for name in SEEDED_STAGES if name in self.stages), None)
+        sections = {name: field.annotation for name, field in Experiment.model_fields.items() if name in self.stages}
+        seeded = (name for name, section in sections.items() if "seed" in getattr(section, "model_fields", ()))
+        stage = next(seeded, None)
         if stage is None:
             raise UsageError(f"repeats: none of the stages {', '.join(self.stages)} has a seed to repeat.")
         return {f"{stage}.seed": range(self.repeats)}

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_mask
 from ribray.report.tables import METHOD_NAMES
 from ribray.runs.records import Failure
 from ribray.runs.run import Run
-from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, pseudo, refine, seed
+from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, refine, seed
 from ribray.tracking import Tracker, sync_command
 
 
@@ -434,15 +434,6 @@ def _forget(part: Part, names: Sequence[str]) -> None:
 def serves(stage: Stage, work: Work) -> bool:
     """Whether later stages can go on with what a stage has done so far."""
     return work.done > 0 if stage.serves_in_part else work.left == 0
-
-
-def feeds(name: str, stages: Sequence[str], imported: Collection[str] = ()) -> bool:
-    """Whether one of ``stages`` builds on stage ``name``, directly or not; imported ones build on none."""
-    return any(
-        name in STAGES[stage].upstream or feeds(name, STAGES[stage].upstream, imported)
-        for stage in stages
-        if stage not in imported
-    )
 
 
 def _from(stage: str) -> tuple[str, ...]:

@@ -21,17 +21,17 @@ from ribray import storage
 from ribray.cluster.session import Session, connect, require_shared, usable_cores
 from ribray.cluster.sweep import Outcome, Searched, SweepPlan, require_optuna, run_sweep
 from ribray.cluster.training import read_log
-from ribray.commands.run import Request, feeds, parse_stages, run_chain, serves
+from ribray.commands.run import Request, parse_stages, run_chain, serves
 from ribray.config import Experiment, flatten, nearest, to_values
 from ribray.errors import DivergedError, HeldError, RibrayError, UsageError
-from ribray.pipeline.stage import CAM, Context
+from ribray.pipeline.stage import CAM, Context, training_workers
 from ribray.progress import Bar, show_progress
 from ribray.report.ledger import FORMAT, read_ledger
 from ribray.report.sweep_results import write_results
 from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, hold
 from ribray.runs.keys import differences
 from ribray.runs.run import Run
-from ribray.stages import MASK_STAGES, STAGES
+from ribray.stages import MASK_STAGES, STAGES, feeds
 from ribray.sweep_file import Axis, SweepFile, Trial, base_experiment, base_run, read_base, scaled, trials_of
 from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command
 
@@ -116,7 +116,7 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         lock = hold(out, "sweep", request.break_lock)
         held.callback(lock.release)
         ledger = _Ledger(out, request, experiment, trials)
-        session = held.enter_context(connect(experiment.cluster, _training_workers(experiment), stop))
+        session = held.enter_context(connect(experiment.cluster, training_workers(experiment, STAGES), stop))
         _require_workers(definition, experiment, session)
         require_shared(out, session)
         storage.write_text(out / SWEEP_FILE, request.source.read_text(encoding="utf-8-sig"))
@@ -136,10 +136,6 @@ def _sync_command(ledger: "_Ledger", out: Path) -> str | None:
     if command is None or not storage.is_local(out):
         return command
     return f"wandb sync {shlex.quote(str(out))}/{TRIALS_FOLDER}/*/{WANDB_FOLDER}"
-
-
-def _training_workers(experiment: Experiment) -> int:
-    return max(experiment.classifier.workers, experiment.irn.workers, experiment.segmentation.workers)
 
 
 # --- before anything starts --------------------------------------------------------------------------------------
@@ -454,7 +450,7 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def _diverged_numbers(directory: Path) -> dict[str, Any]:
     """Return how far the training that diverged came, from its log."""
     numbers: dict[str, Any] = {}
-    for name in ("classifier", "irn", "segmentation"):
+    for name in (name for name, stage in STAGES.items() if stage.trainings):
         losses = [line["loss"] for line in read_log(directory / STAGES[name].folder) if "loss" in line]
         if losses and not (directory / "metrics" / f"{name}.json").exists():
             finite = [loss for loss in losses if loss is not None]

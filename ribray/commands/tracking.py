@@ -3,29 +3,14 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ribray.errors import DivergedError
-from ribray.pipeline.artifacts import FIRST_FOLDER
 from ribray.pipeline.stage import Context
 from ribray.pipeline.training import log_training
-from ribray.report.tables import BEFORE_RETRAINING, CAM, METHOD_NAMES, RIB, SEED_CRF
-from ribray.stages import classifier, confident, evaluate, irn, pseudo, seed, segmentation
+from ribray.report.tables import METHOD_NAMES, RIB
+from ribray.runs.metrics import Curve, RunMetrics, Timing
+from ribray.stages import STAGES
 from ribray.tracking import Curves, Results, Table
-
-TRAININGS = (
-    classifier.FOLDER,
-    irn.FOLDER,
-    f"{segmentation.FOLDER}/{FIRST_FOLDER}",
-    segmentation.FOLDER,
-)
-"""Folders of a run with the log of a training."""
-JUDGED = {
-    confident.NAME: {SEED_CRF: ""},
-    pseudo.NAME: {pseudo.WALK: ", random walk", "": ""},
-    evaluate.NAME: {BEFORE_RETRAINING: ", before re-training", "": ""},
-}
-"""Parts of a stage's metrics that have an IoU per class, and what follows the method in the heading of a column."""
 
 
 @contextlib.contextmanager
@@ -55,60 +40,60 @@ def tracked(contexts: Sequence[Context]) -> Iterator[None]:
 
 def log_run(context: Context, figures: Sequence[Path]) -> None:
     """Log what a run has come to, and what an earlier process did not come to log."""
-    for folder in TRAININGS:
-        log_training(context, context.run.directory / folder)
-    metrics, source = context.run.metrics(), context.experiment.masks.source
-    tables = {**_per_class(metrics, source), "throughput": _throughput(metrics["timing"])}
+    for stage in STAGES.values():
+        for training in stage.trainings:
+            log_training(context, context.run.directory / stage.folder / training)
+    metrics, source = context.run.read_metrics(), context.experiment.masks.source
+    tables = {**_per_class(metrics, source), "throughput": _throughput(metrics.timing)}
     pictures = {figure.stem: figure for figure in figures}
-    context.tracker.log_results(Results(metrics, tables, _curves(metrics, source), pictures))
+    context.tracker.log_results(Results(context.run.metrics(), tables, _curves(metrics, source), pictures))
 
 
-def _per_class(metrics: Mapping[str, Any], source: str) -> dict[str, Table]:
+def _per_class(metrics: RunMetrics, source: str) -> dict[str, Table]:
     """Return a table of the IoU per class for every stage that was judged, a column per method."""
-    seeds = metrics.get(seed.NAME, {})
-    columns = {seed.NAME: {METHOD_NAMES[method]: seeds[method]["per_class"] for method in seed.METHODS if seeds}}
-    sources = {source: metrics, **metrics.get("variants", {})}
-    for stage, parts in JUDGED.items():
-        columns[stage] = {
-            f"{METHOD_NAMES[name]}{heading}": result["per_class"]
-            for name in sorted(sources, key=(CAM, RIB).index)
-            for part, heading in parts.items()
-            if "per_class" in (result := _part(sources[name].get(stage, {}), part))
+    chains = {source: metrics, **metrics.variants}
+    tables = {}
+    for stage in STAGES.values():
+        columns = {
+            f"{METHOD_NAMES[part.source or name]}{part.heading}": part.numbers.per_class
+            for name in sorted(chains, key=list(METHOD_NAMES).index)
+            if (numbers := chains[name].stages().get(stage.name)) is not None
+            for part in stage.judged(numbers)
         }
-    return {stage: _class_table(found) for stage, found in columns.items() if found}
+        if columns:
+            classes = dict.fromkeys(name for per_class in columns.values() for name in per_class)
+            rows = [[name, *(per_class.get(name) for per_class in columns.values())] for name in classes]
+            tables[stage.name] = Table(["class", *columns], rows)
+    return tables
 
 
-def _class_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
-    names = dict.fromkeys(name for per_class in columns.values() for name in per_class)
-    rows = [[name, *(per_class.get(name) for per_class in columns.values())] for name in names]
-    return Table(["class", *columns], rows)
-
-
-def _part(result: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    return result.get(part, {}) if part else result
-
-
-def _throughput(timing: Mapping[str, Mapping[str, Any]]) -> Table:
+def _throughput(timing: Mapping[str, Timing]) -> Table:
     columns = ("images", "seconds", "images_per_second", "workers")
-    return Table(["stage", *columns], [[stage, *map(cost.get, columns)] for stage, cost in timing.items() if cost])
+    rows = [
+        [stage, *(getattr(cost, name) for name in columns)]
+        for stage, cost in timing.items()
+        if cost.seconds is not None
+    ]
+    return Table(["stage", *columns], rows)
 
 
-def _curves(metrics: Mapping[str, Any], source: str) -> dict[str, Curves]:
+def _curves(metrics: RunMetrics, source: str) -> dict[str, Curves]:
     """Return the mIoU over what decides about it: thresholds, and steps."""
     curves = {}
-    if seed.NAME in metrics:
-        judged = metrics[seed.NAME]
-        found = {METHOD_NAMES[method]: judged[method]["curve"] for method in seed.METHODS if "curve" in judged[method]}
+    if metrics.seed is not None:
+        found = {METHOD_NAMES[name]: part.curve for name, part in metrics.seed.methods.items() if part.curve}
         if found:
-            curves[seed.NAME] = _over_thresholds("Seed mIoU in percent", found)
-        if by_step := metrics[seed.NAME][RIB].get("by_step"):
-            steps, values = [one["step"] for one in by_step], [one["miou"] for one in by_step]
-            curves["seed_by_step"] = Curves("Seed mIoU in percent", "step", steps, {METHOD_NAMES[RIB]: values})
-    if walk := metrics.get(pseudo.NAME, {}).get(pseudo.WALK, {}).get("curve"):
-        curves["random_walk"] = _over_thresholds("Random walk's mIoU in percent", {METHOD_NAMES[source]: walk})
+            curves["seed"] = _over_thresholds("Seed mIoU in percent", found)
+        if metrics.seed.rib is not None and (by_step := metrics.seed.rib.by_step):
+            values = {METHOD_NAMES[RIB]: [one.miou for one in by_step]}
+            curves["seed_by_step"] = Curves("Seed mIoU in percent", "step", [one.step for one in by_step], values)
+    walk = metrics.pseudo and metrics.pseudo.walk
+    if walk and walk.curve:
+        name = METHOD_NAMES[source]
+        curves["random_walk"] = _over_thresholds("Random walk's mIoU in percent", {name: walk.curve})
     return curves
 
 
-def _over_thresholds(title: str, curves: Mapping[str, Mapping[str, list[float]]]) -> Curves:
-    thresholds = next(iter(curves.values()))["thresholds"]
-    return Curves(title, "threshold", thresholds, {name: curve["miou"] for name, curve in curves.items()})
+def _over_thresholds(title: str, curves: Mapping[str, Curve]) -> Curves:
+    thresholds = next(iter(curves.values())).thresholds
+    return Curves(title, "threshold", thresholds, {name: curve.miou for name, curve in curves.items()})

@@ -11,6 +11,7 @@ from ribray.errors import UsageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.pipeline.maps import wanted_ids
 from ribray.pipeline.stage import Context
+from ribray.runs.metrics import Judgement
 
 
 def require_truth(context: Context, dataset: Dataset, ids: Sequence[str]) -> None:
@@ -60,6 +61,17 @@ def summarise(context: Context, stage: str, counts: Bootstrapped[Any], names: Se
             soft_wrap=True,
         )
     return counts.summary(names)
+
+
+def number(value: float | None) -> str:
+    """Return a number as headlines have it."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def mean_ious(*judged: Judgement | None) -> str | None:
+    """Return the mean IoU of what was judged, one after the other, as a headline; None where nothing was."""
+    means = [number(each.miou) for each in judged if each is not None]
+    return f"mIoU {' → '.join(means)}" if means else None
 
 
 def evaluated_split(context: Context) -> Dataset:

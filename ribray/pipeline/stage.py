@@ -21,6 +21,7 @@ from ribray.runs.keys import StageKey, select_configuration
 from ribray.runs.metrics import Timing
 from ribray.runs.records import RECORD_FILE, Failure
 from ribray.runs.run import Run
+from ribray.runs.stage_facts import StageFacts
 from ribray.tracking import Tracker
 
 CAM = "cam"
@@ -51,22 +52,19 @@ class Estimate:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Stage:
+@dataclass(frozen=True, kw_only=True)
+class Stage(StageFacts):
     """One step of the chain: what it reads decides about reuse, `execute` does what is left to do."""
 
-    name: str
-    folder: str
-    """Where its artifact lies in the run directory."""
     upstream: tuple[str, ...]
     """Stages whose artifacts it reads."""
-    reads: tuple[str, ...]
-    """Configuration keys, or sections, that its result depends on."""
-    leaves_out: tuple[str, ...]
+    also_reads: tuple[str, ...] = ()
+    """Configuration keys, or sections, that its result depends on beside its own section."""
+    leaves_out: tuple[str, ...] = ()
     """Keys below `reads` that its result does not depend on."""
     format: int
     """Version of the files it writes."""
-    fingerprints: "Callable[[Context], Mapping[str, str]]"
+    fingerprints: "Callable[[Context], Mapping[str, str]]" = lambda context: {}
     """Fingerprints of the data and weight files it reads, by what to call them in a sentence."""
     work: "Callable[[Context], Work]"
     """What there is to do; asked without a cluster."""
@@ -82,6 +80,16 @@ class Stage:
     """Numbers of its metrics that a sweep can compare, by dotted name."""
     serves_in_part: bool = False
     """Whether later stages can go on with a part of its items."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Configuration keys, or sections, that its result depends on."""
+        return self.also_reads if self.section is None else (self.section, *self.also_reads)
+
+
+def training_workers(experiment: Experiment, stages: Mapping[str, Stage]) -> int:
+    """Return the most workers that one of the stages trains with."""
+    return max(getattr(experiment, stage.section or "").workers for stage in stages.values() if stage.trainings)
 
 
 @dataclass
@@ -105,10 +113,10 @@ class Context:
         """The Ray cluster, or this machine without; connected to when first asked for."""
         if self._session_of is not None:
             return self._session_of.session
-        config = self.experiment
-        with connecting(self.console, config.cluster):
-            workers = max(config.classifier.workers, config.irn.workers, config.segmentation.workers)
-            session = self.resources.enter_context(connect(config.cluster, workers, self.stop))
+        cluster = self.experiment.cluster
+        with connecting(self.console, cluster):
+            workers = training_workers(self.experiment, self.stages)
+            session = self.resources.enter_context(connect(cluster, workers, self.stop))
         require_shared(self.run.directory, session)
         return session
 

@@ -19,7 +19,7 @@ from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError
 from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights
 from ribray.pipeline.stage import MENDED, Context, example, per_second
 from ribray.progress import show_progress
-from ribray.runs.metrics import Timing
+from ribray.runs.metrics import IrnMetrics, SegmentationMetrics, Timing
 from ribray.runs.records import Failure
 
 START_FILE = "start.safetensors"
@@ -200,6 +200,12 @@ def _identity(context: Context, folder: Path) -> str:
     place = folder.relative_to(context.run.directory)
     record = context.run.record(place.parts[0])
     return f"{record['key'] if record else ''} {place.as_posix()}"
+
+
+def final_loss(metrics: IrnMetrics | SegmentationMetrics) -> str:
+    """Return the headline of a stage that trains a network."""
+    steps = "" if metrics.iterations is None else f", {metrics.iterations:,} steps"
+    return f"loss {metrics.loss:.2f}{steps}"
 
 
 def finished_steps(folder: Path) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ class Curve(Numbers):
     miou: list[float | None]
 
 
-class Judgement(Numbers):
+class _MeanIou(Numbers):
     """How well masks agree with the truth; IoUs in percent, None where the truth shows no class."""
 
     miou: float | None = None
@@ -51,7 +51,7 @@ class Judgement(Numbers):
     """Lower and upper end of the 95 % interval."""
 
 
-class MaskJudgement(Judgement):
+class MaskJudgement(_MeanIou):
     """Of masks, which may leave pixels unknown."""
 
     per_class: dict[str, float | None] = {}
@@ -72,7 +72,7 @@ class StepScore(Numbers):
     threshold: float
 
 
-class SeedJudgement(Judgement):
+class SeedJudgement(_MeanIou):
     """Of scores cut at their best threshold."""
 
     threshold: float | None = None
@@ -83,6 +83,9 @@ class SeedJudgement(Judgement):
     refinement_ended: dict[str, int] | None = None
     """Images by the reason for which their refinement ended."""
     by_step: list[StepScore] | None = None
+
+
+Judgement = MaskJudgement | SeedJudgement
 
 
 # --- what each stage has -----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The stages of the chain, in order. A new stage is one new module and one line here."""
 
+from collections.abc import Collection, Iterable
+
 from ribray.pipeline.stage import Stage
 from ribray.stages import classifier, confident, evaluate, irn, pseudo, refine, seed, segmentation
 
@@ -17,5 +19,16 @@ STAGES: dict[str, Stage] = {
     )
 }
 
-MASK_STAGES = tuple(STAGES)[list(STAGES).index(confident.NAME) :]
-"""From maps to masks: what a variant on other maps has of its own."""
+
+def feeds(name: str, stages: Iterable[str], imported: Collection[str] = ()) -> bool:
+    """Whether one of ``stages`` builds on stage ``name``, directly or not; imported ones build on none."""
+    return any(
+        name in STAGES[stage].upstream or feeds(name, STAGES[stage].upstream, imported)
+        for stage in stages
+        if stage not in imported
+    )
+
+
+_ON_MASKS = [name for name, stage in STAGES.items() if "masks.source" in stage.reads]
+MASK_STAGES = tuple(name for name in STAGES if name in _ON_MASKS or any(feeds(first, (name,)) for first in _ON_MASKS))
+"""Stages that depend on which maps masks are made from: a variant on other maps has them of its own."""

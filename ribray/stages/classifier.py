@@ -21,6 +21,7 @@ from ribray.errors import DamagedError, ImageError, UsageError
 from ribray.networks import Classifier, build_classifier, normalisation_of
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_network
 from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights
+from ribray.pipeline.judging import number
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.training import (
     START_FILE,
@@ -371,11 +372,13 @@ STAGE = Stage(
     name=NAME,
     folder=FOLDER,
     upstream=(),
-    reads=("classifier", "data.kind"),
-    leaves_out=(),
+    section="classifier",
+    also_reads=("data.kind",),
     format=FORMAT,
     fingerprints=_fingerprints,
     work=_work,
     execute=_execute,
     writes=("loss", "validation_loss", "map"),
+    trainings=("",),
+    headline=lambda metrics: None if metrics.loss is None else f"mAP {number(metrics.map)}",
 )

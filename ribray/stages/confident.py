@@ -10,6 +10,7 @@ from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.confident import cut
 from ribray.masks.crf import crf_on_labels, require_crf
 from ribray.pipeline import judging
+from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
 from ribray.pipeline.masks import (
     MASK,
@@ -22,6 +23,7 @@ from ribray.pipeline.masks import (
 )
 from ribray.pipeline.stage import Context, Stage
 from ribray.runs.metrics import ConfidentMetrics, MaskJudgement
+from ribray.runs.stage_facts import Judged
 
 NAME = "confident"
 FOLDER = "confident"
@@ -90,13 +92,13 @@ STAGE = Stage(
     name=NAME,
     folder=FOLDER,
     upstream=(REFINE,),
-    reads=("masks.source", "masks.crf", "masks.crf_srgb", "masks.fg_threshold", "masks.bg_threshold"),
-    leaves_out=(),
+    also_reads=("masks.source", "masks.crf", "masks.crf_srgb", "masks.fg_threshold", "masks.bg_threshold"),
     format=FORMAT,
-    fingerprints=lambda context: {},
     work=lambda context: mask_work(context, NAME, _ids(context)),
     execute=_execute,
     writes=("seed_crf.miou", "seed_crf.miou_known", "seed_crf.unknown"),
     check=_check,
+    headline=lambda metrics: mean_ious(metrics.seed_crf),
+    judged=lambda metrics: [Judged("seed + CRF, confident labels", part) for part in [metrics.seed_crf] if part],
     serves_in_part=True,
 )

@@ -15,10 +15,12 @@ from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.networks.deeplab import Predictor
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import FIRST_WEIGHTS, trained_weights
+from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.masks import MASK, Made, MaskWorker, mask_work, require_any_mask, run_masks, write_covers
 from ribray.pipeline.stage import Context, Stage, Work, per_second
 from ribray.runs.metrics import EvaluateMetrics, MaskJudgement
 from ribray.runs.records import Failure
+from ribray.runs.stage_facts import Judged
 
 NAME = "evaluate"
 FOLDER = "predictions"
@@ -139,17 +141,26 @@ def _work(context: Context) -> Work:
     return mask_work(context, NAME, _ids(context))
 
 
+def _judged(metrics: EvaluateMetrics) -> list[Judged]:
+    first, parts = metrics.before_retraining, [metrics] if metrics.per_class else []
+    if first is None:
+        return [Judged("segmentation", part, is_held_out=True) for part in parts]
+    before = [Judged("segmentation", first, ", before re-training", is_held_out=True)] if first.per_class else []
+    return before + [Judged("re-trained", part, is_held_out=True) for part in parts]
+
+
 STAGE = Stage(
     name=NAME,
     folder=FOLDER,
     upstream=(SEGMENTATION,),
-    reads=("evaluate",),
+    section="evaluate",
     leaves_out=("evaluate.splits",),
     format=FORMAT,
-    fingerprints=lambda context: {},
     work=_work,
     execute=_execute,
     writes=("miou", "before_retraining.miou"),
     check=_check,
+    headline=lambda metrics: mean_ious(*(part.numbers for part in _judged(metrics))),
+    judged=_judged,
     serves_in_part=True,
 )

@@ -26,6 +26,7 @@ from ribray.pipeline.masks import mask_path, masked_ids
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.training import (
     START_FILE,
+    final_loss,
     finished_steps,
     fixed_ids,
     known_ids,
@@ -235,13 +236,15 @@ STAGE = Stage(
     name=NAME,
     folder=FOLDER,
     upstream=(CONFIDENT,),
-    reads=("irn", "classifier.backbone", "classifier.output_stride", "classifier.weights"),
-    leaves_out=(),
+    section="irn",
+    also_reads=("classifier.backbone", "classifier.output_stride", "classifier.weights"),
     format=FORMAT,
     fingerprints=_fingerprints,
     work=_work,
     execute=_execute,
     writes=("loss",),
+    trainings=("",),
+    headline=final_loss,
     check=_check,
     remark=lambda context: outgrown(context, NAME, masked_ids(context, CONFIDENT)),
 )

@@ -28,6 +28,7 @@ from ribray.networks.irnet import build_irnet
 from ribray.networks.weights import load_network
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import trained_weights
+from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
 from ribray.pipeline.masks import (
     MASK,
@@ -41,6 +42,7 @@ from ribray.pipeline.masks import (
 )
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.runs.metrics import PseudoMetrics, SeedJudgement
+from ribray.runs.stage_facts import Judged
 
 NAME = "pseudo"
 FOLDER = "pseudo"
@@ -203,17 +205,26 @@ def _work(context: Context) -> Work:
     return mask_work(context, NAME, refined_ids(context) or wanted_ids(context))
 
 
+def _judged(metrics: PseudoMetrics) -> list[Judged]:
+    if metrics.walk is None:
+        return []
+    walk = Judged("random walk, best threshold", metrics.walk, ", random walk")
+    return [walk, Judged("pseudo masks", metrics)]
+
+
 STAGE = Stage(
     name=NAME,
     folder=FOLDER,
     upstream=(REFINE, IRN),
-    reads=("pseudo", "masks.source", "masks.crf_srgb", "masks.saliency", "masks.saliency_threshold"),
+    section="pseudo",
+    also_reads=("masks.source", "masks.crf_srgb", "masks.saliency", "masks.saliency_threshold"),
     leaves_out=("pseudo.batch_images",),
     format=FORMAT,
-    fingerprints=lambda context: {},
     work=_work,
     execute=_execute,
     writes=("miou", "miou_known", "unknown", "walk.miou", "walk.threshold"),
     check=_check,
+    headline=lambda metrics: mean_ious(metrics) if metrics.walk else None,
+    judged=_judged,
     serves_in_part=True,
 )

@@ -20,11 +20,13 @@ from ribray.methods.maps import MapRecord, Which, localization_maps
 from ribray.methods.stop_reasons import StopTally
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import read_map
+from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, map_path, refined_ids, wanted_ids
 from ribray.pipeline.stage import Context, Stage, Work, coverage, per_second
 from ribray.progress import show_progress
 from ribray.runs.metrics import SeedJudgement, SeedMetrics
 from ribray.runs.records import Failure
+from ribray.runs.stage_facts import Judged
 
 NAME = "seed"
 FOLDER = "seed"
@@ -189,8 +191,7 @@ STAGE = Stage(
     name=NAME,
     folder=FOLDER,
     upstream=(REFINE,),
-    reads=("seed_eval",),
-    leaves_out=(),
+    section="seed_eval",
     format=FORMAT,
     fingerprints=lambda context: {
         "ids or labels of the evaluated split": judging.evaluated_split(context).fingerprint()
@@ -199,4 +200,8 @@ STAGE = Stage(
     execute=_execute,
     writes=("cam.miou", "cam.threshold", "rib.miou", "rib.threshold"),
     check=judging.require_truth_of_wanted,
+    headline=lambda metrics: mean_ious(*metrics.methods.values()) if len(metrics.methods) > 1 else None,
+    judged=lambda metrics: [
+        Judged("seed, best threshold", part, source=method) for method, part in metrics.methods.items()
+    ],
 )
