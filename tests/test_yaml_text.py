@@ -5,27 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from ribray.config import load_experiment, read_yaml
+from ribray.config import change, load_experiment, read_yaml, validate_experiment
 from ribray.errors import UsageError
 from ribray.sweep_file import read_sweep, trials_of
 from ribray.yaml_text import YamlError, parse_yaml
 
-LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]\n" for number in range(1, 12)
-)
-MERGED = "a0: &a0 {x: 1}\n" + "".join(
-    f"a{number}: &a{number} {{<<: [*a{number - 1}, *a{number - 1}, *a{number - 1}]}}\n" for number in range(1, 20)
-)
-BOMBS = {
-    "laughs": (LAUGHS, "with its aliases it holds more than 20,000 values"),
-    "merge keys": (MERGED, "with its aliases it holds more than 20,000 values"),
-    "itself": ("a: &a {b: *a}", "the alias on line 1 holds itself"),
-    "deep": ("[" * 5000, "nested more than 40 levels"),
-    "deep sections": ("{a: " * 5000, "nested more than 40 levels"),
-    "many values": (f"[{'1,' * 21_000}]", "it holds more than 20,000 values"),
+REFUSED = {
+    "deep": ("[" * 5000, "nested too deeply"),
+    "deep sections": ("{a: " * 5000, "nested too deeply"),
     "a long text": (f"a: {'x' * 300_000}", "longer than 262,144 characters"),
-    "a long number": (f"a: {'9' * 5000}", "the number on line 1 has more than 300 digits"),
-    "a long number in base 16": (f"a: 0x{'f' * 5000}", "has more than 300 digits"),
+    "a long number": (f"a: {'9' * 5000}", "4300 digits"),
     "one key twice": ("a: 1\nb: 2\na: 3", "the key 'a' stands on line 1 and on line 3"),
     "an object": ("!!python/object/apply:os.system ['touch canary']", "python/object/apply:os.system"),
     "a name": ("a: !!python/name:os.system", "python/name:os.system"),
@@ -39,7 +28,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize(("text", "reason"), BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)
 def test_what_is_too_much_or_no_plain_value_is_refused_in_a_sentence(text, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracemalloc.start()
@@ -52,9 +41,9 @@ def test_what_is_too_much_or_no_plain_value_is_refused_in_a_sentence(text, reaso
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("name", ["laughs", "merge keys", "deep", "one key twice", "an object", "a long number"])
+@pytest.mark.parametrize("name", ["deep", "one key twice", "an object", "a long number"])
 def test_recipes_sweeps_and_settings_are_all_read_so(name, tmp_path):
-    text, _ = BOMBS[name]
+    text, _ = REFUSED[name]
     (tmp_path / "file.yaml").write_text(text)
     for read in (read_yaml, read_sweep, lambda location: load_experiment(str(location))):
         with pytest.raises(UsageError, match=r"file\.yaml is not valid YAML: ") as caught:
@@ -79,11 +68,24 @@ def test_keys_without_end_and_long_values_make_a_short_sentence():
         assert len(str(caught.value)) < 20_000
 
 
-def test_aliases_and_merged_sections_stay_usable_and_are_copies():
+def test_aliases_and_merged_sections_are_usable_and_changed_one_by_one():
     values = parse_yaml("a: &a {x: 1, y: [2]}\nb: {<<: *a, x: 3}\nc: *a\n")
     assert values == {"a": {"x": 1, "y": [2]}, "b": {"x": 3, "y": [2]}, "c": {"x": 1, "y": [2]}}
-    values["a"]["y"].append(4)
-    assert values["b"]["y"] == values["c"]["y"] == [2]
+    changed = change(values, ["a.x=5", {"b.y": [7]}])
+    assert changed == {"a": {"x": 5, "y": [2]}, "b": {"x": 3, "y": [7]}, "c": {"x": 1, "y": [2]}}
+    assert values["a"] == values["c"] == {"x": 1, "y": [2]}
+
+
+def test_many_aliases_take_no_memory():
+    laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]\n" for number in range(1, 12)
+    )
+    tracemalloc.start()
+    assert len(parse_yaml(laughs)["a11"]) == 9
+    with pytest.raises(UsageError, match=r"^file\.yaml: "):
+        validate_experiment(parse_yaml(laughs), "file.yaml")
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()
 
 
 def test_a_sweep_of_more_trials_than_can_be_is_refused(tmp_path):

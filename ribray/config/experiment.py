@@ -1,6 +1,5 @@
 """The whole configuration of an experiment, put together from its sections, and how its values are changed."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -117,21 +116,23 @@ def change(values: Mapping[str, Any], overrides: Iterable[str | Mapping[str, Any
     Raises:
         UsageError: a text of another form, broken YAML, or a key below a value.
     """
-    changed, settings = copy.deepcopy(dict(values)), list[tuple[str, Any, str]]()
+    changed, settings = dict(values), list[tuple[str, Any, str]]()
     for override in overrides:
         if isinstance(override, str):
             settings.append(_parse_override(override))
         else:
-            settings += [(key, copy.deepcopy(value), key) for key, value in override.items()]
+            settings += [(key, value, key) for key, value in override.items()]
     if any(key == "seed" for key, _, _ in settings):
         _forget_spread_seeds(changed)
     for key, value, shown in settings:
         *sections, last = key.split(".")
         target = changed
         for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
+            inner = target.get(section, {})
+            if not isinstance(inner, dict):
                 raise UsageError(f"{shown}: '{section}' is a value, not a section.")
+            target[section] = dict(inner)  # an alias may have put the same section in another place, too
+            target = target[section]
         target[last] = value
     return changed
 
@@ -158,7 +159,7 @@ def _forget_spread_seeds(values: dict[str, Any]) -> None:
     for name in _seeded_sections() if "seed" in values else ():
         section = values.get(name)
         if isinstance(section, dict) and "seed" in section and section["seed"] == values["seed"]:
-            del section["seed"]
+            values[name] = {key: value for key, value in section.items() if key != "seed"}
 
 
 # --- looking up and printing -------------------------------------------------------------------------------------
