@@ -5,22 +5,17 @@
   out by running suspects alone; a lost node or a kill by Ray's memory monitor counts against none.
 """
 
-import contextlib
 import logging
-import os
-import sys
 import time
-import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ribray.cluster.pool import Item, Outcome, PoolPlan, PoolResult, Shell, WorkList, storage_error
+from ribray.cluster.pool import Item, PoolPlan, PoolResult, WorkList, storage_error
+from ribray.cluster.warm import LOST, Crew, crew_of
 from ribray.errors import RibrayError
 
 CALLS_IN_FLIGHT = 2
@@ -32,26 +27,7 @@ POLL_SECONDS = 0.5
 UNCOUNTED_LOSSES = 20
 """An item, or a start, may fail so often by the cluster's own troubles before it is given up all the same."""
 
-WARN_SECONDS = 30.0
-"""How often a pool that waits for resources says so."""
-
 logger = logging.getLogger(__name__)
-
-
-class _Actor:
-    """Holds a worker."""
-
-    def start(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any], threads: int) -> str:
-        """Build the worker and return the id of the node it runs on."""
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported from here on
-        if "torch" in sys.modules:  # which takes seconds to import: left to the workers that need it
-            sys.modules["torch"].set_num_threads(threads)
-        self._shell = Shell(worker_class, arguments)
-        return ray.get_runtime_context().get_node_id()
-
-    def process(self, chunk: list[Item], upcoming: list[Item]) -> list[Outcome]:
-        """Do the items of a chunk in order, while what comes next is being loaded."""
-        return self._shell.process(chunk, upcoming)
 
 
 @dataclass
@@ -86,61 +62,46 @@ class Actors:
         Raises:
             RibrayError: no worker can be started, or nothing can be written.
         """
-        stopped, began = False, None
-        with _placement(self._plan, stop_requested) as self._group:
-            if self._group is None:
-                return PoolResult(0, 0, True, 0.0)
+        asked, stopped = time.monotonic(), False
+        self._began: float | None = None
+        with crew_of(self._plan, stop_requested) as crew:
+            if crew is None:
+                return PoolResult(0, 0, True)
+            self._crew: Crew = crew
             self._shared = ray.put(self._arguments)
             self._slots = [_Slot(index) for index in range(self._plan.workers)]
-            try:
-                for slot in self._slots:
-                    self._start(slot)
-                while True:
-                    stopped = stopped or stop_requested()
-                    if not stopped:
-                        for slot in self._slots:
-                            self._fill(slot)
-                    busy = [slot for slot in self._slots if slot.calls]
-                    starting = [slot for slot in self._slots if slot.starting and not stopped and self._work.has_work()]
-                    if not busy and not starting:
-                        break
-                    by_reference = {slot.starting or slot.calls[0][0]: slot for slot in (*busy, *starting)}
-                    ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=POLL_SECONDS)
-                    if not ready:
-                        self._work.progress.advance(0, 0)
-                    elif (slot := by_reference[ready[0]]).starting:
-                        self._collect_start(slot)
-                        began = began or time.monotonic()
-                    else:
-                        self._collect_call(slot, stopped)
-                    for slot in busy:
-                        if self._is_overdue(slot):
-                            self._take_overrun(slot, stopped)
-            finally:
-                for slot in self._slots:
-                    _kill(slot)
-        seconds = 0.0 if began is None else time.monotonic() - began
-        return PoolResult(self._work.done, self._work.failed, stopped, seconds)
+            for slot in self._slots:
+                self._start(slot)
+            while True:
+                stopped = stopped or stop_requested()
+                if not stopped:
+                    for slot in self._slots:
+                        self._fill(slot)
+                busy = [slot for slot in self._slots if slot.calls]
+                starting = [slot for slot in self._slots if slot.starting and not stopped and self._work.has_work()]
+                if not busy and not starting:
+                    break
+                by_reference = {slot.starting or slot.calls[0][0]: slot for slot in (*busy, *starting)}
+                ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=POLL_SECONDS)
+                if not ready:
+                    self._work.progress.advance(0, 0)
+                elif (slot := by_reference[ready[0]]).starting:
+                    self._collect_start(slot)
+                else:
+                    self._collect_call(slot, stopped)
+                for slot in busy:
+                    if self._is_overdue(slot):
+                        self._take_overrun(slot, stopped)
+            ended = time.monotonic()
+        began = self._began or ended  # where there was nothing to do
+        return PoolResult(self._work.done, self._work.failed, stopped, ended - began, began - asked)
 
     # --- handing out --------------------------------------------------------------------------------------------
 
     def _start(self, slot: _Slot) -> None:
-        plan = self._plan
         slot.node = None
-        slot.actor = (
-            ray.remote(_Actor)
-            .options(
-                max_restarts=0,
-                max_task_retries=0,
-                num_cpus=plan.cpus_per_worker,
-                num_gpus=plan.gpus_per_worker,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=slot.index
-                ),
-            )
-            .remote()
-        )
-        slot.starting = slot.actor.start.remote(self._worker_class, self._shared, plan.threads_per_worker)
+        slot.actor = self._crew.actor(slot.index)
+        slot.starting = slot.actor.start.remote(self._worker_class, self._shared, self._plan.threads_per_worker)
 
     def _fill(self, slot: _Slot) -> None:
         while slot.starting is None and len(slot.calls) < CALLS_IN_FLIGHT:
@@ -175,6 +136,7 @@ class Actors:
             slot.node = ray.get(slot.starting)
             slot.starting = None
             slot.failed_starts.clear()
+            self._began = self._began or time.monotonic()
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RibrayError):
                 raise error.cause from None
@@ -187,7 +149,7 @@ class Actors:
                 raise RibrayError(
                     f"A worker of pool '{self._plan.name}' died {count} times while starting: {_brief(error)}"
                 ) from None
-            _kill(slot)
+            self._dismiss(slot)
             self._start(slot)
 
     def _collect_call(self, slot: _Slot, stopped: bool) -> None:
@@ -207,7 +169,11 @@ class Actors:
             self._work.take(outcome)
         if stopped:
             slot.calls.clear()
-            _kill(slot)
+            self._dismiss(slot)
+
+    def _dismiss(self, slot: _Slot) -> None:
+        self._crew.dismiss(slot.index)
+        slot.actor = slot.starting = None
 
     # --- what goes wrong with a worker --------------------------------------------------------------------------
 
@@ -247,7 +213,7 @@ class Actors:
         """
         in_flight = [item for _, chunk in slot.calls for item in chunk]
         slot.calls.clear()
-        _kill(slot)
+        self._dismiss(slot)
         if slot.reserved is not None:
             self._work.put_back(slot.reserved)
             slot.reserved = None
@@ -261,24 +227,6 @@ class Actors:
                 self._work.put_back([item])
         if not stopped:
             self._start(slot)
-
-
-LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-    ray.exceptions.ActorUnschedulableError,
-)
-"""What Ray raises for a call whose process, node or result is gone."""
-
-
-def _kill(slot: _Slot) -> None:
-    if slot.actor is not None:
-        ray.kill(slot.actor, no_restart=True)
-        slot.actor = None
-    slot.starting = None
 
 
 def _is_clusters_fault(error: Exception, node: str | None) -> bool:
@@ -297,19 +245,3 @@ def _brief(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
     return (telling or lines or [type(error).__name__])[-1]
-
-
-@contextlib.contextmanager
-def _placement(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Iterator[PlacementGroup | None]:
-    """Hold one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
-    bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
-    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        told = time.monotonic()
-        while not (ready := group.wait(timeout_seconds=1)) and not stop_requested():
-            if time.monotonic() - told > WARN_SECONDS:
-                told = time.monotonic()
-                logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
-        yield group if ready else None
-    finally:
-        remove_placement_group(group)

@@ -1,124 +1,174 @@
-"""Trainings on Ray Train, whose workers run the loop of `ribray.cluster.training`."""
+"""Trainings by several workers, on Ray Train, whose workers run the loop of `ribray.cluster.training`.
 
+Ray Train takes many seconds to start. So on a cluster that only this command computes on (`TrainingPlan.owns_cluster`)
+its workers stay for the next training, which they find in a folder of this machine. They claim no CPU there: the
+command never trains while a pool works.
+"""
+
+import contextlib
+import gc
 import os
+import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
+import ray.cloudpickle
 import ray.train.torch
 import torch
 
 from ribray import storage
-from ribray.cluster.training import REFUSAL_FILE, WORK_FOLDER, Place, TrainingPlan, TrainingTask, train
-from ribray.errors import DivergedError, RibrayError, UnreadableError
+from ribray.cluster import warm
+from ribray.cluster.single import POLL_SECONDS, RESTARTS, last_line
+from ribray.cluster.training import REFUSAL_FILE, WORK_FOLDER, Place, TrainingPlan, TrainingTask, train_as_worker
+from ribray.errors import RibrayError
 
-POLL_SECONDS = 0.5
-RESTARTS = 2
-"""How often a training whose worker died starts again from its last checkpoint."""
+LOOK_SECONDS = 0.1
+"""How often a worker without work looks for a training."""
+TRAINING, ATTEMPT = ".training", ".attempt"
+"""Endings of files in a group's folder: one is there while a training lasts, one is added each time it begins."""
 
 
 def train_on_ray(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
     """Train; return False where a stop request ended it.
 
     Raises:
-        RibrayError: as `ribray.cluster.training.run_training` does.
+        RibrayError: the workers died, or failed, too often.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # workers that are done leave their place sooner
-    resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
-    storage_path, filesystem = storage.for_ray(plan.folder)
-    trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
-        train_loop_config={"task": task, "plan": plan},
-        # NCCL refuses two workers on one GPU.
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus_per_worker == 1 else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=WORK_FOLDER,
-            storage_path=storage_path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
-        ),
-    )
-    weights, refusal = plan.folder / plan.weights, plan.folder / REFUSAL_FILE
+    group = warm.take(_Group, lambda group: group.serves(plan)) or _Group(task, plan)
+    is_done = False
     try:
-        if not _fit(trainer, (weights, refusal), stop_requested):
-            return False
+        is_done = group.train(task, plan, stop_requested)
     except ray.train.WorkerGroupError as error:
         rank, failure = min(error.worker_failures.items())
-        raise RibrayError(f"Training worker {rank} failed: {_last_line(failure)}") from error
+        raise RibrayError(f"Training worker {rank} failed: {last_line(failure)}") from error
     except ray.train.TrainingFailedError as error:
-        raise RibrayError(f"Training failed: {_last_line(error)}") from error
-    if refusal.exists():
-        raise _refused(storage.read_object(refusal, "start the training again"))
-    return True
+        raise RibrayError(f"Training failed: {last_line(error)}") from error
+    finally:
+        if is_done and group.can_go_on(plan):
+            warm.keep(group)
+        else:
+            group.end()
+    return is_done
 
 
-def _refusal(error: RibrayError) -> dict[str, Any]:
-    """Return an error for the user as JSON values."""
-    said: dict[str, Any] = {"sentence": str(error), "diverged": isinstance(error, DivergedError)}
-    if isinstance(error, UnreadableError):
-        said |= {"unreadable": dict(error.unreadable), "can_go_on": error.can_go_on}
-    return said
+class _Group:
+    """A run of Ray Train: for one training, or where it shares a folder with this process for one after the other."""
 
+    is_in_the_way = False
 
-def _refused(said: Mapping[str, Any]) -> RibrayError:
-    """Return the error that `_refusal` was made of."""
-    sentence, unreadable = str(said.get("sentence")), said.get("unreadable")
-    if isinstance(unreadable, dict):
-        return UnreadableError(sentence, unreadable, said.get("can_go_on") is True)
-    return DivergedError(sentence) if said.get("diverged") is True else RibrayError(sentence)
+    def __init__(self, task: TrainingTask, plan: TrainingPlan):
+        self._workers, self._count = plan.workers, 0
+        self._folder = tempfile.TemporaryDirectory(prefix="ribray-training-") if plan.owns_cluster else None
+        self._outcome: Future[None] = Future()
+        trainer = self._trainer(task, plan)
 
+        def fit() -> None:
+            try:
+                trainer.fit()
+                self._outcome.set_result(None)
+            except BaseException as error:  # noqa: BLE001  (raised again where the outcome is asked for)
+                self._outcome.set_exception(error)
 
-def _fit(trainer: Any, ends: Sequence[Path], stop_requested: Callable[[], bool]) -> bool:
-    """Run a trainer until one of the files that end it is there; return False where a stop request came first.
+        # In the main thread Ray Train would take Ctrl-C for itself and end the process.
+        threading.Thread(target=fit, name="ray-train", daemon=True).start()
 
-    In the main thread Ray Train would take Ctrl-C for itself and end the process. What still runs after a stop
-    request ends with this process's connection to Ray. Nor is Ray Train waited for once such a file is written: on
-    a cluster without a dashboard it takes ten seconds to find out that one of its helpers is done.
-    """
-    outcome: Future[None] = Future()
+    def _trainer(self, task: TrainingTask, plan: TrainingPlan) -> ray.train.torch.TorchTrainer:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # workers that are done leave sooner
+        config: dict[str, Any] = {"task": task, "plan": plan}
+        resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
+        storage_path, filesystem = storage.for_ray(plan.folder)
+        if self._folder is not None:
+            config, resources = {"folder": self._folder.name}, {"CPU": 0, "memory": 1}
+            storage_path, filesystem = self._folder.name, None
+        return ray.train.torch.TorchTrainer(
+            _train_worker,
+            train_loop_config=config,
+            # NCCL refuses two workers on one GPU.
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus_per_worker == 1 else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=plan.workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=WORK_FOLDER,
+                storage_path=storage_path,
+                storage_filesystem=filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+            ),
+        )
 
-    def fit() -> None:
-        try:
-            outcome.set_result(trainer.fit())
-        except BaseException as error:  # noqa: BLE001  (raised again where the outcome is asked for)
-            outcome.set_exception(error)
+    def serves(self, plan: TrainingPlan) -> bool:
+        """Whether a training is one for these workers."""
+        return plan.owns_cluster and plan.workers == self._workers and not self._outcome.done()
 
-    threading.Thread(target=fit, name="ray-train", daemon=True).start()
-    while not stop_requested():
-        if wait([outcome], timeout=POLL_SECONDS).done:
-            outcome.result()
-            return True
-        if any(end.exists() for end in ends):
-            return True
-    return False
+    def train(self, task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
+        """Wait until one of the files that end a training is there; return False where a stop request came first.
 
+        What still runs after a stop request ends with this process's connection to Ray. Nor is Ray Train waited for
+        once such a file is written: without a dashboard it takes ten seconds to find out that a helper is done.
+        """
+        ends = plan.folder / plan.weights, plan.folder / REFUSAL_FILE
+        with contextlib.nullcontext() if self._folder is None else self._tell(Path(self._folder.name), task, plan):
+            while not stop_requested():
+                if wait([self._outcome], timeout=POLL_SECONDS).done:
+                    self._outcome.result()
+                    return True
+                if any(end.exists() for end in ends):
+                    return True
+        return False
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    @contextlib.contextmanager
+    def _tell(self, folder: Path, task: TrainingTask, plan: TrainingPlan) -> Iterator[None]:
+        self._count += 1
+        written, told = (folder / f"{self._count}{ending}" for ending in (".new", TRAINING))
+        written.write_bytes(ray.cloudpickle.dumps((task, plan)))
+        written.rename(told)
+        yield
+        told.unlink()
+
+    def can_go_on(self, plan: TrainingPlan) -> bool:
+        """Whether the workers wait for the next training, after one in which none of them was lost."""
+        if self._folder is None or self._outcome.done() or not (plan.folder / plan.weights).exists():
+            return False
+        return len(list(Path(self._folder.name).glob(f"*{ATTEMPT}"))) == self._count
+
+    def end(self) -> None:
+        """Let workers go that wait for a training."""
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """Train; an error for the user ends the worker quietly, since starting again would only repeat it."""
-    task: TrainingTask = config["task"]
-    plan: TrainingPlan = config["plan"]
     context = ray.train.get_context()
-    torch.set_num_threads(plan.threads_per_worker)
     place = Place(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), _wrap, ray.train.report
     )
-    try:
-        train(task, plan, place)
-    except RibrayError as error:
-        storage.write_json(plan.folder / REFUSAL_FILE, _refusal(error))
+    trainings = _told(Path(config["folder"]), place.rank) if "folder" in config else [(config["task"], config["plan"])]
+    for task, plan in trainings:
+        torch.set_num_threads(plan.threads_per_worker)
+        train_as_worker(task, plan, place)
+
+
+def _told(folder: Path, rank: int) -> Iterator[tuple[TrainingTask, TrainingPlan]]:
+    """Yield the trainings that the command tells of while they last, the one that was interrupted first."""
+    begun = max((int(file.name.partition("-")[0]) for file in folder.glob(f"*{ATTEMPT}")), default=0)
+    number = begun if (folder / f"{begun}{TRAINING}").exists() else begun + 1
+    while folder.exists():
+        if not (file := folder / f"{number}{TRAINING}").exists():
+            time.sleep(LOOK_SECONDS)
+            continue
+        if rank == 0:
+            (folder / f"{number}-{uuid.uuid4().hex}{ATTEMPT}").touch()
+        yield ray.cloudpickle.loads(file.read_bytes())
+        gc.collect()
+        number += 1
 
 
 def _wrap(model: torch.nn.Module) -> torch.nn.Module:

@@ -30,7 +30,8 @@ def run_items(
     """
     with as_worker(plan.threads_per_worker):
         if not work.has_work():
-            return PoolResult(0, 0, stop_requested(), 0.0)
+            return PoolResult(0, 0, stop_requested())
+        asked = time.monotonic()
         with told(f"A worker of pool '{plan.name}' cannot start"):
             shell = Shell(worker_class, arguments)
         began = time.monotonic()
@@ -44,7 +45,7 @@ def run_items(
             for outcome in outcomes:
                 work.take(outcome)
             chunk = upcoming or work.next_chunk()  # the last one may have to be tried again
-        return PoolResult(work.done, work.failed, stopped, time.monotonic() - began)
+        return PoolResult(work.done, work.failed, stopped, time.monotonic() - began, began - asked)
 
 
 @contextlib.contextmanager

@@ -123,8 +123,10 @@ class PoolResult:
     failed: int
     stopped: bool
     """Whether a stop request ended it early."""
-    seconds: float
+    seconds: float = 0.0
     """From the first worker that was ready to the end."""
+    start_seconds: float = 0.0
+    """Until then."""
 
 
 class Shell:

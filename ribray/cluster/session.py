@@ -133,8 +133,11 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
         return
     import ray
 
+    from ribray.cluster import warm
+
     if ray.is_initialized():
-        yield _describe(is_local=False)
+        with warm.keeping():
+            yield _describe(is_local=False)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address, source = address_of(config)
@@ -153,6 +156,7 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
         cluster = watch.Cluster.connected(address)
         connection.callback(watch.require_alive, cluster)  # what has stopped would never be shut down
         connection.enter_context(watch.watched(cluster, stop or threading.Event()))
+        connection.enter_context(warm.keeping())
         yield _describe(address is None)
 
 

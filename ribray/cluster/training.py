@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 LOG_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 REFUSAL_FILE = "refusal.json"
+START_FILE = "start.json"
+"""Says when the first step began."""
 WORK_FOLDER = "train"
 
 Total = Callable[[Tensor], Tensor]
@@ -100,12 +103,25 @@ class TrainingPlan:
     """Steps from one checkpoint to the next; every validation has one too."""
     identity: str = ""
     """Of what is trained; a checkpoint of anything else is not gone on from."""
+    owns_cluster: bool = False
+    """Whether nobody else computes on the cluster's CPUs while this training does."""
 
 
 def run_training(
-    task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool] = lambda: False
+    task: TrainingTask,
+    plan: TrainingPlan,
+    stop_requested: Callable[[], bool] = lambda: False,
+    on_started: Callable[[float], None] = lambda seconds: None,
 ) -> list[dict[str, Any]] | None:
     """Train, or go on from the last checkpoint in the folder.
+
+    One worker trains in a process of the pools, several on Ray Train.
+
+    Args:
+        task: what to train.
+        plan: where, and on what.
+        stop_requested: asked now and then.
+        on_started: told, at the end, how many seconds it took until the first step began.
 
     Returns:
         the log's lines; None where a stop request ended the training, which then goes on from its last checkpoint.
@@ -115,19 +131,31 @@ def run_training(
         UnreadableError: too few of the images can be read.
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
-    weights = plan.folder / plan.weights
-    (plan.folder / REFUSAL_FILE).unlink(missing_ok=True)
+    weights, refusal, start = (
+        plan.folder / name for name in (plan.weights, REFUSAL_FILE, f"{WORK_FOLDER}/{START_FILE}")
+    )
+    asked = time.time()
+    for earlier in (refusal, start):
+        earlier.unlink(missing_ok=True)
     if not weights.exists():
-        if plan.workers:
+        if not plan.workers:
+            is_finished = _train_here(task, plan, stop_requested)
+        elif plan.workers == 1:
+            from ribray.cluster.single import train_in_crew
+
+            is_finished = train_in_crew(task, plan, stop_requested)
+        else:
             from ribray.cluster.distributed import train_on_ray
 
             is_finished = train_on_ray(task, plan, stop_requested)
-        else:
-            is_finished = _train_here(task, plan, stop_requested)
+        if refusal.exists():
+            raise _refused(storage.read_object(refusal, "start the training again"))
         if not is_finished:
             return None
     if not weights.exists():
         raise RibrayError(f"Training ended without writing {weights}; start it again to go on.")
+    if start.exists():
+        on_started(max(0.0, storage.read_object(start, "start the training again")["time"] - asked))
     storage.remove_folder(plan.folder / WORK_FOLDER)
     return read_log(plan.folder)
 
@@ -176,12 +204,35 @@ class Place:
     """Asked after every step; once true, there is a checkpoint and the training ends."""
 
 
+def alone(plan: TrainingPlan, stop_requested: Callable[[], bool] = lambda: False) -> Place:
+    """Return the place of the only rank, in this process."""
+    device = torch.device("cuda:0" if plan.gpus_per_worker else "cpu")
+    return Place(0, 1, device, lambda model: model.to(device), stop_requested=stop_requested)
+
+
 def _train_here(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
     """Train in this process, as one worker would; return False where a stop request ended it."""
-    device = torch.device("cuda:0" if plan.gpus_per_worker else "cpu")
-    place = Place(0, 1, device, lambda model: model.to(device), stop_requested=stop_requested)
     with in_process.as_worker(plan.threads_per_worker), in_process.told("Training failed"):
-        return train(task, plan, place)
+        return train(task, plan, alone(plan, stop_requested))
+
+
+def train_as_worker(task: TrainingTask, plan: TrainingPlan, place: Place) -> None:
+    """Train; an error for the user is left in a file, since starting again would only repeat it."""
+    try:
+        train(task, plan, place)
+    except RibrayError as error:
+        said: dict[str, Any] = {"sentence": str(error), "diverged": isinstance(error, DivergedError)}
+        if isinstance(error, UnreadableError):
+            said |= {"unreadable": dict(error.unreadable), "can_go_on": error.can_go_on}
+        storage.write_json(plan.folder / REFUSAL_FILE, said)
+
+
+def _refused(said: Mapping[str, Any]) -> RibrayError:
+    """Return the error that a worker has left in a file."""
+    sentence, unreadable = str(said.get("sentence")), said.get("unreadable")
+    if isinstance(unreadable, dict):
+        return UnreadableError(sentence, unreadable, said.get("can_go_on") is True)
+    return DivergedError(sentence) if said.get("diverged") is True else RibrayError(sentence)
 
 
 def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
@@ -200,6 +251,8 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
     task.unreadable |= missed
     can_go_on = first_step > 0 and not missed
     module.train()
+    if rank == 0 and not (start := plan.folder / WORK_FOLDER / START_FILE).exists():
+        storage.write_json(start, {"time": time.time()})
     with contextlib.closing(_Log(plan.folder, rank, first_step)) as log:
         for step, batch in enumerate(task.batches(first_step, rank, world), start=first_step):
             for group, rate in zip(optimizer.param_groups, starting_rates, strict=True):

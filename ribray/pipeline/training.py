@@ -159,6 +159,7 @@ def train(context: Context, title: str, task: ReadingTask, folder: Path, workers
         cluster.threads_per_worker,
         cluster.checkpoint_steps,
         _identity(context, folder),
+        owns_cluster=context.session.is_local and not context.session.gpus_per_training_worker(cluster, workers),
     )
     began = time.monotonic()
     log_news = functools.partial(log_training, context, folder)

@@ -1,0 +1,241 @@
+"""Processes that a stage leaves to the next one: what imports torch for seconds does so once a command.
+
+A `Crew` is a placement group with an actor in each of its places. While a command is connected (`keeping`), a crew that
+is done is kept, with its memory freed, for the next pool, or training by one worker, that needs places of the same
+shape. Kept crews never stand in the way: they are ended as soon as this command waits for anything else on the
+cluster, and with the command at the latest. A crew with which anything went wrong is never kept.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ribray.cluster.pool import Item, Outcome, PoolPlan, Shell
+
+WARN_SECONDS = 30.0
+"""How often a pool that waits for resources says so."""
+
+ANSWER_SECONDS = 30.0
+"""How long a process that had nothing to do may take to answer before another takes its place."""
+
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ActorUnschedulableError,
+)
+"""What Ray raises for a call whose process, node or result is gone."""
+
+K = TypeVar("K")
+
+logger = logging.getLogger(__name__)
+
+
+class _Actor:
+    """A process that does the items of a worker, or trains, and after that the next worker's."""
+
+    def __init__(self) -> None:
+        self._shell: Shell | None = None
+
+    def start(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any], threads: int) -> str:
+        """Build a worker and return the id of the node it runs on."""
+        _use_threads(threads)
+        self._shell = Shell(worker_class, arguments)
+        return ray.get_runtime_context().get_node_id()
+
+    def process(self, chunk: list[Item], upcoming: list[Item]) -> list[Outcome]:
+        """Do the items of a chunk in order, while what comes next is being loaded."""
+        assert self._shell is not None
+        return self._shell.process(chunk, upcoming)
+
+    def train(self, task: Any, plan: Any) -> None:
+        """Train as the only worker."""
+        from ribray.cluster.training import alone, train_as_worker
+
+        _use_threads(plan.threads_per_worker)
+        train_as_worker(task, plan, alone(plan))
+
+    def rest(self) -> None:
+        """Forget the worker: free its memory, and set back what it has set for the whole process."""
+        self._shell = None
+        gc.collect()
+        if "torch" in sys.modules:
+            torch = sys.modules["torch"]
+            torch.use_deterministic_algorithms(False)
+            torch.backends.cudnn.benchmark = False
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+
+def _use_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported from here on
+    if "torch" in sys.modules:  # which takes seconds to import: left to the workers that need it
+        sys.modules["torch"].set_num_threads(threads)
+
+
+class Crew:
+    """Places on the cluster, and the actors in them."""
+
+    is_in_the_way = True
+
+    def __init__(self, plan: PoolPlan, group: PlacementGroup):
+        self._plan, self._group = plan, group
+        self._actors: list[Any] = [None] * plan.workers
+
+    def serves(self, plan: PoolPlan) -> bool:
+        """Whether the places are as many and as large as a plan's workers need."""
+        return len(self._actors) >= plan.workers and _shape(self._plan) == _shape(plan)
+
+    def actor(self, place: int) -> Any:
+        """Return the actor in a place; it is started if there is none."""
+        if self._actors[place] is None:
+            options = {
+                "max_restarts": 0,
+                "max_task_retries": 0,
+                "num_cpus": self._plan.cpus_per_worker,
+                "num_gpus": self._plan.gpus_per_worker,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    self._group, placement_group_bundle_index=place
+                ),
+            }
+            self._actors[place] = ray.remote(_Actor).options(**options).remote()
+        return self._actors[place]
+
+    def dismiss(self, place: int) -> None:
+        """Kill the actor in a place."""
+        if (actor := self._actors[place]) is not None:
+            ray.kill(actor, no_restart=True)
+            self._actors[place] = None
+
+    def rest(self, wait_seconds: float = 0.0) -> None:
+        """Have the actors forget what they did; those that do not answer in time, where it is waited, are dismissed."""
+        answers = {actor.rest.remote(): place for place, actor in enumerate(self._actors) if actor is not None}
+        if wait_seconds and answers:
+            ray.wait(list(answers), num_returns=len(answers), timeout=wait_seconds)
+            for answer, place in answers.items():
+                try:
+                    ray.get(answer, timeout=0)
+                except (ray.exceptions.GetTimeoutError, *LOST):
+                    self.dismiss(place)
+
+    def end(self) -> None:
+        """Kill the actors and give the places back."""
+        for place in range(len(self._actors)):
+            self.dismiss(place)
+        remove_placement_group(self._group)
+
+
+def _shape(plan: PoolPlan) -> tuple[float, float, int]:
+    return plan.cpus_per_worker, plan.gpus_per_worker, plan.threads_per_worker
+
+
+# --- between two stages ------------------------------------------------------------------------------------------
+
+
+class Kept(Protocol):
+    """Processes without work."""
+
+    is_in_the_way: bool
+    """Whether they hold resources that another process may wait for."""
+
+    def end(self) -> None:
+        """End them."""
+
+
+_kept: list[Any] | None = None
+"""None while this process is not to keep any."""
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """Keep processes for the length of a ``with`` block."""
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    _kept = []
+    try:
+        yield
+    finally:
+        while _kept:
+            _kept.pop().end()
+        _kept = None
+
+
+def keep(kept: Kept) -> None:
+    """Keep processes for who takes them next; outside of `keeping` they end."""
+    if _kept is None:
+        kept.end()
+    else:
+        _kept.append(kept)
+
+
+def take(kind: type[K], serves: Callable[[K], bool]) -> K | None:
+    """Take processes out of those that are kept."""
+    for kept in _kept or ():
+        if isinstance(kept, kind) and serves(kept):
+            assert _kept is not None
+            _kept.remove(kept)
+            return kept
+    return None
+
+
+def clear_the_way() -> None:
+    """End what is kept and holds resources."""
+    for kept in [kept for kept in _kept or () if kept.is_in_the_way]:
+        assert _kept is not None
+        _kept.remove(kept)
+        kept.end()
+
+
+@contextlib.contextmanager
+def crew_of(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Iterator[Crew | None]:
+    """Hold a place for each worker of a plan; None where a stop request came before the cluster had them."""
+    if (crew := take(Crew, lambda crew: crew.serves(plan))) is not None:
+        crew.rest(ANSWER_SECONDS)
+    elif (crew := _form(plan, stop_requested)) is None:
+        yield None
+        return
+    is_whole = False
+    try:
+        yield crew
+        is_whole = not stop_requested()
+    finally:
+        if is_whole:
+            crew.rest()
+            keep(crew)
+        else:
+            crew.end()
+
+
+def _form(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Crew | None:
+    """Reserve one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
+    bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
+    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
+    ready, told, patience = group.ready(), time.monotonic(), 0.2
+    try:
+        while not (is_ready := bool(ray.wait([ready], timeout=patience)[0])) and not stop_requested():
+            clear_the_way()
+            patience = 1.0
+            if time.monotonic() - told > WARN_SECONDS:
+                told = time.monotonic()
+                logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    if not is_ready:
+        remove_placement_group(group)
+        return None
+    return Crew(plan, group)
