@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ribray import storage
-from ribray.cluster.pool import Pool, PoolPlan
+from ribray.cluster.pool import PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.images import image_size
 from ribray.errors import DamagedError, ImageError, UsageError
@@ -112,13 +112,13 @@ def import_maps(context: Context, source: Path) -> None:
     plan = PoolPlan.of(TITLE, context.experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
     arguments = {"dataset": dataset, "source": source, "folder": folder}
     with show_progress(context.console, TITLE, len(wanted), len(wanted) - len(left)) as bar:
-        result = Pool(plan, ImportWorker, arguments).run(left, on_done, on_failed, bar, context.stop.is_set)
+        result = context.run_pool(plan, ImportWorker, arguments, left, on_done, on_failed, bar)
     context.replace_failures(name, failures)
     imported = finished_ids(folder)
     images = len(imported.intersection(wanted))
     if not result.stopped:
         context.require_any_done(name, len(wanted), images, failures, is_empty=not imported)
-    timing = per_second(result.done, result.seconds)
+    timing = per_second(result.done, result.seconds, result.start_seconds)
     run.write_metrics(name, RefineMetrics(images=images, failed=len(failures), imported=str(source), timing=timing))
 
 

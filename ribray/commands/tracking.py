@@ -68,7 +68,7 @@ def _per_class(metrics: RunMetrics, source: str) -> dict[str, Table]:
 
 
 def _throughput(timing: Mapping[str, Timing]) -> Table:
-    columns = ("images", "seconds", "images_per_second", "workers")
+    columns = ("images", "seconds", "images_per_second", "start_seconds", "workers")
     rows = [
         [stage, *(getattr(cost, name) for name in columns)]
         for stage, cost in timing.items()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ribray import storage
-from ribray.cluster.pool import Pool, PoolPlan
+from ribray.cluster.pool import PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import ID_KEY, read_mask_file, write_mask
 from ribray.data.truth import Tally, look
@@ -196,13 +196,14 @@ def run_masks(
 
     storage.remove_leftovers(arguments["folder"])
     with show_progress(context.console, title or name, len(ids)) as bar:
-        result = Pool(plan, worker_class, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
+        result = context.run_pool(plan, worker_class, arguments, ids, on_done, on_failed, bar)
     for note, count in sorted(notes.items()):
         text = f"  {count} of {len(ids)} images: {note}; see events/."
         context.console.print(text, highlight=False, markup=False)
     if MASK in counts and not result.stopped:
         judging.tell_agreement(context, tally)
-    return MasksResult(failures, without, result.stopped, per_second(made, result.seconds, workers=plan.workers))
+    timing = per_second(made, result.seconds, result.start_seconds, workers=plan.workers)
+    return MasksResult(failures, without, result.stopped, timing)
 
 
 def require_any_mask(context: Context, name: str, wanted: int, without: Mapping[str, Failure]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from ribray import storage
+from ribray.cluster.pool import Pool, PoolPlan, PoolResult, Progress
 from ribray.cluster.session import Session, connect, inside_job, require_shared
 from ribray.config import ClusterConfig, Experiment, flatten, to_values
 from ribray.data import open_dataset
@@ -254,6 +255,26 @@ class Context:
             )
         return folder
 
+    def run_pool(
+        self,
+        plan: PoolPlan,
+        worker_class: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        items: Iterable[str],
+        on_done: Callable[[str, Mapping[str, Any]], None],
+        on_failed: Callable[[str, str, int, str | None], None],
+        progress: Progress,
+    ) -> PoolResult:
+        """Have a pool do items (see `Pool.run`), until the user asks to stop."""
+        pool = Pool(plan, worker_class, arguments)
+        result = pool.run(items, on_done, on_failed, progress, self.stop.is_set)
+        self.note_start(plan.name, result.start_seconds)
+        return result
+
+    def note_start(self, stage: str, seconds: float) -> None:
+        """Write into `events/` how long a stage has waited for its first worker."""
+        self.run.event(stage, "waited for workers", seconds=round(seconds, 3))
+
     def replace_failures(self, stage: str, failures: "Mapping[str, Failure]") -> None:
         """Write a stage's failures in place of those it had before."""
         others = [failure for failure in self.run.failures() if failure.stage != stage]
@@ -309,7 +330,7 @@ def coverage(ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
-def per_second(count: int, seconds: float, **workers: int) -> Timing:
+def per_second(count: int, seconds: float, start_seconds: float, **workers: int) -> Timing:
     """Return the timing part of a stage's metrics."""
-    rate = round(count / seconds, 3) if seconds else None
-    return Timing(seconds=round(seconds, 3), images=count, images_per_second=rate, **workers)
+    rate, start = round(count / seconds, 3) if seconds else None, round(start_seconds, 3)
+    return Timing(seconds=round(seconds, 3), images=count, images_per_second=rate, start_seconds=start, **workers)

@@ -42,7 +42,9 @@ class Trained:
     log: list[dict[str, Any]]
     """Lines of steps (with ``loss``) and of validations (with ``validation``)."""
     seconds: float
-    """Of this process's part of it."""
+    """Of this process's part of it, from its first step on."""
+    start_seconds: float
+    """Until then."""
     steps: int
     """Done in these seconds."""
     workers: int
@@ -60,7 +62,7 @@ class Trained:
 
     def timing(self, batch_size: int) -> Timing:
         """Return the timing part of the stage's metrics."""
-        return per_second(self.steps * batch_size, self.seconds, workers=self.workers)
+        return per_second(self.steps * batch_size, self.seconds, self.start_seconds, workers=self.workers)
 
 
 class ReadingTask(TrainingTask):
@@ -161,16 +163,16 @@ def train(context: Context, title: str, task: ReadingTask, folder: Path, workers
         _identity(context, folder),
         owns_cluster=context.session.is_local and not context.session.gpus_per_training_worker(cluster, workers),
     )
-    began = time.monotonic()
+    began, starts = time.monotonic(), list[float]()
     log_news = functools.partial(log_training, context, folder)
     live = _repeating(log_news, TRACK_SECONDS) if context.tracker.is_live else contextlib.nullcontext()
     try:
         with (
             show_progress(context.console, title, task.steps, len(finished_steps(folder)), unit="steps") as bar,
-            _following(folder, bar, "" if is_here else "starting Ray Train"),
+            _following(folder, bar, "starting Ray Train" if plan.workers > 1 else ""),
             live,
         ):
-            log = run_training(task, plan, context.stop.is_set)
+            log = run_training(task, plan, context.stop.is_set, starts.append)
     except UnreadableError as error:
         _forget(context, task.stage, folder, error)
         raise
@@ -184,7 +186,9 @@ def train(context: Context, title: str, task: ReadingTask, folder: Path, workers
         raise RibrayError(
             f"{folder / LOG_FILE} is damaged (it does not end with step {task.steps - 1}); use --redo to train again."
         )
-    return Trained(log, time.monotonic() - began, task.steps - bar.earlier, plan.workers)
+    start = sum(starts)
+    context.note_start(task.stage, start)
+    return Trained(log, time.monotonic() - began - start, start, task.steps - bar.earlier, plan.workers)
 
 
 def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) -> None:

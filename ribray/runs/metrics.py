@@ -32,6 +32,8 @@ class Timing(Numbers):
     seconds: float | None = None
     images: int | None = None
     images_per_second: float | None = None
+    start_seconds: float | None = None
+    """Before `seconds`: until the first worker was ready."""
     workers: int | None = None
     """0: the command's own process."""
 

@@ -100,7 +100,7 @@ def _execute(context: Context) -> None:
     names = ["background", *context.training_set.classes]
     failures: dict[str, Failure] = {}
     metrics: dict[str, Any] = {}
-    made, seconds = 0, 0.0
+    made, seconds, start_seconds = 0, 0.0, 0.0
     for network, (where, weights, title) in networks.items():
         counts = Bootstrapped(MaskCounts(len(names)))
         failed: dict[str, Failure] = {}
@@ -122,6 +122,7 @@ def _execute(context: Context) -> None:
             without |= result.without
             made += result.timing.images or 0
             seconds += result.timing.seconds or 0.0
+            start_seconds += result.timing.start_seconds or 0.0
         summary: dict[str, Any] = {"images": sum(map(len, datasets)) - len(failed), "failed": len(failed)}
         if counts.images:
             summary |= judging.summarise(context, NAME, counts, names)
@@ -132,7 +133,7 @@ def _execute(context: Context) -> None:
         else:
             metrics["before_retraining"] = MaskJudgement(**summary)
     context.replace_failures(NAME, failures)
-    timing = per_second(made, seconds)
+    timing = per_second(made, seconds, start_seconds)
     run.write_metrics(NAME, EvaluateMetrics(**metrics, crf=experiment.evaluate.crf, timing=timing))
     write_covers(context, NAME, [id for id in _ids(context) if id not in failures])
 

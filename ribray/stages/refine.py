@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ribray import storage
-from ribray.cluster.pool import Pool, PoolPlan
+from ribray.cluster.pool import PoolPlan
 from ribray.cluster.session import usable_cores
 from ribray.config import TIMM_PREFIX, RefineConfig
 from ribray.data.dataset import Dataset
@@ -178,7 +178,7 @@ def _execute(context: Context) -> None:
             failures[id] = run.give_up(NAME, id, error, tries, traceback)
 
         left = itertools.compress(wanted, ~done)
-        result = Pool(plan, RefineWorker, arguments).run(left, notes.take, on_failed, bar, context.stop.is_set)
+        result = context.run_pool(plan, RefineWorker, arguments, left, notes.take, on_failed, bar)
     if not result.stopped:
         notes.count_stops(folder, list(itertools.compress(wanted, done)))
     notes.tell()
@@ -189,7 +189,7 @@ def _execute(context: Context) -> None:
     count = int(done.sum()) + result.done
     if not count and not result.stopped:
         context.require_any_done(NAME, len(wanted), count, failures, is_empty=not finished_ids(folder))
-    timing = per_second(result.done, result.seconds, workers=plan.workers)
+    timing = per_second(result.done, result.seconds, result.start_seconds, workers=plan.workers)
     metrics = RefineMetrics(images=count, failed=len(failures), precision=precision, **notes.stops, timing=timing)
     run.write_metrics(NAME, metrics)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ribray import storage
-from ribray.cluster.pool import Pool, PoolPlan
+from ribray.cluster.pool import PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.truth import Tally, look
 from ribray.errors import ImageError, StageError
@@ -152,7 +152,7 @@ def _execute(context: Context) -> None:
         failures[id] = run.give_up(NAME, id, error, tries, traceback)
 
     with show_progress(context.console, NAME, len(ids)) as bar:
-        result = Pool(plan, SeedWorker, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
+        result = context.run_pool(plan, SeedWorker, arguments, ids, on_done, on_failed, bar)
     if result.stopped:
         return
     context.replace_failures(NAME, failures)
@@ -177,7 +177,7 @@ def _execute(context: Context) -> None:
         rows = [(str(one["step"]), f"{one['threshold']:g}", f"{one['miou']:.6f}") for one in by_step]
         _write_csv(run.directory / FOLDER / STEPS_FILE, ("step", "threshold", "miou"), rows)
     judged = {method: SeedJudgement(**part) for method, part in parts.items()}
-    run.write_metrics(NAME, SeedMetrics(**judged, timing=per_second(result.done, result.seconds)))
+    run.write_metrics(NAME, SeedMetrics(**judged, timing=per_second(result.done, result.seconds, result.start_seconds)))
     run.update_record(FOLDER, covers=coverage([id for id in ids if id not in failures]))
 
 

@@ -1,5 +1,6 @@
 """Stage ``segmentation``: DeepLab-v2 learns from the pseudo masks on Ray Train, and again from filled ones."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -211,8 +212,9 @@ def _execute(context: Context) -> None:
     (folder / START_FILE).unlink(missing_ok=True)
     record_weights(context, NAME, WEIGHTS_FILE)
     failures = report_unreadable(context, NAME, trainings, lost)
-    seconds, steps = (sum(getattr(each, name) for each in trainings) for name in ("seconds", "steps"))
-    both = Trained(trained.log, seconds, steps, trained.workers)
+    names = ("seconds", "start_seconds", "steps")
+    sums = {name: sum(getattr(each, name) for each in trainings) for name in names}
+    both = dataclasses.replace(trained, **sums)
     metrics = SegmentationMetrics(
         **first_loss,
         loss=trained.loss,

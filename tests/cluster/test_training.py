@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from ribray.cluster.session import connect
 from ribray.cluster.training import (
     CHECKPOINT_FILE,
     LOG_FILE,
@@ -20,13 +22,14 @@ from ribray.cluster.training import (
     read_log,
     run_training,
 )
-from ribray.config import load_experiment
+from ribray.config import ClusterConfig, load_experiment
 from ribray.data import open_dataset
 from ribray.demo.world import make_world
 from ribray.errors import DivergedError, RibrayError, UnreadableError, UsageError
 from ribray.networks import build_classifier
 from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.stages.classifier import ClassifierTask
+from tests.cluster.test_warm import fill
 from tests.training import KilledOnce, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -145,6 +148,61 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint_with_the_same_weights(
     for name, tensor in undisturbed[0].items():
         assert torch.equal(weights[name], tensor), name
     assert log == undisturbed[1]
+
+
+class Elsewhere(ClassifierTask):
+    """Writes down in which process it trains."""
+
+    pids: Path
+
+    def batches(self, first_step, rank, world):
+        with self.pids.open("a") as stream:
+            stream.write(f"{os.getpid()}\n")
+        return super().batches(first_step, rank, world)
+
+
+def test_one_worker_trains_in_the_process_of_a_pool(world, undisturbed, tmp_path):
+    told = task(world, of=Elsewhere)
+    told.pids = tmp_path / "pids"
+    starts = []
+    with connect(ClusterConfig()):
+        pids, _, _ = fill(workers=1)
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            plan = TrainingPlan(tmp_path / name, "weights.safetensors", 1, 1, 0, 1)
+            assert run_training(told, plan, on_started=starts.append) == undisturbed[1]
+        assert fill(workers=1)[0] == pids
+    assert set(map(int, told.pids.read_text().split())) == pids
+    assert starts[1] < starts[0]
+    assert (tmp_path / "first" / plan.weights).read_bytes() == (tmp_path / "second" / plan.weights).read_bytes()
+
+
+class ElsewhereKilledOnce(ClassifierKilledOnce, Elsewhere):
+    pass
+
+
+@pytest.mark.slow
+def test_the_workers_of_ray_train_stay_for_the_next_training_unless_one_was_lost(world, tmp_path):
+    """A pool that takes all of the cluster runs in between."""
+    expected, log = train(task(world), tmp_path / "expected", 2)
+    pids = {}
+    with connect(ClusterConfig()):
+        for name in ("first", "second", "killed", "last"):
+            told = task(world, of=ElsewhereKilledOnce if name == "killed" else Elsewhere)
+            told.pids, told.marker = tmp_path / f"{name}.pids", tmp_path / "marker"
+            (tmp_path / name).mkdir()
+            plan = TrainingPlan(tmp_path / name, "weights.safetensors", 2, 1, 0, 1, owns_cluster=True)
+            assert run_training(told, plan) == log
+            pids[name] = told.pids.read_text().split()
+            weights = load_file(tmp_path / name / plan.weights)
+            assert all(torch.equal(weights[key], tensor) for key, tensor in expected.items())
+            assert fill()[2].done == 8
+    assert told.marker.exists()
+    assert len(pids["first"]) == 2
+    assert set(pids["first"]) == set(pids["second"])
+    assert len(pids["killed"]) == 4
+    assert set(pids["killed"]) > set(pids["first"])
+    assert set(pids["last"]).isdisjoint(pids["killed"])
 
 
 class Unmounted(ClassifierTask):
