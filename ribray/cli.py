@@ -187,8 +187,8 @@ def status(directory: Annotated[Path, typer.Argument(metavar="DIR", parser=_loca
     """Say how far a run, or a sweep, is."""
     from ribray.commands.run import read_status
     from ribray.report.ledger import read_ledger
+    from ribray.report.summaries import status_table
     from ribray.report.sweep_results import results_table
-    from ribray.report.tables import status_table
     from ribray.runs.directory import LEDGER_FILE
 
     if (directory / LEDGER_FILE).is_file():
@@ -284,7 +284,7 @@ def verify(
 ) -> None:
     """Run recorded cases through this installation and compare, quantity by quantity."""
     from ribray.commands.verify import verify as run_checks
-    from ribray.report.tables import check_table
+    from ribray.report.summaries import check_table
 
     checks = run_checks(directory, only)
     console.print(check_table(checks))
@@ -306,7 +306,7 @@ def check(
     """Look at every image and mask of a recipe's data; exit code 1 where something is wrong with one."""
     from ribray import storage
     from ribray.commands.check import check_data, write_report
-    from ribray.report.tables import data_report
+    from ribray.report.summaries import data_report
     from ribray.runs.directory import require_outside
 
     experiment = load_experiment(recipe, settings or [])
@@ -334,7 +334,7 @@ def import_maps(
 ) -> None:
     """Take localization maps made elsewhere into a run; go on with `ribray run RECIPE --stages seed`."""
     from ribray.commands.run import run_import
-    from ribray.report.tables import run_summary
+    from ribray.report.summaries import run_summary
 
     request = _request(recipe, out, settings, "refine", break_lock=break_lock)
 
@@ -397,7 +397,7 @@ def predict(
 ) -> None:
     """Predict the masks of any photographs with a run's segmentation network."""
     from ribray.commands.predict import predict_images
-    from ribray.report.tables import failure_lines
+    from ribray.report.summaries import failure_lines
 
     predicted = predict_images(directory, images, out, console, _stop_on_signals(), workers)
     if predicted.failures:
@@ -519,7 +519,7 @@ def _run(request: Any) -> Any:
 
 
 def _print_run(request: Any, result: Any) -> None:
-    from ribray.report.tables import run_summary
+    from ribray.report.summaries import run_summary
     from ribray.stages import STAGES
 
     console.print()
@@ -539,8 +539,7 @@ def _say_place(label: str, place: Path | str) -> None:
 
 def _print_results(request: Any, metrics: dict[str, Any]) -> None:
     """Print the tables of those stages that were asked for."""
-    from ribray.report.evaluation_tables import chain_table, evaluation_table
-    from ribray.report.tables import seed_table
+    from ribray.report.tables import chain_table, evaluation_tables, seed_table
     from ribray.runs.run import Run
     from ribray.stages import MASK_STAGES
 
@@ -552,7 +551,7 @@ def _print_results(request: Any, metrics: dict[str, Any]) -> None:
     if {"seed", *MASK_STAGES}.intersection(request.stages):
         tables.append(chain_table(metrics, own=own, splits=splits))
     if "evaluate" in request.stages:
-        tables.append(evaluation_table(metrics, splits, own=own))
+        tables += evaluation_tables(metrics, splits, own=own)
     for table in tables:
         if table is not None:
             console.print(table, "")
@@ -568,7 +567,7 @@ def _exit(stopped: bool, failed: bool) -> None:
 
 def _plan(request: Any) -> None:
     from ribray.commands.run import plan_chain
-    from ribray.report.tables import plan_table
+    from ribray.report.summaries import plan_table
 
     console.print(plan_table(plan_chain(request, console)))
 

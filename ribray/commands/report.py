@@ -30,8 +30,7 @@ from ribray.report.html import RunPage, SweepPage, render_run, render_sweep
 from ribray.report.ledger import read_ledger
 from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
 from ribray.report.refinement import RefinementLosses, read_losses
-from ribray.report.stations import RETRAINED
-from ribray.report.tables import METHOD_NAMES, RIB
+from ribray.report.stations import METHOD_NAMES, RETRAINED, RIB
 from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE
 from ribray.runs.records import Failure, read_provenance
 from ribray.runs.run import Run

@@ -20,7 +20,7 @@ from ribray.errors import StageError, UsageError
 from ribray.pipeline.maps import map_path, refined_ids
 from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
 from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
-from ribray.report.tables import METHOD_NAMES
+from ribray.report.stations import METHOD_NAMES
 from ribray.runs.records import Failure
 from ribray.runs.run import Run
 from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, refine, seed

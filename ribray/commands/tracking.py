@@ -7,7 +7,7 @@ from pathlib import Path
 from ribray.errors import DivergedError
 from ribray.pipeline.stage import Context
 from ribray.pipeline.training import log_training
-from ribray.report.tables import METHOD_NAMES, RIB
+from ribray.report.stations import METHOD_NAMES, RIB
 from ribray.runs.metrics import Curve, RunMetrics, Timing
 from ribray.stages import STAGES
 from ribray.tracking import Curves, Results, Table

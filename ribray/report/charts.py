@@ -22,8 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from ribray import storage
 from ribray.report.figures import CURVE_INCHES, DOTS_PER_INCH, FAINT_INK, GRID, INK, LINES, STYLE
 from ribray.report.refinement import RefinementLosses
-from ribray.report.stations import Station
-from ribray.report.tables import CAM, INTERVAL, METHOD_NAMES, RIB
+from ribray.report.stations import CAM, INTERVAL, METHOD_NAMES, RIB, Station
 
 PANEL_INCHES = (4.8, 3.1)
 """Of one of several charts in a PNG."""

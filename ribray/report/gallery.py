@@ -23,7 +23,7 @@ from ribray.report.pictures import (
     objects_in,
     read_some,
 )
-from ribray.report.tables import CAM, METHOD_NAMES, RIB
+from ribray.report.stations import CAM, METHOD_NAMES, RIB
 
 TILE_PIXELS = 288
 """Longer side of a picture."""

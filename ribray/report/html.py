@@ -32,27 +32,25 @@ from ribray.report.charts import (
     threshold_chart,
     to_svg,
 )
-from ribray.report.evaluation_tables import evaluation_table
 from ribray.report.gallery import GalleryBlock
 from ribray.report.refinement import RefinementLosses
-from ribray.report.stations import SEED_STATION, stations
+from ribray.report.stations import CAM, METHOD_NAMES, PSEUDO_STATION, RIB, SEED_STATION, stations
 from ribray.report.sweep_results import results_table
-from ribray.report.tables import CAM, METHOD_NAMES, RIB, seed_table
-from ribray.report.web_tables import (
-    WebTable,
-    failed_trials_table,
+from ribray.report.sweep_tables import failed_trials_table, trials_table
+from ribray.report.table import Table
+from ribray.report.tables import (
+    chain_table,
+    evaluation_tables,
     failures_table,
-    from_terminal,
-    interval,
+    interval_text,
     pace_table,
     paper_table,
+    seed_table,
     stage_table,
-    stations_table,
-    trials_table,
 )
 
 JPEG_QUALITY = 86
-HEADLINES = {SEED_STATION: "Seed mIoU", "pseudo masks": "Pseudo masks, mIoU"}
+HEADLINES = {SEED_STATION: "Seed mIoU", PSEUDO_STATION: "Pseudo masks, mIoU"}
 SEGMENTATION_HEADLINE = "Segmentation, mIoU"
 
 
@@ -225,9 +223,12 @@ def render_run(page: RunPage) -> str:
         sections=RUN_SECTIONS,
         remarks=REMARKS | dict(page.remarks),
         cards=_run_cards(page),
-        chain=stations_table(page.metrics, page.splits, page.own),
+        chain=chain_table(page.metrics, own=page.own, splits=page.splits, on_page=True),
         station_charts=_drawn(chain, "chain"),
-        beside_paper=_beside_paper(page),
+        beside_paper=[
+            paper_table(page.metrics, page.own, page.batch_size, page.data),
+            *evaluation_tables(page.metrics, page.splits, own=page.own)[:-1],
+        ],
         seed_charts=_drawn(seeds, "seed"),
         has_steps=by_step is not None,
         class_tables=_class_tables(page),
@@ -237,7 +238,7 @@ def render_run(page: RunPage) -> str:
         ],
         has_refinement=bool(refinement),
         stops=_stops(page),
-        times=_known(stage_table(page.metrics, page.stages, page.reused), pace),
+        times=_known(stage_table(page.metrics, page.stages, page.reused, on_page=True), pace),
         has_pace=pace is not None,
         failures=failures_table(page.failures),
     )
@@ -263,19 +264,12 @@ def _stops(page: RunPage) -> list[str]:
     ]
 
 
-def _beside_paper(page: RunPage) -> list[WebTable]:
-    """Return tables of means beside published ones: the paper's own, and those of other methods on the same data."""
-    peers = from_terminal(evaluation_table(page.metrics, page.splits, own=page.own))[:-1]
-    return [paper_table(page.metrics, page.own, page.batch_size, page.data), *peers]
-
-
-def _class_tables(page: RunPage) -> list[WebTable]:
+def _class_tables(page: RunPage) -> list[Table]:
     """Return the tables with a row per class, the whole of each."""
-    judged = evaluation_table(page.metrics, page.splits, own=page.own, all_classes=True)
     seed = page.metrics.get("seed", {})
-    seeds = seed_table(seed, title="Seed, IoU in percent", all_classes=True) if seed else None
-    per_class = from_terminal(judged, is_sortable=True, bars=True)[-1:]
-    return [*from_terminal(seeds, is_sortable=True, bars=True), *per_class]
+    judged = evaluation_tables(page.metrics, page.splits, own=page.own, all_classes=True)
+    seeds = [seed_table(seed, title="Seed, IoU in percent", all_classes=True)] if seed else []
+    return [*seeds, *judged[-1:]]
 
 
 def _refinement_timing(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -294,19 +288,19 @@ def _run_cards(page: RunPage) -> list[_Card]:
         numbers = found[label].numbers
         shown = RIB if RIB in numbers else CAM
         notes = [METHOD_NAMES[shown] + (f", {label}" if title == SEGMENTATION_HEADLINE else "")]
-        if bounds := interval(numbers[shown]):
+        if bounds := interval_text(numbers[shown]):
             notes.append(f"95 %: {bounds}")
         if shown == RIB and CAM in numbers:
-            gain = cells.gain(numbers[RIB]["miou"] - numbers[CAM]["miou"]).plain
-            notes.append(f"{METHOD_NAMES[CAM]} {cells.number(numbers[CAM]['miou'])} ({gain})")
-        cards.append(_Card(title, cells.number(numbers[shown]["miou"]), "%", notes))
+            gain = cells.gain(numbers[CAM]["miou"], numbers[RIB]["miou"]).text
+            notes.append(f"{METHOD_NAMES[CAM]} {cells.number(numbers[CAM]['miou']).text} ({gain})")
+        cards.append(_Card(title, cells.number(numbers[shown]["miou"]).text, "%", notes))
     timing = _refinement_timing(page.metrics)
     if timing.get("images_per_second"):
-        notes = [f"{cells.count(timing.get('images'))} images in {cells.duration(timing['seconds'])}"]
+        notes = [f"{cells.count(timing.get('images')).text} images in {cells.duration(timing['seconds']).text}"]
         cards.append(_Card("Refinement", f"{timing['images_per_second']:.2f}", "images/s", notes))
     failed = len(page.failures)
     notes = ["see Failures"] if failed else ["nothing was left out"]
-    cards.append(_Card("Failed images", cells.count(failed), "", notes, "bad" if failed else ""))
+    cards.append(_Card("Failed images", cells.count(failed).text, "", notes, "bad" if failed else ""))
     return cards
 
 
@@ -329,7 +323,7 @@ def render_sweep(page: SweepPage) -> str:
         page=page,
         sections=SWEEP_SECTIONS,
         cards=_sweep_cards(page.ledger),
-        results=from_terminal(results_table(page.ledger)) if page.ledger["trials"] else [],
+        results=[results_table(page.ledger)] if page.ledger["trials"] else [],
         plots=[_plot(title, content) for title, content in page.plots.items()],
         trials=_known(trials_table(page.ledger)),
         failures=_known(failed_trials_table(page.ledger), failures_table(images)),
@@ -354,18 +348,18 @@ def _sweep_cards(ledger: Mapping[str, Any]) -> list[_Card]:
     for trial in trials:
         statuses[trial["status"]] = statuses.get(trial["status"], 0) + 1
     told = [f"{count} {status}" for status, count in statuses.items()]
-    cards.append(_Card("Trials", cells.count(len(trials)), "", [", ".join(told)] if told else []))
+    cards.append(_Card("Trials", cells.count(len(trials)).text, "", [", ".join(told)] if told else []))
     seconds = sum(trial.get("seconds") or 0 for trial in trials)
-    cards.append(_Card("Time of all trials", cells.duration(seconds), "", ["one after the other"]))
+    cards.append(_Card("Time of all trials", cells.duration(seconds).text, "", ["one after the other"]))
     failed = statuses.get(sweep_rows.FAILED, 0)
-    cards.append(_Card("Failed trials", cells.count(failed), "", [], "bad" if failed else ""))
+    cards.append(_Card("Failed trials", cells.count(failed).text, "", [], "bad" if failed else ""))
     return cards
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
 
 
-def _known(*tables: WebTable | None) -> list[WebTable]:
+def _known(*tables: Table | None) -> list[Table]:
     return [table for table in tables if table is not None]
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ribray import storage
 from ribray.report.figures import FAINT_INK
+from ribray.report.stations import CAM, RIB
 from ribray.report.sweep_rows import DIVERGED, FINISHED, is_logarithmic, is_number, setting_text
 from ribray.report.sweep_sheet import BAND, LOSS, OURS, Look, Sweep, legend_above, legend_beside, ruled
-from ribray.report.tables import CAM, RIB
 from ribray.runs.run import read_metrics
 
 SUFFIX = ".loss"

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from ribray.report.cells import NOTHING
 from ribray.report.figures import CURVE_INCHES, FAINT_INK, INK, STYLE
 from ribray.report.figures import _write as write_figure
 from ribray.report.sweep_curves import (
@@ -53,6 +52,7 @@ from ribray.report.sweep_sheet import (
     scale,
     setting_label,
 )
+from ribray.report.table import NOTHING
 
 PLOT_FILE, STEPS_FILE, THRESHOLDS_FILE = "plot.png", "steps.png", "thresholds.png"
 SERIES = 6

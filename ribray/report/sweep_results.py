@@ -13,18 +13,12 @@
 import csv
 import io
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, JustifyMethod, RenderableType
-from rich.text import Text
-
 from ribray import storage
-from ribray.report import cells
-from ribray.report.cells import NOTHING, ROWS_IN_FULL
+from ribray.report.cells import ROWS_IN_FULL
 from ribray.report.sweep_figures import draw_plots
 from ribray.report.sweep_rows import (
     DIVERGED,
@@ -33,6 +27,7 @@ from ribray.report.sweep_rows import (
     as_published,
     best_first,
     interval_of,
+    is_number,
     is_numeric,
     is_percent,
     metric_name,
@@ -45,6 +40,7 @@ from ribray.report.sweep_rows import (
     shortened,
     spread,
 )
+from ribray.report.table import NOTHING, Cell, Column, Table
 
 __all__ = ["SweepRow", "results_table", "rows", "write_results"]
 
@@ -54,9 +50,6 @@ BEST_SHOWN = 10
 SETTING_LETTERS = 40
 REASON_LETTERS = 160
 """Longer texts are shortened in tables; the CSV has all of them."""
-MARKDOWN = re.compile(r"([\\`*\[\]|~])|(?<!\w)_|_(?!\w)")
-"""What has a meaning in markdown, besides HTML."""
-RIGHT = "right"
 
 
 def write_results(ledger: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -74,84 +67,70 @@ def write_results(ledger: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     found = rows(ledger)
     storage.write_text(folder / RESULTS_FILE, _csv(ledger))
-    storage.write_text(folder / TABLE_FILE, _markdown(ledger, found))
+    storage.write_text(folder / TABLE_FILE, _table(ledger, found).markdown())
     return [folder / RESULTS_FILE, folder / TABLE_FILE, *draw_plots(ledger, found, folder)]
 
 
-def results_table(ledger: Mapping[str, Any]) -> RenderableType:
-    """Return the sweep's rows for a terminal of 80 columns, beside or above what is published.
+def results_table(ledger: Mapping[str, Any]) -> Table:
+    """Return the sweep's rows, beside or above what is published; of many the best.
 
-    Of many rows the best are shown.
+    On a terminal it fits 80 columns.
     """
     found = rows(ledger)
-    notes, shown = _notes(ledger, found), found
-    if len(found) > ROWS_IN_FULL:
-        shown = best_first(found, ledger["mode"])[:BEST_SHOWN]
-        notes = [f"{len(shown)} of {len(found)} rows, the best; {RESULTS_FILE} has all trials", *notes]
-    columns = _columns(ledger, found)
-    table = cells.plain_table()
-    table.collapse_padding = True
-    for column in columns:
-        side: JustifyMethod = "right" if column.on_right else "left"
-        table.add_column(Text(column.heading), justify=side, no_wrap=column.on_right, overflow="fold")
-    for row in shown:
-        style = "bold" if row.is_best else ""
-        table.add_row(*(Text(column.cell(row), style if column.is_value else "") for column in columns))
-    if (stated := _stated(ledger)) is not None:
-        table.add_row(*(Text(text, "dim") for text in _stated_cells(columns, stated)))
-    return Group(Text(_title(ledger), "bold"), table, Text("\n".join(notes), "dim"))
+    if len(found) <= ROWS_IN_FULL:
+        return _table(ledger, found)
+    best = best_first(found, ledger["mode"])[:BEST_SHOWN]
+    return _table(ledger, found, best, [f"{len(best)} of {len(found)} rows, the best; {RESULTS_FILE} has all trials"])
 
 
-# --- columns -----------------------------------------------------------------------------------------------------
+# --- the table of the rows ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of the table, on a terminal and in markdown."""
-
-    heading: str
-    texts: Mapping[int, str]
-    """id of a row -> its cell."""
-    on_right: bool = True
-    is_value: bool = False
-
-    def cell(self, row: SweepRow) -> str:
-        """Return what the column says of a row."""
-        return self.texts[id(row)]
-
-
-def _columns(ledger: Mapping[str, Any], found: Sequence[SweepRow]) -> list[_Column]:
-    metric = ledger["metric"]
+def _table(
+    ledger: Mapping[str, Any],
+    found: Sequence[SweepRow],
+    shown: Sequence[SweepRow] | None = None,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Return a table of all rows or of some, with the columns that all of them have."""
+    metric, names = ledger["metric"], short_keys(ledger["axes"])
     decimals = published_decimals(_stated_value(ledger))
-    unit = ", %" if is_percent(metric) else ""
+    settings = {axis: [row.settings[axis] for row in found] for axis in names}
+    columns = [_column(name, is_numeric(settings[axis])) for axis, name in names.items()] or [_column("", False)]
+    columns += [_column(f"{metric_name(metric)}{', %' if is_percent(metric) else ''}"), _column("n")]
+    has_interval, has_published = any(row.interval for row in found), any(row.published is not None for row in found)
+    has_reason = any(row.reason for row in found)
+    columns += [_column("95 % interval")] if has_interval else []
+    columns += [_column("published")] if has_published else []
+    columns += [_column("", False, is_long=True)] if has_reason else []
 
-    def column(heading: str, texts: Sequence[str], **more: bool) -> _Column:
-        return _Column(heading, {id(row): text for row, text in zip(found, texts, strict=True)}, **more)
-
-    columns = []
-    for axis, key in short_keys(ledger["axes"]).items():
-        settings = [row.settings[axis] for row in found]
-        texts = [shortened(setting_text(value), SETTING_LETTERS) for value in settings]
-        columns.append(column(key, texts, on_right=is_numeric(settings)))
-    columns = columns or [column("", ["this sweep"] * len(found), on_right=False)]
-    values = [_value(row, metric, decimals) for row in found]
-    columns.append(column(f"{metric_name(metric)}{unit}", values, is_value=True))
-    columns.append(column("n", [f"{row.count}" for row in found]))
-    if any(row.interval for row in found):
-        columns.append(column("95 % interval", [_interval(row.interval, metric) for row in found]))
-    if any(row.published is not None for row in found):
-        texts = [NOTHING if row.published is None else as_published(row.published) for row in found]
-        columns.append(column("published", texts))
-    if any(row.reason for row in found):
-        columns.append(column("", [shortened(row.reason, REASON_LETTERS) for row in found], on_right=False))
-    return columns
+    lines = []
+    for row in found if shown is None else shown:
+        line = [_setting(row.settings[axis]) for axis in names] or [Cell("this sweep")]
+        line += [_value(row, metric, decimals), Cell(f"{row.count}", row.count)]
+        line += [Cell(_interval(row.interval, metric))] if has_interval else []
+        line += [Cell(NOTHING if row.published is None else as_published(row.published))] if has_published else []
+        lines.append([*line, Cell(shortened(row.reason, REASON_LETTERS))] if has_reason else line)
+    if (stated := _stated(ledger)) is not None:  # the published number stands below the values
+        texts = ["published", *[""] * (len(names or "-") - 1), stated]
+        lines.append([Cell(text, look="faint") for text in texts + [""] * (len(columns) - len(texts))])
+    return Table(_title(ledger), columns, [lines], [*notes, *_notes(ledger, found)], is_dense=True, is_wide=True)
 
 
-def _value(row: SweepRow, metric: str, decimals: int) -> str:
+def _column(heading: str, is_number: bool = True, is_long: bool = False) -> Column:
+    return Column(heading, is_number, is_long, wraps=not is_number)
+
+
+def _setting(value: Any) -> Cell:
+    return Cell(shortened(setting_text(value), SETTING_LETTERS), value if is_number(value) else None)
+
+
+def _value(row: SweepRow, metric: str, decimals: int) -> Cell:
     if row.summary is None:
-        return NOTHING
-    mean = number(row.summary.mean, metric, decimals)
-    return mean if row.summary.std is None else f"{mean} ± {spread(row.summary.std, metric)}"
+        return Cell(NOTHING)
+    text = number(row.summary.mean, metric, decimals)
+    text += "" if row.summary.std is None else f" ± {spread(row.summary.std, metric)}"
+    return Cell(text, row.summary.mean, "strong" if row.is_best else "")
 
 
 def _interval(interval: tuple[float, float] | None, metric: str) -> str:
@@ -169,11 +148,6 @@ def _stated(ledger: Mapping[str, Any]) -> str | None:
         return None
     std = ledger["published"].get("std")
     return as_published(value) + (f" ± {spread(std, ledger['metric'])}" if std is not None else "")
-
-
-def _stated_cells(columns: Sequence[_Column], stated: str) -> list[str]:
-    """Return the row of the published number, which stands below the values."""
-    return ["published", *(stated if column.is_value else "" for column in columns[1:])]
 
 
 # --- what stands around the rows ---------------------------------------------------------------------------------
@@ -252,35 +226,3 @@ def _csv(ledger: Mapping[str, Any]) -> str:
 
 def _csv_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _markdown(ledger: Mapping[str, Any], found: Sequence[SweepRow]) -> str:
-    columns = _columns(ledger, found)
-    lines = [
-        f"### {_escape(_title(ledger))}",
-        "",
-        _line([_escape(column.heading) for column in columns]),
-        _line(["---:" if column.on_right else ":---" for column in columns]),
-    ]
-    for row in found:
-        texts = [_escape(column.cell(row)) for column in columns]
-        lines.append(
-            _line(
-                f"**{text}**" if row.is_best and column.is_value else text
-                for column, text in zip(columns, texts, strict=True)
-            )
-        )
-    if (stated := _stated(ledger)) is not None:
-        lines.append(_line(_stated_cells(columns, stated)))
-    notes = [f"{_escape(note)}  " for note in _notes(ledger, found)]
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
-
-
-def _line(texts: Iterable[str]) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
-def _escape(text: str) -> str:
-    """Return text from data as markdown that shows just that text, in one line."""
-    html = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return MARKDOWN.sub(r"\\\g<0>", html)

@@ -14,7 +14,7 @@ from typing import Any
 from ribray.evaluation import published
 from ribray.evaluation.published import PublishedTable
 from ribray.evaluation.statistics import Summary, summarise
-from ribray.report.tables import METHOD_NAMES
+from ribray.report.stations import METHOD_NAMES
 
 FINISHED, DIVERGED, FAILED, STOPPED = "finished", "diverged", "failed", "stopped"
 

@@ -1,133 +1,359 @@
-"""Tables for the terminal: the seed of plain CAM and of RIB, and what a run did. Made to fit 80 columns."""
+"""Tables of a run: seed, chain of stages, segmentation beside published numbers, cost, failures."""
 
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
+from ribray.evaluation import published
+from ribray.evaluation.published import IRN, MEAN, RIB_SALIENCY, refinement_times
 from ribray.report import cells
-from ribray.report.cells import EXTREMES, NOTHING, ROWS_IN_FULL, plain_table
+from ribray.report.stations import (
+    BEFORE_RETRAINING,
+    CAM,
+    INTERVAL,
+    METHOD_NAMES,
+    RETRAINED,
+    RIB,
+    SEED_CRF,
+    SEED_STATION,
+    SEGMENTATION,
+    Numbers,
+    chains,
+    networks,
+    part_of,
+    stations,
+)
+from ribray.report.table import NOTHING, Cell, Column, Table
 
-CAM, RIB = "cam", "rib"
-INTERVAL = "miou_interval"
-METHOD_NAMES = {CAM: "plain CAM", RIB: "RIB"}
-SEED_CRF, BEFORE_RETRAINING = "seed_crf", "before_retraining"
-"""Parts of the metrics of stages ``confident`` and ``evaluate``."""
+HELD_OUT = "held out"
+OURS = " (Ours)"
+"""What the paper adds to the names of its own methods."""
 
-FAILURES_SHOWN = 5
-"""Kinds of them; all of them stand in ``failures.jsonl``."""
-FINDINGS_SHOWN = 5
-"""Of one kind; all of them stand in the check's file."""
-NAMES_SHOWN = 12
+
+# --- IoU per class -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A column of IoUs: of maps or a network of this run, or published."""
+
+    name: str
+    source: str
+    numbers: Numbers
+    is_published: bool = False
 
 
 def seed_table(
-    seed: Mapping[str, Mapping[str, Any]],
+    seed: Mapping[str, Numbers],
     *,
     title: str = "Seed IoU in percent",
     all_classes: bool = False,
     note: str | None = None,
 ) -> Table:
-    """Return the seed's IoU per class and on average, each method at its own best threshold.
+    """Return the seed's IoU per class and on average, each method at its own best threshold, with RIB's gain.
 
-    Args:
-        seed: the ``seed`` part of a run's metrics: "cam" and "rib", or other methods, each with "miou",
-            "threshold", "per_class" (class name -> IoU in percent, or None), "images" and "failed"; where it is
-            known "miou_interval" (low, high).
-        title: stands above the table.
-        all_classes: show every class, however many; otherwise of more than `ROWS_IN_FULL` classes only those
-            where RIB gains most and least (without that comparison: those of the highest and lowest IoU).
-        note: a line below the table, such as the figure a paper gives.
-
-    Returns:
-        A table of classes by methods; with plain CAM and RIB also RIB's gain in points.
+    Of many classes those are shown where RIB gains most and least; without plain CAM, of the highest and lowest IoU.
     """
-    methods = sorted(seed, key=lambda method: (method != CAM, method != RIB))
-    compared = CAM in seed and RIB in seed
-    names = dict.fromkeys(name for method in methods for name in seed[method]["per_class"])
-    rows = {name: [seed[method]["per_class"].get(name) for method in methods] for name in names}
-    # In the order of the methods, plain CAM stands before RIB.
-    gains = {name: cells.difference(*values[:2]) if compared else None for name, values in rows.items()}
-    ranks = gains if compared else {name: values[0] for name, values in rows.items()}
+    columns = [_Judged(METHOD_NAMES.get(method, method), method, seed[method]) for method in ordered(seed)]
+    compared = columns[:2] if CAM in seed and RIB in seed else columns[:1]
+    return _class_table(title, columns, compared, all_classes, is_seed=True, note=note)
+
+
+def ordered(methods: Mapping[str, Any]) -> list[str]:
+    """Return methods by name, plain CAM and RIB first."""
+    return sorted(methods, key=lambda method: (method != CAM, method != RIB))
+
+
+def _class_table(
+    title: str,
+    columns: Sequence[_Judged],
+    compared: Sequence[_Judged],
+    all_classes: bool,
+    is_seed: bool = False,
+    note: str | None = None,
+) -> Table:
+    """Return the IoU per class; of many, those that `compared`, one column or two, ranks highest and lowest."""
+    own = [column for column in columns if not column.is_published]
+    names = list(dict.fromkeys(name for column in own for name in column.numbers["per_class"]))
+    has_gain = is_seed and len(compared) == 2
+
+    def line(title: str, values: Sequence[Cell], gains: Sequence[float | None] = ()) -> list[Cell]:
+        row = [Cell(title), *values, *([cells.gain(*gains)] if has_gain and gains else [])]
+        return [*row, *[Cell("")] * (1 + len(columns) + has_gain - len(row))]
+
+    ious = {name: [column.numbers["per_class"].get(name) for column in compared] for name in names}
+    ranks = {name: cells.difference(*pair) if len(pair) == 2 else pair[0] for name, pair in ious.items()}
     groups = cells.class_groups(ranks, all_classes)
+    rows = [
+        [
+            line(name, [cells.bar(column.numbers["per_class"].get(name)) for column in columns], ious[name])
+            for name in group
+        ]
+        for group in groups
+    ]
+    means = [column.numbers["miou"] for column in compared]
+    foot = [cells.strong(line("mean IoU", [cells.number(column.numbers["miou"]) for column in columns], means))]
+    if any(INTERVAL in column.numbers for column in own):
+        foot.append(line("95 % interval", [cells.interval(column.numbers.get(INTERVAL)) for column in own]))
+    if is_seed:
+        foot.append(line("best threshold", [cells.threshold(column.numbers.get("threshold")) for column in own]))
+    foot.append(line("images", [cells.count(column.numbers.get("images")) for column in columns]))
+    foot.append(line("failed", [cells.failed(column.numbers.get("failed")) for column in own]))
+    shown = sum(map(len, groups))
+    order = "RIB gains most and least" if len(compared) == 2 else "the IoU is highest and lowest"
+    notes = [f"{shown} of {len(names)} classes, those where {order}"] if shown < len(names) else []
+    headings = [
+        Column("class", width=22 if columns == own else 14, wraps=False),
+        *(Column(each.name.replace(", ", "\n"), True, width=10, source=each.source) for each in columns),
+        *([Column("gain", True, width=8)] if has_gain else []),
+    ]
+    return Table(title, headings, [*rows, foot], [*notes, *([note] if note else [])], True, is_dense=not is_seed)
 
-    table = cells.titled_table(title)
-    table.add_column("class", no_wrap=True, min_width=22)
-    for method in methods:
-        table.add_column(METHOD_NAMES.get(method, method), justify="right", min_width=10)
-    if compared:
-        table.add_column("gain", justify="right", min_width=8)
-    for group in groups:
-        for name in group:
-            gain = [cells.gain(gains[name])] if compared else []
-            table.add_row(escape(name), *map(cells.number, rows[name]), *gain)
-        table.add_section()
-    means = [seed[method]["miou"] for method in methods]
-    gain = [cells.gain(cells.difference(*means[:2]))] if compared else []
-    table.add_row("mean IoU", *map(cells.number, means), *gain, style="bold")
-    if any(INTERVAL in seed[method] for method in methods):
-        table.add_row("95 % interval", *(cells.interval(seed[method].get(INTERVAL)) for method in methods))
-    table.add_row("best threshold", *(cells.threshold(seed[method].get("threshold")) for method in methods))
-    table.add_row("images", *(cells.count(seed[method].get("images")) for method in methods))
-    table.add_row("failed", *(cells.failed(seed[method].get("failed")) for method in methods))
 
-    table.caption = cells.notes([*cells.shown_of(groups, len(rows), compared), *([note] if note else [])])
-    return table
+# --- from maps to masks ------------------------------------------------------------------------------------------
 
 
-def run_summary(
-    metrics: Mapping[str, Any],
-    out: str | Path,
-    *,
-    failures: Sequence[Mapping[str, Any]] = (),
-    paths: Mapping[str, str | Path] | None = None,
-    order: Sequence[str] = (),
-) -> RenderableType:
-    """Return what a run did: a row per stage, the images that failed, and where the results lie.
+def chain_table(
+    metrics: Numbers, *, own: str = RIB, splits: Sequence[str] = (HELD_OUT,), on_page: bool = False
+) -> Table | None:
+    """Return the mIoU at every station from the seed to the segmentation; on a page with its intervals.
 
-    Args:
-        metrics: a run's merged metrics; its "timing" part, and that of its variants, names the stages.
-        out: the run directory.
-        failures: lines of ``failures.jsonl`` ("stage", "id", "error"); one of each kind is shown.
-        paths: what lies where, besides the run directory itself (such as "pictures" -> path).
-        order: stages in the order of the chain; others come last.
+    None where nothing was judged; on a terminal, where the seed has its own table, also where nothing follows it.
     """
-    places = Table.grid(padding=(0, 2))
-    places.add_column(style="dim", no_wrap=True)
-    places.add_column(overflow="fold")
-    for label, place in {"run": out, **(paths or {})}.items():
-        places.add_row(escape(label), escape(str(place)))
-    parts: list[RenderableType] = []
-    if metrics.get("timing") or "variants" in metrics:
-        parts += [_stage_table(metrics, order), ""]
-    if failures:
-        parts.append(failure_lines(failures))
-    return Group(*parts, places)
+    found = stations(metrics, splits, own)
+    if all(station.label == SEED_STATION for station in found) and not (on_page and found):
+        return None
+    sources = [source for source in METHOD_NAMES if any(source in station.numbers for station in found)]
+    compared = len(sources) > 1
+    groups: dict[str, list[list[Cell]]] = {}
+    for station in found:
+        means = {source: numbers["miou"] for source, numbers in station.numbers.items()}
+        row = [Cell(station.label)]
+        for source in sources:
+            note = interval_text(station.numbers.get(source, {})) if on_page else ""
+            look = "strong" if on_page and source == RIB and source in means else ""
+            row.append(Cell(cells.number(means.get(source)).text, means.get(source), look, note))
+        if compared:
+            row.append(cells.gain(means.get(CAM), means.get(RIB)))
+        counts = dict.fromkeys(cells.count(numbers.get("images")).text for numbers in station.numbers.values())
+        images = (
+            Cell(" / ".join(counts), note=station.where) if on_page else Cell(f"{'/'.join(counts)} {station.where}")
+        )
+        groups.setdefault(station.where, []).append([*row, images])
+    columns = [
+        Column("mIoU, %" if on_page else "", wraps=False),
+        *(Column(METHOD_NAMES[source], True, width=5, wraps=False) for source in sources),
+        *([Column("gain", True, width=5, wraps=False)] if compared else []),
+        Column("images", True),
+    ]
+    judged = [numbers for station in found for numbers in station.numbers.values()]
+    notes = ["small: 95 % interval, bootstrap over images"] if on_page and any(map(interval_text, judged)) else []
+    if any(station.label != SEED_STATION for station in found):
+        notes += [*_unknown_lines(chains(metrics, own)), *_crf_lines(chains(metrics, own))]
+    title = "mIoU at every station" if on_page else "mIoU in percent, from maps to masks"
+    return Table(title, columns, list(groups.values()), notes, is_dense=True)
 
 
-def _stage_table(metrics: Mapping[str, Any], order: Sequence[str]) -> Table:
-    table = plain_table()
-    table.collapse_padding = True
-    table.add_column("stage", no_wrap=True)
-    table.add_column("result")
-    for heading in ("images", "failed", "time", "images/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for variant, numbers in {None: metrics, **metrics.get("variants", {})}.items():
-        timings = numbers.get("timing", {})
-        for stage in [*(name for name in order if name in timings), *(name for name in timings if name not in order)]:
-            timing, result = timings[stage], numbers.get(stage, {})
-            counts = result.get(RIB, result)
-            images, failed = (counts.get(key, timing.get(key)) for key in ("images", "failed"))
-            cost = (cells.duration(timing.get("seconds")), cells.number(timing.get("images_per_second")))
-            name = escape(stage_title(stage, variant))
-            table.add_row(name, headline(result), cells.count(images), cells.failed(failed), *cost)
-    return table
+def interval_text(numbers: Numbers) -> str:
+    """Return the 95 % interval of a part of the metrics, nothing where it has none."""
+    return cells.interval(numbers[INTERVAL]).text if numbers.get(INTERVAL) else ""
+
+
+def _unknown_lines(found: Mapping[str, Numbers]) -> list[str]:
+    """Say how many pixels the masks leave unknown, plain CAM's first."""
+    shares = []
+    for name, path in (("the confident labels", ("confident", SEED_CRF)), ("the pseudo masks", ("pseudo",))):
+        unknown = [share for chain in found.values() if (share := part_of(chain, path).get("unknown"))]
+        if unknown:
+            shares.append(f"{' / '.join(f'{share:.1f}' for share in unknown)} % of {name}")
+    return [f"unknown pixels, read as background: {', '.join(shares)}"] if shares else []
+
+
+def _crf_lines(found: Mapping[str, Numbers]) -> list[str]:
+    uses_crf = any(networks(chain) and chain["evaluate"].get("crf") == "dense" for chain in found.values())
+    return ["the segmentation's predictions passed through a dense CRF"] if uses_crf else []
+
+
+# --- beside published numbers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Peers:
+    """Published numbers that the segmentation of some classes can stand beside."""
+
+    table: str
+    data: str
+    split: str
+    aliases: tuple[str, ...]  # names that a run may have for that split
+    images: int
+    beside: tuple[str, ...]  # methods whose classes are shown; of the others the mean
+    figures: Mapping[str, str]  # further means, which stand in the text: what to call it -> quantity
+
+
+FIRST_NETWORK = "segmentation without re-training"
+VOC = _Peers(
+    "S2",
+    "VOC 2012 val",
+    "val",
+    ("val",),
+    1449,
+    (published.RIB, RIB_SALIENCY),
+    {"RIB, without re-training": FIRST_NETWORK},
+)
+COCO = _Peers("S3", "COCO 2014 val", "val", ("val", "val2014"), 40504, (IRN, published.RIB), {})
+
+
+def _peers_of(classes: Iterable[str]) -> _Peers | None:
+    """Return the published numbers about exactly these classes, background included."""
+    same = (peers for peers in (VOC, COCO) if {*published.table(peers.table).columns} - {MEAN} == set(classes))
+    return next(same, None)
+
+
+def evaluation_tables(
+    metrics: Numbers, splits: Sequence[str], *, own: str = RIB, all_classes: bool = False
+) -> list[Table]:
+    """Return the segmentation's IoU per class, after a table of means where published ones are of the same classes.
+
+    There is none where no segmentation was judged, as ``splits`` say where.
+    """
+    found = chains(metrics, own)
+    columns = [
+        _Judged(f"{METHOD_NAMES[source]}{f', {RETRAINED}' if label == RETRAINED else ''}", source, numbers)
+        for source, chain in found.items()
+        for label, numbers in networks(chain).items()
+    ]
+    if not columns:
+        return []
+    # Of a chain that others follow only the last network, so that the table fits.
+    final = {column.source: column for column in columns}
+    shown = [column for column in columns if column.source == columns[-1].source or column is final[column.source]]
+    compared = [final[CAM], final[RIB]] if CAM in final and RIB in final else shown[-1:]
+    peers = _peers_of(columns[0].numbers["per_class"])
+    beside = [] if peers is None else [_published(peers, method) for method in peers.beside]
+    per_class = _class_table("Segmentation, IoU in percent", [*shown, *beside], compared, all_classes)
+    return [per_class] if peers is None else [_means_table(columns, peers, splits, _crf_lines(found)), per_class]
+
+
+def _published(peers: _Peers, method: str) -> _Judged:
+    row = published.table(peers.table).row(method, peers.split)
+    numbers = {"per_class": row, "miou": row[MEAN], "images": peers.images}
+    source = "" if method == IRN else RIB
+    return _Judged(f"{method.removesuffix(OURS)}, published", source, numbers, is_published=True)
+
+
+def _means_table(columns: Sequence[_Judged], peers: _Peers, splits: Sequence[str], crf: Sequence[str]) -> Table:
+    """Return the networks' means among the published ones."""
+    reference, rows = published.table(peers.table), []
+    stated = {
+        method.removesuffix(OURS): reference.value(method, split=peers.split)
+        for method in reference.methods(peers.split)
+    }
+    stated |= {name: published.figure_in_text(quantity).miou for name, quantity in peers.figures.items()}
+    for name, mean in stated.items():
+        rows.append([Cell(name), cells.number(mean), cells.count(peers.images), Cell("published")])
+    for column in columns:
+        images = cells.count(column.numbers.get("images"))
+        row = [Cell(column.name), cells.number(column.numbers["miou"]), images, Cell("this run")]
+        rows.append(cells.strong(row))
+    rows.sort(key=lambda row: row[1].value or 0.0)
+    judged = min(column.numbers.get("images", 0) for column in columns)
+    remarks = [] if [*splits] in [[alias] for alias in peers.aliases] else [f"not {peers.split}"]
+    remarks += [f"fewer than the published {peers.images:,}"] if judged < peers.images else []
+    this_run = f"this run: {judged:,} images of {' + '.join(splits)}, {'with' if crf else 'without'} dense CRF"
+    return Table(
+        f"Segmentation, mIoU in percent, beside {peers.data}",
+        [
+            Column("method", width=30, wraps=False),
+            Column("mIoU", True, width=7),
+            Column("images", True, width=8),
+            Column("", is_long=True),
+        ],
+        [rows],
+        [
+            f"published: {peers.data}, {peers.images:,} images (RIB paper, Table {peers.table})",
+            f"{this_run}; {', '.join(remarks)}" if remarks else this_run,
+        ],
+    )
+
+
+def paper_table(metrics: Numbers, own: str, batch_size: int, data: str) -> Table:
+    """Return this run's numbers beside the paper's; B of its refinement and what its data is called are said too."""
+    found = {station.label: station.numbers for station in stations(metrics, (), own)}
+    judged = [each["per_class"] for numbers in found.values() for each in numbers.values()]
+    peers = _peers_of(judged[0] if judged else ())
+    stated = _stated_on_coco() if peers is COCO else _stated_on_voc(batch_size)
+    with_irn = peers is COCO
+    rows = []
+    for quantity, station, about, source, *values in stated:
+        means = [found.get(station, {}).get(maps, {}).get("miou") for maps in METHOD_NAMES]
+        row = [Cell(quantity, note=source), *map(cells.number, means)]
+        rows.append([*row, *(Cell(value, note=about) for value in values)])
+    papers = ["the paper's IRN", "the paper's RIB"] if with_irn else ["the paper's RIB"]
+    columns = [Column("mIoU, %"), *(Column(name, True) for name in [*METHOD_NAMES.values(), *papers])]
+    notes = [] if peers else [f"This run is about {data}: of the paper's numbers only the direction can be compared."]
+    return Table("Beside the paper", columns, [rows], notes)
+
+
+def _stated_on_coco() -> list[tuple[str, ...]]:
+    """Return what the paper states: quantity, station, data, source, and the values of IRN and RIB."""
+    values = [f"{published.table(COCO.table).value(method):.1f}" for method in (IRN, published.RIB)]
+    return [(SEGMENTATION, SEGMENTATION, COCO.data, f"Table {COCO.table}", *values)]
+
+
+def _stated_on_voc(batch_size: int) -> list[tuple[str, ...]]:
+    """Return the same of VOC, with the value of RIB alone."""
+    seed, first, sizes = (
+        published.figure_in_text("seed"),
+        published.figure_in_text(FIRST_NETWORK),
+        published.table("S1"),
+    )
+    spread = f" ± {seed.std:g}" if seed.std is not None else ""
+    rows = [("seed", SEED_STATION, seed.split, seed.source, f"{seed.miou:g}{spread}")]
+    if (size := str(batch_size)) in sizes.columns:
+        value = f"{sizes.value(published.RIB, size):g}"
+        rows.append((f"seed at B = {size}", SEED_STATION, seed.split, f"Table {sizes.name}", value))
+    rows.append((SEGMENTATION, SEGMENTATION, first.split, first.source, f"{first.miou:g}"))
+    last = published.table(VOC.table).value(published.RIB, split=VOC.split)
+    return [*rows, (RETRAINED, RETRAINED, VOC.data, f"Table {VOC.table}", f"{last:g}")]
+
+
+# --- cost and failures -------------------------------------------------------------------------------------------
+
+
+def stage_table(
+    metrics: Numbers, order: Sequence[str], reused: Mapping[str, str] | None = None, on_page: bool = False
+) -> Table | None:
+    """Return what each stage, in this order, came to, and the time it took; None where none was timed.
+
+    A page has bars, workers, a sum, and says in which other run a ``reused`` stage was made; a terminal has failures.
+    """
+    found = [
+        (variant, numbers.get(stage, {}), stage, numbers["timing"][stage])
+        for variant, numbers in {None: metrics, **metrics.get("variants", {})}.items()
+        for stage in sorted(numbers.get("timing", {}), key=[*order, *numbers.get("timing", {})].index)
+    ]
+    spans = [timing.get("seconds") or 0 for *_, timing in found]
+    rows = []
+    for variant, result, stage, timing in found:
+        counts, seconds = result.get(RIB, result), timing.get("seconds")
+        images, failed = (counts.get(key, timing.get(key)) for key in ("images", "failed"))
+        note = f"in {reused[stage]}" if reused and variant is None and stage in reused else ""
+        share = 100 * seconds / max(spans) if seconds and on_page else None
+        row = [Cell(stage_title(stage, variant), note=note), Cell(headline(result)), cells.count(images)]
+        row += [] if on_page else [cells.failed(failed)]
+        row += [cells.duration(seconds, share), cells.number(timing.get("images_per_second"))]
+        rows.append([*row, cells.count(timing.get("workers"))] if on_page else row)
+    if not rows:
+        return None
+    middle = ["images", *([] if on_page else ["failed"]), "time", "images/s", *(["workers"] if on_page else [])]
+    columns = [Column("stage", wraps=False), Column("result"), *(Column(text, True, wraps=False) for text in middle)]
+    total = [Cell("all stages"), Cell(""), Cell(""), cells.duration(sum(spans)), Cell(""), Cell("")]
+    notes = ["images/s of a training counts every pass over an image"]
+    return (
+        Table("Time per stage", columns, [rows, [total]], notes)
+        if on_page
+        else Table("", columns, [rows], is_dense=True)
+    )
 
 
 def stage_title(stage: str, variant: str | None) -> str:
@@ -135,160 +361,59 @@ def stage_title(stage: str, variant: str | None) -> str:
     return f"{variant}: {stage}" if variant else stage
 
 
-def headline(result: Mapping[str, Any]) -> str:
+def headline(result: Numbers) -> str:
     """Return a stage's result in a few words.
 
     An arrow leads from plain CAM to RIB, or from the first network to the one trained again.
     """
     if CAM in result and RIB in result:
-        return f"mIoU {cells.number(result[CAM]['miou'])} → {cells.number(result[RIB]['miou'])}"
+        return f"mIoU {cells.number(result[CAM]['miou']).text} → {cells.number(result[RIB]['miou']).text}"
     if SEED_CRF in result:
         return headline(result[SEED_CRF])
     if "miou" in result:
         first = result.get(BEFORE_RETRAINING, {}).get("miou")
-        return f"mIoU {'' if first is None else f'{first:.1f} → '}{cells.number(result['miou'])}"
+        return f"mIoU {'' if first is None else f'{first:.1f} → '}{cells.number(result['miou']).text}"
     if "map" in result:
-        return f"mAP {cells.number(result['map'])}"
+        return f"mAP {cells.number(result['map']).text}"
     if "loss" in result:
-        steps = f", {result['iterations']:,} steps" if "iterations" in result else ""
-        return f"loss {result['loss']:.2f}{steps}"
+        return f"loss {result['loss']:.2f}" + (f", {result['iterations']:,} steps" if "iterations" in result else "")
     return NOTHING
 
 
-def failure_lines(failures: Sequence[Mapping[str, Any]]) -> Text:
-    """Return how many images failed, and one of each kind, the most frequent kinds first.
+def pace_table(timing: Numbers, machine: str | None, settings: str) -> Table | None:
+    """Return the refinement's pace, on a machine and with settings, beside the paper's; None where it was not timed."""
+    rate, stated = timing.get("images_per_second"), refinement_times()
+    if not rate:
+        return None
 
-    Args:
-        failures: of each "stage", "id" and "error", and "traceback" where there is one, which is not shown.
-    """
-    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for failure in failures:
-        kinds.setdefault((failure["stage"], _kind(failure)), []).append(failure)
-    text = Text(f"{len(failures):,} failed", style="bold red")
-    for first, *others in sorted(kinds.values(), key=len, reverse=True)[:FAILURES_SHOWN]:
-        text.append(f"\n  {_printable(first['id'])} ", style="not bold default")
-        more = "; --debug shows where" if first.get("traceback") else ""
-        text.append(f"({first['stage']}) {_printable(first['error'])}{more}", style="not bold dim default")
-        if others:
-            ids = _some([failure["id"] for failure in others], FAILURES_SHOWN)
-            text.append(f"\n    and {len(others):,} more of the kind: {_printable(ids)}", style="not bold dim default")
-    if len(kinds) > FAILURES_SHOWN:
-        left = len(kinds) - FAILURES_SHOWN
-        text.append(
-            f"\n  and {left:,} more kind{'s' if left > 1 else ''}, see failures.jsonl", style="not bold dim default"
-        )
-    return text.append("\n")
+    def row(name: str, note: str, images: int | None, time: Cell, rate: float) -> list[Cell]:
+        return [Cell(name, note=note), cells.count(images), time, Cell(f"{rate:.2f}", rate)]
 
-
-def _printable(text: str) -> str:
-    """Return a text as a terminal can show it: a file's name may be no Unicode."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _kind(failure: Mapping[str, Any]) -> str:
-    """Return the sentence of a failure without what may differ from image to image: its id, files, and numbers."""
-    own = re.compile(rf"(?<!\w){re.escape(failure['id'])}(?!\w)")
-    words = ("0" if own.search(word) else word for word in failure["error"].split())
-    return re.sub(r"\d+", "0", " ".join(words))
-
-
-def plan_table(plan: Sequence[Any]) -> Table:
-    """Return what each stage would do and roughly at what cost (stage, total, done, unit, source, estimate)."""
-    table = plain_table("stage", "to do", "done already", "from", "rough time", "rough disk")
-    for item in plan:
-        left, estimate = item.total - item.done, item.estimate
-        cost = (cells.duration(estimate.seconds), decimal(estimate.bytes)) if estimate else (NOTHING, NOTHING)
-        what = f"{left:,} of {item.total:,} {item.unit}" if left else "nothing"
-        table.add_row(item.stage, what, f"{item.done:,}", escape(item.source), *cost)
-    return table
-
-
-def status_table(statuses: Sequence[Any]) -> Table:
-    """Return how far each stage of a run is (stage, total, done, unit, failed, metrics, variant)."""
-    table = plain_table("stage", "done", "", "failed", "result")
-    for status in statuses:
-        share = f"{100 * status.done / status.total:.0f} %" if status.total else NOTHING
-        done = f"{status.done:,} of {status.total:,} {status.unit}"
-        stage = stage_title(status.stage, status.variant)
-        table.add_row(stage, done, share, cells.failed(status.failed), headline(status.metrics))
-    return table
-
-
-def data_report(report: Any) -> RenderableType:
-    """Return what a check of the data found: a row per split, class frequencies, and the findings by kind.
-
-    Args:
-        report: "splits" (images, empty, classes, unused, with_mask, sizes, by name), "findings" (kind, split, id,
-            sentence).
-    """
-    splits = plain_table("split", "images", "empty", "masks", "classes", "smallest", "median", "largest")
-    for name, split in report.splits.items():
-        used = f"{len(split.classes) - len(split.unused)}/{len(split.classes)}"
-        sizes = [_size(split.sizes.get(key)) for key in ("smallest", "median", "largest")]
-        counts = [f"{count:,}" for count in (split.images, split.empty, split.with_mask)]
-        splits.add_row(escape(name), *counts, used, *sizes)
-    parts: list[RenderableType] = [splits, "", _frequencies(report.splits), ""]
-    parts += [
-        Text(f"Never in {name}: {_some(split.unused)}", style="dim")
-        for name, split in report.splits.items()
-        if split.unused
+    images, workers, where = stated[0].images, timing.get("workers"), machine or "machine not recorded"
+    where += f", {workers} worker{'s' if workers != 1 else ''}" if workers else ""
+    own = [
+        row("this run, measured", where, timing.get("images"), cells.duration(timing["seconds"]), rate),
+        row(f"{images:,} images at this rate", "extrapolated", images, cells.duration(images / rate), rate),
     ]
-    parts += [Text(f"Note: {note}", style="dim") for note in report.notes]
-    return Group(*parts, _finding_lines(report.findings))
+    paper = []
+    for each in stated:
+        time, pace = Cell(f"{each.minutes:g} min", 60 * each.minutes), each.images / (60 * each.minutes)
+        paper.append(row(f"the paper, {each.devices}", f"{each.data}; {each.source}", each.images, time, pace))
+    columns = [Column("refinement"), *(Column(text, True) for text in ("images", "time", "images/s"))]
+    notes = [f"this run: {settings}. Times compare only where network, image sizes and settings are the same."]
+    return Table("Refinement beside the paper", columns, [own, paper], notes)
 
 
-def _frequencies(splits: Mapping[str, Any]) -> Table:
-    """Return the number of images per class; of many classes the most and the least frequent."""
-    table = plain_table("class", *(f"images of {name}" for name in splits))
-    totals: dict[str, int] = {}
-    for split in splits.values():
-        for name, images in split.classes.items():
-            totals[name] = totals.get(name, 0) + images
-    ordered = sorted((name for name in totals if totals[name]), key=lambda name: -totals[name])
-    in_full = len(ordered) <= ROWS_IN_FULL
-    for name in ordered if in_full else [*ordered[:EXTREMES], *ordered[-EXTREMES:]]:
-        table.add_row(escape(name), *(f"{split.classes.get(name, 0):,}" for split in splits.values()))
-    if not in_full:
-        note = f"{2 * EXTREMES} of {len(ordered)} classes, the most and the least frequent"
-        table.caption, table.caption_justify = Text(note, style="dim"), "left"
-    return table
-
-
-def _finding_lines(findings: Sequence[Any]) -> Text:
-    if not findings:
-        return Text("Nothing wrong was found.", style="green")
-    text = Text(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}", style="bold red")
-    for kind in dict.fromkeys(finding.kind for finding in findings):
-        of_kind = [finding for finding in findings if finding.kind == kind]
-        text.append(f"\n{kind}: {len(of_kind)}", style="bold default")
-        for finding in of_kind[:FINDINGS_SHOWN]:
-            text.append(f"\n  {finding.sentence}", style="not bold default")
-        if len(of_kind) > FINDINGS_SHOWN:
-            text.append(f"\n  … and {len(of_kind) - FINDINGS_SHOWN} more", style="not bold dim default")
-    return text
-
-
-def _size(size: tuple[int, int] | None) -> str:
-    return NOTHING if size is None else f"{size[0]}×{size[1]}"
-
-
-def _some(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
-
-
-def check_table(checks: Sequence[Any]) -> Table:
-    """Return a line per compared quantity (case, quantity, error, tolerance, ok, note)."""
-    table = plain_table("case", "quantity", "largest error", "tolerance", "", "")
-    table.columns[4].no_wrap, table.columns[4].min_width = True, 3  # the verdict is never cut
-    for check in checks:
-        verdict = Text("ok", style="green") if check.ok else Text("OFF", style="bold red")
-        table.add_row(
-            check.case,
-            check.quantity,
-            f"{check.error:.1e}",
-            f"{check.tolerance:.0e}",
-            verdict,
-            escape(check.note),
-        )
-    return table
+def failures_table(failures: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Return the images that failed ("id", "stage", "error", "tries", of a sweep also "trial"); None without any."""
+    if not failures:
+        return None
+    with_trials = any("trial" in each for each in failures)
+    rows = []
+    for each in failures:
+        trial = [Cell(each.get("trial", NOTHING))] if with_trials else []
+        tries = Cell(f"{each['tries']}", each["tries"])
+        rows.append([Cell(each["id"]), *trial, Cell(each["stage"]), Cell(each["error"]), tries])
+    columns = [Column(text) for text in ("image", *(["trial"] if with_trials else []), "stage")]
+    columns += [Column("error", is_long=True), Column("tries", True)]
+    return Table("Images that failed", columns, [rows], is_sortable=True)

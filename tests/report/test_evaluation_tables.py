@@ -1,11 +1,11 @@
 """Tables of masks as they appear on a terminal of 80 columns."""
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 
 from ribray.data.voc import VOC_CLASSES
 from ribray.evaluation.published import MEAN, table
-from ribray.report.evaluation_tables import chain_table, evaluation_table
+from ribray.report.tables import chain_table, evaluation_tables
 
 PETS = ("background", "cat", "dog")
 VOC = ("background", *VOC_CLASSES)
@@ -96,7 +96,7 @@ def test_the_largest_chain_fits():
 
 def test_classes_without_published_numbers_show_this_run_only():
     metrics = {**chain(58.0, retrain=True), "variants": {"cam": chain(50.0, retrain=True)}}
-    text = shown(evaluation_table(metrics, ("val",)))
+    text = shown(Group(*evaluation_tables(metrics, ("val",))))
     assert "published" not in text
     # Of plain CAM the last network only; RIB before and after.
     assert cells_of(text, "cat") == [["58.0", "64.0", "66.0"]]
@@ -106,18 +106,18 @@ def test_classes_without_published_numbers_show_this_run_only():
 
 def test_the_interval_stands_below_the_mean_where_it_is_known():
     metrics = {**chain(58.0, VOC, retrain=True), "variants": {"cam": chain(50.0, VOC, retrain=True)}}
-    assert "interval" not in shown(evaluation_table(metrics, ("val",)))
+    assert "interval" not in shown(Group(*evaluation_tables(metrics, ("val",))))
     metrics["evaluate"]["miou_interval"] = [65.04, 67.0]
-    text = shown(evaluation_table(metrics, ("val",)))
+    text = shown(Group(*evaluation_tables(metrics, ("val",))))
     assert cells_of(text, "95 % interval") == [["–", "–", "65.0", "to", "67.0"]]
     for network in (metrics["evaluate"]["before_retraining"], metrics["variants"]["cam"]["evaluate"]):
         network["miou_interval"] = [49.0, 51.0]
-    text = shown(evaluation_table(metrics, ("val",)))
+    text = shown(Group(*evaluation_tables(metrics, ("val",))))
     assert cells_of(text, "95 % interval") == [["49.0", "to", "51.0", "49.0", "to", "51.0", "65.0", "to", "67.0"]]
 
 
 def test_voc_stands_among_the_published_means_in_their_order():
-    text = shown(evaluation_table(chain(60.0, VOC, held_out=1449, crf="dense"), ("val",)))
+    text = shown(Group(*evaluation_tables(chain(60.0, VOC, held_out=1449, crf="dense"), ("val",))))
     rows = [line.split("  ") for line in text.splitlines() if "1,449" in line]
     means = [(words[0], float(next(word for word in words[1:] if word)), words[-1].strip()) for words in rows[:10]]
     assert means == [
@@ -138,7 +138,7 @@ def test_voc_stands_among_the_published_means_in_their_order():
 
 
 def test_voc_classes_stand_beside_rib_as_published():
-    text = shown(evaluation_table(chain(60.0, VOC, held_out=1449), ("val",)))
+    text = shown(Group(*evaluation_tables(chain(60.0, VOC, held_out=1449), ("val",))))
     for name in VOC:
         own, rib, rib_saliency = cells_of(text, f"{name} ")[0]
         assert float(own) == 66.0
@@ -149,7 +149,7 @@ def test_voc_classes_stand_beside_rib_as_published():
 
 
 def test_fewer_images_of_another_split_are_told():
-    text = shown(evaluation_table(chain(60.0, VOC, held_out=14), ("train",)))
+    text = shown(Group(*evaluation_tables(chain(60.0, VOC, held_out=14), ("train",))))
     note = " ".join(text[text.index("this run: 14") :].split())
     assert note.startswith("this run: 14 images of train, without dense CRF; not val, fewer than the published 1,449")
 
@@ -158,14 +158,14 @@ def test_of_coco_the_classes_with_the_largest_and_smallest_gain_stand_beside_irn
     metrics = {**chain(40.0, COCO, held_out=40_504), "variants": {"cam": chain(38.0, COCO, held_out=40_504)}}
     for rank, name in enumerate(COCO):
         metrics["evaluate"]["per_class"][name] = 44.0 + rank
-    text = shown(evaluation_table(metrics, ("val2014",)))
+    text = shown(Group(*evaluation_tables(metrics, ("val2014",))))
     assert "10 of 81 classes, those where RIB gains most and least" in text
     assert "not val" not in text
     values = [str(table("S3").value(method, "person")) for method in ("IRN", "RIB (Ours)")]
     assert cells_of(text, "person") == [["44.0", "45.0", *values]]
     assert not cells_of(text, COCO[40])
     assert all(cells_of(text, name) for name in COCO[-5:])
-    everything = shown(evaluation_table(metrics, ("val",), all_classes=True))
+    everything = shown(Group(*evaluation_tables(metrics, ("val",), all_classes=True)))
     assert all(cells_of(everything, name) for name in COCO)
     assert cells_of(text, "mean IoU") == [["44.0", "46.0", "41.4", "43.8"]]
 
@@ -173,10 +173,10 @@ def test_of_coco_the_classes_with_the_largest_and_smallest_gain_stand_beside_irn
 def test_the_widest_table_fits():
     cam = chain(50.0, VOC, held_out=1449, retrain=True)
     metrics = {**chain(58.0, VOC, held_out=1449, retrain=True), "variants": {"cam": cam}}
-    text = shown(evaluation_table(metrics, ("val",)))
+    text = shown(Group(*evaluation_tables(metrics, ("val",))))
     assert len(cells_of(text, "diningtable")[0]) == 5
 
 
 @pytest.mark.parametrize("metrics", [{}, SEED, {"evaluate": {"images": 3, "failed": 0, "crf": "none"}}])
 def test_where_nothing_was_judged_there_is_no_table(metrics):
-    assert evaluation_table(metrics, ("val",)) is None
+    assert evaluation_tables(metrics, ("val",)) == []

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from ribray.report.tables import run_summary, seed_table, status_table
+from ribray.report.summaries import run_summary, status_table
+from ribray.report.tables import seed_table
 
 
 def shown(renderable, width=80):

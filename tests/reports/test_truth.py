@@ -21,8 +21,7 @@ from ribray.evaluation.mask_counts import MaskCounts
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.pipeline.stage import Context
 from ribray.report.charts import curves_of
-from ribray.report.evaluation_tables import chain_table, evaluation_table
-from ribray.report.tables import headline, seed_table
+from ribray.report.tables import chain_table, evaluation_tables, headline, seed_table
 from ribray.runs.run import Run
 from ribray.stages import STAGES
 from ribray.tracking import Tracker
@@ -383,5 +382,5 @@ def test_tables_of_a_run_without_a_mean_show_none():
     assert headline(metrics["evaluate"]) == headline(metrics["confident"]) == "mIoU –"
     assert seed_table(judged).row_count > 0
     assert chain_table(metrics) is None
-    assert evaluation_table(metrics, ["val"]) is None
+    assert evaluation_tables(metrics, ["val"]) == []
     assert curves_of(judged) == {}
