@@ -103,9 +103,9 @@ class CheckWorker:
         if seen is not None:
             problems += seen.problems
             if seen.mask is not None and seen.fits:
-                found = truth.compare(dataset, id, seen.mask, seen.values)
+                found = truth.compare(dataset, id, seen.mask)
                 problems += found.problems
-                compared = truth.record_of(seen.values, found)
+                compared = found.record
         return {
             "size": size,
             "readings": readings,

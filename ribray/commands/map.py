@@ -14,7 +14,7 @@ from ribray.api import NOT_READ, RIB, ClassName, Result, read_settings
 from ribray.config import change
 from ribray.data.dataset import Dataset
 from ribray.data.files import list_files
-from ribray.data.folder import LABELS, WHOLE, open_folder
+from ribray.data.folder import LABELS, WHOLE, FolderDataset
 from ribray.data.images import read_image
 from ribray.data.transforms import rescaled
 from ribray.errors import ImageError, RibrayError, UsageError
@@ -258,7 +258,7 @@ def _extras(folder: Path | None, rib: RIB, without: set[Path], console: Console)
 def _labelled(folder: Path) -> Dataset | None:
     """Return the folder's data set, or None where nothing labels its photographs."""
     try:
-        return open_folder(folder, WHOLE)
+        return FolderDataset(folder, WHOLE)
     except UsageError:
         if (folder / LABELS).exists():
             raise

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from ribray.data.coco_files import Layout, Pictures, find_layout, other_annotations, pictures_below, shown
+from ribray.config import DataConfig
+from ribray.data.coco_files import Pictures, find_layout, other_annotations, shown
 from ribray.data.coco_index import Categories, Instances, index_pictures, parse_categories, parse_instances
 from ribray.data.coco_masks import draw_mask, is_blank, reach
 from ribray.data.dataset import IGNORE, Dataset
+from ribray.data.files import list_files
 from ribray.data.images import Picture, image_size, is_turned
 from ribray.data.lists import id_fault
 from ribray.errors import ImageError, UsageError
@@ -36,23 +38,11 @@ class CocoDataset(Dataset):
     def __init__(
         self, instances: Instances, source: Path, folder: Path, name: str, notes: Sequence[str], labelled: bool = True
     ) -> None:
-        """Keep the index of a split.
+        """Keep the index of a split, whose annotations are in ``source``; where there are none, that is the folder.
 
-        Args:
-            instances: of the annotations file.
-            source: the annotations file; where there is none, the folder.
-            folder: where the images lie.
-            name: what to call the split in messages.
-            notes: on where it was found.
-            labelled: false where the images are only to be predicted: what is wrong with one that cannot be is a
-                finding then.
-
-        Raises:
-            UsageError: see `Dataset`.
+        What is wrong with an image is a finding where images are only to be predicted (not ``labelled``).
         """
-        self.source = source
-        self.folder = folder
-        self._instances = instances
+        self.source, self.folder, self._instances = source, folder, instances
         super().__init__(
             name,
             instances.classes,
@@ -89,10 +79,9 @@ class CocoDataset(Dataset):
 
     def hidden_classes(self, id: str) -> np.ndarray:
         """Return which classes may be without a pixel in a sound mask: of crowds, or behind other objects."""
-        row = self.index(id)
-        hidden = self.labels[row].copy()
-        size = self._size(row)
-        for value, segmentation in self._read_instances(row):
+        hidden = self.labels[self.index(id)].copy()
+        size = self._size(id)
+        for value, segmentation in self._read_instances(id):
             if value != IGNORE and is_blank(segmentation, *size):
                 hidden[value - 1] = False
         return hidden
@@ -111,11 +100,9 @@ class CocoDataset(Dataset):
     def _read_mask(self, id: str) -> np.ndarray | None:
         if not self.has_masks:
             return None
-        row = self.index(id)
         if id in self._instances.unsure:
             raise ImageError(self._instances.unsure[id])
-        instances = self._read_instances(row)
-        size = self._size(row)
+        instances, size = self._read_instances(id), self._size(id)
         extent = reach(segmentation for _, segmentation in instances)
         try:
             mask = draw_mask(instances, *size, f"an object of image {id} in {self.source}")
@@ -126,23 +113,22 @@ class CocoDataset(Dataset):
         self._require_unturned(id, size, extent)
         return mask
 
-    def _size(self, row: int) -> tuple[int, int]:
+    def _size(self, id: str) -> tuple[int, int]:
         """Return the height and width that the file gives an image, or else those of the image."""
-        height, width = (int(side) for side in self._instances.sizes[row])
-        return (height, width) if height and width else image_size(self.image_path(self.ids[row]))
+        height, width = self._instances.sizes[self.index(id)].tolist()
+        return (height, width) if height and width else image_size(self.image_path(id))
 
-    def _read_instances(self, row: int) -> list[tuple[int, Any]]:
+    def _read_instances(self, id: str) -> list[tuple[int, Any]]:
         """Read the instances of an image again: mask value and segmentation of each."""
-        index = self._instances
-        chosen = range(index.first[row], index.first[row + 1])
+        index, row = self._instances, self.index(id)
         found = []
         try:
             with self.source.open("rb") as stream:
-                for place in chosen:
-                    stream.seek(int(index.starts[place]))
-                    text = stream.read(int(index.ends[place] - index.starts[place]))
+                for place in range(index.first[row], index.first[row + 1]):
+                    start, end = index.spans[place].tolist()
+                    stream.seek(start)
                     value = IGNORE if index.crowds[place] else int(index.columns[place]) + 1
-                    found.append((value, json.loads(text).get("segmentation")))
+                    found.append((value, json.loads(stream.read(end - start)).get("segmentation")))
         except (OSError, ValueError, AttributeError) as error:
             raise ImageError(f"{self.source} was changed or cannot be read any more: {error}.") from None
         return found
@@ -168,15 +154,15 @@ class CocoDataset(Dataset):
     def _swapped(self, id: str, stated: tuple[int, int]) -> str:
         """Say what is wrong with an image whose sizes are those of its file before EXIF turns it."""
         real = stated[::-1]
-        extent = reach(segmentation for _, segmentation in self._read_instances(self.index(id)))
+        extent = reach(segmentation for _, segmentation in self._read_instances(id))
+        fit_shown, fit_file = _holds(real, extent), _holds(stated, extent)
         write = f"write height {real[0]} and width {real[1]}"
         save = "save the picture without the turn in its EXIF data"
-        if _holds(real, extent) and not _holds(stated, extent):
+        remedy = f"{write} if its outlines were drawn on the picture as shown, and otherwise {save}"
+        if fit_shown and not fit_file:
             remedy = f"its outlines were drawn on the picture as shown, so {write}"
-        elif _holds(stated, extent) and not _holds(real, extent):
+        elif fit_file and not fit_shown:
             remedy = f"its outlines were drawn on the pixels of the file, so {save}"
-        else:
-            remedy = f"{write} if its outlines were drawn on the picture as shown, and otherwise {save}"
         return (
             f"{self.source} gives image {id} {_by(stated)} pixels, the size of its file before its EXIF orientation "
             f"turns it, but as shown it is {_by(real)}: {remedy}."
@@ -194,67 +180,58 @@ class CocoDataset(Dataset):
             )
 
 
-def open_coco(root: Path, split: str, labelled: bool = True, train_split: str = "train") -> CocoDataset:
-    """Open a split of COCO.
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[1]} × {size[0]}"
 
-    Args:
-        root: the data root.
-        split: such as ``train``, or a full name such as ``train2017``.
-        labelled: false where the images are only to be predicted: a list of images, or a folder of them, will do.
-        train_split: whose classes a split without any of its own has.
 
-    Raises:
-        UsageError: annotations or images are missing, or the annotations are no COCO instances JSON.
+def _holds(size: tuple[int, int], extent: tuple[float, float]) -> bool:
+    """Whether outlines stay inside a picture of this height and width."""
+    return all(reached <= side + _MARGIN for reached, side in zip(extent, size, strict=True))
+
+
+def open_coco(data: DataConfig, split: str, root: Path, labelled: bool = True) -> CocoDataset:
+    """Open a split such as ``train``, or by a full name such as ``train2017``.
+
+    Where images are only to be predicted, not ``labelled``, a list of images, or a folder of them, will do. A split
+    without any classes of its own has those of ``data.train_split``.
     """
     if fault := id_fault(split):
         raise UsageError(f"The name of a split is {shown(split)}, which {fault}: it is part of a file's name.")
     layout = find_layout(root, split, labelled)
-    name = f"split '{split}' of {root}"
+    name, folder, source = f"split '{split}' of {root}", layout.folder, layout.annotations
     notes = [layout.note] if layout.note else []
-    if layout.annotations is None:
-        return _open_pictures(root, layout, name, train_split)
+    if source is None:
+        paths = list_files(folder).photographs
+        categories = _categories_of(root, data.train_split, None)
+        note = (
+            f"S{name[1:]} has no annotations: its images are the {len(paths)} pictures below {folder}, its classes "
+            f"those of {categories.source}."
+        )
+        return CocoDataset(index_pictures(paths, categories, str(folder)), folder, folder, name, [note], labelled=False)
 
     def borrow() -> Categories:
-        categories = _categories_of(root, train_split, layout.annotations)
-        notes.append(f"{layout.annotations} has no categories: the classes are those of {categories.source}.")
+        categories = _categories_of(root, data.train_split, source)
+        notes.append(f"{source} has no categories: the classes are those of {categories.source}.")
         return categories
 
-    content, source = _read(layout.annotations), str(layout.annotations)
-    instances = parse_instances(content, source, layout.folder, labelled, None if labelled else borrow)
-    tried = instances.paths[:_LOOKED_FOR]
-    if layout.doubt and not any((layout.folder / path).is_file() for path in tried):
+    instances = parse_instances(_read(source), str(source), folder, labelled, None if labelled else borrow)
+    if layout.doubt and not any((folder / path).is_file() for path in instances.paths[:_LOOKED_FOR]):
         raise UsageError(layout.doubt)
-    return CocoDataset(instances, layout.annotations, layout.folder, name, notes, labelled)
-
-
-def _open_pictures(root: Path, layout: Layout, name: str, train_split: str) -> CocoDataset:
-    """Open a split without annotations: every picture of its folder."""
-    paths = pictures_below(layout.folder)
-    categories = _categories_of(root, train_split, None)
-    note = (
-        f"{name[:1].upper()}{name[1:]} has no annotations: its images are the {len(paths)} pictures below "
-        f"{layout.folder}, its classes those of {categories.source}."
-    )
-    instances = index_pictures(paths, categories, str(layout.folder))
-    return CocoDataset(instances, layout.folder, layout.folder, name, [note], labelled=False)
+    return CocoDataset(instances, source, folder, name, notes, labelled)
 
 
 def _categories_of(root: Path, split: str, besides: Path | None) -> Categories:
-    """Return the categories of a split, or else of any other file of annotations.
-
-    Raises:
-        UsageError: no file has any.
-    """
-    files = []
+    """Return the categories of a split, or else of any other file of annotations."""
+    own = None
     with contextlib.suppress(UsageError):
-        files.append(find_layout(root, split).annotations)
-    for file in dict.fromkeys([*files, *other_annotations(root)]):
+        own = find_layout(root, split).annotations
+    for file in dict.fromkeys([own, *other_annotations(root)]):
         if file is None or file == besides:
             continue
         try:
             categories = parse_categories(_read(file), str(file))
         except UsageError:
-            if file in files:
+            if file == own:
                 raise
             continue
         if categories.entries:
@@ -296,12 +273,3 @@ def _of_crowds(index: Instances, source: Path) -> str:
         return f"{sentence}."
     holding = f"{alone} image{' holds' if alone == 1 else 's hold'} nothing else"
     return f"{sentence}; {holding}. Where single objects are meant, iscrowd must be 0."
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[1]} × {size[0]}"
-
-
-def _holds(size: tuple[int, int], extent: tuple[float, float]) -> bool:
-    """Whether outlines stay inside a picture of this height and width."""
-    return all(reached <= side + _MARGIN for reached, side in zip(extent, size, strict=True))

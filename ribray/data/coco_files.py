@@ -7,15 +7,15 @@ one way only (the layouts of CVAT, Roboflow and Label Studio, paths of another m
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from posixpath import basename, splitext
+from posixpath import basename
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from ribray.data.dataset import nearest
 from ribray.data.files import list_files
-from ribray.data.images import IMAGE_SUFFIXES
+from ribray.data.images import is_photograph, without_ending
 from ribray.data.lists import id_fault
 from ribray.data.names import composed
 from ribray.errors import UsageError
@@ -25,6 +25,7 @@ YEARS = ("2014", "2017")
 
 _ANNOTATIONS = "annotations"
 _ROBOFLOW = "_annotations.coco.json"
+# Where a file of annotations may lie; the first is COCO's own.
 _FORMS = (
     f"{_ANNOTATIONS}/instances_{{}}.json",
     f"{_ANNOTATIONS}/{{}}.json",
@@ -32,103 +33,90 @@ _FORMS = (
     "{}.json",
     "instances_{}.json",
 )
-"""Where a file of annotations may lie; the first is COCO's own."""
-_IMAGE_INFO = f"{_ANNOTATIONS}/image_info_{{}}.json"
-"""COCO's lists of images without annotations, such as those of its test splits."""
-_FOLDERS = ("{}", "images/{}")
-"""Where the pictures of a split may lie; the first is COCO's own."""
-_SHARED_FOLDERS = ("images", "data")
-"""Where the pictures of all splits may lie."""
+_IMAGE_INFO = f"{_ANNOTATIONS}/image_info_{{}}.json"  # COCO's lists of images without annotations, of its test splits
+_FOLDERS = ("{}", "images/{}")  # where the pictures of a split may lie; the first is COCO's own
+_SHARED_FOLDERS = ("images", "data")  # where the pictures of all splits may lie
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "image_info_")
-_NAMED = 8
-"""Names that a sentence lists at most."""
-_MOST_SHOWN = 80
-"""Characters of a name in a sentence."""
+_NAMED = 8  # names that a sentence lists at most
+_MOST_SHOWN = 80  # characters of a name in a sentence
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Which files hold a split."""
 
-    annotations: Path | None
-    """None where a split without annotations is only to be predicted."""
+    annotations: Path | None  # None where a split without annotations is only to be predicted
     folder: Path
-    doubt: str | None = None
-    """What is wrong unless the pictures are found in ``folder``."""
-    note: str | None = None
-    """What to tell of where the split was found, other than in COCO's own layout."""
+    doubt: str | None = None  # what is wrong unless the pictures are found in ``folder``
+    note: str | None = None  # what to tell of where the split was found, other than in COCO's own layout
 
 
 def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
-    """Find the annotations and the pictures of a split.
+    """Find the annotations and the pictures of a split such as ``train`` or ``train2017``.
 
-    Args:
-        root: the data root.
-        split: such as ``train``, or a full name such as ``train2017``.
-        labelled: false where the images are only to be predicted, so that a list of images or a folder will do.
-
-    Raises:
-        UsageError: there is none; the sentence names what is there.
+    Where images are only to be predicted, not ``labelled``, a list of images or a folder will do.
     """
     names = (split, *(f"{split}{year}" for year in YEARS))
-    file, name, others = _find_annotations(root, names, (*_FORMS, *(() if labelled else (_IMAGE_INFO,))))
-    if file is None:
+    forms = _FORMS if labelled else (*_FORMS, _IMAGE_INFO)
+    found = [(file, name) for form in forms for name in names if (file := root / form.format(name)).is_file()]
+    if not found:
         folders = [] if labelled else _unlabelled(root, names)
         if not folders:
             raise UsageError(_no_annotations(root, split, names, labelled))
         return Layout(None, folders[0])
+    (file, name), *others = found
+    there = [str(other.relative_to(root)) for other, other_name in others if other_name == name]
+    unread = f" ({_listed(there)} of the same name {'is' if len(there) == 1 else 'are'} not read)" if there else ""
+    note = f"Split '{split}' of {root} is read from {file}{unread}, and its images from"
     if file.name == _ROBOFLOW:
-        return Layout(file, file.parent, note=_note(root, split, file, file.parent, others))
+        return Layout(file, file.parent, note=f"{note} {file.parent}.")
     own_names = dict.fromkeys((name, name.replace("-dev", ""), split))
-    candidates = [*_folders(root, own_names, _FOLDERS), *_folders(root, ("",), _SHARED_FOLDERS)]
+    candidates = [*_folders(root, own_names), *(root / place for place in _SHARED_FOLDERS)]
     folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
     if folder is None:
-        there = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
-        doubt = f"{candidates[0]} does not exist: put the images of {file.name} there (folders there are: {there})."
+        folders_there = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
+        doubt = (
+            f"{candidates[0]} does not exist: put the images of {file.name} there (folders there are: {folders_there})."
+        )
         if root.name == _ANNOTATIONS:
             doubt = f"{root} holds annotations: data.root must be the folder above, which holds the images too."
-        return Layout(file, root, doubt, _note(root, split, file, root, others))
+        return Layout(file, root, doubt, f"{note} {root}.")
     usual = [root / form.format(name) for form in (_FORMS[0], _IMAGE_INFO)]
-    is_usual = file in usual and folder == candidates[0] and name in (split, names[1])
-    return Layout(file, folder, note=None if is_usual else _note(root, split, file, folder, others))
+    is_usual = file in usual and folder == candidates[0] and name in names[:2]
+    return Layout(file, folder, note=None if is_usual else f"{note} {folder}.")
 
 
 def other_annotations(root: Path) -> list[Path]:
     """Return every file in the root that may hold the annotations of a split."""
-    files = [file for form in _FORMS for file in root.glob(form.format("*")) if not _is_other_task(file)]
-    return list(dict.fromkeys(sorted(files)))
+    files = {file for form in _FORMS for file in root.glob(form.format("*"))}
+    return sorted(file for file in files if not file.name.startswith((*_OTHER_TASKS, ".")))
 
 
-def _find_annotations(root: Path, names: Sequence[str], forms: Sequence[str]) -> tuple[Path | None, str, list[Path]]:
-    """Return the first file of annotations, the name it goes by, and others of the same split."""
-    found = [(file, name) for form in forms for name in names if (file := root / form.format(name)).is_file()]
-    if not found:
-        return None, names[0], []
-    (file, name), *others = found
-    return file, name, [other for other, other_name in others if other_name == name]
+def _folders(root: Path, names: Iterable[str]) -> list[Path]:
+    return [root / form.format(name) for name in names for form in _FOLDERS]
 
 
-def _folders(root: Path, names: Iterable[str], forms: Sequence[str]) -> list[Path]:
-    return [root / form.format(name) for name in names for form in forms]
-
-
-def _note(root: Path, split: str, file: Path, folder: Path, others: Sequence[Path]) -> str:
-    there = [str(other.relative_to(root)) for other in others]
-    unread = f" ({_listed(there)} of the same name {'is' if len(there) == 1 else 'are'} not read)" if there else ""
-    return f"Split '{split}' of {root} is read from {file}{unread}, and its images from {folder}."
+def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
+    """Return the lists of images and the folders of a split that may have no annotations."""
+    lists = [file for name in names if (file := root / _IMAGE_INFO.format(name)).is_file()]
+    return lists + [folder for folder in _folders(root, names) if folder.is_dir()]
 
 
 def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool) -> str:
     files = other_annotations(root)
-    splits = sorted({_split_of(root, file) for file in files})
+    # The names by which these can be asked for
+    splits = sorted(
+        {file.parent.name if file.name == _ROBOFLOW else file.stem.removeprefix("instances_") for file in files}
+    )
     wanted = root / _FORMS[0].format(names[1] if split.isalpha() else split)
     there = f"splits there are: {_listed(splits)}{nearest(split, splits)}"
     if not splits:
-        other = _other_root(root)
-        hint = f"did you mean data.root={other}?" if other else f"JSON files there are: {_listed(_json_files(root))}"
+        places = (root.parent, *sorted(place for place in root.iterdir() if place.is_dir()))
+        other = next((place for place in places if any(place.glob(_FORMS[0].format("*")))), None)
+        jsons = sorted(file.relative_to(root).as_posix() for form in ("*.json", "*/*.json") for file in root.glob(form))
+        hint = f"did you mean data.root={other}?" if other else f"JSON files there are: {_listed(jsons)}"
         there = f"no file of annotations is known by its place in {root}: {hint}"
     if (root / _ROBOFLOW).is_file():
         there = f"{root} holds one split in Roboflow's layout: data.root is the folder above, {root.name} the split"
@@ -138,33 +126,6 @@ def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool
     return f"{wanted} does not exist; {there}.{pictures}"
 
 
-def _json_files(root: Path) -> list[str]:
-    return sorted(
-        file.relative_to(root).as_posix() for pattern in ("*.json", "*/*.json") for file in root.glob(pattern)
-    )
-
-
-def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
-    """Return the lists of images and the folders of a split that may have no annotations."""
-    lists = [file for name in names if (file := root / _IMAGE_INFO.format(name)).is_file()]
-    return lists + [folder for folder in _folders(root, names, _FOLDERS) if folder.is_dir()]
-
-
-def _other_root(root: Path) -> Path | None:
-    """Return the folder above or below that has annotations in COCO's layout, if there is one."""
-    below = sorted(place for place in root.iterdir() if place.is_dir())
-    return next((place for place in (root.parent, *below) if any(place.glob(_FORMS[0].format("*")))), None)
-
-
-def _split_of(root: Path, file: Path) -> str:
-    """Return the name by which a file of annotations can be asked for."""
-    return file.parent.name if file.name == _ROBOFLOW else file.stem.removeprefix("instances_")
-
-
-def _is_other_task(file: Path) -> bool:
-    return file.name.startswith((*_OTHER_TASKS, "."))
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "") or "none"
 
@@ -172,25 +133,19 @@ def _listed(names: Sequence[str]) -> str:
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(NamedTuple):
     """Which picture each of some names means."""
 
-    paths: list[str | None]
-    """Below the folder, where the picture need not be; None where no picture can be named."""
-    faults: dict[int, str]
-    """Why not, by place: the end of a sentence that begins with the place."""
-    searched: list[int]
-    """Places of names that were no path below the folder, and whose picture was found all the same."""
+    paths: list[str | None]  # below the folder, where the picture need not be; None where no picture can be named
+    faults: dict[int, str]  # why not, by place: the end of a sentence that begins with the place
+    searched: list[int]  # places of names that were no path below the folder, but whose picture was found
 
 
 def locate(names: Sequence[str], folder: Path) -> Located:
-    """Find the picture that each name means; the folder is listed only if a name is no plain path below it.
+    """Find the picture that each ``file_name`` means; the folder is listed only if a name is no plain path below it.
 
-    Args:
-        names: as ``file_name`` has them: paths with the separators of any system, absolute ones of another machine,
-            URLs, and such without ending.
-        folder: that of the split; no path leads out of it.
+    Names are paths with the separators of any system, absolute ones of another machine, URLs, and such without ending.
+    No path leads out of the folder.
     """
     finder = _Finder(folder, names)
     paths: list[str | None] = []
@@ -225,21 +180,10 @@ def as_they_are(paths: Sequence[str]) -> Located:
     return Located([None if place in faults else path for place, path in enumerate(paths)], faults, [])
 
 
-def id_of(path: str) -> str:
-    """Return the id of a picture: its path below the split's folder, without ending."""
-    stem, ending = splitext(path)
-    return stem if ending.lower() in IMAGE_SUFFIXES else path
-
-
 def shown(name: str) -> str:
     """Return a name in quotes as it can stand in a sentence."""
     short = name if len(name) <= _MOST_SHOWN else f"{name[: _MOST_SHOWN - 3]}..."
     return f"'{short}'" if short.isprintable() else ascii(short)
-
-
-def pictures_below(folder: Path) -> list[str]:
-    """Return the paths below ``folder`` of all pictures there, sorted."""
-    return sorted(path for path in list_files(folder).names if _has_ending(path))
 
 
 class Pictures:
@@ -256,7 +200,7 @@ class Pictures:
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
         """Paths of pictures by file name without ending."""
-        return self._group(lambda path: composed(basename(id_of(path))))
+        return self._group(lambda path: composed(basename(without_ending(path))))
 
     def nearest(self, path: str) -> str:
         """Return `` (there is y)`` for a path that is not there but for its case, ending or folder, or nothing."""
@@ -276,8 +220,8 @@ class Pictures:
         return sorted(place for place in self._folder.parent.iterdir() if place != self._folder and place.is_dir())
 
     @cached_property
-    def _paths(self) -> list[str]:
-        return sorted(list_files(self._folder).names)
+    def _paths(self) -> tuple[str, ...]:
+        return list_files(self._folder).names
 
     def _group(self, key: Callable[[str], str]) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = defaultdict(list)
@@ -286,29 +230,30 @@ class Pictures:
         return dict(groups)
 
 
+def _alike(path: str) -> str:
+    """Return what is left of a path without folder, ending, case and Unicode form."""
+    return composed(basename(without_ending(unquote(path)))).casefold()
+
+
 # --- the search for a picture ------------------------------------------------------------------------------------
 
 _ADVICE = "write the picture's path below that folder into file_name"
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
 _DRIVE = re.compile(r"[A-Za-z]:/")
 _WEB = ("http", "https", "file")
-_LABEL_STUDIO = "/data/local-files/?d="
-"""Before the path of a picture that Label Studio serves from a folder of its machine."""
+_LABEL_STUDIO = "/data/local-files/?d="  # before the path of a picture in a folder of its machine
 
 
 class _NoPictureError(Exception):
     """No picture can be named; carries the end of a sentence that begins with the name."""
 
 
-@dataclass(frozen=True)
-class _Name:
+class _Name(NamedTuple):
     """A name taken apart."""
 
     parts: tuple[str, ...]
-    is_elsewhere: bool
-    """Whether it begins elsewhere than in the folder: with a host, a drive, a root, or ``..``."""
-    is_stray: bool = False
-    """Whether it begins in a folder that is not there."""
+    is_elsewhere: bool  # begins elsewhere than in the folder: with a host, a drive, a root, or ``..``
+    is_stray: bool = False  # begins in a folder that is not there
 
     @property
     def path(self) -> str:
@@ -316,7 +261,7 @@ class _Name:
 
     @property
     def has_ending(self) -> bool:
-        return _has_ending(self.parts[-1])
+        return is_photograph(self.parts[-1])
 
     @property
     def is_exact(self) -> bool:
@@ -324,30 +269,20 @@ class _Name:
         return not self.is_elsewhere and not self.is_stray
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     path: str
-    is_loose: bool = False
-    """Whether the name is no path below the folder: its beginning was passed over, or its ending added."""
-    is_there: bool = False
-    """Of a loose one: whether its picture was found."""
+    is_loose: bool = False  # the name is no path below the folder: its beginning was passed over, or its ending added
+    is_there: bool = False  # of a loose one: its picture was found
 
 
 class _Finder:
     """Finds the picture that a name means."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._folder = folder
-        self._names = names
-        self._pictures = Pictures(folder)
-        self._heads: dict[tuple[str, bool], bool] = {}
+        self._folder, self._names, self._pictures = folder, names, Pictures(folder)
+        self._heads: dict[Path, bool] = {}
 
     def find(self, text: str) -> _Found:
-        """Return the picture of a name.
-
-        Raises:
-            _NoPictureError: none can be named.
-        """
         name = self._take_apart(text)
         if name.is_exact and name.has_ending and name.path.isascii():
             return _Found(name.path)
@@ -372,33 +307,26 @@ class _Finder:
         if (fault := id_fault(name.path)) is not None:
             advice = f"give the picture in {self._folder} another name, there and in file_name"
             raise _NoPictureError(f"which {fault}: {advice}")
-        if name.is_elsewhere or len(name.parts) == 1 or self._has_folder(name.parts[0]):
+        if name.is_elsewhere or len(name.parts) == 1 or self._is_folder(self._folder / name.parts[0]):
             return name
-        if (below := self._without_own_name(name.parts)) is not None:
-            return replace(name, parts=below)
-        is_known = self._some_are_plain or self._has_folder(name.parts[0], beside=True)  # and the picture is not there
-        return replace(name, is_stray=not is_known)
+        own = self._folder.parts  # a path may begin with the folder's own, such as train2014/x.jpg
+        for count in range(min(len(name.parts) - 1, len(own)), 0, -1):
+            if name.parts[:count] == own[-count:]:
+                return name._replace(parts=name.parts[count:])
+        is_known = self._some_are_plain or self._is_folder(self._folder.parent / name.parts[0])  # be the file missing
+        return name._replace(is_stray=not is_known)
 
     @cached_property
     def _some_are_plain(self) -> bool:
         """Whether a folder of some name is there: then all names are paths below this folder, be the file missing."""
         names = map(_parse, self._names)
         heads = {name.parts[0] for name in names if len(name.parts) > 1 and not name.is_elsewhere}
-        return any(self._has_folder(head) for head in heads if id_fault(head) is None)
+        return any(self._is_folder(self._folder / head) for head in heads if id_fault(head) is None)
 
-    def _has_folder(self, head: str, beside: bool = False) -> bool:
-        """Whether there is a folder of this name in the split's folder, or beside it."""
-        if (head, beside) not in self._heads:
-            self._heads[head, beside] = ((self._folder.parent if beside else self._folder) / head).is_dir()
-        return self._heads[head, beside]
-
-    def _without_own_name(self, parts: tuple[str, ...]) -> tuple[str, ...] | None:
-        """Return the path below the folder for one that begins with the folder's own path, such as train2014/x.jpg."""
-        own = self._folder.parts
-        for count in range(min(len(parts) - 1, len(own)), 0, -1):
-            if parts[:count] == own[-count:]:
-                return parts[count:]
-        return None
+    def _is_folder(self, place: Path) -> bool:
+        if place not in self._heads:
+            self._heads[place] = place.is_dir()
+        return self._heads[place]
 
 
 def _parse(text: str) -> _Name:
@@ -420,39 +348,26 @@ def _parse(text: str) -> _Name:
 def _likeliest(name: _Name, near: Sequence[str]) -> list[str]:
     """Return the paths, of those with the same last part, that agree with a name the farthest."""
     tails = [path for path in near if _is_tail(path, name)]
-    if name.is_exact:
-        return [path for path in tails if path.count("/") == len(name.parts) - 1]
-    if not tails:
-        return list(near) if name.is_elsewhere else []
-    depth = max(path.count("/") for path in tails)
+    if not tails and name.is_elsewhere:
+        return list(near)
+    depth = len(name.parts) - 1 if name.is_exact else max((path.count("/") for path in tails), default=0)
     return [path for path in tails if path.count("/") == depth]
 
 
 def _is_tail(path: str, name: _Name) -> bool:
     """Whether a name ends with a path, which may have an ending more."""
-    own = composed(path if name.has_ending else id_of(path)).split("/")
-    return len(own) <= len(name.parts) and own == [composed(part) for part in name.parts[len(name.parts) - len(own) :]]
+    own = composed(path if name.has_ending else without_ending(path)).split("/")
+    return own == [composed(part) for part in name.parts[-len(own) :]]
 
 
 def _contested(
     names: Sequence[str], paths: Sequence[str | None], loose: Mapping[int, bool]
 ) -> Iterator[tuple[int, int]]:
     """Yield places of loose names whose picture is that of another name, each with the other's place."""
-    if not loose:
-        return
     claims: dict[str | None, list[int]] = defaultdict(list)
-    for place, path in enumerate(paths):
+    for place, path in enumerate(paths if loose else ()):
         claims[path].append(place)
     for place in loose:
         other = next((other for other in claims[paths[place]] if names[other] != names[place]), None)
         if other is not None:
             yield place, other
-
-
-def _has_ending(path: str) -> bool:
-    return splitext(path)[1].lower() in IMAGE_SUFFIXES
-
-
-def _alike(path: str) -> str:
-    """Return what is left of a path without folder, ending, case and Unicode form."""
-    return composed(basename(id_of(unquote(path)))).casefold()

@@ -8,70 +8,55 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ribray.data.coco_files import Located, as_they_are, id_of, locate
+from ribray.data.coco_files import Located, as_they_are, locate
 from ribray.data.dataset import Problem
-from ribray.data.names import composed, is_background
+from ribray.data.images import without_ending
+from ribray.data.names import composed, is_background, plain, printable
 from ribray.errors import UsageError
 
 _ARRAYS = frozenset({"images", "annotations", "categories"})
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CROWD, _OUTLINED = 1, 2  # flags of an annotation
+_CROWDS = {"": False, "0": False, "false": False, "1": True, "true": True}
 _NO_ROW = -1
-_CROWD, _OUTLINED = 1, 2
-"""Flags of an annotation."""
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
-@dataclass(frozen=True)
-class Categories:
+class Categories(NamedTuple):
     """The classes, as a file of annotations has them."""
 
-    entries: Sequence[tuple[int, str]]
-    """Ids and names."""
-    source: str
-    """What to call the file in messages."""
+    entries: Sequence[tuple[int, str]]  # ids and names
+    source: str  # what to call the file in messages
 
 
 @dataclass(frozen=True)
 class Instances:
     """Index of an annotations file. I images, A annotations of these, sorted by image."""
 
-    classes: tuple[str, ...]
-    """Category names in the order of the category ids."""
+    classes: tuple[str, ...]  # category names in the order of the category ids
     category_ids: tuple[int, ...]
     ids: tuple[str, ...]
-    paths: tuple[str, ...]
-    """Of the pictures, below the folder of the split."""
-    image_ids: tuple[int, ...]
-    """As the file has them; where these are not all numbers, 1, 2, …"""
-    labels: np.ndarray
-    """(I, classes) bool; crowds count like objects."""
-    sizes: np.ndarray
-    """(I, 2) int32: height and width, 0 where the file does not say."""
-    first: np.ndarray
-    """(I + 1,) int64: the annotations of image i are those from first[i] to before first[i + 1]."""
-    columns: np.ndarray
-    """(A,) int32: class."""
-    crowds: np.ndarray
-    """(A,) bool."""
-    outlined: np.ndarray
-    """(A,) bool: has a segmentation."""
-    starts: np.ndarray
-    """(A,) int64: offset in the file, bytes."""
-    ends: np.ndarray
-    """(A,) int64: offset of the first byte after."""
+    paths: tuple[str, ...]  # of the pictures, below the folder of the split
+    image_ids: tuple[int, ...]  # as the file has them; where these are not all numbers, 1, 2, …
+    labels: np.ndarray  # (I, classes) bool; crowds count like objects
+    sizes: np.ndarray  # (I, 2) int32: height and width, 0 where the file does not say
+    first: np.ndarray  # (I + 1,) int64: the annotations of image i are those from first[i] to before first[i + 1]
+    columns: np.ndarray  # (A,) int32: class
+    crowds: np.ndarray  # (A,) bool
+    outlined: np.ndarray  # (A,) bool: has a segmentation
+    spans: np.ndarray  # (A, 2) int64: offsets in the file of the first byte, and of the first one after, bytes
     problems: tuple[Problem, ...]
-    unsure: dict[str, str]
-    """Sentences by id: images that are only to be predicted, and whose annotations cannot be relied on."""
-    searched: int
-    """Images whose name was no path below the folder."""
-    example: tuple[str, str] | None
-    """The name of the first of these in the file, and its path."""
+    unsure: dict[str, str]  # sentences by id: only predicted images whose annotations cannot be relied on
+    searched: int  # images whose name was no path below the folder
+    example: tuple[str, str] | None  # the name of the first of these in the file, and its path
 
     @property
     def has_truth(self) -> bool:
@@ -80,14 +65,11 @@ class Instances:
         return bool(objects.any() if objects.size else self.outlined.any())
 
 
-@dataclass(frozen=True)
-class _Image:
-    """An entry of the images."""
-
+class _Image(NamedTuple):
     id: Hashable
     name: str
-    height: int
-    width: int
+    height: int = 0
+    width: int = 0
 
 
 @dataclass
@@ -99,8 +81,7 @@ class _Found:
     image_ids: list[Hashable] = field(default_factory=list)  # of the annotations, like the rest
     category_ids: list[int] = field(default_factory=list)
     flags: array = field(default_factory=lambda: array("b"))
-    starts: array = field(default_factory=lambda: array("q"))
-    ends: array = field(default_factory=lambda: array("q"))
+    spans: array = field(default_factory=lambda: array("q"))  # start, end, start, end, …
 
 
 def parse_instances(
@@ -110,47 +91,26 @@ def parse_instances(
     labelled: bool = True,
     borrow: Callable[[], Categories] | None = None,
 ) -> Instances:
-    """Index COCO instances JSON.
+    """Index COCO instances JSON, whose pictures lie in ``folder``.
 
-    Args:
-        content: the file.
-        source: what to call it in messages.
-        folder: where the pictures lie.
-        labelled: whether images whose labels cannot be known are left out.
-        borrow: returns the categories to take where the file has none.
-
-    Raises:
-        UsageError: not JSON, or entries without the keys they need, or no categories.
+    Images whose labels cannot be known are left out if ``labelled``. Where the file has no categories, those that
+    ``borrow`` returns are taken.
     """
     found = _parse(content, source, _ARRAYS)
     if not found.images or not (found.categories or borrow):
         raise UsageError(f"{source} has no images or no categories: COCO instances have both, and annotations.")
     categories = Categories(found.categories, source) if found.categories or borrow is None else borrow()
-    located = locate([image.name for image in found.images], folder)
-    return _build_index(found, categories, source, located, labelled)
+    return _build_index(found, categories, source, locate([image.name for image in found.images], folder), labelled)
 
 
 def parse_categories(content: bytes, source: str) -> Categories:
-    """Return the categories of COCO instances JSON, which may have none.
-
-    Raises:
-        UsageError: as `parse_instances`.
-    """
+    """Return the categories of COCO instances JSON, which may have none."""
     return Categories(_parse(content, source, frozenset({"categories"})).categories, source)
 
 
 def index_pictures(paths: Sequence[str], categories: Categories, source: str) -> Instances:
-    """Return an index of pictures without annotations.
-
-    Args:
-        paths: below the folder of the split.
-        categories: the classes.
-        source: what to call that folder in messages.
-
-    Raises:
-        UsageError: two categories of one id or name.
-    """
-    images = [_Image(number, path, 0, 0) for number, path in enumerate(paths, start=1)]
+    """Return an index of pictures without annotations, whose paths are below the folder that ``source`` names."""
+    images = [_Image(number, path) for number, path in enumerate(paths, start=1)]
     return _build_index(_Found(images), categories, source, as_they_are(paths), labelled=False)
 
 
@@ -159,16 +119,16 @@ def _parse(content: bytes, source: str, arrays: frozenset[str]) -> _Found:
     try:
         for name, number, element, start, end in _elements(content):
             if name in arrays:
-                _collect(found, name, element, start, end, f"{name}[{number}] of {source}")
+                _collect(found, name, element, (start, end), f"{name}[{number}] of {source}")
     except RecursionError:
         raise UsageError(f"{source} is nested too deeply to be COCO annotations.") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number of thousands of digits
-        if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        if content.lstrip(_BYTE_ORDER_MARK + b" \t\r\n").startswith(b"["):
             raise UsageError(
                 f"{source} is a list, such as COCO has for results: instances are an object with the lists "
                 "images, annotations and categories."
             ) from None
-        raise UsageError(f"{source} is not valid JSON: {' '.join(str(error).split())}.") from None
+        raise UsageError(f"{source} is not valid JSON: {plain(str(error))}.") from None
     return found
 
 
@@ -177,13 +137,10 @@ def _elements(content: bytes) -> Iterator[tuple[str, int, Any, int, int]]:
 
     An element comes as (array, number, value, start, end), the last two being offsets in bytes. One
     is alive at a time; the outlines of a whole COCO split would take gigabytes as Python lists.
-
-    Raises:
-        ValueError: not a JSON object.
     """
     text = content.decode("latin-1")  # a character per byte: a place in the text is an offset in the file
     decode = json.JSONDecoder().raw_decode
-    place = _skip(text, len(b"\xef\xbb\xbf") if content.startswith(b"\xef\xbb\xbf") else 0)
+    place = _skip(text, len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0)
     place = _expect(text, place, "{")
     is_last = text[place : place + 1] == "}"
     place += is_last
@@ -212,9 +169,6 @@ def _elements(content: bytes) -> Iterator[tuple[str, int, Any, int, int]]:
         raise json.JSONDecodeError("Extra data", text, place)
 
 
-_SPACE = re.compile(r"[ \t\n\r]*")
-
-
 def _skip(text: str, place: int) -> int:
     match = _SPACE.match(text, place)
     return match.end() if match else place
@@ -227,7 +181,7 @@ def _expect(text: str, place: int, character: str) -> int:
     return _skip(text, place + 1)
 
 
-def _collect(found: _Found, name: str, element: Any, start: int, end: int, where: str) -> None:
+def _collect(found: _Found, name: str, element: Any, span: tuple[int, int], where: str) -> None:
     if not isinstance(element, dict):
         raise UsageError(f"{where} must have 'id' and other keys: it is no object.")
     if name == "images":
@@ -244,12 +198,14 @@ def _collect(found: _Found, name: str, element: Any, start: int, end: int, where
     else:
         if "segments_info" in element:
             raise UsageError(f"{where} has segments_info: this is COCO's panoptic format, give the file of instances.")
+        crowd = element.get("iscrowd")
+        is_crowd = _CROWDS.get("" if crowd is None else str(crowd).strip().lower().removesuffix(".0"))
         found.image_ids.append(_image_id(element, "image_id", where))
         found.category_ids.append(_category_id(element, "category_id", where))
-        is_crowd = _is_crowd(element.get("iscrowd"), where)
+        if is_crowd is None:
+            raise UsageError(f"{where} must have 'iscrowd' with 0 or 1.")
         found.flags.append(_CROWD * is_crowd + _OUTLINED * bool(element.get("segmentation")))
-        found.starts.append(start)
-        found.ends.append(end)
+        found.spans.extend(span)
 
 
 def _image_id(element: dict[str, Any], key: str, where: str) -> int | str:
@@ -276,18 +232,6 @@ def _side(element: dict[str, Any], key: str, where: str) -> int:
     return side
 
 
-def _is_crowd(value: Any, where: str) -> bool:
-    if value is None or value is False or value == 0:
-        return False
-    if value is True or value == 1:
-        return True
-    known = {"0": False, "false": False, "": False, "1": True, "true": True}
-    text = value.strip().lower() if isinstance(value, str) else None
-    if text is None or text.removesuffix(".0") not in known:
-        raise UsageError(f"{where} must have 'iscrowd' with 0 or 1.")
-    return known[text.removesuffix(".0")]
-
-
 def as_number(value: Any) -> int | None:
     """Return the whole number that JSON has as ``7``, ``7.0`` or ``"7"``, or None for anything else."""
     if type(value) is int:
@@ -303,27 +247,34 @@ def as_number(value: Any) -> int | None:
 
 
 def _build_index(found: _Found, categories: Categories, source: str, located: Located, labelled: bool) -> Instances:
-    columns_by_id, classes = _order_categories(categories, found.category_ids)
-    names = [image.name for image in found.images]
+    column_of, classes = _order_categories(categories, found.category_ids)
     image_keys, annotation_keys = _same_ids(found)
     order = _order_images(image_keys, located, source)
     rows = np.array([order.rows.get(key, _NO_ROW) for key in annotation_keys], dtype=np.int64)
-    columns = np.array([columns_by_id.get(id, _NO_ROW) for id in found.category_ids], dtype=np.int32)
-    is_known = (rows != _NO_ROW) & (columns != _NO_ROW)
-    problems = [*order.problems, *_without_image(annotation_keys, order.rows, source)]
-    unsure = _of_unknown_category(found, order, rows, columns, source) | order.unsure
+    columns = np.array([column_of.get(id, _NO_ROW) for id in found.category_ids], dtype=np.int32)
+    problems = [*order.problems, *_without_image(annotation_keys, order, source)]
+    unsure: dict[int, str] = {}  # of an unknown category, before an id of two images
+    for place in np.flatnonzero((rows != _NO_ROW) & (columns == _NO_ROW)).tolist():
+        fault = f"names category {found.category_ids[place]}, which is not among the categories"
+        unsure.setdefault(int(rows[place]), f"annotations[{place}] of {source} {fault}")
+    unsure |= order.unsure
 
-    is_used = np.zeros(len(names), dtype=bool)
+    is_used = np.zeros(len(image_keys), dtype=bool)
     is_used[order.used] = True
     if labelled:
         is_used[list(unsure)] = False
         problems += [
-            Problem(id_of(order.paths[row]), f"{sentence}: {id_of(order.paths[row])} is left out.", "annotation")
+            Problem(
+                without_ending(order.paths[row]),
+                f"{sentence}: {without_ending(order.paths[row])} is left out.",
+                "annotation",
+            )
             for row, sentence in unsure.items()
         ]
     new_rows = np.cumsum(is_used) - 1
     used = np.flatnonzero(is_used).tolist()
-    chosen = np.flatnonzero(is_known & is_used[rows])
+    entries = [found.images[row] for row in used]
+    chosen = np.flatnonzero((rows != _NO_ROW) & (columns != _NO_ROW) & is_used[rows])
     chosen = chosen[np.argsort(rows[chosen], kind="stable")]
     rows, columns = new_rows[rows[chosen]], columns[chosen]
     searched = [row for row in located.searched if is_used[row]]
@@ -331,34 +282,29 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
     labels = np.zeros((len(used), len(classes)), dtype=bool)
     labels[rows, columns] = True
     paths = tuple(order.paths[row] for row in used)
-    sizes = [(found.images[row].height, found.images[row].width) for row in used]
+    numbers = tuple(key for row in used if isinstance(key := image_keys[row], int))
     return Instances(
         classes=classes,
-        category_ids=tuple(id for id, _ in sorted(categories.entries)),
-        ids=tuple(map(id_of, paths)),
+        category_ids=tuple(column_of),
+        ids=tuple(map(without_ending, paths)),
         paths=paths,
-        image_ids=_numbers([image_keys[row] for row in used]),
+        image_ids=numbers if len(numbers) == len(used) else tuple(range(1, len(used) + 1)),
         labels=labels,
-        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        sizes=np.array([(image.height, image.width) for image in entries], dtype=np.int32).reshape(-1, 2),
         first=np.searchsorted(rows, np.arange(len(used) + 1)),
         columns=columns,
         crowds=(flags & _CROWD).astype(bool),
         outlined=(flags & _OUTLINED).astype(bool),
-        starts=np.frombuffer(found.starts, dtype=np.int64)[chosen],
-        ends=np.frombuffer(found.ends, dtype=np.int64)[chosen],
+        spans=np.frombuffer(found.spans, dtype=np.int64).reshape(-1, 2)[chosen],
         problems=tuple(problems),
-        unsure={id_of(order.paths[row]): f"{sentence}." for row, sentence in unsure.items() if is_used[row]},
+        unsure={without_ending(order.paths[row]): f"{sentence}." for row, sentence in unsure.items() if is_used[row]},
         searched=len(searched),
-        example=(names[searched[0]], order.paths[searched[0]]) if searched else None,
+        example=(found.images[searched[0]].name, order.paths[searched[0]]) if searched else None,
     )
 
 
-def _order_categories(categories: Categories, used: Sequence[int]) -> tuple[dict[Hashable, int], tuple[str, ...]]:
-    """Return the class of each category id, and the names of the classes.
-
-    Raises:
-        UsageError: two have one id or name, or one is the background.
-    """
+def _order_categories(categories: Categories, used: Sequence[int]) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Return the class of each category id, and the names of the classes, both in the order of the ids."""
     ordered, source = sorted(categories.entries), categories.source
     for id, name in ordered:
         if is_background(name):
@@ -392,13 +338,10 @@ def _same_ids(found: _Found) -> tuple[list[Hashable], list[Hashable]]:
 class _Order:
     """Which entries of the images are used. Rows are places among the entries."""
 
-    paths: list[str]
-    """Of every entry; empty where no picture can be named."""
-    rows: dict[Hashable, int] = field(default_factory=dict)
-    """The entry of each image id, _NO_ROW where it cannot be used."""
+    paths: list[str]  # of every entry; empty where no picture can be named
+    rows: dict[Hashable, int] = field(default_factory=dict)  # by image id, _NO_ROW where it cannot be used
     used: list[int] = field(default_factory=list)
-    unsure: dict[int, str] = field(default_factory=dict)
-    """Beginnings of sentences: entries whose annotations cannot be known."""
+    unsure: dict[int, str] = field(default_factory=dict)  # beginnings of sentences: nobody knows their annotations
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -412,63 +355,34 @@ def _order_images(keys: Sequence[Hashable], located: Located, source: str) -> _O
         used = _NO_ROW
         if row in located.faults:
             sentence = f"images[{row}] of {source} {located.faults[row]}."
-            order.problems.append(Problem(_label(key), sentence, "file name"))
-        elif (twin := owners.setdefault(composed(id_of(path)), row)) == row:
+            order.problems.append(Problem(printable(str(key)), sentence, "file name"))
+        elif (twin := owners.setdefault(composed(without_ending(path)), row)) == row:
             used = row
             order.used.append(row)
         else:
             used = twin if order.paths[twin] == path else _NO_ROW
-            order.problems.append(_listed_twice(order.paths, keys, twin, row, source))
+            which = "the first entry is used" if keys[twin] == key else "the annotations of both are used"
+            sentence = f"lists {path} twice, as images[{twin}] and images[{row}]: {which}"
+            if used == _NO_ROW:
+                sentence = (
+                    f"has {path} beside {order.paths[twin]}, both with id {without_ending(path)}: the first one is used"
+                )
+            order.problems.append(Problem(without_ending(path), f"{source} {sentence}.", "listed twice"))
         first = firsts.setdefault(key, row)
         owner = order.rows.setdefault(key, used)
         if first != row and order.paths[first] != path:
-            sentence = (
-                f"{source} gives the id {_label(key)} to two images, so that nobody knows whose annotations it is"
-            )
-            order.unsure |= {place: sentence for place in (owner, used) if place != _NO_ROW}
+            fault = f"gives the id {printable(str(key))} to two images, so that nobody knows whose annotations it is"
+            order.unsure |= {place: f"{source} {fault}" for place in (owner, used) if place != _NO_ROW}
     return order
 
 
-def _listed_twice(paths: Sequence[str], keys: Sequence[Hashable], first: int, row: int, source: str) -> Problem:
-    """Say what becomes of an entry whose id is that of an earlier one."""
-    path, id = paths[row], id_of(paths[row])
-    if paths[first] != path:
-        sentence = f"{source} has {path} beside {paths[first]}, both with id {id}: the first one is used."
-    else:
-        which = "the first entry is used" if keys[first] == keys[row] else "the annotations of both are used"
-        sentence = f"{source} lists {path} twice, as images[{first}] and images[{row}]: {which}."
-    return Problem(id, sentence, "listed twice")
-
-
-def _without_image(keys: Sequence[Hashable], rows: Mapping[Hashable, int], source: str) -> list[Problem]:
+def _without_image(keys: Sequence[Hashable], order: _Order, source: str) -> list[Problem]:
     """Return one problem per image that annotations name and that is not there."""
     problems: dict[Hashable, Problem] = {}
-    unknown = set(keys) - rows.keys()
+    unknown = set(keys) - order.rows.keys()
     for place, key in enumerate(keys if unknown else ()):
         if key in unknown and key not in problems:
-            label = _label(key)
+            label = printable(str(key))
             sentence = f"annotations[{place}] of {source} names image {label}, which is not among the images."
             problems[key] = Problem(label, sentence, "annotation")
     return list(problems.values())
-
-
-def _of_unknown_category(
-    found: _Found, order: _Order, rows: np.ndarray, columns: np.ndarray, source: str
-) -> dict[int, str]:
-    """Return the beginning of a sentence for each entry of an image that has an annotation of no known category."""
-    unsure: dict[int, str] = {}
-    for place in np.flatnonzero((rows != _NO_ROW) & (columns == _NO_ROW)).tolist():
-        category = found.category_ids[place]
-        sentence = f"annotations[{place}] of {source} names category {category}, which is not among the categories"
-        unsure.setdefault(int(rows[place]), sentence)
-    return unsure
-
-
-def _label(key: Hashable) -> str:
-    """Return an image id as it can stand in a sentence."""
-    return str(key) if str(key).isprintable() else ascii(key)
-
-
-def _numbers(ids: Sequence[Hashable]) -> tuple[int, ...]:
-    numbers = tuple(id for id in ids if isinstance(id, int))
-    return numbers if len(numbers) == len(ids) else tuple(range(1, len(ids) + 1))

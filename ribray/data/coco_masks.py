@@ -15,19 +15,10 @@ _MAX_RUN_DIGITS = 7  # of five bits each, more than any image needs
 
 
 def draw_mask(instances: Sequence[tuple[int, Any]], height: int, width: int, where: str) -> np.ndarray:
-    """Draw instances into one mask, larger ones first, so that small ones stay visible.
+    """Draw instances (mask value and segmentation) into one mask, (height, width) uint8, the larger ones first.
 
-    Args:
-        instances: mask value and COCO segmentation (polygons, or run lengths plain or compressed) of each.
-        height: of the image, pixels.
-        width: of the image, pixels.
-        where: what to call an instance in messages.
-
-    Returns:
-        (height, width) uint8.
-
-    Raises:
-        ImageError: a segmentation is missing, empty or broken: its object would count as background.
+    ``where`` says what to call an instance in messages. A segmentation that is missing, empty or broken is an
+    `ImageError`: its object would count as background.
     """
     outlines = [_to_rle(segmentation, height, width, where) for _, segmentation in instances]
     areas = np.array([int(rasteriser.area(outline)) for outline in outlines], dtype=np.int64)
@@ -39,49 +30,42 @@ def draw_mask(instances: Sequence[tuple[int, Any]], height: int, width: int, whe
 
 def is_blank(segmentation: Any, height: int, width: int) -> bool:
     """Whether run lengths hold no pixel; polygons always mean some, even those of less than one pixel."""
-    if not isinstance(segmentation, dict):
-        return False
-    return not rasteriser.area(_to_rle(segmentation, height, width, "an object"))
+    is_runs = isinstance(segmentation, dict)
+    return is_runs and not rasteriser.area(_to_rle(segmentation, height, width, "an object"))
 
 
 def reach(segmentations: Iterable[Any]) -> tuple[float, float]:
-    """Return how far outlines reach down and to the right, pixels: of run lengths, the size of their picture.
-
-    What is no outline counts as 0.
-    """
+    """Return how far outlines reach down and to the right, pixels: of run lengths, the size of their picture."""
     down = right = 0.0
     for segmentation in segmentations:
         if isinstance(segmentation, dict):
             height, width = _size(segmentation) or (0, 0)
             down, right = max(down, height), max(right, width)
         elif isinstance(segmentation, list):
-            numbers = [polygon for polygon in segmentation if isinstance(polygon, list) and _is_finite(polygon)]
-            down = max([down, *(number for polygon in numbers for number in polygon[1::2])])
-            right = max([right, *(number for polygon in numbers for number in polygon[::2])])
+            polygons = [polygon for polygon in segmentation if isinstance(polygon, list) and _are_finite(polygon)]
+            down = max([down, *(number for polygon in polygons for number in polygon[1::2])])
+            right = max([right, *(number for polygon in polygons for number in polygon[::2])])
     return down, right
 
 
 def _to_rle(segmentation: Any, height: int, width: int, where: str) -> dict[str, Any]:
     """Check a segmentation and return it as pycocotools' run lengths; its C code trusts what it is given."""
-    subject = f"{where[:1].upper()}{where[1:]}"
-    if segmentation is None:
-        raise ImageError(f"{subject} has no segmentation: without an outline it would count as background.")
-    if not segmentation:
-        raise ImageError(f"{subject} has an empty segmentation: without an outline it would count as background.")
-    if isinstance(segmentation, dict):
+    if isinstance(segmentation, dict) and segmentation:
         return _from_runs(segmentation, height, width, where)
-    if not _are_polygons(segmentation):
-        raise ImageError(
-            f"{subject} has a segmentation that is neither polygons ([[x1, y1, x2, y2, …], …]) nor run lengths."
-        )
-    farthest = 2 * max(height, width)
-    if any(abs(number) > farthest for polygon in segmentation for number in polygon):
-        raise ImageError(f"{subject} has corners far outside its {width} × {height} pixels.")
-    if max(reach((segmentation,))) <= 1 < max(height, width):
-        raise ImageError(f"{subject} has corners between 0 and 1: an outline is in pixels, not in parts of the image.")
-    polygons = [polygon for polygon in segmentation if len(polygon) >= _POLYGON_COORDINATES]
-    if not polygons:
-        raise ImageError(f"{subject} has a segmentation without a polygon of three corners (x1, y1, x2, y2, x3, y3).")
+    fault, polygons = None, []
+    if not segmentation:
+        what = "no" if segmentation is None else "an empty"
+        fault = f"has {what} segmentation: without an outline it would count as background"
+    elif not _are_polygons(segmentation):
+        fault = "has a segmentation that is neither polygons ([[x1, y1, x2, y2, …], …]) nor run lengths"
+    elif any(abs(number) > 2 * max(height, width) for polygon in segmentation for number in polygon):
+        fault = f"has corners far outside its {width} × {height} pixels"
+    elif max(reach((segmentation,))) <= 1 < max(height, width):
+        fault = "has corners between 0 and 1: an outline is in pixels, not in parts of the image"
+    elif not (polygons := [polygon for polygon in segmentation if len(polygon) >= _POLYGON_COORDINATES]):
+        fault = "has a segmentation without a polygon of three corners (x1, y1, x2, y2, x3, y3)"
+    if fault is not None:
+        raise ImageError(f"{where[:1].upper()}{where[1:]} {fault}.")
     return rasteriser.merge(rasteriser.frPyObjects(polygons, height, width))
 
 
@@ -98,29 +82,26 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int, where: str
 
 def _size(segmentation: dict[str, Any]) -> tuple[int, int] | None:
     size = segmentation.get("size")
-    if isinstance(size, list) and len(size) == 2 and _is_finite(size) and size == [int(side) for side in size]:
+    if isinstance(size, list) and len(size) == 2 and _are_finite(size) and size == [int(side) for side in size]:
         return int(size[0]), int(size[1])
     return None
 
 
 def _are_polygons(segmentation: Any) -> bool:
     return isinstance(segmentation, list) and all(
-        isinstance(polygon, list) and len(polygon) % 2 == 0 and _is_finite(polygon) for polygon in segmentation
+        isinstance(polygon, list) and len(polygon) % 2 == 0 and _are_finite(polygon) for polygon in segmentation
     )
 
 
-def _is_finite(numbers: list[Any]) -> bool:
+def _are_finite(numbers: list[Any]) -> bool:
     return all(type(number) in (int, float) and abs(number) < math.inf for number in numbers)
 
 
 def run_lengths(counts: Any) -> list[int] | None:
-    """Return COCO run lengths as numbers, or None where they are broken.
+    """Return COCO run lengths (of zeros, ones, zeros, … down the columns) as numbers, or None where they are broken.
 
-    They count zeros, ones, zeros, … down the columns.
-
-    Args:
-        counts: a list of numbers, or the compressed text: five bits a character from the lowest on, the sixth
-            says that more follow, and from the fourth number on the difference to the last but one is kept.
+    They are a list of numbers, or the compressed text: five bits a character from the lowest on, the sixth says that
+    more follow, and from the fourth number on the difference to the last but one is kept.
     """
     if isinstance(counts, list):
         return counts if all(type(count) is int and count >= 0 for count in counts) else None
@@ -143,4 +124,4 @@ def run_lengths(counts: Any) -> list[int] | None:
             return None
         lengths.append(number)
         number = digits = 0
-    return lengths if not digits else None
+    return None if digits else lengths

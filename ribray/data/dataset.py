@@ -40,8 +40,6 @@ class SeenMask:
 
     mask: np.ndarray | None
     """(height, width) uint8; None where it cannot be read."""
-    values: np.ndarray
-    """Those that occur, rising."""
     fits: bool
     """Whether it is of its image's size."""
     problems: tuple[Problem, ...]
@@ -51,8 +49,8 @@ class Dataset(ABC):
     """One split of a data set. Small, picklable, and opened once: workers get a copy.
 
     Attributes:
-        name: what the split is called in messages, such as ``voc split train (/data/VOC2012)``.
-        classes: foreground class names.
+        name: what the split is called in messages, such as ``split 'train' of /data/VOC2012``.
+        classes: foreground class names, in Unicode's composed form.
         ids: image ids, in the order of the split.
         labels: (ids, classes) bool.
         palette: (256, 3) uint8, a colour per mask value.
@@ -76,11 +74,6 @@ class Dataset(ABC):
         findings: Iterable[Problem] = (),
         notes: Iterable[str] = (),
     ) -> None:
-        """Keep the index of a split; the names of classes are brought into Unicode's composed form.
-
-        Raises:
-            UsageError: more classes than the values of a mask, two of one name, or one named background.
-        """
         if not 0 < len(classes) < IGNORE:
             raise UsageError(f"{name} has {len(classes)} classes, where 1 to {IGNORE - 1} can stand in a mask.")
         require_distinct(classes, name)
@@ -90,10 +83,8 @@ class Dataset(ABC):
         self.labels = np.asarray(labels, dtype=bool).reshape(len(self.ids), len(self.classes))
         self.palette = colour_map() if palette is None else palette
         self.problems = tuple(problems)
-        doubtful = (
-            Problem(name_, sentence, "class name") for name_, sentence in doubtful_names(classes, name, self.separator)
-        )
-        self.findings = (*doubtful, *findings)
+        doubts = doubtful_names(classes, name, self.separator)
+        self.findings = (*(Problem(of_class, doubt, "class name") for of_class, doubt in doubts), *findings)
         self.notes = tuple(notes)
 
     def __len__(self) -> int:
@@ -107,37 +98,21 @@ class Dataset(ABC):
         return {id: place for place, id in enumerate(self.ids)}
 
     def index(self, id: str) -> int:
-        """Return the row of an image.
-
-        Raises:
-            UsageError: there is no such image in the split.
-        """
+        """Return the row of an image."""
         if id not in self._places:
             raise UsageError(f"'{id}' is not among the {len(self)} images of {self.name}{nearest(id, self.ids)}.")
         return self._places[id]
 
     def image(self, id: str) -> np.ndarray:
-        """Read an image, (H, W, 3) uint8.
-
-        Raises:
-            ImageError: it is missing or damaged.
-        """
+        """Read an image, (H, W, 3) uint8."""
         return self.picture(id).pixels
 
     def picture(self, id: str) -> Picture:
-        """Read an image, and how it was read.
-
-        Raises:
-            ImageError: it is missing or damaged.
-        """
+        """Read an image, and how it was read."""
         return read_picture(self.image_path(id))
 
     def size(self, id: str) -> tuple[int, int]:
-        """Return an image's height and width in pixels, without reading the pixels.
-
-        Raises:
-            ImageError: it is missing or damaged.
-        """
+        """Return an image's height and width in pixels, without reading the pixels."""
         return image_size(self.image_path(id))
 
     def mask(self, id: str) -> np.ndarray | None:
@@ -149,31 +124,25 @@ class Dataset(ABC):
         mask = self._read_mask(id)
         if mask is not None:
             self._require_size(id, mask)
-            self._require_range(id, values_of(mask))
+            self._require_range(id, mask)
         return mask
 
     def look_at_mask(self, id: str) -> SeenMask | None:
-        """Return an image's mask with all that is wrong with it, of which `mask` raises the first; None where is none.
-
-        The image itself must be there, to compare sizes.
-        """
+        """Return an image's mask with all that is wrong with it, of which `mask` raises the first."""
         try:
             mask = self._read_mask(id)
         except ImageError as error:
-            return SeenMask(None, np.zeros(0, np.intp), False, (Problem(id, str(error), "mask unreadable"),))
+            return SeenMask(None, False, (Problem(id, str(error), "mask unreadable"),))
         if mask is None:
             return None
-        values, problems, fits = values_of(mask), [], True
-        try:
-            self._require_size(id, mask)
-        except ImageError as error:
-            problems.append(Problem(id, str(error), "mask size"))
-            fits = False
-        try:
-            self._require_range(id, values)
-        except ImageError as error:
-            problems.append(Problem(id, str(error), "mask values"))
-        return SeenMask(mask, values, fits, tuple(problems))
+        problems = []
+        for kind, require in (("mask size", self._require_size), ("mask values", self._require_range)):
+            try:
+                require(id, mask)
+            except ImageError as error:
+                problems.append(Problem(id, str(error), kind))
+        fits = all(problem.kind != "mask size" for problem in problems)
+        return SeenMask(mask, fits, tuple(problems))
 
     def hidden_classes(self, id: str) -> np.ndarray:
         """Return which classes of an image may be without a pixel in a sound mask, (classes,) bool.
@@ -202,11 +171,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def image_path(self, id: str) -> Path:
-        """Return the file of an image; it need not exist.
-
-        Raises:
-            ImageError: no file can be named.
-        """
+        """Return the file of an image; it need not exist. Raises `ImageError` where no file can be named."""
 
     @abstractmethod
     def _read_mask(self, id: str) -> np.ndarray | None: ...
@@ -218,8 +183,8 @@ class Dataset(ABC):
                 f"The mask of {id} is {mask.shape[1]} × {mask.shape[0]} pixels, but its image is {width} × {height}."
             )
 
-    def _require_range(self, id: str, values: np.ndarray) -> None:
-        strays = values[(values > len(self.classes)) & (values != IGNORE)]
+    def _require_range(self, id: str, mask: np.ndarray) -> None:
+        strays = foreign_values(mask, len(self.classes))
         if strays.size:
             raise ImageError(
                 f"The mask of {id} holds the value {strays[0]}, where 0 to {len(self.classes)} and {IGNORE} are known."

@@ -22,26 +22,20 @@ from ribray.errors import ValuesError
 SIXTEEN_BITS, FLOATING_POINT = "16-bit", "floating-point"
 FULL = 0xFFFF
 """The brightest value of 16 bits."""
-_WIDTHS = (8, 10, 12, 14, 16)
-"""Significant bits that a picture may have."""
-_DIM = 1 << 6
-"""Where no high byte reaches it, 14 bits or fewer are used."""
-_LEAST_FLOAT = 2.0
-"""Below it, floating-point numbers may be from 0 to 1 with a little more by rounding, or from 0 to 255 and dark."""
+_WIDTHS = (8, 10, 12, 14, 16)  # significant bits that a picture may have
+_DIM = 1 << 6  # where no high byte reaches it, 14 bits or fewer are used
+_LEAST_FLOAT = 2.0  # below it, numbers may be from 0 to 1 with a little more by rounding, or from 0 to 255 and dark
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE, _SMAX_SAMPLE = 258, 262, 281, 341  # tags of a TIFF
 _WHITE_IS_ZERO = 0
-
+# The order in which a decoder has to read 16-bit values to keep the byte that it drops in this order.
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""The order in which a decoder has to read 16-bit values to keep the byte that it drops in this order."""
 
 
 class Scale(NamedTuple):
     """How a picture with more than eight bits was read."""
 
-    kind: str
-    """Of its numbers: `SIXTEEN_BITS`, `FLOATING_POINT`, or another number of bits."""
-    white: int
-    """The number that is shown white; 0 is black."""
+    kind: str  # of its numbers: `SIXTEEN_BITS`, `FLOATING_POINT`, or another number of bits
+    white: int  # the number that is shown white; 0 is black
 
     def __str__(self) -> str:
         return f"{self.kind} values, of which 0 to {self.white} are read as black to white"
@@ -50,11 +44,7 @@ class Scale(NamedTuple):
 def deep_colour(image: ImageFile.ImageFile, path: Path) -> str | None:
     """Return how an opened, not yet decoded image stores 16-bit colours, of which Pillow keeps the high bytes.
 
-    Returns:
-        Pillow's name for it, such as ``RGB;16B``; None where the image has no 16-bit colours.
-
-    Raises:
-        ValuesError: it stores them in a way that Pillow misreads.
+    That is Pillow's name for it, such as ``RGB;16B``; None where the image has no 16-bit colours.
     """
     modes = {tile.args if isinstance(tile.args, str) else str(tile.args[0]) for tile in image.tile if tile.args}
     name = next(iter(modes), "")
@@ -66,26 +56,17 @@ def deep_colour(image: ImageFile.ImageFile, path: Path) -> str | None:
 
 
 def grey_in_eight_bits(image: Image.Image, content: bytes, path: Path) -> tuple[Image.Image, Scale]:
-    """Scale a grey picture of 16 or 32 bits, or of floating point.
-
-    Args:
-        image: decoded, of mode I, F or I;16 in any byte order.
-        content: its file.
-        path: what to call it in messages.
-
-    Returns:
-        the picture with 8 bits, and how it was read.
-
-    Raises:
-        ValuesError: its values have no agreed brightness.
-    """
+    """Scale a decoded grey picture of 16 or 32 bits, or of floating point; ``content`` is its file."""
     values = np.asarray(image)
     kind = FLOATING_POINT if image.mode == "F" else f"{_tag(image, _BITS_PER_SAMPLE, 16)}-bit"
     if not np.isfinite(values).all():
         raise ValuesError(f"{path} holds floating-point pixels that are no numbers (NaN) or infinite.")
     low, top = values.min().item(), values.max().item()
+    unknown = (
+        f"{path} holds {kind} pixels from {low:g} to {top:g}, which have no agreed brightness: save it with 8 bits."
+    )
     if low < 0 or top > FULL:
-        raise _without_brightness(path, kind, low, top)
+        raise ValuesError(unknown)
     if image.mode == "F" and top <= 1:
         white, pixels = 1, np.rint(255 * values)
     elif image.mode != "F" or (values == np.rint(values)).all():
@@ -94,7 +75,7 @@ def grey_in_eight_bits(image: Image.Image, content: bytes, path: Path) -> tuple[
     elif _LEAST_FLOAT <= top <= 255:
         white, pixels = 255, np.rint(values)
     else:
-        raise _without_brightness(path, kind, low, top)
+        raise ValuesError(unknown)
     pixels = pixels.astype(np.uint8)
     if _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
         pixels = ~pixels
@@ -104,20 +85,7 @@ def grey_in_eight_bits(image: Image.Image, content: bytes, path: Path) -> tuple[
 
 
 def colour_in_eight_bits(image: Image.Image, stored: str, content: bytes, path: Path) -> tuple[Image.Image, Scale]:
-    """Scale a picture with 16-bit colours.
-
-    Args:
-        image: decoded; its 8 bits are the high bytes.
-        stored: as `deep_colour` says.
-        content: its file.
-        path: what to call it in messages.
-
-    Returns:
-        the picture with 8 bits, and how it was read.
-
-    Raises:
-        ValuesError: only its low bytes are used, and these cannot be read.
-    """
+    """Scale a decoded picture with 16-bit colours, whose 8 bits are the high bytes of those ``stored``."""
     high = np.asarray(image)
     colour, alpha = high[..., :3], high[..., 3:]
     invisible = image.info.get("transparency")
@@ -160,10 +128,7 @@ def _significant_bits(top: int, stated: int = 0) -> int:
 
 
 def _stated_white(image: Image.Image, content: bytes, top: int) -> int:
-    """Return the value that the file calls white.
-
-    0 where it states none, one that its pixels pass, or `FULL`, which is stated whatever a file holds.
-    """
+    """Return the value that the file calls white; 0 where it is none, passed by pixels, or `FULL`, said of any file."""
     if image.format == "PNG":
         white = (1 << max(_png_chunk(content, b"sBIT"), default=16)) - 1
         if white < top:  # as PNG's standard has it: the significant bits are the high ones
@@ -177,7 +142,7 @@ def _stated_white(image: Image.Image, content: bytes, top: int) -> int:
 
 def _png_chunk(content: bytes, name: bytes) -> bytes:
     """Return a chunk that stands before the pixels, empty where there is none."""
-    place = 8
+    place = 8  # behind the signature
     while (kind := content[place + 4 : place + 8]) not in (name, b"IDAT", b""):
         place += 12 + int.from_bytes(content[place : place + 4])
     return content[place + 8 : place + 8 + int.from_bytes(content[place : place + 4])] if kind == name else b""
@@ -187,9 +152,3 @@ def _tag(image: Image.Image, tag: int, default: int) -> int:
     """Return a whole number that a TIFF states, the largest where it states one for each channel."""
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return int(max(value) if isinstance(value, tuple) else value)
-
-
-def _without_brightness(path: Path, kind: str, low: float, top: float) -> ValuesError:
-    return ValuesError(
-        f"{path} holds {kind} pixels from {low:g} to {top:g}, which have no agreed brightness: save it with 8 bits."
-    )

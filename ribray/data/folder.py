@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ribray.config import DataConfig
 from ribray.data.class_folders import no_labels, read_class_folders, some
 from ribray.data.dataset import Dataset, Problem, nearest
 from ribray.data.files import is_photograph, list_files
@@ -115,12 +116,8 @@ class FolderDataset(Dataset):
         return read_mask(self.root / MASKS / self._masks[id]) if id in self._masks else None
 
 
-def open_folder(root: Path, split: str, labelled: bool = True) -> FolderDataset:
-    """Open a split of a folder of photographs.
-
-    Raises:
-        UsageError: see `FolderDataset`.
-    """
+def open_folder(data: DataConfig, split: str, root: Path, labelled: bool = True) -> FolderDataset:
+    """Open a split of a folder of photographs."""
     return FolderDataset(root, split, labelled)
 
 

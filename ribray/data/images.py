@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from ribray.data.depth import Scale, colour_in_eight_bits, deep_colour, grey_in_eight_bits
+from ribray.data.names import plain
 from ribray.errors import ImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -91,15 +93,25 @@ BLANK = {
 """What a picture that shows nothing holds."""
 
 
+def is_photograph(name: str) -> bool:
+    """Whether a file is named like a photograph."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def without_ending(name: str) -> str:
+    """Return the name of a photograph without its ending; any other name as it is."""
+    stem = name.rpartition(".")[0]
+    return stem if is_photograph(name) and stem and not stem.endswith("/") else name
+
+
 def read_picture(path: Path) -> Picture:
     """Read a photograph as a viewer shows it: turned as EXIF says, in colour, eight bits, alpha over white.
 
     Raises:
-        ImageError: the file is missing, empty, damaged, truncated, no image, or unreasonably large, or its values have
-            no agreed brightness.
+        ImageError: it is missing, damaged, no image, or unreasonably large, or its values have no agreed brightness.
     """
     content = _read_bytes(path)
-    with _decoding(path), _opened(path, io.BytesIO(content), _FORMATS) as image:
+    with _decoding(path), _opened(io.BytesIO(content), _FORMATS) as image:
         scale, choices = None, []
         stored = deep_colour(image, path)
         image.load()
@@ -119,21 +131,12 @@ def read_picture(path: Path) -> Picture:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return the pixels that `read_picture` reads, (H, W, 3) uint8, RGB.
-
-    Raises:
-        ImageError: as there.
-    """
+    """Return the pixels that `read_picture` reads, (H, W, 3) uint8, RGB."""
     return read_picture(path).pixels
 
 
 def tell_readings(counts: Mapping[Scale | str, int], whose: str = "") -> list[str]:
-    """Say how pictures were read, and what those hold that show nothing, in a sentence each.
-
-    Args:
-        counts: of `Picture.readings` and of `Picture.blank`, how many pictures each goes for.
-        whose: what to add to "images", such as " of split 'train'".
-    """
+    """Say how many pictures each of their `Picture.remarks` goes for; ``whose``: such as " of split 'train'"."""
     sentences = []
     for what, count in sorted(counts.items(), key=lambda item: (-item[1], str(item[0]))):
         images, hold = ("image", "holds") if count == 1 else ("images", "hold")
@@ -146,16 +149,9 @@ def tell_readings(counts: Mapping[Scale | str, int], whose: str = "") -> list[st
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask: a palette or grey PNG whose pixel values (not colours) are class numbers, 255 = ignore.
-
-    Returns:
-        (H, W) uint8.
-
-    Raises:
-        ImageError: the file is missing, damaged, or a PNG of another kind.
-    """
+    """Read a mask, (H, W) uint8: a palette or grey PNG whose pixel values (not colours) are class numbers."""
     content = _read_bytes(path)
-    with _decoding(path, "a PNG"), _opened(path, io.BytesIO(content), _MASK_FORMATS) as image:
+    with _decoding(path, "a PNG"), _opened(io.BytesIO(content), _MASK_FORMATS) as image:
         image.load()
         if image.mode not in ("P", "L", "1"):
             raise ImageError(
@@ -169,27 +165,16 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the height and width of a photograph as a viewer shows it, from its header alone.
-
-    Raises:
-        ImageError: as `read_image`, as far as the header tells.
-    """
-    with _decoding(path), path.open("rb") as stream, _opened(path, stream, _FORMATS) as image:
+    """Return the height and width of a photograph as a viewer shows it, from its header alone."""
+    with _header(path) as image:
         turned = image.format != "TIFF" and _lies_down(image)  # Pillow turns the sizes of a TIFF by itself
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def is_turned(path: Path) -> bool:
-    """Whether EXIF tells a viewer to swap a photograph's height and width.
-
-    Raises:
-        ImageError: as `image_size`.
-    """
-    with _decoding(path), path.open("rb") as stream, _opened(path, stream, _FORMATS) as image:
+    """Whether EXIF tells a viewer to swap a photograph's height and width."""
+    with _header(path) as image:
         return _lies_down(image)
-
-
-# --- opening -----------------------------------------------------------------------------------------------
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -200,9 +185,15 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _opened(path: Path, stream: io.IOBase, formats: tuple[str, ...]) -> ImageFile.ImageFile:
+@contextmanager
+def _header(path: Path) -> Iterator[ImageFile.ImageFile]:
+    with _decoding(path), path.open("rb") as stream, _opened(stream, _FORMATS) as image:
+        yield image
+
+
+def _opened(stream: IO[bytes], formats: tuple[str, ...]) -> ImageFile.ImageFile:
     """Read the header of an image and refuse one that would fill the memory."""
-    image = Image.open(stream, formats=formats)  # type: ignore[arg-type]
+    image = Image.open(stream, formats=formats)
     if image.width * image.height > _MAX_PIXELS:
         image.close()
         raise Image.DecompressionBombError(f"{image.width} × {image.height} pixels")
@@ -217,7 +208,8 @@ def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"{path} {_absence(path)}.") from None
+        link = f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else None
+        raise ImageError(f"{path} {link or 'does not exist'}.") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path} {_instead_of(path, expected)}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -227,17 +219,8 @@ def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - on damaged bytes Pillow's decoders raise almost anything
         if isinstance(error, OSError) and error.strerror:
             raise ImageError(f"{path} cannot be read: {error.strerror}.") from None
-        raise ImageError(f"{path} is damaged: {_reason(error)}.") from None
-
-
-def _reason(error: object) -> str:
-    text = " ".join(str(error).split()).removeprefix("image file is ").rstrip(".")
-    return text or type(error).__name__
-
-
-def _absence(path: Path) -> str:
-    """Say what is there instead of a file."""
-    return f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else "does not exist"
+        reason = plain(str(error)).removeprefix("image file is ").rstrip(".")
+        raise ImageError(f"{path} is damaged: {reason or type(error).__name__}.") from None
 
 
 def _instead_of(path: Path, expected: str) -> str:
@@ -253,9 +236,6 @@ def _instead_of(path: Path, expected: str) -> str:
         return f"is a TIFF that is damaged or has pixels of a kind that is not read, not {expected} that can be read"
     is_text = not any(byte < 9 or 13 < byte < 32 for byte in start)
     return f"is {'a text file' if is_text else 'damaged or of another format'}, not {expected} that can be read"
-
-
-# --- colours -----------------------------------------------------------------------------------------------
 
 
 def _orientation(image: Image.Image) -> int:
@@ -293,9 +273,5 @@ def _levels(pixels: np.ndarray) -> int:
 
 
 def _kind(mode: str) -> str:
-    names = {
-        "RGB": "RGB",
-        "RGBA": "RGB with alpha",
-        "LA": "grey with alpha",
-    }
+    names = {"RGBA": "RGB with alpha", "LA": "grey with alpha"}
     return names.get(mode, "16-bit" if mode.startswith("I;16") else mode)

@@ -25,26 +25,15 @@ COUNTS_KEY = "ribray"
 
 ID_KEY = "id"
 """Among the counts: whose mask it is."""
-_PNG_END = b"IEND\xaeB`\x82"
-"""The last chunk of a PNG file, its checksum included."""
+_PNG_END = b"IEND\xaeB`\x82"  # the last chunk of a PNG file, its checksum included
 
 
 def write_mask(
     path: Path, mask: NDArray[np.uint8], palette: NDArray[np.uint8], counts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a mask and its counts, both or neither; the bytes depend on the arguments alone.
+    """Write a mask (height, width) and its counts, both or neither; the bytes depend on the arguments alone.
 
-    Args:
-        path: where to, ending with ``.png``.
-        mask: (height, width) uint8.
-        palette: (256, 3) uint8, a colour per mask value.
-        counts: anything that JSON holds, up to a million characters.
-
-    Raises:
-        ValueError: the arrays have other shapes or types, or the counts are too many or hold a number that is
-            not finite.
-        TypeError: the counts hold something that JSON does not.
-        OSError: as the file system gives it.
+    The palette is (256, 3), the counts anything that JSON holds, up to a million characters.
     """
     if mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
         raise ValueError(f"A mask is (height, width) uint8, not {mask.shape} {mask.dtype}.")
@@ -64,10 +53,7 @@ def write_mask(
 
 
 def read_mask_file(path: Path, id: str | None = None) -> tuple[NDArray[np.uint8], dict[str, Any] | None]:
-    """Read a mask and its counts, as `write_mask` wrote them: of any image, or of the one that is named.
-
-    Returns:
-        The mask (height, width) uint8, and its counts; None where the file has no chunk of them.
+    """Read a mask and its counts, if it has any, as `write_mask` wrote them: of any image, or of the one that is named.
 
     Raises:
         DamagedError: the file is damaged, no palette PNG, another image's, or its counts are no JSON object.

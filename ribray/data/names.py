@@ -1,8 +1,8 @@
-"""Names of classes: which are refused, and which are read but may not mean what they seem to."""
+"""Names: of any kind in one form, and of classes, which may be refused or may not mean what they seem to."""
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ribray.errors import UsageError
 
@@ -20,6 +20,9 @@ DELIMITERS = {
 """Characters that separate names elsewhere: where one stands inside a name, several names were probably meant."""
 NO_CLASS = frozenset({"none", "nan", "null", "n/a", "nothing", "void", "ignore", "ignored", "unlabeled", "unlabelled"})
 """Words by which people and programs mean that there is no class, or that pixels do not count."""
+_MARKS = re.compile(r"[;,|\t\[\]\"']+")
+_GAPS = re.compile(r"[\s/+&]+(?:and\s+)?")
+_JOINTS = re.compile(r"[\s/+&:_.-]+(?:and[\s_-]+)?")
 
 
 def composed(text: str) -> str:
@@ -27,69 +30,77 @@ def composed(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def plain(text: str) -> str:
+    """Return text without space around it, and with single blanks inside."""
+    return " ".join(text.split())
+
+
+def printable(text: str) -> str:
+    """Return a name of any file system in a form for a message: escaped where it cannot be printed."""
+    return text if text.isprintable() else ascii(text)
+
+
 def is_background(name: str) -> bool:
     """Whether a name means background, however it is spelt (``Background``, ``_background_``)."""
     return composed(name).casefold().strip(" _-") == BACKGROUND_NAME
 
 
+def in_other_case(name: str, classes: Iterable[str]) -> str | None:
+    """Return the class whose name differs from another name in case only."""
+    folded = composed(name).casefold()
+    return next((other for other in classes if composed(other).casefold() == folded), None)
+
+
 def require_distinct(classes: Sequence[str], source: str) -> None:
-    """Refuse names that cannot be those of classes.
-
-    Args:
-        classes: as they stand in the data.
-        source: what to call the data in messages.
-
-    Raises:
-        UsageError: one is that of the background, or two are the same.
-    """
+    """Refuse classes named like the background, or two of one name; ``source`` says where they stand."""
+    seen: set[str] = set()
     for place, name in enumerate(classes, start=1):
         if is_background(name):
             raise UsageError(
                 f"{source} has '{name}' as class {place}, and that name is reserved: background is mask value 0 and no "
                 "class. Take it out of the classes; the masks then count the others from 1."
             )
-    seen: set[str] = set()
     for name in map(composed, classes):
         if name in seen:
             raise UsageError(f"{source} has the class '{name}' twice.")
         seen.add(name)
 
 
-def doubtful_names(classes: Sequence[str], source: str, separator: str = "") -> list[tuple[str, str]]:
-    """Return classes whose names may not mean what they seem to, each with a sentence.
+def doubtful_names(classes: Sequence[str], source: str, separator: str = "") -> Iterator[tuple[str, str]]:
+    """Yield classes whose names may not mean what they seem to, each with a sentence.
 
-    Args:
-        classes: as they stand in the data.
-        source: what to call the data in messages.
-        separator: between several names where the layout has them in one cell.
+    ``separator`` stands between several names where the layout has them in one cell.
     """
-    found = [(name, sentence) for name in classes for sentence in _doubts(name, classes, source, separator)]
+    for name in classes:
+        for doubt in _doubts(name, classes, separator):
+            yield name, f"{source} {doubt}"
     first: dict[str, str] = {}
     for name in classes:
         other = first.setdefault(composed(name).casefold(), name)
         if other != name:
-            both = f"{source} has the classes '{other}' and '{name}', which differ in case only"
-            found.append((name, f"{both}: they are taken for two."))
-    return found
+            yield (
+                name,
+                f"{source} has the classes '{other}' and '{name}', which differ in case only: they are taken for two.",
+            )
 
 
-def _doubts(name: str, classes: Collection[str], source: str, separator: str) -> Iterator[str]:
-    shown = " ".join(name.split())
+def _doubts(name: str, classes: Collection[str], separator: str) -> Iterator[str]:
+    whose = f"has a class '{plain(name)}'"
     if marks := [DELIMITERS[mark] for mark in DELIMITERS if mark in name]:
         how = _how_to_write(_parts(name, _MARKS), separator)
-        yield f"{source} has a class '{shown}' with {marks[0]} in its name: {how}; it is taken for one."
+        yield f"{whose} with {marks[0]} in its name: {how}; it is taken for one."
     elif _is_joined(name, classes):
         how = _how_to_write(_parts(name, _JOINTS), separator)
-        yield f"{source} has a class '{shown}', made of names of other classes: {how}; it is taken for one."
+        yield f"{whose}, made of names of other classes: {how}; it is taken for one."
     if composed(name).casefold().strip(" _") in NO_CLASS:
         yield (
-            f"{source} has a class '{shown}', whose name says that it is none: an image that shows no class has no "
-            "label, and pixels that do not count are 255 in a mask; it is taken for one."
+            f"{whose}, whose name says that it is none: an image that shows no class has no label, and pixels that do "
+            "not count are 255 in a mask; it is taken for one."
         )
     if name != composed(name):
         yield (
-            f"{source} writes the class '{composed(name)}' in decomposed Unicode (letter and accent apart): it is read "
-            "in the composed form."
+            f"writes the class '{composed(name)}' in decomposed Unicode (letter and accent apart): it is read in the "
+            "composed form."
         )
 
 
@@ -105,11 +116,9 @@ def recombined(names: Sequence[str], source: str, separator: str) -> list[tuple[
     first, last = ({parts[place].casefold() for parts in made_of.values()} for place in (0, -1))
     if len(words) > len(made_of) or not first & last:
         return []
+    has = f"{source} has a class"
     return [
-        (
-            name,
-            f"{source} has a class '{name}', whose words other classes have, too: {_how_to_write(parts, separator)}.",
-        )
+        (name, f"{has} '{name}', whose words other classes have, too: {_how_to_write(parts, separator)}.")
         for name, parts in made_of.items()
         if not _is_joined(name, names)
     ]
@@ -118,11 +127,6 @@ def recombined(names: Sequence[str], source: str, separator: str) -> list[tuple[
 def several(name: str) -> list[str]:
     """Return the names that a name may hold, with delimiters or else with blanks between them; none where it is one."""
     return next((parts for mark in (_MARKS, _JOINTS) if len(parts := _parts(name, mark)) > 1), [])
-
-
-_MARKS = re.compile(r"[;,|\t\[\]\"']+")
-_GAPS = re.compile(r"[\s/+&]+(?:and\s+)?")
-_JOINTS = re.compile(r"[\s/+&:_.-]+(?:and[\s_-]+)?")
 
 
 def _parts(name: str, between: re.Pattern[str]) -> list[str]:

@@ -55,19 +55,13 @@ def shuffled(name: str, seed: int, epoch: int, count: int) -> np.ndarray:
     return keyed_rng(name, seed, epoch).permutation(count)
 
 
-# --- the target image --------------------------------------------------------------------------------------
-
-
 def normalise(image: np.ndarray, normalisation: Normalisation = IMAGENET) -> torch.Tensor:
     """Return a uint8 image (H, W, 3) as float32 (3, H, W): scaled to 0…1, minus mean, divided by deviation."""
     return _normalised(torch.from_numpy(image if image.flags.writeable else image.copy()), normalisation)
 
 
 def rescaled(image: np.ndarray, scale: float) -> np.ndarray:
-    """Resize a uint8 image (H, W, 3) by ``scale`` with Pillow's bicubic filter.
-
-    Sizes are rounded half to even, as for the published maps, and are at least 1.
-    """
+    """Resize a uint8 image (H, W, 3) bicubically; sizes are rounded half to even, as for the published maps."""
     height, width = (max(int(np.round(side * scale)), 1) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image
@@ -82,9 +76,6 @@ def target_views(
     return [torch.stack((view, view.flip(-1))) for view in views]
 
 
-# --- training images ---------------------------------------------------------------------------------------
-
-
 def augment(
     image: np.ndarray, rng: np.random.Generator, resize_long: tuple[int, int], crop_size: int
 ) -> tuple[np.ndarray, Box]:
@@ -92,14 +83,8 @@ def augment(
 
     The long side becomes any integer of ``resize_long`` (both ends included) and the aspect is kept. Along an
     axis on which the resized image is larger than the crop, the crop is a random window of it; along one on
-    which it is smaller, the image lies at a random place in the crop.
-
-    Args:
-        image: (H, W, 3) uint8.
-        rng: four numbers are drawn from it, whatever the image.
-
-    Returns:
-        the crop (S, S, 3) uint8, zero where there is no image, and the box of its real pixels.
+    which it is smaller, the image lies at a random place in the crop, which is zero around it. Four numbers are
+    drawn, whatever the image. Returns the crop (S, S, 3) uint8 and the box of its real pixels.
     """
     long_side = int(rng.integers(resize_long[0], resize_long[1] + 1))
     is_flipped = bool(rng.random() < 0.5)
@@ -113,18 +98,9 @@ def augment_pair(
 ) -> tuple[np.ndarray, np.ndarray, Box]:
     """Resize a training image and its mask by ``scale``; flip and crop them at random, both in the same way.
 
-    The crop is placed as by `augment`. The image is resized with the bicubic filter, the mask by nearest neighbour.
-
-    Args:
-        image: (H, W, 3) uint8.
-        mask: (H, W) uint8.
-        rng: three numbers are drawn from it, whatever the image.
-        scale: factor for both sides.
-        crop_size: side S of the crop in pixels.
-
-    Returns:
-        the image's crop (S, S, 3) uint8, zero where there is no image; the mask's crop (S, S) uint8, `IGNORE` there;
-        and the box of their real pixels.
+    The crop is placed as by `augment`; three numbers are drawn. The image is resized with the bicubic filter, the mask
+    by nearest neighbour. Returns the crops (S, S, 3) and (S, S) uint8, zero and `IGNORE` where there is no image, and
+    the box of their real pixels.
     """
     is_flipped = bool(rng.random() < 0.5)
     places = rng.random(2)
@@ -137,16 +113,7 @@ def augment_pair(
 def normalise_crops(
     crops: np.ndarray | torch.Tensor, boxes: Sequence[Box], normalisation: Normalisation = IMAGENET
 ) -> torch.Tensor:
-    """Normalise crops on the device they are on; outside its box a crop is exactly zero.
-
-    Args:
-        crops: (N, S, S, 3) uint8.
-        boxes: N boxes as `augment` returns them.
-        normalisation: the network's.
-
-    Returns:
-        (N, 3, S, S) float32, contiguous.
-    """
+    """Normalise crops (N, S, S, 3) uint8 to (N, 3, S, S) float32 on their device; outside its box each is exactly 0."""
     pixels = torch.from_numpy(crops) if isinstance(crops, np.ndarray) else crops
     normalised = torch.zeros((len(pixels), 3, *pixels.shape[1:3]), device=pixels.device)
     for target, crop, (top, left, bottom, right) in zip(normalised, pixels, boxes, strict=True):
@@ -163,10 +130,7 @@ def _crop(
     resample: Image.Resampling,
     outside: int = 0,
 ) -> tuple[np.ndarray, Box]:
-    """Resize a uint8 image (H, W) or (H, W, 3) to ``sides``, flip it, and cut or pad it to (S, S) or (S, S, 3).
-
-    ``places`` are random numbers in 0…1, one per axis; ``outside`` is the value where there is no image.
-    """
+    """Resize a uint8 image (H, W) or (H, W, 3) to ``sides``, flip it, and cut or pad it to (S, S) or (S, S, 3)."""
     (rows, top), (columns, left) = (_place(side, crop_size, at) for side, at in zip(sides, places, strict=True))
     resized = Image.fromarray(image).resize((sides[1], sides[0]), resample)
     window = resized.crop((columns.start, rows.start, columns.stop, rows.stop))
@@ -180,25 +144,18 @@ def _crop(
 
 
 def _place(side: int, crop_size: int, at: float) -> tuple[slice, int]:
-    """Say which pixels of the resized image are used along one axis, and where in the crop they begin.
-
-    ``at`` is the random place, in 0…1.
-    """
+    """Say which pixels of the resized image are used along one axis, and where in the crop they begin; at: 0…1."""
     spare = abs(side - crop_size)
     start = min(int(at * (spare + 1)), spare)
     return (slice(start, start + crop_size), 0) if side > crop_size else (slice(0, side), start)
 
 
-# --- arithmetic --------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def _gain_and_offset(normalisation: Normalisation, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """``value · gain + offset`` normalises a uint8 value; each (3, 1, 1) float32, copied to a device once."""
-    pairs = list(zip(normalisation.mean, normalisation.std, strict=True))
-    gain = torch.tensor([1 / (255 * std) for _, std in pairs]).reshape(3, 1, 1)
-    offset = torch.tensor([-mean / std for mean, std in pairs]).reshape(3, 1, 1)
-    return gain.to(device), offset.to(device)
+    gain = torch.tensor([1 / (255 * std) for std in normalisation.std])
+    offset = torch.tensor([-mean / std for mean, std in zip(normalisation.mean, normalisation.std, strict=True)])
+    return gain.reshape(3, 1, 1).to(device), offset.reshape(3, 1, 1).to(device)
 
 
 def _normalised(image: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:

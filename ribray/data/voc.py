@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ribray.config import DataConfig
 from ribray.data.annotations import difficult_names
 from ribray.data.dataset import Dataset, Problem
 from ribray.data.images import IMAGE_SUFFIXES, read_mask
@@ -140,18 +141,9 @@ class VocDataset(Dataset):
         return None
 
 
-def open_voc(root: Path, split: str, labelled: bool = True, classes: Sequence[str] | None = None) -> VocDataset:
-    """Open a split of PASCAL VOC 2012, or of other classes in its layout.
-
-    Args:
-        root: the folder with JPEGImages.
-        split: name of a list in ImageSets.
-        labelled: as for `VocDataset`.
-        classes: names of the mask values 1, 2, …; default: those of classes.txt, or else VOC's.
-
-    Raises:
-        UsageError: see `VocDataset`; or a class has a blank name.
-    """
+def open_voc(data: DataConfig, split: str, root: Path, labelled: bool = True) -> VocDataset:
+    """Open a split of PASCAL VOC 2012, or of other classes in its layout: data.classes, or those of classes.txt."""
+    classes = data.classes
     file = root / CLASSES
     own = _stripped(lines(read_text(file))) if file.is_file() else None
     if classes is None:

@@ -55,7 +55,7 @@ def make_world(root: Path, config: SyntheticConfig, seed: int) -> None:
     storage.write_json(root / MANIFEST, manifest | {"finished": True})
 
 
-def open_synthetic(data: DataConfig, split: str, root: Path) -> Dataset:
+def open_synthetic(data: DataConfig, split: str, root: Path, labelled: bool = True) -> Dataset:
     """Open a split, `train` or `val`, of the world in `root`; nothing is written where it is not there yet."""
     splits = _splits(data.synthetic)
     if split not in splits:

@@ -17,7 +17,7 @@ from ribray import storage
 from ribray.cluster.pool import PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import ID_KEY, read_mask_file, write_mask
-from ribray.data.truth import Tally, look
+from ribray.data.truth import Tally, compare
 from ribray.errors import ImageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
@@ -125,7 +125,7 @@ class MaskWorker(ABC):
         """Look for disagreement of truth and labels; None where labels are not known, or there is none."""
         dataset = self._labels
         is_labelled = id in dataset and dataset.labels[dataset.index(id)].any()
-        return look(dataset, id, truth) if is_labelled else None
+        return compare(dataset, id, truth).record if is_labelled else None
 
     def _origin(self, id: str) -> dict[str, str]:
         """Say which image a mask is of and whose truth it was judged by: ids alone may repeat between splits."""

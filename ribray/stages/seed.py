@@ -11,7 +11,7 @@ import numpy as np
 from ribray import storage
 from ribray.cluster.pool import PoolPlan
 from ribray.data.dataset import Dataset
-from ribray.data.truth import Tally, look
+from ribray.data.truth import Tally, compare
 from ribray.errors import ImageError, StageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.threshold_curve import ThresholdCurve
@@ -70,7 +70,7 @@ class SeedWorker:
             "steps": steps,
             "stop_reason": record.stop_reason,
             "refined": record.steps,
-            "truth": look(self._dataset, item, truth),
+            "truth": compare(self._dataset, item, truth).record,
         }
 
     def _count(self, record: MapRecord, which: Which, truth: np.ndarray) -> dict[str, Any]:

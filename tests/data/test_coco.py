@@ -208,19 +208,18 @@ def test_names_in_any_script_and_any_order_of_keys(coco_root: Write, coco_conten
             assert instances.classes == ("кошка", "dog")
             assert instances.paths == ("one.jpg", "größe/two.jpg")
             assert instances.labels.tolist() == [[True, True], [False, False]]
-            spans = zip(instances.starts, instances.ends, strict=True)
-            assert [json.loads(content[start:end])["id"] for start, end in spans] == [1, 2]
+            assert [json.loads(content[start:end])["id"] for start, end in instances.spans] == [1, 2]
 
 
 def test_the_index_finds_what_a_plain_reader_finds(shared_dir: Path) -> None:
     content = (shared_dir / "data/coco-mini/annotations/instances_train2014.json").read_bytes()
     plain = json.loads(content)
     instances = parse_instances(content, "x.json", NOWHERE)
-    assert len(instances.starts) == len(plain["annotations"]) == 181
+    assert len(instances.spans) == len(plain["annotations"]) == 181
     for row, image in enumerate(plain["images"]):
         expected = [entry for entry in plain["annotations"] if entry["image_id"] == image["id"]]
         chosen = range(instances.first[row], instances.first[row + 1])
-        found = [json.loads(content[instances.starts[n] : instances.ends[n]]) for n in chosen]
+        found = [json.loads(content[slice(*instances.spans[n])]) for n in chosen]
         assert found == expected
 
 
@@ -389,7 +388,7 @@ def test_any_bytes_give_an_index_or_one_sentence(content: bytes) -> None:
     assert instances.labels.shape == (len(instances.ids), len(instances.classes))
     assert len(set(instances.ids)) == len(instances.ids)
     assert not any(".." in Path(name).parts or name.startswith("/") for name in instances.paths)
-    for start, end, value in zip(instances.starts, instances.ends, instances.columns, strict=True):
+    for (start, end), value in zip(instances.spans, instances.columns, strict=True):
         segmentation = json.loads(content[start:end]).get("segmentation")
         try:
             mask = draw_mask([(int(value) + 1, segmentation)], 4, 5, "x")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ribray.data.mask_files import write_mask
-from ribray.data.voc import VocDataset, open_voc
+from ribray.data.voc import VocDataset
 from ribray.methods.maps import empty_arrays, to_arrays, write_maps
 from ribray.methods.rib import Refinement
 from ribray.methods.stop_reasons import FINISHED
@@ -15,7 +15,7 @@ from ribray.report.pictures import MaskBlock, draw_masks
 
 @pytest.fixture
 def photographs(shared_dir) -> VocDataset:
-    return open_voc(shared_dir / "data" / "voc-mini", "val")
+    return VocDataset(shared_dir / "data" / "voc-mini", "val")
 
 
 @pytest.fixture

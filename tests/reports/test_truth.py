@@ -238,7 +238,7 @@ def test_truth_of_crowds_only_is_neither_refused_nor_found():
     truth.require_foreground(dataset, dataset.ids, lambda: False)
     tally = truth.Tally(dataset)
     for id in dataset.ids:
-        tally.add(id, truth.look(dataset, id, dataset.mask(id)), dataset.labels[dataset.index(id)])
+        tally.add(id, truth.compare(dataset, id, dataset.mask(id)).record, dataset.labels[dataset.index(id)])
     assert tally.sentence() is None
     assert tally.numbering() is None  # 255 does not stand for the class, though they always come together
 
