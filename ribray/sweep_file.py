@@ -15,20 +15,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ribray import storage
 from ribray.config import (
+    Count,
     Experiment,
-    change,
+    Positive,
+    Section,
+    Seed,
     explain_invalid,
     flatten,
+    load_experiment,
     nearest,
-    read_recipe,
     read_yaml,
+    seeded_sections,
     shipped_recipes,
     to_values,
-    validate_experiment,
 )
 from ribray.errors import UsageError
 
@@ -37,11 +40,7 @@ _RUN_FILE = "experiment.yaml"
 """In the directory of a run: its recipe."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Axis(_Model):
+class Axis(Section):
     """The values of one key; exactly one of these is given. A plain list is a grid."""
 
     grid: tuple[Any, ...] | None = None
@@ -50,7 +49,7 @@ class Axis(_Model):
     """One of these at random."""
     uniform: tuple[float, float] | None = None
     """A number between these two, at random."""
-    loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    loguniform: tuple[Positive, Positive] | None = None
     """The same, its logarithm evenly spread."""
     seeds: tuple[int, ...] | None = None
     """Repeats: results are averaged over these."""
@@ -86,8 +85,29 @@ class Axis(_Model):
         """Whether its values are drawn at random, or found by a search."""
         return self.plain.grid is None and self.seeds is None
 
+    def value(self, key: str, value: Any, base: Mapping[str, Any]) -> Any:
+        """Return what a value of the axis stands for: a factor for as many times the base's; an integer stays one.
 
-class BaseRecipe(_Model):
+        Raises:
+            UsageError: factor or base is no number.
+        """
+        if self.times is None:
+            return value
+        for number in (base.get(key), value):
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise UsageError(f"space.{key}: times multiplies numbers, and {number} is none.")
+        product = base[key] * value
+        return round(product) if isinstance(base[key], int) else float(f"{product:.6g}")
+
+    def without_factors(self, key: str, base: Mapping[str, Any]) -> "Axis":
+        """Return the axis with its factors turned into values."""
+        if self.times is None:
+            return self
+        (kind, values), *_ = self.times.model_dump(exclude_none=True).items()
+        return Axis.model_validate({kind: [self.value(key, value, base) for value in values]})
+
+
+class BaseRecipe(Section):
     """What every trial starts from."""
 
     recipe: str
@@ -102,12 +122,12 @@ class BaseRecipe(_Model):
         return {"recipe": value} if isinstance(value, str) else value
 
 
-class Scheduler(_Model):
+class Scheduler(Section):
     """ASHA: every trial refines `first` images; only the best go on to `factor` times as many, up to `last`."""
 
     kind: Literal["asha"] = "asha"
-    first: Annotated[int, Field(ge=1)]
-    last: Annotated[int, Field(ge=1)]
+    first: Count
+    last: Count
     factor: Annotated[int, Field(ge=2)] = 3
 
     @model_validator(mode="after")
@@ -125,18 +145,18 @@ class Scheduler(_Model):
         return rungs + ([self.last] if self.last > rungs[-1] else [])
 
 
-class Search(_Model):
+class Search(Section):
     """How the drawn axes are drawn."""
 
     kind: Literal["random", "optuna"] = "random"
     """random: independent draws; optuna: each draw learns from the trials before it (extra ribray[optuna])."""
     samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
     """How many draws."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of the draws."""
 
 
-class Published(_Model):
+class Published(Section):
     """What a paper says of this study."""
 
     table: Literal["S1"] | None = None
@@ -147,7 +167,7 @@ class Published(_Model):
     """One sentence."""
 
 
-class SweepFile(_Model):
+class SweepFile(Section):
     """A sweep: what varies, what a trial runs, what is measured."""
 
     base: BaseRecipe
@@ -166,9 +186,9 @@ class SweepFile(_Model):
     """Dotted path in metrics.json, such as seed.rib.miou."""
     mode: Literal["max", "min"] = "max"
     """Whether more or less of the metric is better."""
-    max_concurrent: Annotated[int, Field(ge=1)] = 1
+    max_concurrent: Count = 1
     """Trials at a time."""
-    workers_per_trial: Annotated[int, Field(ge=1)] | None = None
+    workers_per_trial: Count | None = None
     """cluster.workers of a trial; default: the base's."""
     scheduler: Scheduler | None = None
     """Ends trials early; default: none."""
@@ -215,9 +235,7 @@ class SweepFile(_Model):
         """
         if self.repeats == 1:
             return {key: self.space[key].seeds or () for key in self.seed_keys}
-        sections = {name: field.annotation for name, field in Experiment.model_fields.items() if name in self.stages}
-        seeded = (name for name, section in sections.items() if "seed" in getattr(section, "model_fields", ()))
-        stage = next(seeded, None)
+        stage = next((name for name in seeded_sections() if name in self.stages), None)
         if stage is None:
             raise UsageError(f"repeats: none of the stages {', '.join(self.stages)} has a seed to repeat.")
         return {f"{stage}.seed": range(self.repeats)}
@@ -230,6 +248,10 @@ class Trial:
     id: str
     """Names its directory; a function of the settings."""
     settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Trial":
+        return cls(trial_id(settings), settings)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -293,35 +315,15 @@ def title_of(location: Path) -> str:
 # --- trials ------------------------------------------------------------------------------------------------------
 
 
-def read_base(sweep: SweepFile) -> dict[str, Any]:
-    """Return the raw values of the recipe that a sweep starts from; a run's directory stands for the run's recipe.
-
-    Raises:
-        UsageError: no such recipe, or broken YAML.
-    """
-    run = base_run(sweep)
-    return read_recipe(sweep.base.recipe if run is None else str(run / _RUN_FILE))
-
-
-def base_experiment(
-    sweep: SweepFile,
-    overrides: Iterable[str] = (),
-    settings: Mapping[str, Any] = {},
-    recipe: Mapping[str, Any] | None = None,
-) -> Experiment:
-    """Return the base's configuration, or with ``settings`` that of a trial.
-
-    Args:
-        sweep: says what it sets for all trials.
-        overrides: ``key=value`` strings of the command line.
-        settings: of a trial.
-        recipe: raw values of the base's recipe, where they were read before.
+def base_experiment(sweep: SweepFile, overrides: Iterable[str] = ()) -> Experiment:
+    """Return what every trial starts from; ``overrides`` are the command line's ``key=value``.
 
     Raises:
         UsageError: as `load_experiment` raises it.
     """
-    values = read_base(sweep) if recipe is None else recipe
-    return validate_experiment(change(values, [sweep.base.set, *overrides, settings]), sweep.base.recipe)
+    run = base_run(sweep)
+    recipe = sweep.base.recipe if run is None else str(run / _RUN_FILE)
+    return load_experiment(recipe, [sweep.base.set, *overrides])
 
 
 def base_run(sweep: SweepFile) -> Path | None:
@@ -339,20 +341,22 @@ def trials_of(sweep: SweepFile, base: Experiment) -> list[Trial]:
         UsageError: a factor on a value that is no number.
     """
     flat = flatten(to_values(base))
-    draws = range(sweep.search.samples) if sweep.search is not None else range(1)
-    grids = {key: _grid(key, axis, flat) for key, axis in sweep.space.items() if not axis.is_drawn and not axis.seeds}
-    drawn = {key: axis for key, axis in sweep.space.items() if axis.is_drawn}
+    grids = {
+        key: [axis.value(key, value, flat) for value in axis.plain.grid]
+        for key, axis in sweep.space.items()
+        if axis.plain.grid is not None
+    }
     repeated = sweep.repeated()
-    count = len(draws) * math.prod(map(len, [*grids.values(), *repeated.values()]))
+    draws = sweep.search.samples if sweep.search is not None else 1
+    count = draws * math.prod(map(len, [*grids.values(), *repeated.values()]))
     if count > MOST_TRIALS:
         raise UsageError(f"The sweep has {count:,} trials; {MOST_TRIALS:,} are the most that one may have.")
     found: dict[str, Trial] = {}
-    for draw in draws:
-        values = {key: _draw(key, axis, flat, sweep.search, draw) for key, axis in drawn.items()}
+    for draw in range(draws):
+        drawn = {key: _draw(sweep, key, draw, flat) for key, axis in sweep.space.items() if axis.is_drawn}
         for point in _product(grids):
             for seeds in _product(repeated):
-                settings = {**{key: (values | point)[key] for key in sweep.axes}, **seeds}
-                trial = Trial(trial_id(settings), settings)
+                trial = Trial.of({**{key: (drawn | point)[key] for key in sweep.axes}, **seeds})
                 found.setdefault(trial.id, trial)
     return list(found.values())
 
@@ -361,44 +365,21 @@ def _product(values: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:
     return (dict(zip(values, point, strict=True)) for point in itertools.product(*values.values()))
 
 
-def _grid(key: str, axis: Axis, flat: Mapping[str, Any]) -> list[Any]:
-    values = list(axis.plain.grid or ())
-    return [scaled(key, value, flat) for value in values] if axis.times is not None else values
-
-
-def _draw(key: str, axis: Axis, flat: Mapping[str, Any], search: Search | None, draw: int) -> Any:
+def _draw(sweep: SweepFile, key: str, draw: int, flat: Mapping[str, Any]) -> Any:
     """Return the value of one draw; it depends on the search's seed, the key and the draw's number alone."""
-    assert search is not None
-    rng = np.random.default_rng([search.seed, draw, *key.encode()])
-    plain = axis.plain
-    value: Any
-    if plain.choice is not None:
-        value = plain.choice[int(rng.integers(len(plain.choice)))]
-    elif plain.uniform is not None:
-        value = rounded(float(rng.uniform(*plain.uniform)))
-    else:
-        low, high = (math.log(bound) for bound in plain.loguniform or ())
-        value = rounded(math.exp(float(rng.uniform(low, high))))
-    return scaled(key, value, flat) if axis.times is not None else value
+    assert sweep.search is not None
+    axis, rng = sweep.space[key], np.random.default_rng([sweep.search.seed, draw, *key.encode()])
+    if axis.plain.choice is not None:
+        return axis.value(key, axis.plain.choice[int(rng.integers(len(axis.plain.choice)))], flat)
+    if axis.plain.uniform is not None:
+        return axis.value(key, rounded(float(rng.uniform(*axis.plain.uniform))), flat)
+    low, high = (math.log(bound) for bound in axis.plain.loguniform or ())
+    return axis.value(key, rounded(math.exp(float(rng.uniform(low, high)))), flat)
 
 
 def rounded(value: float) -> float:
     """Return a number to four significant digits: nobody reads more of a random draw."""
     return float(f"{value:.4g}")
-
-
-def scaled(key: str, factor: Any, flat: Mapping[str, Any]) -> Any:
-    """Return a factor times the base's value of a key; an integer stays one.
-
-    Raises:
-        UsageError: either is no number.
-    """
-    value = flat.get(key)
-    for number in (value, factor):
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise UsageError(f"space.{key}: times multiplies numbers, and {number} is none.")
-    product = value * factor
-    return round(product) if isinstance(value, int) else float(f"{product:.6g}")
 
 
 def trial_id(settings: Mapping[str, Any]) -> str:

@@ -141,7 +141,7 @@ def test_every_shipped_sweep_has_a_header_and_trials_on_its_base_and_on_voc(name
         assert 5 <= len(found) <= 21
         for trial in found:
             assert set(trial.settings) <= set(known)
-            changed = flatten(to_values(base_experiment(definition, overrides, trial.settings)))
+            changed = flatten(to_values(base.with_values(trial.settings)))
             assert {key: changed[key] for key in trial.settings} == dict(trial.settings)
 
 
@@ -201,21 +201,22 @@ def resolved(folder, settings=(), recipe="quickstart"):
 def test_a_sweep_over_the_seed_of_a_resolved_recipe_varies_every_section(tmp_path):
     resolved(tmp_path, ["seed=4", "irn.seed=9"])
     sweep = validate_sweep({**PLAIN, "base": str(tmp_path), "space": {"seed": {"seeds": [4, 5]}}}, "study.yaml")
-    found = [base_experiment(sweep, (), trial.settings) for trial in trials_of(sweep, base_experiment(sweep))]
+    base = base_experiment(sweep)
+    found = [base.with_values(trial.settings) for trial in trials_of(sweep, base)]
     assert [(each.seed, each.data.seed, each.refine.seed, each.irn.seed) for each in found] == [
         (4, 4, 4, 9),
         (5, 5, 5, 9),
     ]
     held = validate_sweep({**PLAIN, "base": {"recipe": str(tmp_path), "set": {"seed": 3}}}, "study.yaml")
     assert base_experiment(held).classifier.seed == 3
-    assert base_experiment(held, ["refine.seed=8"], {"seed": 6}).refine.seed == 8
-    assert base_experiment(held, ["refine.seed=8"], {"seed": 6}).data.seed == 6
+    assert base_experiment(held, ["refine.seed=8"]).with_values({"seed": 6}).refine.seed == 8
+    assert base_experiment(held, ["refine.seed=8"]).with_values({"seed": 6}).data.seed == 6
 
 
 def test_values_that_look_like_numbers_reach_a_trial_as_what_they_are():
     sweep = validate_sweep({**PLAIN, "base": {"recipe": "quickstart", "set": {"tracking.group": "1e5"}}}, "study.yaml")
     settings = {"classifier.weights": "2e3", "refine.lr": "1e-5", "segmentation.iterations": "3e4"}
-    experiment = base_experiment(sweep, ['tracking.tags=["1e5", "on"]'], settings)
+    experiment = base_experiment(sweep, ['tracking.tags=["1e5", "on"]']).with_values(settings)
     assert (experiment.tracking.group, experiment.tracking.tags) == ("1e5", ("1e5", "on"))
     assert experiment.classifier.weights == "2e3"
     assert (experiment.refine.lr, experiment.segmentation.iterations) == (1e-5, 30_000)
@@ -225,7 +226,7 @@ def test_a_date_in_a_sweep_is_answered_with_the_quotes():
     sweep = validate_sweep({**PLAIN, "space": {"data.train_split": [date(2024, 1, 2)]}}, "study.yaml")
     (trial,) = trials_of(sweep, base_experiment(sweep))
     with pytest.raises(UsageError, match=r"data\.train_split: .* is text in quotes"):
-        base_experiment(sweep, (), trial.settings)
+        base_experiment(sweep).with_values(trial.settings)
 
 
 def test_what_a_sweep_sets_is_not_changed_by_overrides():

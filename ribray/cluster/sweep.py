@@ -2,20 +2,19 @@
 
 A trial reserves next to nothing: each of its stages brings a placement group of its own, so that any number of
 trials at a time gets through on any cluster. Tune's own files (TensorBoard events, ``result.json``) are written and
-never read: a sweep goes on from its ledger.
+never read: a sweep goes on from what its trials have written.
 """
 
 import contextlib
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from ray import tune
@@ -23,45 +22,36 @@ from ray.tune.search import Searcher
 
 from ribray import storage
 from ribray.errors import UsageError
-from ribray.sweep_file import Axis, Scheduler, Search, Trial, rounded, trial_id
+from ribray.sweep_file import Axis, Search, SweepFile, Trial, rounded, trial_id
 
 POLL_SECONDS = 0.5
 PROCESS_FAILURES = 2
 """How often the process of a trial may die before the trial has failed."""
-VALUE, RUNG, OUTCOME = "value", "rung", "outcome"
-"""What a trial reports to Tune: its metric, how many images it is over, and everything else as JSON text."""
+VALUE, IMAGES = "value", "images"
+"""What a trial reports to Tune: its metric, and how many images a scheduler compares it over."""
 
-Status = Literal["waiting", "running", "finished", "diverged", "stopped", "failed"]
+RunTrial = Callable[[Trial, int | None, bool], float | None]
+"""Runs a trial, on so many images where a scheduler compares trials over them, for the last time or not.
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a trial, or of a part of it."""
-
-    status: Status
-    value: float | None = None
-    """The sweep's metric."""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Every number of the trial's metrics, by dotted name."""
-    failed_images: int = 0
-    error: str | None = None
-    seconds: float = 0.0
+It returns the metric, None where the trial has come to an end without one, and travels to other processes.
+"""
 
 
-RunTrial = Callable[[Trial, int | None], Outcome]
-"""Runs a trial, where a scheduler compares trials up to a number of images. It travels to other processes."""
+class Watcher(Protocol):
+    """Is told what becomes of trials, in the process of the sweep."""
 
+    def begun(self, trial: Trial) -> None: ...
 
-@dataclass(frozen=True)
-class SweepPlan:
-    """How trials are carried out."""
+    def ended(self, trial: Trial) -> None:
+        """The trial is over, after its last report or because the scheduler ended it."""
 
-    name: str
-    mode: Literal["max", "min"]
-    max_concurrent: int
-    folder: Path
-    """Where Tune writes its files."""
-    scheduler: Scheduler | None = None
+    def died(self, trial: Trial, error: str) -> None: ...
+
+    def drawn_again(self, trial: Trial) -> None:
+        """A search suggests a trial that there is; it is not run again."""
+
+    def waiting(self) -> None:
+        """Called every half second."""
 
 
 @dataclass(frozen=True)
@@ -82,71 +72,64 @@ class Searched:
 
 
 def run_sweep(
+    name: str,
+    definition: SweepFile,
     trials: Sequence[Trial],
     run_trial: RunTrial,
-    plan: SweepPlan,
-    on_change: Callable[[Trial, Outcome], None],
+    folder: Path,
+    watcher: Watcher,
     stop_requested: Callable[[], bool],
-    while_waiting: Callable[[], None] = lambda: None,
     searched: Searched | None = None,
-    on_equal: Callable[[Trial], None] = lambda trial: None,
-) -> bool:
-    """Run trials, at most ``plan.max_concurrent`` at a time; on a cluster that is connected already.
+) -> None:
+    """Run trials, or those that a search suggests, until a stop is requested; on a cluster that is connected already.
 
-    Args:
-        trials: what to run; none where ``searched`` suggests them.
-        run_trial: runs one.
-        plan: how.
-        on_change: called in this process when a trial begins, and with what came of it.
-        stop_requested: asked every half second; once true, trials are left where they are.
-        while_waiting: called as often.
-        searched: suggests trials in place of ``trials``.
-        on_equal: called, in this process, with a trial that the search suggests again; it is not run again.
-
-    Returns:
-        False where a stop request ended it.
+    Tune's own files go into ``folder``.
     """
-    _quiet()
-    rungs = plan.scheduler.rungs if plan.scheduler is not None else [None]
+    for logger in ("ray.tune", "ray.train", "ray.air"):  # the ledger and the table say it better
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    scheduler = definition.scheduler
+    rungs = [None] if scheduler is None else scheduler.rungs
 
     def trainable(config: dict[str, Any]) -> None:
-        trial = _trial_of(config)
-        for place, rung in enumerate(rungs):
-            outcome = run_trial(trial, rung)
-            is_last = place == len(rungs) - 1 or outcome.status != "finished"
-            value = {} if outcome.value is None else {VALUE: outcome.value}
-            tune.report({**value, RUNG: rung or 1, OUTCOME: json.dumps(asdict(outcome))})
-            if is_last:
+        for images in rungs:
+            value = run_trial(_trial_of(config), images, images == rungs[-1])
+            tune.report({**({} if value is None else {VALUE: value}), IMAGES: images or 1})
+            if value is None:
                 return
 
-    storage_path, filesystem = storage.for_ray(plan.folder)
-    token = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])
+    asha = scheduler and tune.schedulers.ASHAScheduler(
+        time_attr=IMAGES, grace_period=scheduler.first, max_t=scheduler.last, reduction_factor=scheduler.factor
+    )
+    listed = [{"id": trial.id, "settings": dict(trial.settings)} for trial in trials]
+    storage_path, filesystem = storage.for_ray(folder)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, token),
-        param_space=_param_space(trials, searched),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
+        param_space={"trial": tune.grid_search(listed)} if searched is None else {},
         tune_config=tune.TuneConfig(
             metric=VALUE,
-            mode=plan.mode,
-            max_concurrent_trials=plan.max_concurrent,
+            mode=definition.mode,
+            max_concurrent_trials=definition.max_concurrent,
             num_samples=1 if searched is None else searched.search.samples - searched.drawn,
-            search_alg=None if searched is None else DistinctDraws(searched, plan.mode, on_equal),
-            scheduler=_scheduler(plan),
+            search_alg=None if searched is None else DistinctDraws(searched, definition.mode, watcher.drawn_again),
+            scheduler=asha,
             reuse_actors=True,  # the process has torch already
             trial_dirname_creator=lambda trial: f"{trial.trial_id}-{_trial_of(trial.config).id}",
         ),
         run_config=tune.RunConfig(
-            name=f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=storage_path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[_Telling(on_change, plan.scheduler)],
+            callbacks=[_ToldByTune(watcher)],
             failure_config=tune.FailureConfig(max_failures=PROCESS_FAILURES),
         ),
     )
-    return _fit(tuner, stop_requested, while_waiting)
+    _fit(tuner, stop_requested, watcher.waiting)
 
 
-def _fit(tuner: tune.Tuner, stop_requested: Callable[[], bool], while_waiting: Callable[[], None]) -> bool:
+def _fit(tuner: tune.Tuner, stop_requested: Callable[[], bool], while_waiting: Callable[[], None]) -> None:
     """Run Tune in a thread: in the main one it would take Ctrl-C for itself."""
     outcome: Future[None] = Future()
 
@@ -161,22 +144,40 @@ def _fit(tuner: tune.Tuner, stop_requested: Callable[[], bool], while_waiting: C
     while not wait([outcome], timeout=POLL_SECONDS).done:
         while_waiting()
         if stop_requested():
-            return False
+            return
     outcome.result()
-    return True
 
 
 def _trial_of(config: Mapping[str, Any]) -> Trial:
     if "trial" in config:
-        return Trial(config["trial"]["id"], config["trial"]["settings"])
-    settings = {key: rounded(value) if isinstance(value, float) else value for key, value in config.items()}
-    return Trial(trial_id(settings), settings)
+        return Trial(**config["trial"])
+    return Trial.of({key: rounded(value) if isinstance(value, float) else value for key, value in config.items()})
 
 
-def _param_space(trials: Sequence[Trial], searched: Searched | None) -> dict[str, Any]:
-    if searched is None:
-        return {"trial": tune.grid_search([{"id": trial.id, "settings": dict(trial.settings)} for trial in trials])}
-    return {}
+class _ToldByTune(tune.Callback):
+    """Passes on what Tune does with trials."""
+
+    def __init__(self, watcher: Watcher):
+        self._watcher = watcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: Tune writes its callbacks into a file, which nobody reads."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watcher.begun(_trial_of(trial.config))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watcher.ended(_trial_of(trial.config))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+        died = any("ActorDiedError" in line or "ActorUnavailableError" in line for line in lines)
+        error = "its process died" if died else lines[-1] if lines else "no reason is known"
+        self._watcher.died(_trial_of(trial.config), error)
+
+
+# --- a search ----------------------------------------------------------------------------------------------------
 
 
 def require_optuna() -> None:
@@ -192,77 +193,67 @@ def require_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def optuna_search(searched: Searched, mode: str) -> Any:
-    """Return the search; it is told of finished trials, and suggests unfinished ones first."""
-    from ray.tune.search.optuna import OptunaSearch
-
-    distributions = {key: _distribution(axis, key in searched.integers) for key, axis in searched.space.items()}
-    seed = searched.search.seed
-    if searched.drawn:  # or the first draws would come again
-        seed = int(np.random.SeedSequence([seed, searched.drawn]).generate_state(1)[0])
-    search = OptunaSearch(
-        space=distributions,
-        metric=VALUE,
-        mode=mode,
-        seed=seed,
-        points_to_evaluate=[dict(settings) for settings in searched.unfinished] or None,
-    )
-    for settings, value in searched.evaluated:
-        with contextlib.suppress(ValueError):  # of a space that is smaller now
-            search.add_evaluated_point(dict(settings), value, pruned=value is None)
-    return search
-
-
 class DistinctDraws(Searcher):
-    """An Optuna search whose equal draws are one trial: each counts as a sample, and is run the first time only.
+    """Optuna's suggestions, of which equal ones are one trial: each counts as a sample, and is run the first time only.
 
     A draw that comes again is answered with the metric of its trial; while that has none, Optuna forgets the draw.
+    Trials that were begun are suggested first.
     """
 
-    def __init__(self, searched: Searched, mode: Literal["max", "min"], on_equal: Callable[[Trial], None]):
+    def __init__(self, searched: Searched, mode: Literal["max", "min"], drawn_again: Callable[[Trial], None]):
+        import optuna
+
         super().__init__(VALUE, mode)
-        self._search, self._on_equal = optuna_search(searched, mode), on_equal
+        self._drawn_again = drawn_again
+        self._space = {key: _distribution(axis, key in searched.integers) for key, axis in searched.space.items()}
         self._left = searched.search.samples - searched.drawn
         self._values = {trial_id(settings): value for settings, value in searched.evaluated}
-        self._drawn: dict[str, tuple[str, str]] = {}
-        """By Tune's name of a trial: Optuna's name of the draw, and the trial's id."""
+        self._draws: dict[str, Any] = {}
+        """By Tune's name of a trial."""
+        seed = searched.search.seed
+        if searched.drawn:  # or the first draws would come again
+            seed = int(np.random.SeedSequence([seed, searched.drawn]).generate_state(1)[0])
+        direction = "maximize" if mode == "max" else "minimize"
+        self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), direction=direction)
+        for settings in searched.unfinished:
+            self.study.enqueue_trial(dict(settings))
+        for settings, value in searched.evaluated:
+            state, values = _state(value), {"params": dict(settings), "value": value}
+            with contextlib.suppress(ValueError):  # of a space that is smaller now
+                self.study.add_trial(optuna.trial.create_trial(state=state, distributions=self._space, **values))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process, as `_Telling` does."""
-        return {**self.__dict__, "_on_equal": None}
+        """Leave out what belongs to this process, as `_ToldByTune` does."""
+        return {**self.__dict__, "_drawn_again": None}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the next settings that were not drawn before, or that there are no more."""
         while self._left:
             self._left -= 1
-            draw = f"{trial_id}-{self._left}"
-            settings: dict[str, Any] = self._search.suggest(draw)
-            trial = _trial_of(settings)
+            draw = self.study.ask(self._space)
+            trial = _trial_of(draw.params)
             if trial.id not in self._values:
-                self._values[trial.id] = None
-                self._drawn[trial_id] = (draw, trial.id)
-                return settings
-            self._tell(draw, self._values[trial.id])
-            self._on_equal(trial)
+                self._values[trial.id], self._draws[trial_id] = None, draw
+                return dict(draw.params)
+            value = self._values[trial.id]
+            self.study.tell(draw, value, _state(value, failed=value is None))
+            self._drawn_again(trial)
         return str(self.FINISHED)
 
-    def _tell(self, draw: str, value: float | None) -> None:
-        self._search.on_trial_complete(draw, None if value is None else {VALUE: value}, error=value is None)
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass on what a scheduler compares trials by; a training that diverged has none."""
-        if VALUE in result:
-            self._search.on_trial_result(self._drawn[trial_id][0], result)
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass on what came of a trial."""
-        draw, name = self._drawn[trial_id]
-        self._values[name] = (result or {}).get(VALUE)
-        self._search.on_trial_complete(draw, result, error)
+        draw, value = self._draws[trial_id], (result or {}).get(VALUE)
+        self._values[_trial_of(draw.params).id] = value
+        self.study.tell(draw, value, _state(value, failed=error))
 
     def save(self, checkpoint_path: str) -> None:
-        """Save the state of the search, as Tune wants it; nobody reads it."""
-        self._search.save(checkpoint_path)
+        """Tune wants to save the search; nobody would read it."""
+
+
+def _state(value: float | None, failed: bool = False) -> Any:
+    """Return how Optuna calls the end of a trial; one that diverged is a bad one, one that failed is none."""
+    from optuna.trial import TrialState
+
+    return TrialState.COMPLETE if value is not None else TrialState.FAIL if failed else TrialState.PRUNED
 
 
 def _distribution(axis: Axis, is_integer: bool) -> Any:
@@ -270,63 +261,7 @@ def _distribution(axis: Axis, is_integer: bool) -> Any:
 
     if axis.choice is not None:
         return distributions.CategoricalDistribution(list(axis.choice))
-    bounds = axis.uniform or axis.loguniform
-    assert bounds is not None
-    is_log = axis.loguniform is not None
+    bounds, is_log = axis.uniform or axis.loguniform or (), axis.loguniform is not None
     if is_integer:
-        return distributions.IntDistribution(round(bounds[0]), round(bounds[1]), log=is_log)
+        return distributions.IntDistribution(*map(round, bounds), log=is_log)
     return distributions.FloatDistribution(*map(rounded, bounds), log=is_log)
-
-
-def _scheduler(plan: SweepPlan) -> Any:
-    scheduler = plan.scheduler
-    if scheduler is None:
-        return None
-    return tune.schedulers.ASHAScheduler(
-        time_attr=RUNG, grace_period=scheduler.first, max_t=scheduler.last, reduction_factor=scheduler.factor
-    )
-
-
-class _Telling(tune.Callback):
-    """Passes on what Tune does with trials."""
-
-    def __init__(self, on_change: Callable[[Trial, Outcome], None], scheduler: Scheduler | None):
-        self._on_change, self._scheduler = on_change, scheduler
-        self._last: dict[str, tuple[Outcome, int]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process: Tune writes its callbacks into a file, which nobody reads."""
-        return {**self.__dict__, "_on_change": None}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say that it runs."""
-        self._on_change(_trial_of(trial.config), Outcome("running"))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Keep what it reported."""
-        if OUTCOME in result:
-            self._last[trial.trial_id] = (Outcome(**json.loads(result[OUTCOME])), result[RUNG])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say how it ended: where the scheduler ended it, as stopped."""
-        outcome, rung = self._last[trial.trial_id]
-        early = self._scheduler is not None and rung < self._scheduler.last and outcome.status == "finished"
-        told = Outcome(**{**asdict(outcome), "status": "stopped"}) if early else outcome
-        self._on_change(_trial_of(trial.config), told)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say that it failed."""
-        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        died = any("ActorDiedError" in line or "ActorUnavailableError" in line for line in lines)
-        error = "its process died" if died else lines[-1] if lines else "no reason is known"
-        self._on_change(_trial_of(trial.config), Outcome("failed", error=error))
-
-
-def _quiet() -> None:
-    """Keep Tune's own words off the terminal: the ledger and the table say it better."""
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.ERROR)

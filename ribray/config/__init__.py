@@ -4,11 +4,19 @@ Unknown keys and values out of range are refused with a sentence.
 """
 
 from ribray.config.data import DataConfig, SyntheticConfig
-from ribray.config.experiment import Experiment, change, flatten, to_values, to_yaml, validate_experiment
+from ribray.config.experiment import (
+    Experiment,
+    change,
+    flatten,
+    seeded_sections,
+    to_values,
+    to_yaml,
+    validate_experiment,
+)
 from ribray.config.masks import IrnConfig, MasksConfig, PseudoConfig
 from ribray.config.methods import RefineConfig
 from ribray.config.networks import ClassifierConfig, SegmentationConfig
 from ribray.config.recipes import find_recipe, load_experiment, read_recipe, read_yaml, shipped_files, shipped_recipes
 from ribray.config.running import ClusterConfig, TrackingConfig
-from ribray.config.section import TIMM_PREFIX
+from ribray.config.section import TIMM_PREFIX, Count, Positive, Section, Seed
 from ribray.config.sentences import explain_invalid, nearest

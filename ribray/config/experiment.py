@@ -41,7 +41,7 @@ class Experiment(Section):
         if not isinstance(values, Mapping):
             return values
         spread = dict(values)
-        for name in _seeded_sections():
+        for name in seeded_sections():
             section = spread.get(name, {})
             if isinstance(section, Mapping):
                 spread[name] = {**section, "seed": section.get("seed", values.get("seed", 0))}
@@ -149,14 +149,14 @@ def _parse_override(override: str) -> tuple[str, Any, str]:
         raise UsageError(f"{shown}: the value is not valid YAML: {error}.") from None
 
 
-def _seeded_sections() -> list[str]:
+def seeded_sections() -> list[str]:
     sections = {name: field.annotation for name, field in Experiment.model_fields.items()}
     return [name for name, section in sections.items() if "seed" in getattr(section, "model_fields", ())]
 
 
 def _forget_spread_seeds(values: dict[str, Any]) -> None:
     """Remove the sections' seeds that equal the experiment's own: a resolved recipe has them all written out."""
-    for name in _seeded_sections() if "seed" in values else ():
+    for name in seeded_sections() if "seed" in values else ():
         section = values.get(name)
         if isinstance(section, dict) and "seed" in section and section["seed"] == values["seed"]:
             values[name] = {key: value for key, value in section.items() if key != "seed"}

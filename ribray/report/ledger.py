@@ -1,66 +1,56 @@
-"""Reading a sweep's ledger, ``sweep.json``: what it may hold, so that whoever shows it can rely on that."""
+"""What came of a sweep's trials: each writes its ``trial.json``, and the *ledger* ``sweep.json`` is a view of all."""
 
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 from ribray import storage
-from ribray.config import explain_invalid
 from ribray.errors import RibrayError, UsageError
+from ribray.runs.directory import TRIAL_FILE
+from ribray.sweep_file import Trial
+from ribray.tracking import TRIALS_FOLDER
 
 FORMAT = 1
-"""Version of the file."""
+"""Version of the ledger."""
+
+Status = Literal["waiting", "running", "finished", "diverged", "stopped", "failed"]
 
 
-def _inside(directory: str) -> str:
-    path = PurePosixPath(directory)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError("a trial's directory lies below the sweep's")
-    return directory
+@dataclass
+class TrialRecord:
+    """What came of a trial, or of a part of it."""
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class _Trial(_Part):
     id: str
-    directory: Annotated[str, AfterValidator(_inside)]
+    directory: str
     settings: dict[str, Any]
     draws: int = 1
-    status: Literal["waiting", "running", "finished", "diverged", "stopped", "failed"]
-    value: float | None
-    metrics: dict[str, float | Annotated[list[float], Field(min_length=2, max_length=2)] | None]
-    failed_images: int
-    error: str | None
-    seconds: float
+    """How often a search has drawn it."""
+    status: Status = "waiting"
+    value: float | None = None
+    """The sweep's metric."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Every number of the trial's metrics, by dotted name."""
+    failed_images: int = 0
+    error: str | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, trial: Trial, status: Status, **more: Any) -> "TrialRecord":
+        return cls(trial.id, f"{TRIALS_FOLDER}/{trial.id}", dict(trial.settings), status=status, **more)
+
+    def write(self, out: Path, sweep: str) -> None:
+        """Write the trial's own file, below the sweep's folder; ``sweep`` tells it from one with other settings."""
+        storage.write_json(out / self.directory / TRIAL_FILE, {"sweep": sweep, **asdict(self)})
 
 
-class _Base(_Part):
-    recipe: str
-    directory: str
-
-
-class _Published(_Part):
-    table: Literal["S1"] | None
-    value: float | None
-    std: float | None
-    text: str | None
-
-
-class _Ledger(_Part):
-    name: str
-    title: str | None
-    base: _Base | None
-    metric: str
-    mode: Literal["max", "min"]
-    axes: list[str]
-    repeats: list[str]
-    published: _Published | None
-    stages: list[str]
-    configuration: dict[str, Any] = {}
-    trials: list[_Trial]
+def read_trial(trial: Trial, out: Path, sweep: str) -> TrialRecord | None:
+    """Return what a trial has written; None where there is nothing, nothing whole, or something of another sweep."""
+    location = out / TRIALS_FOLDER / trial.id / TRIAL_FILE
+    try:
+        values = storage.read_object(location) if location.is_file() else {}
+    except RibrayError:
+        return None
+    return TrialRecord(**values) if values.pop("sweep", None) == sweep else None
 
 
 def read_ledger(location: Path) -> dict[str, Any]:
@@ -74,9 +64,4 @@ def read_ledger(location: Path) -> dict[str, Any]:
     values = storage.read_object(location, remedy)
     if values.get("format") != FORMAT:
         raise UsageError(f"{location} is of another version of ribray; choose another --out.")
-    try:
-        _Ledger.model_validate(values)
-    except ValidationError as error:
-        fault = explain_invalid(error, _Ledger).rstrip(".")
-        raise RibrayError(f"{location} is damaged ({fault}); {remedy}.") from None
     return values

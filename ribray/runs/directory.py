@@ -10,6 +10,8 @@ from ribray.runs import lock
 
 EXPERIMENT_FILE = "experiment.yaml"
 LEDGER_FILE = "sweep.json"
+TRIAL_FILE = "trial.json"
+"""In the directory of a sweep's trial: what came of it."""
 MARKS = {"run": EXPERIMENT_FILE, "sweep": LEDGER_FILE}
 """The file by which a directory of a run, or of a sweep, is known."""
 
@@ -49,7 +51,7 @@ def require_free(location: Path, kind: str) -> None:
     other = next((name for name, mark in MARKS.items() if name != kind and (location / mark).exists()), None)
     if other is not None:
         raise UsageError(f"{location} holds a {other}, not a {kind}; choose another --out.")
-    is_ours = (location / lock.LOCK_NAME).exists() or (location / MARKS[kind]).exists()
+    is_ours = any((location / name).exists() for name in (lock.LOCK_NAME, MARKS[kind], TRIAL_FILE))
     if not is_ours and location.is_dir() and any(location.iterdir()):
         raise UsageError(f"{location} holds other files and is no {kind} directory; choose another --out.")
 

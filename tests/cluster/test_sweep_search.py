@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ribray.cluster.sweep import VALUE, DistinctDraws, Searched, optuna_search, require_optuna
+from ribray.cluster.sweep import VALUE, DistinctDraws, Searched, require_optuna
 from ribray.errors import UsageError
 from ribray.sweep_file import Axis, Search
 
@@ -31,7 +31,7 @@ def searched(**changes) -> Searched:
 
 def test_suggestions_lie_in_the_space():
     pytest.importorskip("optuna")
-    search = optuna_search(searched(), "max")
+    search = DistinctDraws(searched(), "max", lambda trial: None)
     for number in range(8):
         point = search.suggest(str(number))
         assert 1e-5 <= point["refine.lr"] <= 1e-3
@@ -43,11 +43,10 @@ def test_unfinished_trials_come_first_and_finished_ones_are_known():
     pytest.importorskip("optuna")
     unfinished = {"refine.lr": 2e-4, "refine.batch_size": 7, "refine.loss": "bce_tanh"}
     good = {"refine.lr": 3e-4, "refine.batch_size": 30, "refine.loss": "rib"}
-    search = optuna_search(searched(unfinished=[unfinished], evaluated=[(good, 60.0)]), "max")
+    search = DistinctDraws(searched(unfinished=[unfinished], evaluated=[(good, 60.0)]), "max", lambda trial: None)
     assert search.suggest("0") == unfinished
-    study = search._ot_study
-    assert study.best_value == 60.0
-    assert study.best_params == good
+    assert search.study.best_value == 60.0
+    assert search.study.best_params == good
 
 
 def test_equal_draws_are_one_trial_and_each_counts_as_a_sample():
@@ -62,7 +61,7 @@ def test_equal_draws_are_one_trial_and_each_counts_as_a_sample():
     assert search.suggest("c") == DistinctDraws.FINISHED
     assert len(again) == 9 - 2
     assert set(again) == {f"loss={each['refine.loss']}" for each in (first, second)}
-    states = {trial.params["refine.loss"]: trial.value for trial in search._search._ot_study.trials if trial.value}
+    states = {trial.params["refine.loss"]: trial.value for trial in search.study.trials if trial.value}
     assert states == {first["refine.loss"]: 50.0, second["refine.loss"]: 60.0}
 
 
@@ -75,7 +74,7 @@ def test_a_draw_that_equals_a_running_trial_does_not_wait_for_it():
     assert search.suggest("b") == DistinctDraws.FINISHED
     assert again == ["loss=rib"] * 8
     search.on_trial_complete("a", {VALUE: 50.0})
-    assert search._search._ot_study.best_value == 50.0
+    assert search.study.best_value == 50.0
 
 
 def test_a_search_that_goes_on_draws_what_is_left_and_does_not_begin_anew():
@@ -108,10 +107,8 @@ def test_a_diverged_trial_has_no_metric_and_ends_no_search():
 
 def test_earlier_trials_outside_a_space_that_was_narrowed_are_not_told():
     pytest.importorskip("optuna")
-    search = optuna_search(
-        searched(evaluated=[({"refine.lr": 0.5, "refine.batch_size": 7, "refine.loss": "rib"}, 9.0)]), "max"
-    )
-    assert not search._ot_study.trials
+    known = [({"refine.lr": 0.5, "refine.batch_size": 7, "refine.loss": "rib"}, 9.0)]
+    assert not DistinctDraws(searched(evaluated=known), "max", lambda trial: None).study.trials
 
 
 def test_without_optuna_it_is_said_what_to_install(monkeypatch):

@@ -11,19 +11,20 @@ import torch
 from rich.console import Console
 
 from ribray import storage
-from ribray.cluster.sweep import Outcome, Searched
+from ribray.cluster.sweep import Searched
 from ribray.commands import sweep as sweeps
+from ribray.commands import trial as one_trial
 from ribray.commands.run import Planned, Request, parse_stages, plan_chain
 from ribray.config import SegmentationConfig, load_experiment, to_yaml
 from ribray.errors import UsageError
 from ribray.networks import build_classifier
 from ribray.networks.deeplab import build_deeplab
 from ribray.networks.weights import save_network
-from ribray.report.ledger import read_ledger
+from ribray.report.ledger import TrialRecord, read_ledger
 from ribray.runs.directory import require_outside
 from ribray.runs.run import Run
 from ribray.stages import refine
-from ribray.sweep_file import Trial, base_experiment, read_base, trial_id, trials_of, validate_sweep
+from ribray.sweep_file import Trial, base_experiment, trials_of, validate_sweep
 from tests.by_hand import begin, put_masks
 from tests.reports import drawn
 
@@ -234,27 +235,36 @@ class Search:
     def __init__(self, out: Path, monkeypatch: pytest.MonkeyPatch):
         self._out, self._monkeypatch = out, monkeypatch
 
-    def go_on(self, *outcomes: tuple[str, Outcome | None]) -> tuple[Searched | None, str]:
-        """Start the search; tell it of a loss and what came of it, where None is a draw that was drawn before.
+    def go_on(self, *ends: tuple[str, str | float | None]) -> tuple[Searched | None, str]:
+        """Start the search; tell it of a loss and the metric or what else came of it, None of a draw drawn before.
 
-        Returns:
-            what Ray Tune was asked for (None: nothing), and what was printed.
+        Returns what Tune was asked for, if it was, and what was printed.
         """
         asked: list[Searched] = []
 
-        def run_sweep(left, runner, plan, on_change, stop, while_waiting, searched, on_equal):
+        def run_sweep(name, definition, left, runner, folder, watcher, stop, searched):
             asked.append(searched)
-            for loss, outcome in outcomes:
-                settings = {"refine.loss": loss}
-                trial = Trial(trial_id(settings), settings)
-                on_equal(trial) if outcome is None else on_change(trial, outcome)
+            for loss, end in ends:
+                trial = Trial.of({"refine.loss": loss})
+                if end is None:
+                    watcher.drawn_again(trial)
+                elif end == "failed":
+                    watcher.died(trial, "no memory")
+                else:
+                    is_value = isinstance(end, float)
+                    record = TrialRecord.of(trial, "finished" if is_value else end, value=end if is_value else None)
+                    record.write(self._out, runner.sweep)
+                    watcher.ended(trial)
 
         self._monkeypatch.setattr(sweeps, "run_sweep", run_sweep)
-        request = sweeps.SweepRequest(validate_sweep(SEARCH, "study.yaml"), Path("study.yaml"), "A study.", self._out)
-        experiment, text = load_experiment("quickstart"), io.StringIO()
-        ledger = sweeps._Ledger(self._out, request, experiment, [])
-        job = sweeps._Job(request, self._out, {}, self._out / "base", ("refine", "seed"))
-        sweeps._run_trials(job, ledger, experiment, Console(file=text, width=300), threading.Event())
+        definition, text = validate_sweep(SEARCH, "study.yaml"), io.StringIO()
+        request = sweeps.SweepRequest(definition, Path("study.yaml"), "A study.", self._out)
+        base = base_experiment(definition)
+        ledger = sweeps.Ledger(self._out, request, base, [])
+        runner = one_trial.TrialRunner(
+            definition, base, self._out / "base", ("refine", "seed"), self._out, ledger.sweep
+        )
+        sweeps.run_trials(request, ledger, runner, Console(file=text, width=300), threading.Event())
         return (asked[0] if asked else None), text.getvalue()
 
 
@@ -263,12 +273,8 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     return Search(tmp_path, monkeypatch)
 
 
-def finished(value: float) -> Outcome:
-    return Outcome("finished", value)
-
-
 def test_a_search_whose_draws_were_partly_equal_is_done_once_all_samples_are_drawn(search, tmp_path):
-    asked, _ = search.go_on(("rib", finished(50.0)), ("bce_tanh", finished(40.0)), ("rib", None), ("rib", None))
+    asked, _ = search.go_on(("rib", 50.0), ("bce_tanh", 40.0), ("rib", None), ("rib", None))
     assert asked.drawn == 0
     assert [trial["draws"] for trial in read_ledger(tmp_path / "sweep.json")["trials"]] == [3, 1]
     asked, text = search.go_on()
@@ -277,7 +283,7 @@ def test_a_search_whose_draws_were_partly_equal_is_done_once_all_samples_are_dra
 
 
 def test_a_diverged_trial_counts_as_a_sample_and_a_failed_one_is_run_again(search):
-    search.go_on(("rib", finished(50.0)), ("bce_tanh", Outcome("diverged")), ("bce_sigmoid", Outcome("failed")))
+    search.go_on(("rib", 50.0), ("bce_tanh", "diverged"), ("bce_sigmoid", "failed"))
     asked, text = search.go_on()
     assert asked.search.samples - asked.drawn == 2
     assert asked.evaluated == [({"refine.loss": "rib"}, 50.0), ({"refine.loss": "bce_tanh"}, None)]
@@ -286,13 +292,13 @@ def test_a_diverged_trial_counts_as_a_sample_and_a_failed_one_is_run_again(searc
 
 
 def test_draws_that_equal_a_failed_trial_are_drawn_again(search):
-    search.go_on(("rib", Outcome("failed")), ("rib", None), ("bce_tanh", finished(40.0)))
+    search.go_on(("rib", "failed"), ("rib", None), ("bce_tanh", 40.0))
     asked, _ = search.go_on()
     assert asked.search.samples - asked.drawn == 3
 
 
 def test_a_ledger_without_counts_of_draws_is_read(search, tmp_path):
-    search.go_on(("rib", finished(50.0)), ("bce_tanh", finished(40.0)))
+    search.go_on(("rib", 50.0), ("bce_tanh", 40.0))
     ledger = tmp_path / "sweep.json"
     ledger.write_text(ledger.read_text().replace('"draws": 1,', ""))
     asked, _ = search.go_on()
@@ -304,9 +310,8 @@ def touched(space: dict, base: str | dict = "quickstart") -> set[str]:
     values = {"base": base, "stages": ["refine", "seed"], "metric": "seed.rib.miou", "space": space}
     definition = validate_sweep(values, "study.yaml")
     request = sweeps.SweepRequest(definition, Path("study.yaml"), "A study.", Path("out"))
-    recipe = read_base(definition)
-    experiment = base_experiment(definition, recipe=recipe)
-    return sweeps._check(request, experiment, trials_of(definition, experiment), recipe)
+    base = base_experiment(definition)
+    return sweeps.check(request, base, trials_of(definition, base))
 
 
 def test_a_sweep_over_the_seed_of_a_runs_recipe_shares_nothing_that_has_a_seed(tmp_path):
@@ -326,23 +331,22 @@ def test_trials_have_the_recipe_as_it_was_when_the_sweep_began(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("data: {kind: synthetic}\nrefine: {iterations: 3}\n")
     definition = validate_sweep({**SEARCH, "base": str(file)}, "study.yaml")
-    recipe = read_base(definition)
+    base = base_experiment(definition)
     file.write_text("data: {kind: synthetic}\nrefine: {iterations: 9}\n")
-    settings = {"refine.loss": "bce_tanh"}
-    experiment = base_experiment(definition, (), settings, recipe)
+    experiment = base.with_values({"refine.loss": "bce_tanh"})
     assert (experiment.refine.iterations, experiment.refine.loss) == (3, "bce_tanh")
 
 
 def test_only_the_end_of_a_trials_log_is_read(tmp_path):
     log = tmp_path / "trial.log"
-    assert sweeps._last_line(log) == ""
+    assert one_trial.last_line(log) == ""
     log.write_bytes(b"x" * 10_000_000 + "\nläuft\nrefine: 3 of 9 images\n\n".encode())
-    assert sweeps._last_line(log) == "refine: 3 of 9 images"
+    assert one_trial.last_line(log) == "refine: 3 of 9 images"
     log.write_text("")
-    assert sweeps._last_line(log) == ""
+    assert one_trial.last_line(log) == ""
 
 
 def test_a_log_on_an_object_store_is_not_asked_for():
     place = storage.path("memory://sweep/trials/one.log")
     place.write_text("refine: 3 of 9 images\n")
-    assert sweeps._last_line(place) == ""
+    assert one_trial.last_line(place) == ""
