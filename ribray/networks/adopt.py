@@ -62,13 +62,13 @@ def adopt(
     name = type(model).__name__
     _require_ready(model, name)
     network = copy.deepcopy(model).cpu().float().requires_grad_(True)
-    head_name, linear = _head_of(network, model, head)
+    linear = _head_of(network, model, head)
     weight = _head_weight(linear, name).clone()
     if features is None and head is None and frozen is None:
-        backbone = _known(network, name) or _row(network, None, head_name, linear, None, name)
+        backbone = _known(network, name) or _row(network, None, linear, None, name)
     else:
         layers = None if features is None else [_name_of(network, model, features, "features")]
-        backbone = _row(network, layers, head_name, linear, frozen, name)
+        backbone = _row(network, layers, linear, frozen, name)
     if normalisation is not None:
         backbone.normalisation = normalisation
     classifier = Classifier(backbone, len(weight))
@@ -91,15 +91,21 @@ def _known(network: Any, name: str) -> Backbone | None:
 def _row(
     network: nn.Module,
     layers: list[str] | None,
-    head_name: str,
     head: nn.Module,
     frozen: Sequence[str] | None,
     name: str,
 ) -> Layered:
     """Return a network as the row of its layers, those that were named or those before its head."""
-    stem_layers, layers = _stem_of(network, layers or _layers_before(network, head_name, head, name), frozen, name)
+    vector = _seen_by(network, head, name)
+    stem_layers, layers = _stem_of(network, layers or _layers_before(network, vector, name), frozen, name)
     backbone = Layered(network, layers, stem_layers, name, _normalisation_of(network))
-    _require_averaged(network, backbone, head, name)
+    with torch.no_grad():
+        features = backbone.trunk(backbone.stem(sample_image()))
+    if features.ndim != 4 or not _averages_to(features, vector):
+        raise UsageError(
+            f"The head of {name} does not see the average of these features, of shape {tuple(features.shape)}: a "
+            "network is needed whose head is one linear layer on globally averaged features."
+        )
     # What the features do not need, such as the head itself, must not be decayed.
     needed = {id(each) for module in backbone.layers() for each in module.parameters()}
     for parameter in network.parameters():
@@ -183,13 +189,11 @@ def _name_of(network: nn.Module, model: nn.Module, part: Part, argument: str) ->
     raise UsageError(f"{argument} is no module of {type(model).__name__}.")
 
 
-def _head_of(network: nn.Module, model: nn.Module, head: Part | None) -> tuple[str, nn.Module]:
-    """Return the name of the head, and the head in the copy: what was named, or the last linear layer."""
+def _head_of(network: nn.Module, model: nn.Module, head: Part | None) -> nn.Module:
+    """Return the head in the copy: what was named, or the last linear layer."""
     if head is not None:
-        name = _name_of(network, model, head, "head")
-        return name, network.get_submodule(name)
-    linear = [(each, module) for each, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
+        return network.get_submodule(_name_of(network, model, head, "head"))
+    if not (linear := [module for module in network.modules() if isinstance(module, nn.Linear)]):
         raise UsageError(
             f"{type(model).__name__} has no linear layer: name the 1×1 convolution that classifies by head=."
         )
@@ -205,25 +209,12 @@ def _head_weight(head: nn.Module, name: str) -> Tensor:
     raise UsageError(f"The head of {name} is a {type(head).__name__}: it must be a linear layer or a 1×1 convolution.")
 
 
-def _layers_before(network: nn.Module, head_name: str, head: nn.Module, name: str) -> list[str]:
-    """Return the layers whose average the head sees."""
-    vector = _seen_by(network, head, name)
-    layers = layers_in_a_row(
-        _Before(network, head_name.partition(".")[0]), sample_image(), lambda features: _averages_to(features, vector)
-    )
+def _layers_before(network: nn.Module, vector: Tensor, name: str) -> list[str]:
+    """Return the layers whose average, ``vector``, the head sees."""
+    layers = layers_in_a_row(network, sample_image(), lambda features: _averages_to(features, vector))
     if layers is None:
         raise behind_pooling(name) if _is_no_average(network, vector) else not_in_a_row(name)
     return layers
-
-
-class _Before:
-    """A network without the child that holds its head."""
-
-    def __init__(self, network: nn.Module, head: str) -> None:
-        self._network, self._head = network, head
-
-    def named_children(self) -> list[tuple[str, nn.Module]]:
-        return [(name, child) for name, child in self._network.named_children() if name != self._head]
 
 
 def _seen_by(network: nn.Module, head: nn.Module, name: str) -> Tensor:
@@ -299,14 +290,3 @@ def _spread(network: nn.Module, layer: str) -> list[str]:
 
 def _within(layer: str, outer: str) -> bool:
     return layer == outer or layer.startswith(f"{outer}.")
-
-
-def _require_averaged(network: nn.Module, backbone: Layered, head: nn.Module, name: str) -> None:
-    """Check that what the head sees is the average of the features."""
-    with torch.no_grad():
-        features = backbone.trunk(backbone.stem(sample_image()))
-    if features.ndim != 4 or not _averages_to(features, _seen_by(network, head, name)):
-        raise UsageError(
-            f"The head of {name} does not see the average of these features, of shape {tuple(features.shape)}: a "
-            "network is needed whose head is one linear layer on globally averaged features."
-        )

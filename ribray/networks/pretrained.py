@@ -1,8 +1,9 @@
 """A network by its name, with its head: timm's or torchvision's, as it was trained on ImageNet or as a file has it."""
 
 import contextlib
-from collections.abc import Callable
+import functools
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -37,35 +38,49 @@ def open_network(name: str, weights: str, key: str) -> tuple[nn.Module, str]:
     Raises:
         UsageError: there is no such network, or its weights cannot be had or are another network's.
     """
-    is_timm = name.startswith(TIMM_PREFIX)
-    build = _timm_builder(name) if is_timm else _torchvision_builder(name)
+    _require_known(name)
     if weights == NONE:
         with drawn_with(0):
-            return build(None).eval(), "drawn at random: its maps mean nothing"
+            return _build(name).eval(), "drawn at random: its maps mean nothing"
     if weights != IMAGENET:
-        return _with_file(build, storage.path(weights)).eval(), str(weights)
-    if is_timm:
+        return _with_file(name, storage.path(weights)).eval(), str(weights)
+    if name.startswith(TIMM_PREFIX):
         network, place = pretrained_network(name, _stride_of(name), key)
         return network.eval(), f"ImageNet's, from {place}"
-    network, location = build(None), torchvision_file(name, key)
+    network, location = _build(name), torchvision_file(name, key)
     load_network(network, location)
     return network.eval(), f"ImageNet's, from torchvision ({location})"
 
 
-Builder = Callable[[int | None], nn.Module]
-"""From a number of classes (None: ImageNet's) to a network with random weights."""
+def _require_known(name: str) -> None:
+    if name.startswith(TIMM_PREFIX):
+        require_name(name)
+        return
+    import torchvision  # two seconds
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UsageError(
+            f"There is no network '{name}'{nearest(name, known)}: give timm/NAME, the name of one of torchvision's, or "
+            "the directory of a run."
+        )
 
 
-def _timm_builder(name: str) -> Builder:
-    require_name(name)
-
-    def build(classes: int | None) -> nn.Module:
-        network = create_timm(name, _stride_of(name))
+def _build(name: str, classes: int | None = None) -> Any:
+    """Return a network with random weights and a number of classes (None: ImageNet's)."""
+    if name.startswith(TIMM_PREFIX):
+        network: Any = create_timm(name, _stride_of(name))
         if classes is not None:
-            network.reset_classifier(classes)  # type: ignore[operator]
+            network.reset_classifier(classes)
         return network
+    import torchvision
 
-    return build
+    options = {} if classes is None else {"num_classes": classes}
+    build = functools.partial(torchvision.models.get_model, name, weights=None, **options)
+    try:
+        return build(replace_stride_with_dilation=[False, False, True])
+    except (TypeError, ValueError, NotImplementedError):  # only ResNets of bottlenecks have it
+        return build()
 
 
 def _stride_of(name: str) -> int:
@@ -77,40 +92,14 @@ def _stride_of(name: str) -> int:
     return STRIDES[-1]
 
 
-def _torchvision_builder(name: str) -> Builder:
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise UsageError(
-            f"There is no network '{name}'{nearest(name, known)}: give timm/NAME, the name of one of torchvision's, or "
-            "the directory of a run."
-        )
-
-    def build(classes: int | None) -> nn.Module:
-        options = {} if classes is None else {"num_classes": classes}
-        with contextlib.suppress(TypeError, ValueError, NotImplementedError):  # only ResNets of bottlenecks have it
-            return torchvision.models.get_model(
-                name, weights=None, replace_stride_with_dilation=[False, False, True], **options
-            )
-        return torchvision.models.get_model(name, weights=None, **options)
-
-    return build
-
-
-def _with_file(build: Builder, location: Path) -> nn.Module:
-    """Return a network with the weights of a file, and as many classes as they have.
-
-    Raises:
-        UsageError: the file cannot be read, or belongs to another network.
-    """
+def _with_file(name: str, location: Path) -> Any:
+    """Return a network with the weights of a file, and as many classes as they have."""
     state = read_state(location)
-    network = build(None)
-    heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    network = _build(name)
+    heads = [(each, module) for each, module in network.named_modules() if isinstance(module, nn.Linear)]
     if heads:
-        name, head = heads[-1]
-        weight = state.get(f"{name}.weight")
+        weight, head = state.get(f"{heads[-1][0]}.weight"), heads[-1][1]
         if weight is not None and weight.ndim == 2 and len(weight) != head.out_features:
-            network = build(len(weight))
+            network = _build(name, len(weight))
     load_network(network, location)
     return network
