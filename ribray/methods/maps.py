@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from ribray import storage
 from ribray.errors import DamagedError, RibrayError
 from ribray.methods.rib import Refinement
-from ribray.methods.stop_reasons import FINISHED, REASONS
+from ribray.methods.stop_reasons import FINISHED
 
 Which = Literal["initial", "refined"] | int
 Size = Literal["full", "stride4"]
@@ -88,41 +88,32 @@ class MapRecord:
 
     @classmethod
     def _checked(cls, arrays: Mapping[str, np.ndarray]) -> "MapRecord":
-        classes = _typed(arrays, "classes", "i", 1).astype(np.int64)
-        size = _typed(arrays, "size", "i", 1)
-        scales = _typed(arrays, "scales", "f", 1)
-        steps = int(_typed(arrays, "steps", "i", 0))
-        stop_reason = str(_typed(arrays, "stop_reason", "U", 0))
-        if len(size) != 2 or size.min() < 1:
-            raise ValueError(f"size is {size.tolist()}, not a height and a width")
-        if not len(scales):
-            raise ValueError("scales is empty")
-        if (np.diff(classes, prepend=-1) <= 0).any():
-            raise ValueError(f"classes is {classes.tolist()}, not increasing from 0 or more")
-        if stop_reason not in REASONS:
-            raise ValueError(f"stop_reason is {stop_reason!r}")
-        initial = [_map(arrays, f"initial_{scale}", len(classes)) for scale in range(len(scales))]
-        refined = [_map(arrays, f"refined_{scale}", len(classes)) for scale in range(len(scales))]
+        classes, scales = arrays["classes"].astype(np.int64), arrays["scales"].tolist()
+        height, width = (int(side) for side in arrays["size"])
+
+        def sums(name: str) -> list[np.ndarray]:
+            return [_map(arrays, f"{name}_{scale}", len(classes)) for scale in range(len(scales))]
+
+        initial, refined = sums("initial"), sums("refined")
         by_step: list[list[np.ndarray]] = []
         while f"step_{len(by_step)}_0" in arrays:
-            step = len(by_step)
-            by_step.append([_map(arrays, f"step_{step}_{scale}", len(classes)) for scale in range(len(scales))])
-        for sums in (refined, *by_step):
-            for scale, (maps, first) in enumerate(zip(sums, initial, strict=True)):
+            by_step.append(sums(f"step_{len(by_step)}"))
+        for later in (refined, *by_step):
+            for scale, (maps, first) in enumerate(zip(later, initial, strict=True)):
                 if maps.shape != first.shape:
                     raise ValueError(f"scale {scale} has maps of shapes {first.shape} and {maps.shape}")
         return cls(
             classes=classes,
-            size=(int(size[0]), int(size[1])),
-            scales=tuple(scales.tolist()),
+            size=(height, width),
+            scales=tuple(scales),
             initial=initial,
             refined=refined,
             by_step=by_step,
-            losses=_typed(arrays, "losses", "f", 1),
-            target_losses=_typed(arrays, "target_losses", "f", 1),
-            steps=steps,
-            stop_reason=stop_reason,
-            id=str(_typed(arrays, "id", "U", 0)) if "id" in arrays else "",
+            losses=arrays["losses"],
+            target_losses=arrays["target_losses"],
+            steps=int(arrays["steps"]),
+            stop_reason=str(arrays["stop_reason"]),
+            id=str(arrays.get("id", "")),
         )
 
 
@@ -134,7 +125,7 @@ def to_arrays(refinement: Refinement, size: tuple[int, int], scales: Sequence[fl
         size: the image's height and width.
         scales: the scales of its views.
     """
-    arrays = _header(size, scales)
+    arrays = {"size": np.array(size, dtype=np.int64), "scales": np.array(scales, dtype=np.float64)}
     arrays["classes"] = refinement.classes.astype(np.int64)
     for scale, (initial, refined) in enumerate(zip(refinement.initial, refinement.refined, strict=True)):
         arrays[f"initial_{scale}"] = initial
@@ -205,20 +196,9 @@ def _sums(record: MapRecord, which: Which) -> list[np.ndarray]:
     return record.by_step[min(which, len(record.by_step) - 1)]
 
 
-def _header(size: tuple[int, int], scales: Sequence[float]) -> dict[str, np.ndarray]:
-    return {"size": np.array(size, dtype=np.int64), "scales": np.array(scales, dtype=np.float64)}
-
-
-def _typed(arrays: Mapping[str, np.ndarray], name: str, kind: str, dimensions: int) -> np.ndarray:
-    array = arrays[name]
-    if array.dtype.kind != kind or array.ndim != dimensions:
-        raise ValueError(f"{name} is {array.dtype} with {array.ndim} dimensions")
-    return array
-
-
 def _map(arrays: Mapping[str, np.ndarray], name: str, classes: int) -> np.ndarray:
-    maps = _typed(arrays, name, "f", 3)
-    if maps.dtype != np.float32 or maps.shape[0] != classes or 0 in maps.shape[1:]:
+    maps = arrays[name]
+    if maps.dtype != np.float32 or maps.ndim != 3 or maps.shape[0] != classes or 0 in maps.shape[1:]:
         raise ValueError(f"{name} is {maps.dtype} of shape {maps.shape} for {classes} present classes")
     if not np.isfinite(maps).all():
         raise ValueError(f"{name} holds values that are no numbers")
