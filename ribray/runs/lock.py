@@ -122,8 +122,8 @@ def _newest(row: Path) -> tuple[int, dict[str, Any] | None]:
     """Return the number that counts, 0 where there is none, and its owner, None once released."""
     while numbers := _numbers(row):
         with contextlib.suppress(FileNotFoundError):  # it was overtaken meanwhile: look at the row again
-            content = storage.read_json(row / f"{numbers[-1]:06d}.json")
-            return numbers[-1], content.get("owner") if isinstance(content, dict) else None
+            content = storage.read_object(row / f"{numbers[-1]:06d}.json")
+            return numbers[-1], content.get("owner")
     return 0, None
 
 
