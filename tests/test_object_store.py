@@ -6,9 +6,13 @@ import sys
 import threading
 
 import pytest
+from rich.console import Console
 
 from ribray import storage
 from ribray.cli import main
+from ribray.commands import sweep
+from ribray.commands.run import Request
+from ribray.config import load_experiment
 from ribray.errors import DamagedError, HeldError, UsageError
 from ribray.runs import lock
 from ribray.runs.metrics import RefineMetrics, Timing
@@ -248,6 +252,16 @@ def test_the_command_line_breaks_a_lock_that_is_left(bucket, holder, capsys):
     assert "--break-lock takes the place of one that no longer exists" in told
     assert "needs stage 'classifier'" in refused("--break-lock")
     assert "needs stage 'classifier'" in refused()
+
+
+def test_a_trial_breaks_the_lock_of_its_own_earlier_attempt_after_a_while(bucket, holder, monkeypatch):
+    process = holder("elsewhere 1")
+    process.kill()
+    process.wait()
+    monkeypatch.setattr(sweep, "LOCK_SECONDS", 0.5)
+    experiment = load_experiment("quickstart", SETTINGS[1::2])
+    with pytest.raises(UsageError, match="needs stage 'classifier'"):
+        sweep._run_when_free(Request(experiment, "quickstart", bucket, ("seed",)), Console(quiet=True))
 
 
 # --- runs --------------------------------------------------------------------------------------------------------

