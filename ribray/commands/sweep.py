@@ -216,8 +216,8 @@ def _base_run(
     for name in shared:
         key, stage = context.key(name), STAGES[name]
         record = run.record(stage.folder)
-        if record is not None and record.get("key") != key.digest and context.artifact(name).parent == run.directory:
-            phrases = differences(record.get("inputs", {}), key.inputs) or [f"an earlier {', '.join(key.upstream)}"]
+        if record and record["key"] != key.digest and context.artifact(name).parent == run.directory:
+            phrases = differences(record["inputs"], key.inputs) or [f"an earlier {', '.join(key.upstream)}"]
             raise UsageError(
                 f"The base run {run.directory} has stage '{name}' with other settings than the sweep expects: "
                 f"{'; '.join(phrases)}."

@@ -21,7 +21,7 @@ from ribray.data.mask_files import read_mask_file
 from ribray.errors import DamagedError, ImageError, RibrayError, UsageError
 from ribray.methods.maps import MapRecord
 from ribray.pipeline.stage import Context
-from ribray.runs.records import RECORD_FILE, read_record
+from ribray.runs.records import read_record
 
 WEIGHTS_FILE = "weights.safetensors"
 FIRST_FOLDER = "first"
@@ -160,7 +160,7 @@ def require_recorded(folder: Path, recorded: Mapping[str, str], stage: str, name
 
 
 def _recorded(folder: Path) -> Mapping[str, str]:
-    return recorded_weights(read_record(folder / RECORD_FILE)) if (folder / RECORD_FILE).exists() else {}
+    return recorded_weights(read_record(folder))
 
 
 def recorded_weights(record: Mapping[str, Any]) -> Mapping[str, str]:

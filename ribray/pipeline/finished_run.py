@@ -56,7 +56,7 @@ class FinishedRun:
         """Return what a stage made; None where neither this run nor one that it may reuse has it."""
         for run in self.run.lineage:
             record = run.record(self.stages[stage].folder)
-            if record is not None and (run is self.run or self._fits(record)):
+            if record and (run is self.run or self._fits(record)):
                 return Artifact(run, run.directory / self.stages[stage].folder, record)
         return None
 
@@ -98,7 +98,7 @@ class FinishedRun:
             return False
         for name, digest in inputs["upstream"].items():
             earlier = (run.record(self.stages[name].folder) for run in self.run.lineage)
-            if not any(each is not None and each["key"] == digest and self._fits(each) for each in earlier):
+            if not any(each.get("key") == digest and self._fits(each) for each in earlier):
                 return False
         return True
 

@@ -57,7 +57,7 @@ def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:
     """Return how many of ``ids`` have their mask."""
     folder = context.artifact(name)
     done = finished_masks(folder).intersection(ids)
-    record = read_record(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else {}
+    record = read_record(folder)
     return Work(len(ids), len(done), is_stale=record.get("covers") != coverage(id for id in ids if id in done))
 
 

@@ -211,7 +211,7 @@ class Context:
         """Return the hash of what was imported in place of a stage, here or in the run it is reused from; else None."""
         for run in self.run.lineage:
             record = run.record(self.stages[stage].folder)
-            if record is not None:
+            if record:
                 return record.get("imported")
         return None
 

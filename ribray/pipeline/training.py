@@ -195,7 +195,7 @@ def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) 
     """Forget a training on too few images, but for why: the next one begins anew, or before the first was missed."""
     if not error.can_go_on:
         storage.remove_folder(folder / WORK_FOLDER)
-        if not recorded_weights(context.run.record(context.stages[stage].folder) or {}):
+        if not recorded_weights(context.run.record(context.stages[stage].folder)):
             context.run.remove_stage(stage, context.stages[stage].folder)
     context.replace_failures(stage, _failures(stage, error.unreadable))
 
@@ -204,7 +204,7 @@ def _identity(context: Context, folder: Path) -> str:
     """Return what distinguishes a training: the key of its stage, and its place in the run."""
     place = folder.relative_to(context.run.directory)
     record = context.run.record(place.parts[0])
-    return f"{record['key'] if record else ''} {place.as_posix()}"
+    return f"{record.get('key', '')} {place.as_posix()}"
 
 
 def final_loss(metrics: IrnMetrics | SegmentationMetrics) -> str:

@@ -52,13 +52,16 @@ def read_failures(location: Path) -> list[Failure]:
         raise DamagedError(f"{location} is damaged (a line has other keys than a failure has); {remedy}.") from None
 
 
-def read_record(location: Path) -> dict[str, Any]:
-    """Read the record of a stage.
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read the record of the stage that is kept in ``folder``: nothing where the stage never began.
 
     Raises:
         RibrayError: it is damaged, or cannot be read.
     """
-    remedy = f"put a copy of it back, or remove {location.parent} so that the stage is made again"
+    location = folder / RECORD_FILE
+    if not location.exists():
+        return {}
+    remedy = f"put a copy of it back, or remove {folder} so that the stage is made again"
     record = storage.read_object(location, remedy)
     if missing := {"key", "inputs"} - record.keys():
         raise DamagedError(f"{location} is damaged (it has no '{min(missing)}'); {remedy}.")

@@ -201,20 +201,14 @@ class Run:
 
     # --- stages -------------------------------------------------------------------------------------------------
 
-    def record(self, folder: str) -> dict[str, Any] | None:
-        """Return the record of the stage kept in ``folder``, or None where the stage never began.
-
-        Raises:
-            RibrayError: it is damaged.
-        """
-        location = self.directory / folder / RECORD_FILE
-        return read_record(location) if location.exists() else None
+    def record(self, folder: str) -> dict[str, Any]:
+        """Return the record of the stage kept in ``folder``: nothing where the stage never began."""
+        return read_record(self.directory / folder)
 
     def find_artifact(self, folder: str, key: StageKey) -> Path:
         """Return where the stage's artifact lies: here, or in the nearest ancestor that has it under the same key."""
         for run in self.lineage:
-            record = run.record(folder)
-            if record is not None and record.get("key") == key.digest:
+            if run.record(folder).get("key") == key.digest:
                 return run.directory / folder
         return self.directory / folder
 
@@ -225,10 +219,9 @@ class Run:
             UsageError: it was not; the sentence names the configuration keys that differ.
         """
         record = self.record(folder)
-        if record is None or record.get("key") == key.digest:
+        if not record or record["key"] == key.digest:
             return
-        phrases = differences(record.get("inputs", {}), key.inputs)
-        if phrases:
+        if phrases := differences(record["inputs"], key.inputs):
             raise UsageError(
                 f"{self.directory} already holds stage '{key.stage}' made with other settings: {'; '.join(phrases)}. "
                 f"Use --redo {key.stage} to make it and what follows again, or --fork DIR to go on in a new directory."
@@ -243,7 +236,7 @@ class Run:
         """Start or continue a stage and return its record; ``facts`` are kept from the first start on."""
         self._require_hold()
         record = self.record(folder)
-        if record is None:
+        if not record:
             # Files without a record are what a removal in progress left behind.
             storage.remove_folder(self.directory / folder)
             record = {"key": key.digest, "inputs": key.inputs, **facts}
@@ -252,7 +245,7 @@ class Run:
 
     def update_record(self, folder: str, **facts: Any) -> None:
         """Add facts to the record of a stage."""
-        storage.write_json(self.directory / folder / RECORD_FILE, {**(self.record(folder) or {}), **facts})
+        storage.write_json(self.directory / folder / RECORD_FILE, {**self.record(folder), **facts})
 
     def remove_stage(self, stage: str, folder: str) -> None:
         """Forget a stage: its record first, so that a removal cut short is still a removal."""

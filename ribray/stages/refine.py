@@ -32,7 +32,7 @@ from ribray.pipeline.maps import LISTINGS, REFINE, are_finished, finished_ids, m
 from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
 from ribray.progress import show_progress
 from ribray.runs.metrics import RefineMetrics
-from ribray.runs.records import RECORD_FILE, Failure, read_record
+from ribray.runs.records import Failure, read_record
 
 NAME = REFINE
 FOLDER = "maps"
@@ -146,7 +146,7 @@ def _execute(context: Context) -> None:
     record = run.begin(FOLDER, context.key(NAME))
     if source != folder:
         _take_over(source, folder, wanted)
-        record |= {"precision": (read_record(source / RECORD_FILE) if source.exists() else {}).get("precision")}
+        record |= {"precision": read_record(source).get("precision")}
     done = are_finished(folder, wanted)
     failures = {
         problem.id: Failure(problem.id, NAME, problem.sentence)

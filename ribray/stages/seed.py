@@ -112,7 +112,7 @@ def _work(context: Context) -> Work:
     ids = _ids(context)
     if not ids:  # nothing is refined yet: as many as refinement will make
         return Work(len(judging.judged(context, wanted_ids(context))), 0)
-    record = context.run.record(FOLDER) or {}
+    record = context.run.record(FOLDER)
     return Work(len(ids), len(ids) if record.get("covers") == coverage(ids) else 0)
 
 
