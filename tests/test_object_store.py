@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ribray import storage
 from ribray.cli import main
-from ribray.commands import sweep
+from ribray.commands import trial
 from ribray.commands.run import Request
 from ribray.config import load_experiment
 from ribray.errors import DamagedError, HeldError, UsageError
@@ -258,10 +258,10 @@ def test_a_trial_breaks_the_lock_of_its_own_earlier_attempt_after_a_while(bucket
     process = holder("elsewhere 1")
     process.kill()
     process.wait()
-    monkeypatch.setattr(sweep, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(trial, "LOCK_SECONDS", 0.5)
     experiment = load_experiment("quickstart", SETTINGS[1::2])
     with pytest.raises(UsageError, match="needs stage 'classifier'"):
-        sweep._run_when_free(Request(experiment, "quickstart", bucket, ("seed",)), Console(quiet=True))
+        trial._run_when_free(Request(experiment, "quickstart", bucket, ("seed",)), Console(quiet=True))
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
