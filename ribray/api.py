@@ -115,7 +115,7 @@ class Result:
         if target.suffix.lower() == ".npz":
             storage.write_npz(target, **self.arrays())
         elif target.suffix.lower() == ".png":
-            from ribray.report.photograph import draw_photograph
+            from ribray.report.pictures import draw_photograph
 
             draw_photograph(self.image, self.names, self.cams, self.maps, self.mask, self.threshold, target)
         else:

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from ribray.evaluation.published import MEAN, table
-from ribray.report.gallery import GalleryBlock, GalleryImage, Tile
+from ribray.report.charts import RefinementLosses
 from ribray.report.html import RunPage, SweepPage
-from ribray.report.refinement import RefinementLosses
+from ribray.report.pictures import GalleryBlock, GalleryImage, Tile
 
 SCRIPT = "<script>alert(1)</script>"
 MARKUP = '"><img src=x onerror="alert(1)"><b>bold</b> & more'

@@ -18,18 +18,16 @@ from ribray.config import Experiment, read_yaml
 from ribray.data.dataset import Dataset
 from ribray.data.images import read_image
 from ribray.errors import ImageError, RibrayError, UsageError
-from ribray.methods.maps import Which
 from ribray.pipeline.artifacts import FIRST_FOLDER
 from ribray.pipeline.finished_run import FinishedRun
 from ribray.pipeline.maps import finished_ids, map_path, wanted_ids
 from ribray.pipeline.stage import Context
 from ribray.report import sweep_rows
-from ribray.report.charts import Chart, loss_chart, steps_chart, write_png
-from ribray.report.gallery import GalleryBlock, gallery_block
+from ribray.report.charts import RefinementLosses, draw_curve, loss_chart, read_losses, steps_chart
 from ribray.report.html import RunPage, SweepPage, render_run, render_sweep
 from ribray.report.ledger import read_ledger
-from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
-from ribray.report.refinement import RefinementLosses, read_losses
+from ribray.report.pictures import GalleryBlock, MaskBlock, draw_growth, draw_masks, gallery_block
+from ribray.report.plots import Chart, write_png
 from ribray.report.stations import METHOD_NAMES, RETRAINED, RIB
 from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE
 from ribray.runs.records import Failure, read_provenance
@@ -338,10 +336,8 @@ def _draw(gathered: _Gathered, page: RunPage) -> None:
 
 def _mask_blocks(gathered: _Gathered, dataset: Dataset) -> list[MaskBlock]:
     made = gathered.mask_folders(confident.NAME, "confident labels") | gathered.mask_folders(pseudo.NAME, "pseudo mask")
-    maps: dict[str, tuple[Mapping[str, Path], Which]] = {
-        f"{METHOD_NAMES[gathered.own]} map": (gathered.map_files, seed.METHODS[gathered.own])
-    }
-    blocks = [MaskBlock("training images", dataset, list(gathered.map_files), made, maps)]
+    files = gathered.map_files
+    blocks = [MaskBlock("training images", dataset, list(files), made, files, gathered.own)]
     predicted = gathered.mask_folders(evaluate.NAME, "prediction")
     return blocks + [MaskBlock("held-out images", each, each.ids, predicted) for each in gathered.held_out]
 

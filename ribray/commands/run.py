@@ -19,11 +19,12 @@ from ribray.demo.world import make_world
 from ribray.errors import StageError, UsageError
 from ribray.pipeline.maps import map_path, refined_ids
 from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
-from ribray.report.pictures import MaskBlock, draw_curve, draw_growth, draw_masks
+from ribray.report.charts import draw_curve
+from ribray.report.pictures import MaskBlock, draw_growth, draw_masks
 from ribray.report.stations import METHOD_NAMES
 from ribray.runs.records import Failure
 from ribray.runs.run import Run
-from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, refine, seed
+from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, refine
 from ribray.tracking import Tracker, sync_command
 
 
@@ -263,9 +264,8 @@ def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[Mask
                 folders[f"{title}, {source}"] = part.context.artifact(name)
     blocks = []
     if training:
-        source = context.experiment.masks.source
-        maps = {f"{METHOD_NAMES[source]} map": (map_files, seed.METHODS[source])}
-        blocks.append(MaskBlock("training images", context.training_set, list(map_files), training, maps))
+        method = context.experiment.masks.source
+        blocks.append(MaskBlock("training images", context.training_set, list(map_files), training, map_files, method))
     if predictions:
         blocks += [
             MaskBlock("held-out images", dataset, dataset.ids, predictions) for dataset in evaluate.splits(context)

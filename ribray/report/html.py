@@ -22,18 +22,16 @@ from ribray import __version__
 from ribray.methods.stop_reasons import FINISHED, stop_hint, stopped_early
 from ribray.report import cells, sweep_rows
 from ribray.report.charts import (
-    Chart,
-    DotChart,
+    RefinementLosses,
     curves_of,
     loss_chart,
     refinement_charts,
     stations_chart,
     steps_chart,
     threshold_chart,
-    to_svg,
 )
-from ribray.report.gallery import GalleryBlock
-from ribray.report.refinement import RefinementLosses
+from ribray.report.pictures import GalleryBlock
+from ribray.report.plots import Chart, DotChart, to_svg
 from ribray.report.stations import CAM, METHOD_NAMES, PSEUDO_STATION, RIB, SEED_STATION, stations
 from ribray.report.sweep_results import results_table
 from ribray.report.sweep_tables import failed_trials_table, trials_table

@@ -1,4 +1,4 @@
-"""A mask laid over its image, pixel for pixel, with a legend below."""
+"""Maps and masks laid over their image, pixel for pixel; and a legend of a mask's classes below."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,47 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ribray.data.dataset import BACKGROUND, IGNORE
-from ribray.report.figures import INK, mask_overlay
 
-FONT = "fonts/ttf/DejaVuSans.ttf"
-"""In matplotlib's data folder; it has the letters of most alphabets."""
-TEXT_SHARE = 1 / 26
-"""Height of the letters over the image's shorter side, within `TEXT_PIXELS`."""
-TEXT_PIXELS = (10, 48)
+HEAT = "inferno"
+HEAT_OPACITY, HEAT_GAMMA = 0.88, 0.6
+"""The strongest score has this opacity, a score of 0 none; it rises as score ** gamma, so that weak ones are seen."""
+MASK_OPACITY = 0.7
+IGNORED_SHADE = 235
+LUMA = (0.299, 0.587, 0.114)
+GREY_RANGE = (40, 225)
+"""The greyed image below an overlay keeps clear of black and white."""
+FONT, INK = "fonts/ttf/DejaVuSans.ttf", "#1b1b1f"
+"""The font is in matplotlib's data folder; it has the letters of most alphabets."""
+TEXT_SHARE, TEXT_PIXELS = 1 / 26, (10, 48)
+"""Height of the letters over the image's shorter side, and its bounds."""
 NAME_LETTERS = 32
-NOTHING = "no object"
+
+
+def heat_overlay(image: NDArray[np.uint8], maps: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Lay localization maps (present classes, height, width) over the greyed image, as a share of the largest score."""
+    heat = maps.max(axis=0, initial=0.0)  # (height, width)
+    heat = heat / max(float(heat.max()), float(np.finfo(np.float32).eps))
+    return _blend(image, 255.0 * mpl.colormaps[HEAT](heat)[..., :3], HEAT_OPACITY * heat**HEAT_GAMMA)
+
+
+def mask_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay a mask (height, width) in its colours over the greyed image; unknown pixels are pale."""
+    colours = palette[mask].astype(float)
+    colours[mask == IGNORE] = IGNORED_SHADE
+    return _blend(image, colours, np.where(mask == BACKGROUND, 0.0, MASK_OPACITY))
+
+
+def mask_colour(value: int, palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the colour (3,) that a mask value has over a middling grey of an image."""
+    return mask_overlay(np.full((1, 1, 3), 128, np.uint8), np.full((1, 1), value, np.uint8), palette)[0, 0]
+
+
+def _blend(image: NDArray[np.uint8], above: NDArray, opacity: NDArray) -> NDArray[np.uint8]:
+    """Lay colours over the image's grey."""
+    low, high = GREY_RANGE
+    grey = np.repeat((low + (image @ np.array(LUMA)) * (high - low) / 255.0)[..., None], 3, axis=2)
+    share = opacity[..., None]
+    return np.rint(grey * (1.0 - share) + above * share).astype(np.uint8)
 
 
 def legend_overlay(
@@ -25,54 +57,31 @@ def legend_overlay(
 ) -> NDArray[np.uint8]:
     """Lay a mask over the greyed image, and name the classes found, the largest first, in a strip below.
 
-    Args:
-        image: (height, width, 3) uint8.
-        mask: (height, width) uint8.
-        classes: names of the mask values 1, 2, …
-        palette: (256, 3) uint8, a colour per mask value.
-
-    Returns:
-        (height + strip, width, 3) uint8, wider than the image where a name needs it.
+    ``classes`` are the names of the mask values 1, 2, …; the picture is wider than the image where a name needs it.
     """
     height, width = mask.shape
     pixels = np.bincount(mask.ravel(), minlength=palette.shape[0])
     pixels[[BACKGROUND, IGNORE]] = 0
     found = [int(value) for value in np.argsort(-pixels, kind="stable") if pixels[value]]
+    names = [classes[value - 1] for value in found] or ["no object"]
+    names = [name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…" for name in names]
     letters = int(np.clip(round(min(height, width) * TEXT_SHARE), *TEXT_PIXELS))
-    font = ImageFont.truetype(Path(mpl.get_data_path()) / FONT, letters)
-    names = [_shortened(classes[value - 1]) for value in found] or [NOTHING]
-    places, (strip_width, strip_height) = _arrange(names, font, letters, width)
+    font, gap = ImageFont.truetype(Path(mpl.get_data_path()) / FONT, letters), letters // 2
 
-    canvas = Image.new("RGB", (max(width, strip_width), height + strip_height), "white")
-    canvas.paste(Image.fromarray(mask_overlay(image, mask, palette)), (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    for name, value, (x, y) in zip(names, found or [BACKGROUND], places, strict=True):
-        top = height + y
-        colour = tuple(palette[value].tolist()) if found else "white"
-        draw.rectangle((x, top, x + letters - 1, top + letters - 1), fill=colour, outline=INK)
-        draw.text((x + letters + _gap(letters), top + letters / 2), name, fill=INK, font=font, anchor="lm")
-    return np.array(canvas)
-
-
-def _arrange(
-    names: Sequence[str], font: ImageFont.FreeTypeFont, letters: int, width: int
-) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """Return the upper left corner of each entry, in lines no wider than ``width`` if that can be, and the size."""
-    gap = _gap(letters)
     places, right, line, x = [], 0, 0, gap
-    for name in names:
+    for name in names:  # in lines no wider than the image, if that can be
         entry = letters + gap + int(font.getlength(name) + 1)
         if x > gap and x + entry + gap > width:
             line, x = line + 1, gap
-        places.append((x, gap + line * (letters + gap)))
+        places.append((x, height + gap + line * (letters + gap)))
         right = max(right, x + entry + gap)
         x += entry + 2 * gap
-    return places, (right, (line + 1) * (letters + gap) + gap)
 
-
-def _gap(letters: int) -> int:
-    return letters // 2
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= NAME_LETTERS else name[: NAME_LETTERS - 1] + "…"
+    canvas = Image.new("RGB", (max(width, right), height + (line + 1) * (letters + gap) + gap), "white")
+    canvas.paste(Image.fromarray(mask_overlay(image, mask, palette)), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for name, value, (x, top) in zip(names, found or [BACKGROUND], places, strict=True):
+        colour = tuple(palette[value].tolist()) if found else "white"
+        draw.rectangle((x, top, x + letters - 1, top + letters - 1), fill=colour, outline=INK)
+        draw.text((x + letters + gap, top + letters / 2), name, fill=INK, font=font, anchor="lm")
+    return np.array(canvas)

@@ -13,14 +13,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 from numpy.typing import NDArray
 
 from ribray import storage
-from ribray.report.figures import FAINT_INK
+from ribray.report.plots import FAINT_INK, Line, Look, legend, ruled
 from ribray.report.stations import CAM, RIB
 from ribray.report.sweep_rows import DIVERGED, FINISHED, is_logarithmic, is_number, setting_text
-from ribray.report.sweep_sheet import BAND, LOSS, OURS, Look, Sweep, legend_above, legend_beside, ruled
+from ribray.report.sweep_sheet import LOSS, OURS, Sweep
 from ribray.runs.run import read_metrics
 
-SUFFIX = ".loss"
-LOG_FILE = "metrics.jsonl"
+SUFFIX, LOG_FILE = ".loss", "metrics.jsonl"
 SEED_METRICS = "metrics/seed.json"
 """Of a trial's directory."""
 LINES_APART = 10
@@ -55,44 +54,36 @@ def loss_curves(sweep: Sweep) -> list[list[LossCurve]]:
     if not sweep.metric.endswith(SUFFIX):
         return [[] for _ in sweep.rows]
     log = Path(*sweep.metric.removesuffix(SUFFIX).split("."), LOG_FILE)
-    found = []
-    for row in sweep.rows:
-        read = (_read_losses(sweep.directory(trial) / log, trial["status"] == DIVERGED) for trial in row.trials)
-        found.append([curve for curve in read if curve is not None])
-    return found
+    read = ([_read_losses(sweep.directory(trial) / log, trial["status"]) for trial in row.trials] for row in sweep.rows)
+    return [[curve for curve in of_row if curve is not None] for of_row in read]
 
 
-def _read_losses(location: Path, is_diverged: bool) -> LossCurve | None:
+def _read_losses(location: Path, status: str) -> LossCurve | None:
     if not location.exists():
         return None
     content = storage.read_bytes(location)
     whole = content[: content.rfind(b"\n") + 1]  # a last line without its end was being written when it was killed
     lines = storage.parse_lines(whole, location, storage.MADE_AGAIN)
-    points = [
-        (line["step"] + 1, line["loss"])
-        for line in lines
-        if is_number(line.get("step")) and is_number(line.get("loss"))
-    ]
-    if not points:
+    known = [line for line in lines if is_number(line.get("step")) and is_number(line.get("loss"))]
+    if not known:
         return None
-    steps, losses = np.array(points, float).T
-    return LossCurve(steps, losses, is_diverged)
+    steps, losses = np.array([(line["step"] + 1, line["loss"]) for line in known], float).T
+    return LossCurve(steps, losses, status == DIVERGED)
 
 
 def draw_losses(sweep: Sweep, curves: Sequence[Sequence[LossCurve]]) -> Figure:
     """Draw the loss of every training (figure S1a of the paper); a cross is where one diverged."""
     every = [curve for of_row in curves for curve in of_row]
     figure = sweep.sheet("×: diverged; the training ends here." if any(curve.is_diverged for curve in every) else "")
-    stage = " ".join(sweep.metric.split(".")[:-1])
-    axes = ruled(figure.add_subplot(), "training step", f"{stage} loss")
+    axes = ruled(figure.add_subplot(), "training step", f"{' '.join(sweep.metric.split('.')[:-1])} loss")
     width = 1.6 if max(curve.steps[-1] for curve in every) <= MANY_STEPS else 0.8
+    cross: dict[str, Any] = {"marker": "x", "markersize": 9, "markeredgewidth": 2.2, "clip_on": False}
     handles = []
     for row, of_row, look in zip(sweep.rows, curves, sweep.looks(sweep.rows), strict=True):
         for curve in of_row:
-            axes.plot(curve.steps, curve.losses, color=look.colour, linestyle=look.dashes, linewidth=width)
+            Line("", curve.steps, curve.losses, look, width=width).draw(axes)
             if curve.is_diverged:
-                end = (curve.steps[-1], curve.losses[-1])
-                axes.plot(*end, marker="x", color=look.colour, markersize=9, markeredgewidth=2.2, clip_on=False)
+                axes.plot(curve.steps[-1], curve.losses[-1], color=look.colour, **cross)
         ends = [str(int(curve.steps[-1])) for curve in of_row if curve.is_diverged]
         if of_row:
             label = sweep.label(row) + (f", diverged at step {', '.join(ends)}" if ends else "")
@@ -106,7 +97,7 @@ def draw_losses(sweep: Sweep, curves: Sequence[Sequence[LossCurve]]) -> Figure:
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_above(axes, handles, sweep.legend_title)
+    legend(axes, handles, sweep.legend_title)
     return figure
 
 
@@ -152,15 +143,11 @@ def _curves(sweep: Sweep, read: Callable[[Path], Points]) -> dict[int, SeedCurve
     for place, row in enumerate(sweep.rows):
         finished = [trial for trial in row.trials if trial["status"] == FINISHED]
         if curves := [points for trial in finished if (points := read(sweep.directory(trial)))]:
-            found[place] = _averaged(curves)
+            shared = sorted(set(curves[0]).intersection(*curves[1:]))
+            values = np.array([[curve[x] for x in shared] for curve in curves])
+            std = values.std(axis=0, ddof=1) if len(curves) > 1 else None
+            found[place] = SeedCurve(np.array(shared), values.mean(axis=0), std)
     return found
-
-
-def _averaged(curves: Sequence[Points]) -> SeedCurve:
-    shared = sorted(set(curves[0]).intersection(*curves[1:]))
-    values = np.array([[curve[x] for x in shared] for curve in curves])
-    std = values.std(axis=0, ddof=1) if len(curves) > 1 else None
-    return SeedCurve(np.array(shared), values.mean(axis=0), std)
 
 
 def _steps(directory: Path) -> Points:
@@ -197,55 +184,38 @@ def draw_thresholds(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
     handles = _draw(axes, sweep, curves, "at")
     finished = [trial for row in sweep.rows for trial in row.trials if trial["status"] == FINISHED]
     plain = [points for trial in finished if (points := _thresholds(sweep.directory(trial), CAM))]
-    if all(points == plain[0] for points in plain):
-        x, y = zip(*plain[0].items(), strict=True)
-        style: dict[str, Any] = {"color": FAINT_INK, "linestyle": (0, (4, 2)), "linewidth": 1.3}
-        handles += axes.plot(x, y, label="plain CAM", zorder=1.5, **style)
+    if plain and all(points == plain[0] for points in plain):
+        look = Look(FAINT_INK, (0, (4, 2)), "")
+        line = Line("plain CAM", list(plain[0]), list(plain[0].values()), look, width=1.3, layer=1.5)
+        handles.append(line.draw(axes))
     _legend(axes, sweep, handles)
     return figure
 
 
 def _band_note(curves: Mapping[int, SeedCurve]) -> str:
-    if all(curve.std is None for curve in curves.values()):
-        return ""
-    return "Bands: sample standard deviation over repeats."
+    has_bands = any(curve.std is not None for curve in curves.values())
+    return "Bands: sample standard deviation over repeats." if has_bands else ""
 
 
 def _draw(axes: Axes, sweep: Sweep, curves: Mapping[int, SeedCurve], at: str) -> list[Line2D]:
     """Draw a curve per row with its best point marked; return what a legend names: of many only the best one."""
     rows = [sweep.rows[place] for place in curves]
-    looks = sweep.looks(rows)
     best = max(curves.values(), key=lambda curve: curve.mean[curve.best])
     is_crowded = len(curves) > LINES_APART
-    if is_crowded:
-        looks = [OURS if curve is best else Look(OTHERS, "-", "") for curve in curves.values()]
     named: list[Line2D] = []
-    for row, curve, look in zip(rows, curves.values(), looks, strict=True):
-        is_named = not is_crowded or curve is best
-        top = curve.best
-        lines = axes.plot(
-            curve.x,
-            curve.mean,
-            color=look.colour,
-            linestyle=look.dashes,
-            linewidth=1.8 if is_named else 0.9,
-            marker=look.marker,
-            markevery=[top],
-            markersize=8,
-            markeredgecolor="white",
-            markeredgewidth=1.2,
-            zorder=3 if is_named else 2,
-            label=f"{sweep.label(row)}: {curve.mean[top]:.1f} {at} {setting_text(float(curve.x[top]))}",
-        )
-        named += lines if is_named else []
-        if curve.std is not None and is_named:
-            low, high = curve.mean - curve.std, curve.mean + curve.std
-            axes.fill_between(curve.x, low, high, color=look.colour, alpha=BAND, linewidth=0)
+    for row, curve, look in zip(rows, curves.values(), sweep.looks(rows), strict=True):
+        label = f"{sweep.label(row)}: {curve.mean[curve.best]:.1f} {at} {setting_text(float(curve.x[curve.best]))}"
+        if is_crowded and curve is not best:
+            Line(label, curve.x, curve.mean, Look(OTHERS, "-", ""), width=0.9).draw(axes)
+            continue
+        band = None if curve.std is None else (curve.mean - curve.std, curve.mean + curve.std)
+        line = Line(label, curve.x, curve.mean, OURS if is_crowded else look, band, best=curve.best, layer=3)
+        named.append(line.draw(axes))
     if is_crowded:
         named.append(Line2D([], [], color=OTHERS, linewidth=0.9, label=f"the {len(curves) - 1} others"))
     return named
 
 
 def _legend(axes: Axes, sweep: Sweep, handles: Sequence[Line2D]) -> None:
-    put = legend_above if len(handles) <= LINES_ABOVE else legend_beside
-    put(axes, handles, f"{sweep.legend_title}: best" if sweep.axes else "")
+    title = f"{sweep.legend_title}: best" if sweep.axes else ""
+    legend(axes, handles, title, beside=len(handles) > LINES_ABOVE)

@@ -1,6 +1,7 @@
 """Plots of a sweep: the metric over its axes, and the curves of its trials."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from ribray.report.figures import CURVE_INCHES, FAINT_INK, INK, STYLE
-from ribray.report.figures import _write as write_figure
-from ribray.report.sweep_curves import (
-    draw_losses,
-    draw_steps,
-    draw_thresholds,
-    loss_curves,
-    step_curves,
-    threshold_curves,
-)
+from ribray.report import sweep_curves
+from ribray.report.plots import BAND_OPACITY, FAINT_INK, INK, PAPER, PLOT_INCHES, STYLE, Line, Look, legend, ruled, save
 from ribray.report.sweep_rows import (
     FINISHED,
     SweepRow,
@@ -37,21 +30,7 @@ from ribray.report.sweep_rows import (
     short_keys,
     spread,
 )
-from ribray.report.sweep_sheet import (
-    BAND,
-    LOSS,
-    OURS,
-    PUBLISHED,
-    SHADES,
-    Look,
-    Sweep,
-    legend_above,
-    looks_of,
-    plain,
-    ruled,
-    scale,
-    setting_label,
-)
+from ribray.report.sweep_sheet import LOSS, OURS, PUBLISHED, SHADES, Sweep, looks_of, plain, scale, setting_label
 from ribray.report.table import NOTHING
 
 PLOT_FILE, STEPS_FILE, THRESHOLDS_FILE = "plot.png", "steps.png", "thresholds.png"
@@ -70,35 +49,29 @@ CROSSES = ("x", "+", "1", "2", "3", "4")
 
 
 def draw_plots(ledger: Mapping[str, Any], rows: Sequence[SweepRow], folder: Path) -> list[Path]:
-    """Draw what a sweep's trials show and write PNG files into its folder.
+    """Draw what the rows of a sweep show and write PNG files into its folder, below which its trials lie.
 
-    Args:
-        ledger: the content of ``sweep.json``.
-        rows: the ledger's rows.
-        folder: the sweep's folder, which the trials' directories are relative to.
-
-    Returns:
-        The files that were written; there is no plot of a sweep without a value or a curve.
+    The files are returned; there is no plot of a sweep without a value or a curve.
 
     Raises:
         RibrayError: a trial's file is damaged.
     """
     sweep = Sweep(ledger, rows, folder)
-    losses, steps, thresholds = loss_curves(sweep), step_curves(sweep), threshold_curves(sweep)
+    losses, steps = sweep_curves.loss_curves(sweep), sweep_curves.step_curves(sweep)
     figures: dict[str, Figure] = {}
     with mpl.rc_context(STYLE):
         if any(losses):
-            figures[PLOT_FILE] = draw_losses(sweep, losses)
+            figures[PLOT_FILE] = sweep_curves.draw_losses(sweep, losses)
         elif LOSS in sweep.axes and steps:
-            figures[PLOT_FILE] = draw_steps(sweep, steps)
+            figures[PLOT_FILE] = sweep_curves.draw_steps(sweep, steps)
         elif sweep.valued:
             figures[PLOT_FILE] = _metric_plot(sweep)
         if steps and LOSS not in sweep.axes:
-            figures[STEPS_FILE] = draw_steps(sweep, steps)
-        if thresholds:
-            figures[THRESHOLDS_FILE] = draw_thresholds(sweep, thresholds)
+            figures[STEPS_FILE] = sweep_curves.draw_steps(sweep, steps)
+        if thresholds := sweep_curves.threshold_curves(sweep):
+            figures[THRESHOLDS_FILE] = sweep_curves.draw_thresholds(sweep, thresholds)
         for name, figure in figures.items():
-            write_figure(figure, folder / name)
+            save(figure, folder / name)
     return [folder / name for name in figures]
 
 
@@ -129,13 +102,13 @@ def _one_axis(sweep: Sweep, axis: str) -> Figure:
     best = next((row for row in rows if row.is_best), None)
     label = f", best {_mean(sweep, best)} at {setting_text(best.settings[axis])}" if best else ""
     values = [row.settings[axis] for row in rows]
-    handles = [_draw_line(axes, values, rows, OURS, f"this sweep{label}")]
+    handles = [_line(f"this sweep{label}", values, rows, OURS).draw(axes)]
     if table := published_table(sweep.ledger):
         curve = {float(column): value for column, value in published_values(table).items()}
         handles.append(_draw_published(axes, curve, sweep.valued, f"published, table {table.name}"))
         values = [*values, *curve]
     scale(axes, values)
-    legend_above(axes, [*handles, *_mark_missing(axes, axis, rows)])
+    legend(axes, [*handles, *_mark_missing(axes, axis, rows)])
     return figure
 
 
@@ -154,10 +127,10 @@ def _series(sweep: Sweep, x: str, other: str) -> Figure:
     for place, (name, look) in enumerate(zip(order, looks, strict=True)):
         rows = groups[name]
         values = _beside([row.settings[x] for row in rows], sweep.values(x), place - (len(order) - 1) / 2)
-        handles.append(_draw_line(axes, values, rows, look, setting_label(other, rows[0].settings[other])))
+        handles.append(_line(setting_label(other, rows[0].settings[other]), values, rows, look).draw(axes))
     scale(axes, sweep.values(x))
     handles += _mark_missing(axes, x, sweep.rows)
-    legend_above(axes, handles, sweep.names[other], columns=4)
+    legend(axes, handles, sweep.names[other], columns=4)
     return figure
 
 
@@ -168,23 +141,13 @@ def _beside(values: Sequence[float], every: Sequence[float], places: float) -> l
     return [value + places * DODGE * (max(every) - min(every)) for value in values]
 
 
-def _draw_line(axes: Axes, x: Sequence[float], rows: Sequence[SweepRow], look: Look, label: str) -> Line2D:
-    """Draw the rows' means with error bars, a gap where there is none; return what stands for it in a legend."""
-    means = np.array([row.mean for row in rows], float)
-    style: dict[str, Any] = {
-        "color": look.colour,
-        "linestyle": look.dashes,
-        "linewidth": 1.9,
-        "marker": look.marker,
-        "markersize": 5.5,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.8,
-    }
-    axes.errorbar(x, means, yerr=np.hstack([_bar(row) for row in rows]), elinewidth=1.2, capsize=3, **style)
-    for place, row in enumerate(rows):
-        if row.is_best:
-            axes.plot(x[place], means[place], **{**style, "markersize": 9, "zorder": 5})
-    return Line2D([], [], label=label, **style)
+def _line(name: str, x: Sequence[float], rows: Sequence[SweepRow], look: Look) -> Line:
+    """Return the rows' means with error bars, a gap where there is none."""
+    best = next((place for place, row in enumerate(rows) if row.is_best), None)
+    bars = np.hstack([_bar(row) for row in rows])
+    return Line(
+        name, x, np.array([row.mean for row in rows], float), look, bars=bars, best=best, is_dotted=True, size=5.5
+    )
 
 
 def _bar(row: SweepRow) -> NDArray[np.float64]:
@@ -199,18 +162,11 @@ def _draw_published(axes: Axes, curve: Mapping[float, float], rows: Sequence[Swe
     ends = [end for row in rows for end in (row.spread or (row.mean,)) if end is not None]
     ours, theirs = (min(ends), max(ends)), (min(curve.values()), max(curve.values()))
     gap = max(theirs[0] - ours[1], ours[0] - theirs[1])
-    style: dict[str, Any] = {
-        "color": PUBLISHED.colour,
-        "linestyle": PUBLISHED.dashes,
-        "linewidth": 1.6,
-        "marker": PUBLISHED.marker,
-        "markersize": 4.5,
-    }
+    line = Line(name, list(curve), list(curve.values()), PUBLISHED, is_dotted=True, width=1.6, size=5.5)
     if gap <= FAR_APART * max(ours[1] - ours[0], theirs[1] - theirs[0]):
-        axes.plot(list(curve), list(curve.values()), zorder=1.5, **style)
-        return Line2D([], [], label=name, **style)
+        return replace(line, layer=1.5).draw(axes)
     right = axes.twinx()
-    right.plot(list(curve), list(curve.values()), **style)
+    handle = replace(line, name=f"{name}, right scale").draw(right)
     right.spines[["top", "left"]].set_visible(False)
     right.spines["right"].set_color(PUBLISHED.colour)
     right.tick_params(axis="y", length=3, colors=PUBLISHED.colour)
@@ -218,7 +174,7 @@ def _draw_published(axes: Axes, curve: Mapping[float, float], rows: Sequence[Swe
     axes.set_zorder(right.get_zorder() + 1)  # the sweep's own curve is in front
     axes.patch.set_visible(False)
     _same_units(axes, right)
-    return Line2D([], [], label=f"{name}, right scale", **style)
+    return handle
 
 
 def _same_units(left: Axes, right: Axes) -> None:
@@ -270,7 +226,7 @@ def _dots(sweep: Sweep) -> Figure:
     if len(rows) > ROWS_DRAWN:
         rows = best_first(rows, sweep.ledger["mode"])[:ROWS_DRAWN]
         note = f"{len(rows)} of {len(sweep.rows)} rows, the best."
-    size = (CURVE_INCHES[0], AROUND_ROWS_INCHES + ROW_INCHES * len(rows))
+    size = (PLOT_INCHES[0], AROUND_ROWS_INCHES + ROW_INCHES * len(rows))
     figure = sweep.sheet(_bar_note(rows), note, size=size)
     axes = ruled(figure.add_subplot(), metric_label(sweep.metric), sweep.legend_title)
     for place, row in enumerate(rows):
@@ -279,7 +235,7 @@ def _dots(sweep: Sweep) -> Figure:
             axes.text(0.01, place, reason, transform=axes.get_yaxis_transform(), va="center", color=FAINT_INK)
             continue
         size_of_dot = 9 if row.is_best else 6.5
-        style: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markeredgecolor": "white"}
+        style: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markeredgecolor": PAPER}
         axes.errorbar(row.mean, place, xerr=_bar(row), elinewidth=1.3, capsize=3, markersize=size_of_dot, **style)
         weight = "bold" if row.is_best else "normal"
         above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
@@ -301,7 +257,7 @@ def _scatter(sweep: Sweep, x: str, y: str) -> Figure:
         c=[row.mean for row in sweep.valued],
         cmap=SHADES if sweep.ledger["mode"] == "max" else f"{SHADES}_r",
         s=52,
-        edgecolors="white",
+        edgecolors=PAPER,
         linewidths=0.8,
         zorder=3,
     )
@@ -321,7 +277,7 @@ def _scatter(sweep: Sweep, x: str, y: str) -> Figure:
     scale(axes, sweep.values(x))
     if is_logarithmic(sweep.values(y)):
         axes.set_yscale("log")
-    legend_above(axes, handles)
+    legend(axes, handles)
     return figure
 
 
@@ -335,13 +291,13 @@ def _panels(sweep: Sweep, numeric: Sequence[str]) -> Figure:
     ]
     best = [row for row in sweep.valued if row.is_best]
     notes = [f"Outlined: best, {_mean(sweep, best[0])}." if best else "", "Hollow: ended early." if partial else ""]
-    size = (max(CURVE_INCHES[0], PANEL_INCHES * len(numeric)), CURVE_INCHES[1])
+    size = (max(PLOT_INCHES[0], PANEL_INCHES * len(numeric)), PLOT_INCHES[1])
     figure = sweep.sheet(*notes, size=size)
     panels = figure.subplots(1, len(numeric), sharey=True, squeeze=False)[0]
     dot: dict[str, Any] = {"marker": OURS.marker, "linestyle": "", "color": OURS.colour}
     looks: list[dict[str, Any]] = [
         {**dot, "markersize": 5, "markerfacecolor": "none", "markeredgecolor": FAINT_INK},
-        {**dot, "markersize": 6, "markeredgecolor": "white"},
+        {**dot, "markersize": 6, "markeredgecolor": PAPER},
         {**dot, "markersize": 10, "markeredgecolor": INK},
     ]
     layers = [partial, *([(row, row.mean) for row in rows] for rows in (sweep.valued, best))]
@@ -369,10 +325,10 @@ def _repeats(sweep: Sweep) -> Figure:
     axes = ruled(figure.add_subplot(), plain(", ".join(names)), metric_label(sweep.metric))
     if summary.std is not None:
         low, high = summary.mean - summary.std, summary.mean + summary.std
-        axes.axhspan(low, high, color=OURS.colour, alpha=BAND, linewidth=0)
+        axes.axhspan(low, high, color=OURS.colour, alpha=BAND_OPACITY, linewidth=0)
     line = axes.axhline(summary.mean, color=OURS.colour, linewidth=1.5, label=label)
     places, values = range(row.count), [trial["value"] for trial in row.counting]
-    style: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markersize": 8, "markeredgecolor": "white"}
+    style: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markersize": 8, "markeredgecolor": PAPER}
     bars = _bar(row) if summary.std is None else None
     axes.errorbar(places, values, yerr=bars, linestyle="", capsize=3, elinewidth=1.2, **style)
     texts = [", ".join(setting_text(trial["settings"].get(key)) for key in repeats) for trial in row.counting]
@@ -380,5 +336,5 @@ def _repeats(sweep: Sweep) -> Figure:
     axes.set_xlim(-0.6, row.count - 0.4)
     axes.margins(y=0.25)
     axes.grid(visible=False, axis="x")
-    legend_above(axes, [line])
+    legend(axes, [line])
     return figure

@@ -17,7 +17,7 @@ from ribray.demo.world import palette
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities
 from ribray.networks.deeplab import build_deeplab, predict
 from ribray.networks.weights import save_network
-from ribray.report.figures import mask_overlay
+from ribray.report.overlays import mask_overlay
 from ribray.runs.metrics import ClassifierMetrics, SegmentationMetrics
 from ribray.runs.run import Run
 from tests.by_hand import begin, empty_run, key

@@ -9,18 +9,15 @@ from PIL import Image
 
 from ribray.report.charts import (
     MOST_POINTS,
-    Chart,
-    Line,
+    RefinementLosses,
     curves_of,
     loss_chart,
     refinement_charts,
     stations_chart,
     steps_chart,
     threshold_chart,
-    to_svg,
-    write_png,
 )
-from ribray.report.refinement import RefinementLosses
+from ribray.report.plots import LOOKS, Chart, Line, to_svg, write_png
 from ribray.report.stations import stations
 from tests.pages import log, metrics
 
@@ -38,9 +35,10 @@ def test_curves_of_a_run_have_their_best_point_marked_plain_cam_first():
 
 def test_the_same_maps_look_the_same_in_every_chart():
     both = {"plain CAM": ([0.1], [30.0]), "RIB": ([0.1], [50.0])}
-    assert [line.look for line in threshold_chart(both).lines] == [0, 1]
-    assert [line.look for line in threshold_chart({"RIB": ([0.1], [50.0])}).lines] == [1]
-    assert [line.look for line in loss_chart({"RIB": log(5, 1.0, 0.5), "other": log(5, 1.0, 0.5)}, "").lines] == [1, 0]
+    assert [line.look for line in threshold_chart(both).lines] == [*LOOKS[:2]]
+    assert [line.look for line in threshold_chart({"RIB": ([0.1], [50.0])}).lines] == [LOOKS[1]]
+    lines = loss_chart({"RIB": log(5, 1.0, 0.5), "other": log(5, 1.0, 0.5)}, "").lines
+    assert [line.look for line in lines] == [LOOKS[1], LOOKS[0]]
 
 
 def test_steps_are_drawn_over_the_plain_cam_where_they_were_kept():
@@ -98,12 +96,12 @@ def test_stations_have_a_dot_and_an_interval_each():
     found = stations(metrics(), ("val",))
     chart = stations_chart(found)
     assert [place.split(",")[0] for place in chart.places][-2:] == ["segmentation", "re-trained"]
-    assert chart.series["RIB"][0] == (56.0, (54.75, 57.5))
+    assert chart.series["RIB"][1][0] == (56.0, [54.75, 57.5])
     without = metrics()
     del without["variants"], without["seed"]["cam"]["miou_interval"]
     series = stations_chart(stations(without, ("val",))).series
-    assert series["plain CAM"][0] == (36.0, None)
-    assert series["plain CAM"][1:] == [None] * 5
+    assert series["plain CAM"][1][0] == (36.0, None)
+    assert series["plain CAM"][1][1:] == [None] * 5
 
 
 def test_charts_stand_beside_and_below_each_other(tmp_path):

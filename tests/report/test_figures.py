@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ribray.report.charts import curve_figure
-from ribray.report.figures import (
-    ImageRow,
-    growth_figure,
-    heat_overlay,
-    image_panel,
-    mask_colour,
-    mask_overlay,
-    masks_figure,
-)
+from ribray.report.charts import threshold_chart
+from ribray.report.figures import ImageRow, image_figure
+from ribray.report.overlays import heat_overlay, mask_colour, mask_overlay
+from ribray.report.plots import write_png
 
 PALETTE = np.zeros((256, 3), np.uint8)
 PALETTE[1] = (200, 30, 30)
@@ -35,7 +29,7 @@ def opened(path):
 
 
 def test_the_growth_figure_is_1200_pixels_wide_and_mostly_pictures(tmp_path):
-    growth_figure([picture_row(), picture_row(classes=("cat", "dog"))], tmp_path / "growth.png")
+    image_figure({"": [picture_row(), picture_row(classes=("cat", "dog"))]}, tmp_path / "growth.png")
     pixels = opened(tmp_path / "growth.png")
     assert pixels.shape[1] == 1200
     # five pictures of 4:3 beside each other, two rows
@@ -44,20 +38,20 @@ def test_the_growth_figure_is_1200_pixels_wide_and_mostly_pictures(tmp_path):
 
 
 def test_the_column_of_true_masks_is_left_out_when_there_are_none(tmp_path):
-    growth_figure([picture_row(truth=False)], tmp_path / "without.png")
-    growth_figure([picture_row(truth=True)], tmp_path / "with.png")
+    image_figure({"": [picture_row(truth=False)]}, tmp_path / "without.png")
+    image_figure({"": [picture_row(truth=True)]}, tmp_path / "with.png")
     # fewer columns of the same total width are wider, hence higher
     assert opened(tmp_path / "without.png").shape[0] > opened(tmp_path / "with.png").shape[0]
 
 
 def test_a_missing_truth_beside_a_known_one_and_an_image_without_objects_are_drawn(tmp_path):
     nothing = picture_row(classes=(), truth=False)
-    growth_figure([picture_row(), nothing], tmp_path / "growth.png")
+    image_figure({"": [picture_row(), nothing]}, tmp_path / "growth.png")
     assert opened(tmp_path / "growth.png").std() > 30
 
 
 def test_a_tall_image_keeps_its_shape(tmp_path):
-    image_panel(picture_row(size=(120, 60)), tmp_path / "panel.png")
+    image_figure({"": [picture_row(size=(120, 60))]}, tmp_path / "panel.png")
     height, width, _ = opened(tmp_path / "panel.png").shape
     assert width == 1200
     assert 2 * 0.9 * width / 5 < height < 2 * width / 5 + 60
@@ -65,7 +59,7 @@ def test_a_tall_image_keeps_its_shape(tmp_path):
 
 def test_the_same_figure_has_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
-        image_panel(picture_row(), tmp_path / name)
+        image_figure({"": [picture_row()]}, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -111,7 +105,7 @@ def test_a_mask_shows_in_its_colour_and_unknown_pixels_pale():
 )
 def test_rows_that_make_no_figure_are_refused(rows, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        growth_figure(rows, tmp_path / "growth.png")
+        image_figure({"": rows}, tmp_path / "growth.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -121,7 +115,7 @@ def test_curves_are_drawn_in_two_colours(tmp_path):
         "plain CAM": (thresholds, 40 - 60 * thresholds),
         "RIB": (thresholds, 57 - 80 * (thresholds - 0.2) ** 2),
     }
-    curve_figure(curves, tmp_path / "curve.png", title="Seed mIoU")
+    write_png([threshold_chart(curves)], tmp_path / "curve.png")
     pixels = opened(tmp_path / "curve.png").astype(int)
     assert pixels.shape[1] == 960
     for colour in ((0, 114, 178), (213, 94, 0)):
@@ -141,7 +135,7 @@ def painted(pixels):
 
 
 def test_images_of_few_pictures_stand_beside_each_other(tmp_path):
-    masks_figure({"held-out images": [masks_row()] * 4}, tmp_path / "figure.png")
+    image_figure({"held-out images": [masks_row()] * 4}, tmp_path / "figure.png")
     pixels = opened(tmp_path / "figure.png")
     columns = painted(pixels).any(axis=1)
     # image, truth, prediction twice: four coloured pictures across, the image itself has none
@@ -152,18 +146,18 @@ def test_images_of_few_pictures_stand_beside_each_other(tmp_path):
 
 def test_every_mask_has_a_column_after_the_truth_and_blocks_follow_each_other(tmp_path):
     wide = [masks_row(headings=("confident labels", "pseudo mask", "on plain CAM"))] * 2
-    masks_figure({"training images": wide, "held-out images": [masks_row()]}, tmp_path / "figure.png")
+    image_figure({"training images": wide, "held-out images": [masks_row()]}, tmp_path / "figure.png")
     rows = painted(opened(tmp_path / "figure.png")).any(axis=0)
     assert np.count_nonzero(rows[1:] & ~rows[:-1]) == 3
-    masks_figure({"": wide}, tmp_path / "one.png")
+    image_figure({"": wide}, tmp_path / "one.png")
     columns = painted(opened(tmp_path / "one.png")).any(axis=1)
     assert np.count_nonzero(columns[1:] & ~columns[:-1]) == 4
 
 
 def test_a_legend_shows_every_colour_below_the_pictures(tmp_path):
     names = {f"class {number}": np.array([255, 4 * number, 0], np.uint8) for number in range(30)}
-    masks_figure({"": [masks_row()]}, tmp_path / "without.png")
-    masks_figure({"": [masks_row()]}, tmp_path / "with.png", names)
+    image_figure({"": [masks_row()]}, tmp_path / "without.png")
+    image_figure({"": [masks_row()]}, tmp_path / "with.png", names)
     without, pixels = opened(tmp_path / "without.png"), opened(tmp_path / "with.png")
     legend = pixels[len(without) :]
     assert 80 < len(legend) < 200  # several lines
@@ -174,18 +168,18 @@ def test_a_legend_shows_every_colour_below_the_pictures(tmp_path):
 def test_a_mask_of_another_size_is_refused(tmp_path):
     row = ImageRow(np.zeros((4, 4, 3), np.uint8), ["cat"], {}, PALETTE, None, {"mask": np.zeros((2, 2), np.uint8)})
     with pytest.raises(ValueError, match="does not fit its image"):
-        masks_figure({"": [row]}, tmp_path / "figure.png")
+        image_figure({"": [row]}, tmp_path / "figure.png")
 
 
 def test_a_curve_of_one_threshold_is_a_point(tmp_path):
-    curve_figure({"RIB": ([0.3], [50.0])}, tmp_path / "curve.png")
+    write_png([threshold_chart({"RIB": ([0.3], [50.0])})], tmp_path / "curve.png")
     assert opened(tmp_path / "curve.png").std() > 5
 
 
 @pytest.mark.parametrize("curves", [{}, {"RIB": ([0.1, 0.2], [50.0])}, {"RIB": ([0.1], [np.nan])}])
 def test_curves_without_points_are_refused(curves, tmp_path):
     with pytest.raises(ValueError, match="curve"):
-        curve_figure(curves, tmp_path / "curve.png")
+        write_png([threshold_chart(curves)], tmp_path / "curve.png")
 
 
 def test_real_photographs_make_a_figure(shared_dir, tmp_path):
@@ -199,5 +193,5 @@ def test_real_photographs_make_a_figure(shared_dir, tmp_path):
             truth, image = np.asarray(mask), np.asarray(photograph.convert("RGB"))
         maps = (truth == 1 + 14).astype(np.float32)[None]
         rows.append(ImageRow(image, ["person"], {"plain CAM": maps, "step 10": maps}, palette, truth))
-    growth_figure(rows, tmp_path / "growth.png")
+    image_figure({"": rows}, tmp_path / "growth.png")
     assert opened(tmp_path / "growth.png").std() > 30

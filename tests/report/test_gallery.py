@@ -10,8 +10,8 @@ from ribray.demo.world import make_world
 from ribray.methods.maps import to_arrays, write_maps
 from ribray.methods.rib import Refinement
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED
-from ribray.report.gallery import TILE_PIXELS, gallery_block
-from ribray.report.refinement import read_losses
+from ribray.report.charts import read_losses
+from ribray.report.pictures import TILE_PIXELS, gallery_block
 
 SCALES = (1.0, 0.5)
 BOTH = {"cam": 0.2, "rib": 0.4}

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from ribray.data.dataset import colour_map
-from ribray.report.figures import mask_overlay
-from ribray.report.overlays import legend_overlay
+from ribray.report.overlays import legend_overlay, mask_overlay
 
 NAMES = ["cat", "dog", "sea", "a name of very many letters indeed, longer than any"]
 

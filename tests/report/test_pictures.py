@@ -9,7 +9,7 @@ from ribray.data.voc import VocDataset
 from ribray.methods.maps import empty_arrays, to_arrays, write_maps
 from ribray.methods.rib import Refinement
 from ribray.methods.stop_reasons import FINISHED
-from ribray.report.figures import mask_colour
+from ribray.report.overlays import mask_colour
 from ribray.report.pictures import MaskBlock, draw_masks
 
 
@@ -65,7 +65,7 @@ def test_maps_are_drawn_between_the_truth_and_the_masks(photographs, truths, tmp
         files[id] = tmp_path / "maps" / f"{id}.npz"
         write_maps(files[id], id, arrays)
     masks = {"confident labels": truths, "pseudo mask": truths, "pseudo mask, plain CAM": truths}
-    for name, maps in (("without", {}), ("with", {"RIB map": (files, "refined")})):
+    for name, maps in (("without", {}), ("with", files)):
         block = MaskBlock("training images", photographs, photographs.ids, masks, maps)
         draw_masks([block], tmp_path / f"{name}.png")
     # one more column of the same total width: smaller pictures
