@@ -335,12 +335,14 @@ def import_maps(
     """Take localization maps made elsewhere into a run; go on with `ribray run RECIPE --stages seed`."""
     from ribray.commands.run import run_import
     from ribray.report.summaries import run_summary
+    from ribray.runs.metrics import RunMetrics
+    from ribray.stages import STAGES
 
     request = _request(recipe, out, settings, "refine", break_lock=break_lock)
 
     def tell(result: Any) -> None:
         failures = [vars(failure) for failure in result.failures]
-        console.print("", run_summary(result.metrics, request.directory, failures=failures))
+        console.print("", run_summary(RunMetrics(**result.metrics), STAGES, request.directory, failures=failures))
 
     try:
         result = run_import(request, source, console, _stop_on_signals())
@@ -520,13 +522,15 @@ def _run(request: Any) -> Any:
 
 def _print_run(request: Any, result: Any) -> None:
     from ribray.report.summaries import run_summary
+    from ribray.runs.metrics import RunMetrics
     from ribray.stages import STAGES
 
+    metrics = RunMetrics(**result.metrics)
     console.print()
-    _print_results(request, result.metrics)
+    _print_results(request, metrics)
     failures = [vars(failure) for failure in result.failures]
-    if result.metrics["timing"] or failures:
-        console.print(run_summary(result.metrics, request.directory, failures=failures, order=tuple(STAGES)))
+    if metrics.timing or failures:
+        console.print(run_summary(metrics, STAGES, request.directory, failures=failures))
     for figure in result.figures:
         _say_place("picture", figure)
     for command in result.sync_commands:  # on one line, to be copied
@@ -537,21 +541,21 @@ def _say_place(label: str, place: Path | str) -> None:
     console.print(f"{label:<8} {place}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_results(request: Any, metrics: dict[str, Any]) -> None:
+def _print_results(request: Any, metrics: Any) -> None:
     """Print the tables of those stages that were asked for."""
     from ribray.report.tables import chain_table, evaluation_tables, seed_table
     from ribray.runs.run import Run
-    from ribray.stages import MASK_STAGES
+    from ribray.stages import MASK_STAGES, STAGES
 
     experiment, own = request.experiment, Run.read(request.directory).variant or "rib"
     splits = experiment.evaluate.splits or (experiment.data.eval_split,)
     tables: list[Any] = []
-    if "seed" in metrics and "seed" in request.stages:
-        tables.append(seed_table(metrics["seed"]))
+    if metrics.seed and "seed" in request.stages:
+        tables.append(seed_table(metrics.seed.methods))
     if {"seed", *MASK_STAGES}.intersection(request.stages):
-        tables.append(chain_table(metrics, own=own, splits=splits))
+        tables.append(chain_table(metrics, STAGES, own=own, splits=splits))
     if "evaluate" in request.stages:
-        tables += evaluation_tables(metrics, splits, own=own)
+        tables += evaluation_tables(metrics, STAGES, splits, own=own)
     for table in tables:
         if table is not None:
             console.print(table, "")

@@ -10,12 +10,13 @@ from ribray.evaluation.published import MEAN, table
 from ribray.report.charts import RefinementLosses
 from ribray.report.html import RunPage, SweepPage
 from ribray.report.pictures import GalleryBlock, GalleryImage, Tile
+from ribray.runs.metrics import RunMetrics
+from ribray.stages import STAGES
 
 SCRIPT = "<script>alert(1)</script>"
 MARKUP = '"><img src=x onerror="alert(1)"><b>bold</b> & more'
 CLASSES = ("background", SCRIPT, "a class with quite a long name, longer than a telephone is wide", "dog", "cat")
 STOPS = {"finished": 600, "target_loss": 63, "explosion": 800}
-STAGES = ("classifier", "refine", "seed", "confident", "irn", "pseudo", "segmentation", "evaluate")
 
 
 def judged(miou, **more):
@@ -89,7 +90,7 @@ def run_page(**changes):
         directory=f"/runs/{MARKUP}",
         summary=f"recipe {MARKUP}",
         written="2026-01-02 03:04",
-        metrics=metrics(),
+        metrics=RunMetrics(**metrics()),
         own="rib",
         splits=("val",),
         stages=STAGES,
@@ -126,13 +127,13 @@ def published_page(name):
     for each in (found, found["variants"]["cam"]):
         for numbers in (each["evaluate"], each["evaluate"]["before_retraining"]):
             numbers["per_class"] = per_class
-    return run_page(metrics=found)
+    return run_page(metrics=RunMetrics(**found))
 
 
 def empty_page():
     """The page of a run that has begun and done nothing."""
     return run_page(
-        metrics={"timing": {}}, logs={}, refinement=None, failures=[], gallery=[], reused={}, machine=None, facts={}
+        metrics=RunMetrics(), logs={}, refinement=None, failures=[], gallery=[], reused={}, machine=None, facts={}
     )
 
 

@@ -30,9 +30,10 @@ from ribray.report.pictures import GalleryBlock, MaskBlock, draw_growth, draw_ma
 from ribray.report.plots import Chart, write_png
 from ribray.report.stations import METHOD_NAMES, RETRAINED, RIB
 from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE
+from ribray.runs.metrics import RunMetrics, Timing
 from ribray.runs.records import Failure, read_provenance
 from ribray.runs.run import Run
-from ribray.stages import STAGES, classifier, confident, evaluate, irn, pseudo, refine, seed, segmentation
+from ribray.stages import STAGES, classifier, confident, evaluate, irn, pseudo, refine, segmentation
 
 REPORT_FILE, FIGURES_FOLDER = "report.html", "figures"
 GROWTH_FILE, MASKS_FILE, CURVE_FILE = "maps.png", "masks.png", "seed_curve.png"
@@ -127,14 +128,14 @@ class _Gathered:
             return []
 
     @cached_property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> RunMetrics:
         """The run's numbers; of a stage that it reuses, those of the run that it was made in."""
-        metrics = self.run.metrics()
+        metrics = self.run.read_metrics()
         for stage, run in self._reused.items():
-            older = run.metrics()
-            if stage not in metrics and stage in older:
-                metrics[stage] = older[stage]
-                metrics["timing"][stage] = older["timing"].get(stage, {})
+            older = run.read_metrics()
+            if stage not in metrics.stages() and stage in older.stages():
+                timing = {**metrics.timing, stage: older.timing.get(stage, Timing())}
+                metrics = metrics.model_copy(update={stage: older.stages()[stage], "timing": timing})
         return metrics
 
     @cached_property
@@ -213,10 +214,8 @@ class _Gathered:
         if self.training_set is None:
             return []
         predicted = self.mask_folders(evaluate.NAME, "prediction")
-        judged = self.metrics.get(seed.NAME, {})
-        thresholds = {
-            method: numbers["threshold"] for method, numbers in judged.items() if numbers.get("threshold") is not None
-        }
+        judged = self.metrics.seed.methods if self.metrics.seed else {}
+        thresholds = {name: part.threshold for name, part in judged.items() if part.threshold is not None}
         blocks = [
             gallery_block(
                 f"Training images ({data.train_split})",
@@ -249,7 +248,7 @@ class _Gathered:
         provenance = read_provenance(self.run.directory)
         machine = provenance.get("machine")
         gallery, logs = self.gallery, self.logs  # what they meet goes into the remarks
-        if imported := self.metrics.get(refine.NAME, {}).get("imported"):
+        if imported := self.metrics.refine and self.metrics.refine.imported:
             told = f"The maps were imported from {imported}"
             self.remarks["refinement"] = f"{told}: they hold no losses of a refinement."
             self.remarks["pace"] = f"{told}, so no pace of a refinement was measured."
@@ -261,7 +260,7 @@ class _Gathered:
             metrics=self.metrics,
             own=self.own,
             splits=self.splits,
-            stages=tuple(STAGES),
+            stages=STAGES,
             data=DATA_NAMES.get(experiment.data.kind, experiment.data.kind),
             batch_size=experiment.refine.batch_size,
             stop_threshold=experiment.refine.stop_threshold,
@@ -270,7 +269,7 @@ class _Gathered:
             refinement=self.refinement,
             refined=self._refined(),
             machine=None if machine is None else str(machine),
-            reused={stage: str(run.directory) for stage, run in self._reused.items() if stage in self.metrics},
+            reused={stage: str(run.directory) for stage, run in self._reused.items() if stage in self.metrics.stages()},
             failures=self.failures,
             gallery=gallery,
             facts=_facts(provenance, self.run),
@@ -290,7 +289,7 @@ class _Gathered:
 
     def _refined(self) -> str:
         config = self.experiment.refine
-        precision = self.metrics.get(refine.NAME, {}).get("precision", config.precision)
+        precision = (self.metrics.refine and self.metrics.refine.precision) or config.precision
         scales = ", ".join(f"{scale:g}" for scale in config.scales)
         return (
             f"{self.experiment.classifier.backbone}, K = {config.iterations}, B = {config.batch_size}, "
@@ -318,8 +317,8 @@ def _facts(provenance: Mapping[str, Any], run: Run) -> dict[str, str]:
 def _draw(gathered: _Gathered, page: RunPage) -> None:
     """Draw the figures of a run: charts always, pictures where the run itself has not drawn them."""
     folder = gathered.run.directory / FIGURES_FOLDER
-    judged = page.metrics.get(seed.NAME, {})
-    if any("curve" in numbers for numbers in judged.values()):
+    judged = page.metrics.seed.methods if page.metrics.seed else {}
+    if any(part.curve for part in judged.values()):
         draw_curve(judged, folder / CURVE_FILE)
     charts: list[Chart] = [loss_chart(logs, network) for network, logs in page.logs.items()]
     if charts:

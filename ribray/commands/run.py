@@ -22,6 +22,8 @@ from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
 from ribray.report.charts import draw_curve
 from ribray.report.pictures import MaskBlock, draw_growth, draw_masks
 from ribray.report.stations import METHOD_NAMES
+from ribray.report.tables import headline
+from ribray.runs.metrics import RunMetrics
 from ribray.runs.records import Failure
 from ribray.runs.run import Run
 from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, refine
@@ -83,7 +85,8 @@ class StageStatus:
     done: int
     unit: str
     failed: int
-    metrics: dict[str, Any]
+    result: str
+    """Its numbers in a few words."""
     variant: str | None = None
 
 
@@ -134,8 +137,8 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
         with tracked([main, *others]):
             errors = _run_stages(parts, request, stop)
             main.run.rewrite_metrics()
-            metrics = _in_order(main.run.metrics())
-            figures = [] if stop.is_set() else _draw(parts, metrics)
+            metrics = main.run.metrics()
+            figures = [] if stop.is_set() else _draw(parts, main.run.read_metrics())
             log_run(main, figures)
             for context in others:
                 log_run(context, [])
@@ -170,12 +173,6 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
                 failed.append(name)
         failed_before += failed
     return errors
-
-
-def _in_order(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Bring the timing of stages, read from files, into the order of the chain."""
-    timing = metrics["timing"]
-    return {**metrics, "timing": {name: timing[name] for name in [*STAGES, *timing] if name in timing}}
 
 
 def run_import(request: Request, source: Path, console: Console, stop: threading.Event) -> Result:
@@ -234,7 +231,7 @@ DRAWN_FROM = 20_000
 """Images among which those of a picture are chosen: of a million, all would take the driver half a gigabyte."""
 
 
-def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
+def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
     """Draw the run's pictures anew."""
     context = parts[0].context
     figures, folder = [], context.run.directory / "figures"
@@ -243,8 +240,9 @@ def _draw(parts: Sequence[Part], metrics: dict[str, Any]) -> list[Path]:
         files = {id: map_path(maps, id) for id in refined_ids(context)[:DRAWN_FROM]}
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
-    if any("curve" in numbers for numbers in metrics.get("seed", {}).values()):
-        figures.append(draw_curve(metrics["seed"], folder / "seed_curve.png"))
+    seeds = metrics.seed.methods if metrics.seed else {}
+    if any(part.curve for part in seeds.values()):
+        figures.append(draw_curve(seeds, folder / "seed_curve.png"))
     return [figure for figure in figures if figure is not None]
 
 
@@ -315,13 +313,12 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
     for variant, run in runs:
         experiment = run.read_experiment().on_first_source()
         context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
-        metrics, failures = run.metrics(), Counter(failure.stage for failure in run.failures())
+        numbers, failures = run.read_metrics().stages(), Counter(failure.stage for failure in run.failures())
         for name, stage in STAGES.items():
             if (variant is None or name in MASK_STAGES) and (context.has(name) or failures[name]):
                 work = stage.work(context)
-                statuses.append(
-                    StageStatus(name, work.total, work.done, work.unit, failures[name], metrics.get(name, {}), variant)
-                )
+                result = headline(numbers.get(name), stage)
+                statuses.append(StageStatus(name, work.total, work.done, work.unit, failures[name], result, variant))
     return is_held, statuses
 
 

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from ribray.errors import RibrayError
 from ribray.methods.maps import MapRecord
 from ribray.report.plots import LOOKS, Chart, DotChart, Line, Look, write_png
-from ribray.report.stations import CAM, INTERVAL, METHOD_NAMES, RIB, Station
+from ribray.report.stations import CAM, METHOD_NAMES, RIB, Station
 from ribray.report.tables import ordered
+from ribray.runs.metrics import SeedJudgement
 
 LOOK_OF = {METHOD_NAMES[CAM]: LOOKS[0], METHOD_NAMES[RIB]: LOOKS[1]}
 """The same maps look the same in every chart."""
@@ -41,12 +42,12 @@ def _looks(names: Iterable[str]) -> Iterator[Look]:
 # --- mIoU --------------------------------------------------------------------------------------------------------
 
 
-def curves_of(seed: Mapping[str, Any]) -> dict[str, tuple[ArrayLike, ArrayLike]]:
-    """Return the curves in the ``seed`` part of a run's metrics, plain CAM first."""
+def curves_of(seed: Mapping[str, SeedJudgement]) -> dict[str, tuple[ArrayLike, ArrayLike]]:
+    """Return the curves of seeds by method, plain CAM first."""
     return {
-        METHOD_NAMES.get(method, method): (seed[method]["curve"]["thresholds"], seed[method]["curve"]["miou"])
-        for method in ordered(seed)
-        if "curve" in seed[method]
+        METHOD_NAMES.get(name, name): (np.array(curve.thresholds, float), np.array(curve.miou, float))
+        for name in ordered(seed)
+        if (curve := seed[name].curve) is not None
     }
 
 
@@ -69,20 +70,20 @@ def threshold_chart(curves: Curves, title: str = "") -> Chart:
     return Chart(title, "threshold", "mIoU, %", lines, not_negative=True)
 
 
-def draw_curve(seed: Mapping[str, Any], destination: Path) -> Path:
-    """Draw the seed's mIoU over the threshold for every method of a run's ``seed`` metrics."""
+def draw_curve(seed: Mapping[str, SeedJudgement], destination: Path) -> Path:
+    """Draw the seed's mIoU over the threshold for every method."""
     write_png([threshold_chart(curves_of(seed), "Seed mIoU over the background threshold")], destination)
     return destination
 
 
-def steps_chart(seed: Mapping[str, Any], title: str = "") -> Chart | None:
+def steps_chart(seed: Mapping[str, SeedJudgement], title: str = "") -> Chart | None:
     """Return the seed's mIoU by refinement step, each at its own best threshold; None where steps were not kept."""
-    by_step = seed.get(RIB, {}).get("by_step")
+    by_step = seed[RIB].by_step if RIB in seed else None
     if not by_step:
         return None
-    steps, means = ([point[key] for point in by_step] for key in ("step", "miou"))
+    steps, means = [point.step for point in by_step], [point.miou for point in by_step]
     lines = [Line(f"RIB, {means[-1]:.1f} after step {steps[-1]}", steps, means, LOOKS[1], is_dotted=True)]
-    plain = seed.get(CAM, {}).get("miou")
+    plain = seed[CAM].miou if CAM in seed else None
     if plain is not None and len(steps) > 1:
         lines.insert(0, Line(f"plain CAM, {plain:.1f}", [steps[0], steps[-1]], [plain, plain], LOOKS[0]))
     return Chart(title, "step k", "mIoU, %", lines, counts=True)
@@ -93,7 +94,7 @@ def stations_chart(found: Sequence[Station], title: str = "") -> DotChart:
     series = {}
     for source, name in METHOD_NAMES.items():
         numbers = [station.numbers.get(source) for station in found]
-        values = [None if each is None else (each["miou"], each.get(INTERVAL)) for each in numbers]
+        values = [(each.miou, each.miou_interval) if each and each.miou is not None else None for each in numbers]
         if any(values):
             series[name] = (LOOK_OF[name], values)
     return DotChart(title, "mIoU, %", [station.label for station in found], series)

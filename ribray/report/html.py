@@ -8,9 +8,10 @@ this page's own: no network, and no script but the one that sorts tables.
 import base64
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,112 +21,60 @@ from PIL import Image
 
 from ribray import __version__
 from ribray.methods.stop_reasons import FINISHED, stop_hint, stopped_early
-from ribray.report import cells, sweep_rows
-from ribray.report.charts import (
-    RefinementLosses,
-    curves_of,
-    loss_chart,
-    refinement_charts,
-    stations_chart,
-    steps_chart,
-    threshold_chart,
-)
+from ribray.report import cells, charts, sweep_rows, tables
+from ribray.report.charts import RefinementLosses
 from ribray.report.pictures import GalleryBlock
 from ribray.report.plots import Chart, DotChart, to_svg
-from ribray.report.stations import CAM, METHOD_NAMES, PSEUDO_STATION, RIB, SEED_STATION, stations
+from ribray.report.stations import CAM, METHOD_NAMES, PSEUDO_STATION, RIB, SEED_STATION, Stages, stations
 from ribray.report.sweep_results import results_table
 from ribray.report.sweep_tables import failed_trials_table, trials_table
 from ribray.report.table import Table
-from ribray.report.tables import (
-    chain_table,
-    evaluation_tables,
-    failures_table,
-    interval_text,
-    pace_table,
-    paper_table,
-    seed_table,
-    stage_table,
-)
+from ribray.runs.metrics import RunMetrics, Timing
 
 JPEG_QUALITY = 86
-HEADLINES = {SEED_STATION: "Seed mIoU", PSEUDO_STATION: "Pseudo masks, mIoU"}
-SEGMENTATION_HEADLINE = "Segmentation, mIoU"
+Failures = Sequence[Mapping[str, Any]]
+"""Lines of ``failures.jsonl``."""
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """What the page of a run shows.
-
-    Attributes:
-        name: stands above it.
-        directory: of the run.
-        summary: one line: which recipe, which data.
-        written: when the page is written.
-        metrics: the run's merged metrics, those of its variants included.
-        own: the maps that the run's own masks are made from, "rib" or "cam".
-        splits: what the segmentation was judged on.
-        stages: the stages in the order of the chain.
-        data: what the data is called in a sentence.
-        batch_size: B of the refinement.
-        stop_threshold: m of the refinement.
-        iterations: K of the refinement.
-        logs: network -> training -> lines of its log.
-        refinement: losses of the refinement, where there are any.
-        refined: what was refined and how, in a few words.
-        machine: where the refinement was timed; None where that is not known.
-        reused: stage -> the run that it was made in, if another one.
-        failures: lines of ``failures.jsonl``, variants' included.
-        gallery: images of every split.
-        remarks: what to say in place of one of `REMARKS`.
-        facts: versions and the like.
-        configuration: text of ``experiment.yaml``.
-    """
+    """What the page of a run shows."""
 
     name: str
     directory: str
-    summary: str
-    written: str
-    metrics: Mapping[str, Any]
-    own: str
-    splits: Sequence[str]
-    stages: Sequence[str]
-    data: str
-    batch_size: int
-    stop_threshold: float
-    iterations: int
-    logs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+    summary: str  # one line: which recipe, which data
+    written: str  # when the page is written
+    metrics: RunMetrics
+    own: str  # the maps that the run's own masks are made from, "rib" or "cam"
+    splits: Sequence[str]  # what the segmentation was judged on
+    stages: Stages
+    data: str  # what the data is called in a sentence
+    batch_size: int  # B of the refinement
+    stop_threshold: float  # m
+    iterations: int  # K
+    logs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # network -> training -> lines of its log
     refinement: RefinementLosses | None
-    refined: str
-    machine: str | None
-    reused: Mapping[str, str]
-    failures: Sequence[Mapping[str, Any]]
+    refined: str  # what was refined and how, in a few words
+    machine: str | None  # where the refinement was timed
+    reused: Mapping[str, str]  # stage -> the run that it was made in, if another one
+    failures: Failures
     gallery: Sequence[GalleryBlock]
-    facts: Mapping[str, str]
-    configuration: str
-    remarks: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str]  # versions and the like
+    configuration: str  # text of ``experiment.yaml``
+    remarks: Mapping[str, str] = field(default_factory=dict)  # what to say in place of one of `REMARKS`
 
 
 @dataclass(frozen=True)
 class SweepPage:
-    """What the page of a sweep shows.
-
-    Attributes:
-        directory: of the sweep.
-        written: when the page is written.
-        ledger: the content of ``sweep.json``.
-        plots: title -> PNG.
-        failures: trial -> lines of its ``failures.jsonl``.
-        facts: what the sweep is.
-        configuration: text of ``sweep.yaml``.
-    """
+    """What the page of a sweep shows."""
 
     directory: str
-    written: str
-    ledger: Mapping[str, Any]
-    plots: Mapping[str, bytes]
-    failures: Mapping[str, Sequence[Mapping[str, Any]]]
-    facts: Mapping[str, str]
-    configuration: str
+    written: str  # when the page is written
+    ledger: Mapping[str, Any]  # the content of ``sweep.json``
+    plots: Mapping[str, bytes]  # title -> PNG
+    failures: Mapping[str, Failures]  # by trial
+    facts: Mapping[str, str]  # what the sweep is
+    configuration: str  # text of ``sweep.yaml``
 
     @property
     def name(self) -> str:
@@ -144,8 +93,7 @@ class SweepPage:
         return f"{sweep_rows.metric_label(self.ledger['metric'])} ({self.ledger['metric']}); {wanted} is better"
 
 
-@dataclass(frozen=True)
-class _Card:
+class _Card(NamedTuple):
     """A number that a reader looks for first."""
 
     label: str
@@ -155,17 +103,15 @@ class _Card:
     kind: str = ""
 
 
-@dataclass(frozen=True)
-class _Drawn:
+class _Drawn(NamedTuple):
     """A chart, drawn."""
 
     title: str
     svg: Markup
-    say: str = ""
+    say: str
 
 
-@dataclass(frozen=True)
-class _Plot:
+class _Plot(NamedTuple):
     """An image with its title."""
 
     title: str
@@ -186,8 +132,6 @@ RUN_SECTIONS = {
     "failures": "Failures",
     "configuration": "Configuration",
 }
-
-
 REMARKS = {
     "seed": "Stage 'seed' has judged nothing yet: it needs maps, and images with a true mask.",
     "steps": "The maps of every step were not kept (refine.keep_steps), so there is no curve over the steps.",
@@ -199,107 +143,101 @@ REMARKS = {
     "pace": "The refinement was not timed: this run has not refined, or every map was there already.",
 }
 """What is said where a section, or a part of one, would be empty."""
+LOSS_REMARK = "line: mean of a stretch of steps, band: its lowest and highest"
 
 
 def render_run(page: RunPage) -> str:
     """Return the page of a run."""
-    found = stations(page.metrics, page.splits, page.own)
-    chain = [stations_chart(found, "From maps to masks")] if len(found) > 1 else []
-    seed = page.metrics.get("seed", {})
-    by_threshold = threshold_chart(curves_of(seed), "Over the threshold") if curves_of(seed) else None
-    by_step = steps_chart(seed, "Over the steps")
-    seeds = [chart for chart in (by_threshold, by_step) if chart is not None]
-    losses = [
-        loss_chart(logs, network, validation="held out" if network == "Classifier" else None)
+    metrics, stages, own, splits, losses = page.metrics, page.stages, page.own, page.splits, page.refinement
+    found, seed = stations(metrics, stages, own), metrics.seed.methods if metrics.seed else {}
+    chain = [charts.stations_chart(found, "From maps to masks")] if len(found) > 1 else []
+    curves, by_step = charts.curves_of(seed), charts.steps_chart(seed, "Over the steps")
+    seeds = [charts.threshold_chart(curves, "Over the threshold")] if curves else []
+    trained = [
+        charts.loss_chart(logs, network, validation="held out" if network == "Classifier" else None)
         for network, logs in page.logs.items()
     ]
-    refinement = [] if page.refinement is None else refinement_charts(page.refinement, page.stop_threshold)
-    pace = pace_table(_refinement_timing(page.metrics), page.machine, page.refined)
+    refinement = [] if losses is None else charts.refinement_charts(losses, page.stop_threshold)
+    about_images = "" if losses is None else f"{losses.images} images, band: the middle 80 %"
+    pace = tables.pace_table(_refinement_timing(metrics), page.machine, page.refined)
+    judged = tables.evaluation_tables(metrics, stages, splits, own=own, all_classes=True)
+    seed_tables = [tables.seed_table(seed, title="Seed, IoU in percent", all_classes=True)] if seed else []
     return _render(
         "run.html.j2",
         page=page,
         sections=RUN_SECTIONS,
         remarks=REMARKS | dict(page.remarks),
         cards=_run_cards(page),
-        chain=chain_table(page.metrics, own=page.own, splits=page.splits, on_page=True),
+        chain=tables.chain_table(metrics, stages, own=own, splits=splits, on_page=True),
         station_charts=_drawn(chain, "chain"),
-        beside_paper=[
-            paper_table(page.metrics, page.own, page.batch_size, page.data),
-            *evaluation_tables(page.metrics, page.splits, own=page.own)[:-1],
-        ],
-        seed_charts=_drawn(seeds, "seed"),
+        beside_paper=[tables.paper_table(metrics, stages, own, page.batch_size, page.data), *judged[:-1]],
+        seed_charts=_drawn([*seeds, *([by_step] if by_step else [])], "seed"),
         has_steps=by_step is not None,
-        class_tables=_class_tables(page),
+        class_tables=[*seed_tables, *judged[-1:]],
         loss_charts=[
-            *_drawn([chart for chart in losses if chart.lines], "loss", LOSS_REMARK),
-            *_drawn(refinement, "refinement", _refinement_remark(page.refinement)),
+            *_drawn([chart for chart in trained if chart.lines], "loss", LOSS_REMARK),
+            *_drawn(refinement, "refinement", about_images),
         ],
         has_refinement=bool(refinement),
         stops=_stops(page),
-        times=_known(stage_table(page.metrics, page.stages, page.reused, on_page=True), pace),
+        times=_known(tables.stage_table(metrics, stages, page.reused, on_page=True), pace),
         has_pace=pace is not None,
-        failures=failures_table(page.failures),
+        failures=tables.failures_table(page.failures),
     )
-
-
-LOSS_REMARK = "line: mean of a stretch of steps, band: its lowest and highest"
-
-
-def _refinement_remark(losses: RefinementLosses | None) -> str:
-    return "" if losses is None else f"{losses.images} images, band: the middle 80 %"
 
 
 def _stops(page: RunPage) -> list[str]:
     """Return sentences on how the refinements ended; nothing where that was not counted."""
-    counts = page.metrics.get("refine", {}).get("stop_reasons", {})
+    counts = (page.metrics.refine and page.metrics.refine.stop_reasons) or {}
     early, images = stopped_early(counts), sum(counts.values())
     if not images:
         return []
     told = f"{counts[FINISHED]} of {images} refinements took all {page.iterations} steps"
-    return [
-        f"{told}; stopped early: {early}." if early else f"{told}.",
-        *filter(None, [stop_hint(counts, page.iterations)]),
-    ]
+    told += f"; stopped early: {early}." if early else "."
+    return [told, *filter(None, [stop_hint(counts, page.iterations)])]
 
 
-def _class_tables(page: RunPage) -> list[Table]:
-    """Return the tables with a row per class, the whole of each."""
-    seed = page.metrics.get("seed", {})
-    judged = evaluation_tables(page.metrics, page.splits, own=page.own, all_classes=True)
-    seeds = [seed_table(seed, title="Seed, IoU in percent", all_classes=True)] if seed else []
-    return [*seeds, *judged[-1:]]
-
-
-def _refinement_timing(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+def _refinement_timing(metrics: RunMetrics) -> Timing | None:
     """Return the timing of the refinement; nothing where its maps were imported."""
-    return {} if metrics.get("refine", {}).get("imported") else metrics.get("timing", {}).get("refine", {})
+    return None if metrics.refine and metrics.refine.imported else metrics.timing.get("refine")
 
 
 def _run_cards(page: RunPage) -> list[_Card]:
-    cards = []
-    found = {station.label: station for station in stations(page.metrics, page.splits, page.own)}
-    last = next((label for label in reversed(found) if label not in HEADLINES), None)
-    headlines = {label: title for label, title in HEADLINES.items() if label in found}
-    if last is not None and found[last].where == " + ".join(page.splits):
-        headlines[last] = SEGMENTATION_HEADLINE
-    for label, title in headlines.items():
+    cards: list[_Card] = []
+    found = {station.label: station for station in stations(page.metrics, page.stages, page.own)}
+    headlines = {SEED_STATION: "Seed mIoU", PSEUDO_STATION: "Pseudo masks, mIoU"}
+    last = [label for label, station in found.items() if station.is_held_out][-1:]
+    for label, title in {**headlines, **dict.fromkeys(last, "Segmentation, mIoU")}.items():
+        if label not in found:
+            continue
         numbers = found[label].numbers
-        shown = RIB if RIB in numbers else CAM
-        notes = [METHOD_NAMES[shown] + (f", {label}" if title == SEGMENTATION_HEADLINE else "")]
-        if bounds := interval_text(numbers[shown]):
+        shown, cam = RIB if RIB in numbers else CAM, numbers.get(CAM)
+        notes = [METHOD_NAMES[shown] + (f", {label}" if label in last else "")]
+        if bounds := tables.interval_text(numbers[shown]):
             notes.append(f"95 %: {bounds}")
-        if shown == RIB and CAM in numbers:
-            gain = cells.gain(numbers[CAM]["miou"], numbers[RIB]["miou"]).text
-            notes.append(f"{METHOD_NAMES[CAM]} {cells.number(numbers[CAM]['miou']).text} ({gain})")
-        cards.append(_Card(title, cells.number(numbers[shown]["miou"]).text, "%", notes))
+        if shown == RIB and cam is not None:
+            gain = cells.gain(cam.miou, numbers[RIB].miou).text
+            notes.append(f"{METHOD_NAMES[CAM]} {_text(cam.miou)} ({gain})")
+        cards.append(_Card(title, _text(numbers[shown].miou), "%", notes))
     timing = _refinement_timing(page.metrics)
-    if timing.get("images_per_second"):
-        notes = [f"{cells.count(timing.get('images')).text} images in {cells.duration(timing['seconds']).text}"]
-        cards.append(_Card("Refinement", f"{timing['images_per_second']:.2f}", "images/s", notes))
+    if timing and timing.images_per_second:
+        notes = [f"{_count(timing.images)} images in {_duration(timing.seconds)}"]
+        cards.append(_Card("Refinement", f"{timing.images_per_second:.2f}", "images/s", notes))
     failed = len(page.failures)
     notes = ["see Failures"] if failed else ["nothing was left out"]
-    cards.append(_Card("Failed images", cells.count(failed).text, "", notes, "bad" if failed else ""))
-    return cards
+    return [*cards, _Card("Failed images", _count(failed), "", notes, "bad" if failed else "")]
+
+
+def _text(value: float | None) -> str:
+    return cells.number(value).text
+
+
+def _count(value: int | None) -> str:
+    return cells.count(value).text
+
+
+def _duration(seconds: float | None) -> str:
+    return cells.duration(seconds).text
 
 
 # --- a sweep -----------------------------------------------------------------------------------------------------
@@ -315,7 +253,7 @@ SWEEP_SECTIONS = {
 
 def render_sweep(page: SweepPage) -> str:
     """Return the page of a sweep."""
-    images = [{**failure, "trial": trial} for trial, found in page.failures.items() for failure in found]
+    failed = [{**failure, "trial": trial} for trial, found in page.failures.items() for failure in found]
     return _render(
         "sweep.html.j2",
         page=page,
@@ -324,55 +262,52 @@ def render_sweep(page: SweepPage) -> str:
         results=[results_table(page.ledger)] if page.ledger["trials"] else [],
         plots=[_plot(title, content) for title, content in page.plots.items()],
         trials=_known(trials_table(page.ledger)),
-        failures=_known(failed_trials_table(page.ledger), failures_table(images)),
+        failures=_known(failed_trials_table(page.ledger), tables.failures_table(failed)),
     )
 
 
 def _sweep_cards(ledger: Mapping[str, Any]) -> list[_Card]:
     trials, metric = ledger["trials"], ledger["metric"]
-    found = sweep_rows.rows(ledger)
-    names = sweep_rows.short_keys(ledger["axes"])
-    cards = []
+    found, names = sweep_rows.rows(ledger), sweep_rows.short_keys(ledger["axes"])
+    cards: list[_Card] = []
     best = next((row for row in found if row.summary and (row.is_best or len(found) == 1)), None)
     if best is not None and best.summary is not None:
-        notes = [", ".join(f"{names[axis]} {sweep_rows.setting_text(best.settings[axis])}" for axis in names)]
+        notes = [", ".join(f"{name} {sweep_rows.setting_text(best.settings[axis])}" for axis, name in names.items())]
         if best.summary.std is not None:
             notes.append(f"± {sweep_rows.spread(best.summary.std, metric)} over {best.count} repeats")
         label = f"{'Best ' if best.is_best else ''}{sweep_rows.metric_name(metric)}"
-        unit = "%" if sweep_rows.is_percent(metric) else ""
-        value = sweep_rows.number(best.summary.mean, metric)
+        unit, value = "%" if sweep_rows.is_percent(metric) else "", sweep_rows.number(best.summary.mean, metric)
         cards.append(_Card(label, value, unit, [note for note in notes if note]))
-    statuses: dict[str, int] = {}
-    for trial in trials:
-        statuses[trial["status"]] = statuses.get(trial["status"], 0) + 1
-    told = [f"{count} {status}" for status, count in statuses.items()]
-    cards.append(_Card("Trials", cells.count(len(trials)).text, "", [", ".join(told)] if told else []))
+    statuses = Counter(trial["status"] for trial in trials)
+    told = ", ".join(f"{count} {status}" for status, count in statuses.items())
+    failed = statuses[sweep_rows.FAILED]
     seconds = sum(trial.get("seconds") or 0 for trial in trials)
-    cards.append(_Card("Time of all trials", cells.duration(seconds).text, "", ["one after the other"]))
-    failed = statuses.get(sweep_rows.FAILED, 0)
-    cards.append(_Card("Failed trials", cells.count(failed).text, "", [], "bad" if failed else ""))
-    return cards
+    return [
+        *cards,
+        _Card("Trials", _count(len(trials)), "", [told] if told else []),
+        _Card("Time of all trials", _duration(seconds), "", ["one after the other"]),
+        _Card("Failed trials", _count(failed), "", [], "bad" if failed else ""),
+    ]
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
 
 
-def _known(*tables: Table | None) -> list[Table]:
-    return [table for table in tables if table is not None]
+def _known(*found: Table | None) -> list[Table]:
+    return [table for table in found if table is not None]
 
 
-def _drawn(charts: Sequence[Chart | DotChart], name: str, about_bands: str = "") -> list[_Drawn]:
+def _drawn(found: Sequence[Chart | DotChart], name: str, about_bands: str = "") -> list[_Drawn]:
     """Return charts as SVG; what bands are is said of those that have some."""
     return [
         _Drawn(chart.title, Markup(to_svg(chart, f"{name}{number}")), about_bands if chart.has_bands else "")
-        for number, chart in enumerate(charts)
+        for number, chart in enumerate(found)
     ]
 
 
 def _plot(title: str, content: bytes) -> _Plot:
     with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
-    return _Plot(title, _uri(content, "png"), width, height)
+        return _Plot(title, _uri(content, "png"), *image.size)
 
 
 def jpeg_uri(picture: NDArray[np.uint8]) -> str:
@@ -401,9 +336,5 @@ def _render(template: str, **values: Any) -> str:
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
         f"script-src 'sha256-{digest}'"
     )
-    return environment.get_template(template).render(
-        version=__version__,
-        policy=policy,
-        script=Markup(script),
-        **values,
-    )
+    page = environment.get_template(template)
+    return page.render(version=__version__, policy=policy, script=Markup(script), **values)

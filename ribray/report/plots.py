@@ -154,7 +154,7 @@ class DotChart:
     title: str
     x_label: str
     places: Sequence[str]
-    series: Mapping[str, tuple[Look, Sequence[tuple[float, tuple[float, float] | None] | None]]]
+    series: Mapping[str, tuple[Look, Sequence[tuple[float, Sequence[float] | None] | None]]]
     """Name -> its look, and a value per place with the bounds of its interval, or None; bounds may be missing."""
     has_bands = False
 

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from ribray.report import cells
 from ribray.report.cells import EXTREMES, ROWS_IN_FULL
+from ribray.report.stations import Stages
 from ribray.report.table import NOTHING, Cell, Column, Table
-from ribray.report.tables import headline, stage_table, stage_title
+from ribray.report.tables import stage_table, stage_title
+from ribray.runs.metrics import RunMetrics
 
 FAILURES_SHOWN = 5
 """Kinds of them; all of them stand in ``failures.jsonl``."""
@@ -24,21 +26,21 @@ NAMES_SHOWN = 12
 
 
 def run_summary(
-    metrics: Mapping[str, Any],
+    metrics: RunMetrics,
+    stages: Stages,
     out: str | Path,
     *,
     failures: Sequence[Mapping[str, Any]] = (),
     paths: Mapping[str, str | Path] | None = None,
-    order: Sequence[str] = (),
 ) -> RenderableType:
-    """Return what a run did: a row per stage in this order, the images that failed, and where the results lie."""
+    """Return what a run did: a row per stage, the images that failed, and where the results lie."""
     places = rich.table.Table.grid(padding=(0, 2))
     places.add_column(style="dim", no_wrap=True)
     places.add_column(overflow="fold")
     for label, place in {"run": out, **(paths or {})}.items():
         places.add_row(escape(label), escape(str(place)))
-    stages = stage_table(metrics, order)
-    parts: list[RenderableType] = [] if stages is None else [stages, ""]
+    did = stage_table(metrics, stages)
+    parts: list[RenderableType] = [] if did is None else [did, ""]
     return Group(*parts, *([failure_lines(failures)] if failures else []), places)
 
 
@@ -97,13 +99,13 @@ def plan_table(plan: Sequence[Any]) -> Table:
 
 
 def status_table(statuses: Sequence[Any]) -> Table:
-    """Return how far each stage of a run is (stage, total, done, unit, failed, metrics, variant)."""
+    """Return how far each stage of a run is (stage, total, done, unit, failed, result, variant)."""
     rows = []
     for status in statuses:
         share = f"{100 * status.done / status.total:.0f} %" if status.total else NOTHING
         done = f"{status.done:,} of {status.total:,} {status.unit}"
         failed = cells.failed(status.failed)
-        rows.append([stage_title(status.stage, status.variant), done, share, failed, headline(status.metrics)])
+        rows.append([stage_title(status.stage, status.variant), done, share, failed, status.result])
     return _plain(["stage", "done", "", "failed", "result"], rows)
 
 

@@ -1,31 +1,29 @@
 """Tables of a run: seed, chain of stages, segmentation beside published numbers, cost, failures."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ribray.evaluation import published
 from ribray.evaluation.published import IRN, MEAN, RIB_SALIENCY, refinement_times
 from ribray.report import cells
 from ribray.report.stations import (
-    BEFORE_RETRAINING,
     CAM,
-    INTERVAL,
     METHOD_NAMES,
     RETRAINED,
     RIB,
-    SEED_CRF,
     SEED_STATION,
     SEGMENTATION,
-    Numbers,
+    Stages,
     chains,
-    networks,
-    part_of,
+    judged,
     stations,
 )
 from ribray.report.table import NOTHING, Cell, Column, Table
+from ribray.runs.metrics import Judgement, MaskJudgement, RunMetrics, SeedJudgement, StageMetrics, Timing
+from ribray.runs.stage_facts import StageFacts
 
-HELD_OUT = "held out"
+TRAINING, HELD_OUT = "training", "held out"
 OURS = " (Ours)"
 """What the paper adds to the names of its own methods."""
 
@@ -34,17 +32,17 @@ OURS = " (Ours)"
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Ious:
     """A column of IoUs: of maps or a network of this run, or published."""
 
     name: str
     source: str
-    numbers: Numbers
+    numbers: Judgement
     is_published: bool = False
 
 
 def seed_table(
-    seed: Mapping[str, Numbers],
+    seed: Mapping[str, SeedJudgement],
     *,
     title: str = "Seed IoU in percent",
     all_classes: bool = False,
@@ -54,7 +52,7 @@ def seed_table(
 
     Of many classes those are shown where RIB gains most and least; without plain CAM, of the highest and lowest IoU.
     """
-    columns = [_Judged(METHOD_NAMES.get(method, method), method, seed[method]) for method in ordered(seed)]
+    columns = [_Ious(METHOD_NAMES.get(method, method), method, seed[method]) for method in ordered(seed)]
     compared = columns[:2] if CAM in seed and RIB in seed else columns[:1]
     return _class_table(title, columns, compared, all_classes, is_seed=True, note=note)
 
@@ -66,39 +64,40 @@ def ordered(methods: Mapping[str, Any]) -> list[str]:
 
 def _class_table(
     title: str,
-    columns: Sequence[_Judged],
-    compared: Sequence[_Judged],
+    columns: Sequence[_Ious],
+    compared: Sequence[_Ious],
     all_classes: bool,
     is_seed: bool = False,
     note: str | None = None,
 ) -> Table:
     """Return the IoU per class; of many, those that `compared`, one column or two, ranks highest and lowest."""
     own = [column for column in columns if not column.is_published]
-    names = list(dict.fromkeys(name for column in own for name in column.numbers["per_class"]))
+    names = list(dict.fromkeys(name for column in own for name in column.numbers.per_class))
     has_gain = is_seed and len(compared) == 2
 
     def line(title: str, values: Sequence[Cell], gains: Sequence[float | None] = ()) -> list[Cell]:
         row = [Cell(title), *values, *([cells.gain(*gains)] if has_gain and gains else [])]
         return [*row, *[Cell("")] * (1 + len(columns) + has_gain - len(row))]
 
-    ious = {name: [column.numbers["per_class"].get(name) for column in compared] for name in names}
+    ious = {name: [column.numbers.per_class.get(name) for column in compared] for name in names}
     ranks = {name: cells.difference(*pair) if len(pair) == 2 else pair[0] for name, pair in ious.items()}
     groups = cells.class_groups(ranks, all_classes)
     rows = [
         [
-            line(name, [cells.bar(column.numbers["per_class"].get(name)) for column in columns], ious[name])
+            line(name, [cells.bar(column.numbers.per_class.get(name)) for column in columns], ious[name])
             for name in group
         ]
         for group in groups
     ]
-    means = [column.numbers["miou"] for column in compared]
-    foot = [cells.strong(line("mean IoU", [cells.number(column.numbers["miou"]) for column in columns], means))]
-    if any(INTERVAL in column.numbers for column in own):
-        foot.append(line("95 % interval", [cells.interval(column.numbers.get(INTERVAL)) for column in own]))
+    means = [column.numbers.miou for column in compared]
+    foot = [cells.strong(line("mean IoU", [cells.number(column.numbers.miou) for column in columns], means))]
+    if any(column.numbers.miou_interval for column in own):
+        foot.append(line("95 % interval", [cells.interval(column.numbers.miou_interval) for column in own]))
     if is_seed:
-        foot.append(line("best threshold", [cells.threshold(column.numbers.get("threshold")) for column in own]))
-    foot.append(line("images", [cells.count(column.numbers.get("images")) for column in columns]))
-    foot.append(line("failed", [cells.failed(column.numbers.get("failed")) for column in own]))
+        thresholds = [column.numbers.threshold for column in own if isinstance(column.numbers, SeedJudgement)]
+        foot.append(line("best threshold", [*map(cells.threshold, thresholds)]))
+    foot.append(line("images", [cells.count(column.numbers.images) for column in columns]))
+    foot.append(line("failed", [cells.failed(column.numbers.failed) for column in own]))
     shown = sum(map(len, groups))
     order = "RIB gains most and least" if len(compared) == 2 else "the IoU is highest and lowest"
     notes = [f"{shown} of {len(names)} classes, those where {order}"] if shown < len(names) else []
@@ -114,64 +113,69 @@ def _class_table(
 
 
 def chain_table(
-    metrics: Numbers, *, own: str = RIB, splits: Sequence[str] = (HELD_OUT,), on_page: bool = False
+    metrics: RunMetrics, stages: Stages, *, own: str = RIB, splits: Sequence[str] = (HELD_OUT,), on_page: bool = False
 ) -> Table | None:
     """Return the mIoU at every station from the seed to the segmentation; on a page with its intervals.
 
     None where nothing was judged; on a terminal, where the seed has its own table, also where nothing follows it.
     """
-    found = stations(metrics, splits, own)
-    if all(station.label == SEED_STATION for station in found) and not (on_page and found):
+    found = stations(metrics, stages, own)
+    has_masks = any(station.label != SEED_STATION for station in found)
+    if not (found if on_page else has_masks):
         return None
     sources = [source for source in METHOD_NAMES if any(source in station.numbers for station in found)]
-    compared = len(sources) > 1
+    compared, has_intervals = len(sources) > 1, False
     groups: dict[str, list[list[Cell]]] = {}
     for station in found:
-        means = {source: numbers["miou"] for source, numbers in station.numbers.items()}
-        row = [Cell(station.label)]
+        where = " + ".join(splits) if station.is_held_out else TRAINING
+        row, means = [Cell(station.label)], {source: each.miou for source, each in station.numbers.items()}
         for source in sources:
-            note = interval_text(station.numbers.get(source, {})) if on_page else ""
+            note = interval_text(station.numbers.get(source)) if on_page else ""
+            has_intervals = has_intervals or bool(note)
             look = "strong" if on_page and source == RIB and source in means else ""
-            row.append(Cell(cells.number(means.get(source)).text, means.get(source), look, note))
-        if compared:
-            row.append(cells.gain(means.get(CAM), means.get(RIB)))
-        counts = dict.fromkeys(cells.count(numbers.get("images")).text for numbers in station.numbers.values())
-        images = (
-            Cell(" / ".join(counts), note=station.where) if on_page else Cell(f"{'/'.join(counts)} {station.where}")
-        )
-        groups.setdefault(station.where, []).append([*row, images])
+            row.append(replace(cells.number(means.get(source)), look=look, note=note))
+        row += [cells.gain(means.get(CAM), means.get(RIB))] if compared else []
+        counts = dict.fromkeys(cells.count(numbers.images).text for numbers in station.numbers.values())
+        images = Cell(" / ".join(counts), note=where) if on_page else Cell(f"{'/'.join(counts)} {where}")
+        groups.setdefault(where, []).append([*row, images])
     columns = [
         Column("mIoU, %" if on_page else "", wraps=False),
         *(Column(METHOD_NAMES[source], True, width=5, wraps=False) for source in sources),
         *([Column("gain", True, width=5, wraps=False)] if compared else []),
         Column("images", True),
     ]
-    judged = [numbers for station in found for numbers in station.numbers.values()]
-    notes = ["small: 95 % interval, bootstrap over images"] if on_page and any(map(interval_text, judged)) else []
-    if any(station.label != SEED_STATION for station in found):
-        notes += [*_unknown_lines(chains(metrics, own)), *_crf_lines(chains(metrics, own))]
+    notes = ["small: 95 % interval, bootstrap over images"] if has_intervals else []
+    notes += [*_unknown_lines(metrics, own), *_crf_lines(metrics, stages, own)] if has_masks else []
     title = "mIoU at every station" if on_page else "mIoU in percent, from maps to masks"
     return Table(title, columns, list(groups.values()), notes, is_dense=True)
 
 
-def interval_text(numbers: Numbers) -> str:
-    """Return the 95 % interval of a part of the metrics, nothing where it has none."""
-    return cells.interval(numbers[INTERVAL]).text if numbers.get(INTERVAL) else ""
+def interval_text(numbers: Judgement | None) -> str:
+    """Return the 95 % interval of what was judged, nothing where it has none."""
+    return cells.interval(numbers.miou_interval).text if numbers and numbers.miou_interval else ""
 
 
-def _unknown_lines(found: Mapping[str, Numbers]) -> list[str]:
+def _unknown_lines(metrics: RunMetrics, own: str) -> list[str]:
     """Say how many pixels the masks leave unknown, plain CAM's first."""
+    found = chains(metrics, own).values()
+    confident = [chain.confident.seed_crf for chain in found if chain.confident and chain.confident.seed_crf]
+    pseudo = [chain.pseudo for chain in found if chain.pseudo]
     shares = []
-    for name, path in (("the confident labels", ("confident", SEED_CRF)), ("the pseudo masks", ("pseudo",))):
-        unknown = [share for chain in found.values() if (share := part_of(chain, path).get("unknown"))]
-        if unknown:
-            shares.append(f"{' / '.join(f'{share:.1f}' for share in unknown)} % of {name}")
+    for name, masks in (("the confident labels", confident), ("the pseudo masks", pseudo)):
+        if unknown := [f"{each.unknown:.1f}" for each in masks if each.unknown]:
+            shares.append(f"{' / '.join(unknown)} % of {name}")
     return [f"unknown pixels, read as background: {', '.join(shares)}"] if shares else []
 
 
-def _crf_lines(found: Mapping[str, Numbers]) -> list[str]:
-    uses_crf = any(networks(chain) and chain["evaluate"].get("crf") == "dense" for chain in found.values())
+def _crf_lines(metrics: RunMetrics, stages: Stages, own: str) -> list[str]:
+    found = [chain for chain in chains(metrics, own).values() if _networks(chain, stages)]
+    uses_crf = any(chain.evaluate and chain.evaluate.crf == "dense" for chain in found)
     return ["the segmentation's predictions passed through a dense CRF"] if uses_crf else []
+
+
+def _networks(chain: RunMetrics, stages: Stages) -> dict[str, Judgement]:
+    """Return the numbers of each segmentation network that was judged: with re-training, the first and the last."""
+    return {part.label: part.numbers for part in judged(chain, stages) if part.is_held_out}
 
 
 # --- beside published numbers ------------------------------------------------------------------------------------
@@ -210,17 +214,16 @@ def _peers_of(classes: Iterable[str]) -> _Peers | None:
 
 
 def evaluation_tables(
-    metrics: Numbers, splits: Sequence[str], *, own: str = RIB, all_classes: bool = False
+    metrics: RunMetrics, stages: Stages, splits: Sequence[str], *, own: str = RIB, all_classes: bool = False
 ) -> list[Table]:
     """Return the segmentation's IoU per class, after a table of means where published ones are of the same classes.
 
     There is none where no segmentation was judged, as ``splits`` say where.
     """
-    found = chains(metrics, own)
     columns = [
-        _Judged(f"{METHOD_NAMES[source]}{f', {RETRAINED}' if label == RETRAINED else ''}", source, numbers)
-        for source, chain in found.items()
-        for label, numbers in networks(chain).items()
+        _Ious(f"{METHOD_NAMES[source]}{f', {RETRAINED}' if label == RETRAINED else ''}", source, numbers)
+        for source, chain in chains(metrics, own).items()
+        for label, numbers in _networks(chain, stages).items()
     ]
     if not columns:
         return []
@@ -228,20 +231,22 @@ def evaluation_tables(
     final = {column.source: column for column in columns}
     shown = [column for column in columns if column.source == columns[-1].source or column is final[column.source]]
     compared = [final[CAM], final[RIB]] if CAM in final and RIB in final else shown[-1:]
-    peers = _peers_of(columns[0].numbers["per_class"])
+    peers = _peers_of(columns[0].numbers.per_class)
     beside = [] if peers is None else [_published(peers, method) for method in peers.beside]
     per_class = _class_table("Segmentation, IoU in percent", [*shown, *beside], compared, all_classes)
-    return [per_class] if peers is None else [_means_table(columns, peers, splits, _crf_lines(found)), per_class]
+    if peers is None:
+        return [per_class]
+    return [_means_table(columns, peers, splits, _crf_lines(metrics, stages, own)), per_class]
 
 
-def _published(peers: _Peers, method: str) -> _Judged:
+def _published(peers: _Peers, method: str) -> _Ious:
     row = published.table(peers.table).row(method, peers.split)
-    numbers = {"per_class": row, "miou": row[MEAN], "images": peers.images}
+    numbers = MaskJudgement(per_class=dict(row), miou=row[MEAN], images=peers.images)
     source = "" if method == IRN else RIB
-    return _Judged(f"{method.removesuffix(OURS)}, published", source, numbers, is_published=True)
+    return _Ious(f"{method.removesuffix(OURS)}, published", source, numbers, is_published=True)
 
 
-def _means_table(columns: Sequence[_Judged], peers: _Peers, splits: Sequence[str], crf: Sequence[str]) -> Table:
+def _means_table(columns: Sequence[_Ious], peers: _Peers, splits: Sequence[str], crf: Sequence[str]) -> Table:
     """Return the networks' means among the published ones."""
     reference, rows = published.table(peers.table), []
     stated = {
@@ -252,14 +257,14 @@ def _means_table(columns: Sequence[_Judged], peers: _Peers, splits: Sequence[str
     for name, mean in stated.items():
         rows.append([Cell(name), cells.number(mean), cells.count(peers.images), Cell("published")])
     for column in columns:
-        images = cells.count(column.numbers.get("images"))
-        row = [Cell(column.name), cells.number(column.numbers["miou"]), images, Cell("this run")]
+        numbers = column.numbers
+        row = [Cell(column.name), cells.number(numbers.miou), cells.count(numbers.images), Cell("this run")]
         rows.append(cells.strong(row))
     rows.sort(key=lambda row: row[1].value or 0.0)
-    judged = min(column.numbers.get("images", 0) for column in columns)
+    images = min(column.numbers.images or 0 for column in columns)
     remarks = [] if [*splits] in [[alias] for alias in peers.aliases] else [f"not {peers.split}"]
-    remarks += [f"fewer than the published {peers.images:,}"] if judged < peers.images else []
-    this_run = f"this run: {judged:,} images of {' + '.join(splits)}, {'with' if crf else 'without'} dense CRF"
+    remarks += [f"fewer than the published {peers.images:,}"] if images < peers.images else []
+    this_run = f"this run: {images:,} images of {' + '.join(splits)}, {'with' if crf else 'without'} dense CRF"
     return Table(
         f"Segmentation, mIoU in percent, beside {peers.data}",
         [
@@ -276,17 +281,17 @@ def _means_table(columns: Sequence[_Judged], peers: _Peers, splits: Sequence[str
     )
 
 
-def paper_table(metrics: Numbers, own: str, batch_size: int, data: str) -> Table:
+def paper_table(metrics: RunMetrics, stages: Stages, own: str, batch_size: int, data: str) -> Table:
     """Return this run's numbers beside the paper's; B of its refinement and what its data is called are said too."""
-    found = {station.label: station.numbers for station in stations(metrics, (), own)}
-    judged = [each["per_class"] for numbers in found.values() for each in numbers.values()]
-    peers = _peers_of(judged[0] if judged else ())
+    found = {station.label: station.numbers for station in stations(metrics, stages, own)}
+    classes = [each.per_class for numbers in found.values() for each in numbers.values()]
+    peers = _peers_of(classes[0] if classes else ())
     stated = _stated_on_coco() if peers is COCO else _stated_on_voc(batch_size)
     with_irn = peers is COCO
     rows = []
     for quantity, station, about, source, *values in stated:
-        means = [found.get(station, {}).get(maps, {}).get("miou") for maps in METHOD_NAMES]
-        row = [Cell(quantity, note=source), *map(cells.number, means)]
+        judgements = [found.get(station, {}).get(maps) for maps in METHOD_NAMES]
+        row = [Cell(quantity, note=source), *(cells.number(each.miou if each else None) for each in judgements)]
         rows.append([*row, *(Cell(value, note=about) for value in values)])
     papers = ["the paper's IRN", "the paper's RIB"] if with_irn else ["the paper's RIB"]
     columns = [Column("mIoU, %"), *(Column(name, True) for name in [*METHOD_NAMES.values(), *papers])]
@@ -321,39 +326,42 @@ def _stated_on_voc(batch_size: int) -> list[tuple[str, ...]]:
 
 
 def stage_table(
-    metrics: Numbers, order: Sequence[str], reused: Mapping[str, str] | None = None, on_page: bool = False
+    metrics: RunMetrics, stages: Stages, reused: Mapping[str, str] | None = None, on_page: bool = False
 ) -> Table | None:
-    """Return what each stage, in this order, came to, and the time it took; None where none was timed.
+    """Return what each stage came to, and the time it took; None where none was timed.
 
     A page has bars, workers, a sum, and says in which other run a ``reused`` stage was made; a terminal has failures.
     """
+    runs: list[tuple[str | None, RunMetrics]] = [(None, metrics), *metrics.variants.items()]
     found = [
-        (variant, numbers.get(stage, {}), stage, numbers["timing"][stage])
-        for variant, numbers in {None: metrics, **metrics.get("variants", {})}.items()
-        for stage in sorted(numbers.get("timing", {}), key=[*order, *numbers.get("timing", {})].index)
+        (variant, run.stages().get(name), name, run.timing[name])
+        for variant, run in runs
+        for name in [*filter(run.timing.__contains__, stages), *(name for name in run.timing if name not in stages)]
     ]
-    spans = [timing.get("seconds") or 0 for *_, timing in found]
+    spans = [timing.seconds or 0 for *_, timing in found]
     rows = []
-    for variant, result, stage, timing in found:
-        counts, seconds = result.get(RIB, result), timing.get("seconds")
-        images, failed = (counts.get(key, timing.get(key)) for key in ("images", "failed"))
-        note = f"in {reused[stage]}" if reused and variant is None and stage in reused else ""
-        share = 100 * seconds / max(spans) if seconds and on_page else None
-        row = [Cell(stage_title(stage, variant), note=note), Cell(headline(result)), cells.count(images)]
-        row += [] if on_page else [cells.failed(failed)]
-        row += [cells.duration(seconds, share), cells.number(timing.get("images_per_second"))]
-        rows.append([*row, cells.count(timing.get("workers"))] if on_page else row)
+    for variant, numbers, name, timing in found:
+        images, failed = (_counted(numbers, key, getattr(timing, key, None)) for key in ("images", "failed"))
+        note = f"in {reused[name]}" if reused and variant is None and name in reused else ""
+        share = 100 * timing.seconds / max(spans) if timing.seconds and on_page else None
+        row = [Cell(stage_title(name, variant), note=note), Cell(headline(numbers, stages.get(name)))]
+        row += [cells.count(images), *([] if on_page else [cells.failed(failed)])]
+        row += [cells.duration(timing.seconds, share), cells.number(timing.images_per_second)]
+        rows.append([*row, cells.count(timing.workers)] if on_page else row)
     if not rows:
         return None
     middle = ["images", *([] if on_page else ["failed"]), "time", "images/s", *(["workers"] if on_page else [])]
     columns = [Column("stage", wraps=False), Column("result"), *(Column(text, True, wraps=False) for text in middle)]
+    if not on_page:
+        return Table("", columns, [rows], is_dense=True)
     total = [Cell("all stages"), Cell(""), Cell(""), cells.duration(sum(spans)), Cell(""), Cell("")]
     notes = ["images/s of a training counts every pass over an image"]
-    return (
-        Table("Time per stage", columns, [rows, [total]], notes)
-        if on_page
-        else Table("", columns, [rows], is_dense=True)
-    )
+    return Table("Time per stage", columns, [rows, [total]], notes)
+
+
+def _counted(numbers: StageMetrics | None, key: str, otherwise: int | None) -> int | None:
+    counted = None if numbers is None else getattr(numbers.counted, key, None)
+    return otherwise if counted is None else counted
 
 
 def stage_title(stage: str, variant: str | None) -> str:
@@ -361,38 +369,24 @@ def stage_title(stage: str, variant: str | None) -> str:
     return f"{variant}: {stage}" if variant else stage
 
 
-def headline(result: Numbers) -> str:
-    """Return a stage's result in a few words.
-
-    An arrow leads from plain CAM to RIB, or from the first network to the one trained again.
-    """
-    if CAM in result and RIB in result:
-        return f"mIoU {cells.number(result[CAM]['miou']).text} → {cells.number(result[RIB]['miou']).text}"
-    if SEED_CRF in result:
-        return headline(result[SEED_CRF])
-    if "miou" in result:
-        first = result.get(BEFORE_RETRAINING, {}).get("miou")
-        return f"mIoU {'' if first is None else f'{first:.1f} → '}{cells.number(result['miou']).text}"
-    if "map" in result:
-        return f"mAP {cells.number(result['map']).text}"
-    if "loss" in result:
-        return f"loss {result['loss']:.2f}" + (f", {result['iterations']:,} steps" if "iterations" in result else "")
-    return NOTHING
+def headline(numbers: StageMetrics | None, stage: StageFacts | None) -> str:
+    """Return a stage's numbers in a few words."""
+    return (stage.headline(numbers) if stage and numbers else None) or NOTHING
 
 
-def pace_table(timing: Numbers, machine: str | None, settings: str) -> Table | None:
+def pace_table(timing: Timing | None, machine: str | None, settings: str) -> Table | None:
     """Return the refinement's pace, on a machine and with settings, beside the paper's; None where it was not timed."""
-    rate, stated = timing.get("images_per_second"), refinement_times()
-    if not rate:
+    if timing is None or timing.seconds is None or not timing.images_per_second:
         return None
+    rate, stated = timing.images_per_second, refinement_times()
 
     def row(name: str, note: str, images: int | None, time: Cell, rate: float) -> list[Cell]:
         return [Cell(name, note=note), cells.count(images), time, Cell(f"{rate:.2f}", rate)]
 
-    images, workers, where = stated[0].images, timing.get("workers"), machine or "machine not recorded"
+    images, workers, where = stated[0].images, timing.workers, machine or "machine not recorded"
     where += f", {workers} worker{'s' if workers != 1 else ''}" if workers else ""
     own = [
-        row("this run, measured", where, timing.get("images"), cells.duration(timing["seconds"]), rate),
+        row("this run, measured", where, timing.images, cells.duration(timing.seconds), rate),
         row(f"{images:,} images at this rate", "extrapolated", images, cells.duration(images / rate), rate),
     ]
     paper = []

@@ -19,14 +19,16 @@ from ribray.report.charts import (
 )
 from ribray.report.plots import LOOKS, Chart, Line, to_svg, write_png
 from ribray.report.stations import stations
+from ribray.runs.metrics import RunMetrics, SeedJudgement
+from ribray.stages import STAGES
 from tests.pages import log, metrics
 
 STEEP = Chart("steep", "x", "y", [Line("a", [0, 1], [1, 2])])
 
 
 def test_curves_of_a_run_have_their_best_point_marked_plain_cam_first():
-    seed = metrics()["seed"]
-    chart = threshold_chart(curves_of({"rib": seed["rib"], "cam": seed["cam"]}))
+    seed = RunMetrics(**metrics()).seed
+    chart = threshold_chart(curves_of({"rib": seed.rib, "cam": seed.cam}))
     assert [line.name.split(",")[0] for line in chart.lines] == ["plain CAM", "RIB"]
     for line in chart.lines:
         assert line.y[line.best] == max(line.y)
@@ -42,11 +44,11 @@ def test_the_same_maps_look_the_same_in_every_chart():
 
 
 def test_steps_are_drawn_over_the_plain_cam_where_they_were_kept():
-    chart = steps_chart(metrics()["seed"])
+    chart = steps_chart(RunMetrics(**metrics()).seed.methods)
     plain, rib = chart.lines
     assert list(plain.y) == [36.0, 36.0]
     assert list(rib.x) == list(range(1, 11))
-    assert steps_chart({"rib": {"miou": 50.0}}) is None
+    assert steps_chart({"rib": SeedJudgement(miou=50.0)}) is None
     assert steps_chart({}) is None
 
 
@@ -93,13 +95,13 @@ def test_the_stop_threshold_is_drawn_where_it_is_in_sight():
 
 
 def test_stations_have_a_dot_and_an_interval_each():
-    found = stations(metrics(), ("val",))
+    found = stations(RunMetrics(**metrics()), STAGES)
     chart = stations_chart(found)
     assert [place.split(",")[0] for place in chart.places][-2:] == ["segmentation", "re-trained"]
     assert chart.series["RIB"][1][0] == (56.0, [54.75, 57.5])
     without = metrics()
     del without["variants"], without["seed"]["cam"]["miou_interval"]
-    series = stations_chart(stations(without, ("val",))).series
+    series = stations_chart(stations(RunMetrics(**without), STAGES)).series
     assert series["plain CAM"][1][0] == (36.0, None)
     assert series["plain CAM"][1][1:] == [None] * 5
 

@@ -9,6 +9,7 @@ import pytest
 
 from ribray.evaluation.published import MEAN, table
 from ribray.report.html import RUN_SECTIONS, SWEEP_SECTIONS, jpeg_uri, render_run, render_sweep
+from ribray.runs.metrics import RunMetrics
 from tests.pages import (
     CLASSES,
     MARKUP,
@@ -134,7 +135,7 @@ def test_remarks_stand_where_something_is_missing():
     without = metrics() | {"timing": {}}
     del without["seed"]["rib"]["by_step"]
     remarks = {"steps": "no steps were kept", "pace": "nothing was timed", "refinement": "no losses in the maps"}
-    text = Page(render_run(run_page(metrics=without, refinement=None, remarks=remarks))).words
+    text = Page(render_run(run_page(metrics=RunMetrics(**without), refinement=None, remarks=remarks))).words
     assert "no steps were kept" in text
     assert "nothing was timed" in text
     assert "no losses in the maps" in text
@@ -187,7 +188,7 @@ def test_losses_that_are_not_finite_leave_a_gap():
 def test_a_run_on_plain_cams_alone_has_no_gain():
     found = metrics()
     only = {"seed": {"cam": found["seed"]["cam"]}, **found["variants"]["cam"]}
-    page = Page(render_run(run_page(metrics=only, own="cam")))
+    page = Page(render_run(run_page(metrics=RunMetrics(**only), own="cam")))
     assert "gain" not in page.words
 
 
@@ -229,8 +230,8 @@ def test_a_run_tells_how_its_refinements_ended():
     assert "863 of 1463 images did not get through their 10 steps" in words
     counts = metrics()
     counts["refine"]["stop_reasons"] = {"finished": 3, "target_loss": 0, "explosion": 0}
-    words = Page(render_run(run_page(metrics=counts))).words
+    words = Page(render_run(run_page(metrics=RunMetrics(**counts)))).words
     assert "3 of 3 refinements took all 10 steps." in words
     assert "stopped early" not in words
     del counts["refine"]["stop_reasons"]  # of a run that was made before they were counted
-    assert "took all" not in Page(render_run(run_page(metrics=counts))).words
+    assert "took all" not in Page(render_run(run_page(metrics=RunMetrics(**counts)))).words

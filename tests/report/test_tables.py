@@ -7,12 +7,22 @@ from rich.console import Console
 
 from ribray.report.summaries import run_summary, status_table
 from ribray.report.tables import seed_table
+from ribray.runs.metrics import RunMetrics, SeedJudgement
+from ribray.stages import STAGES
 
 
 def shown(renderable, width=80):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(renderable)
     return console.export_text()
+
+
+def summary(metrics, out, **more):
+    return run_summary(RunMetrics(**metrics), STAGES, out, **more)
+
+
+def table_of(seed, **more):
+    return seed_table({name: SeedJudgement(**numbers) for name, numbers in seed.items()}, **more)
 
 
 def line_of(text, start):
@@ -39,7 +49,7 @@ SMALL = {
 
 
 def test_plain_cam_comes_before_rib_with_the_gain_beside_them():
-    text = shown(seed_table(SMALL, note="the paper: 56.44 ± 0.05"))
+    text = shown(table_of(SMALL, note="the paper: 56.44 ± 0.05"))
     assert line_of(text, "class") == ["plain", "CAM", "RIB", "gain"]
     assert line_of(text, "background") == ["70.0", "80.0", "+10.0"]
     assert line_of(text, "cat") == ["52.3", "50.0", "-2.3"]
@@ -52,15 +62,15 @@ def test_plain_cam_comes_before_rib_with_the_gain_beside_them():
 
 
 def test_the_interval_stands_below_the_mean_where_it_is_known():
-    assert "interval" not in shown(seed_table(SMALL))
+    assert "interval" not in shown(table_of(SMALL))
     seed = {**SMALL, "rib": {**SMALL["rib"], "miou_interval": [56.04, 57.1]}}
-    assert line_of(shown(seed_table(seed)), "95 % interval") == ["–", "56.0", "to", "57.1"]
+    assert line_of(shown(table_of(seed)), "95 % interval") == ["–", "56.0", "to", "57.1"]
     seed["cam"] = {**SMALL["cam"], "miou_interval": None}
-    assert line_of(shown(seed_table(seed)), "95 % interval") == ["–", "56.0", "to", "57.1"]
+    assert line_of(shown(table_of(seed)), "95 % interval") == ["–", "56.0", "to", "57.1"]
 
 
 def test_one_method_alone_has_no_gain():
-    text = shown(seed_table({"cam": SMALL["cam"]}))
+    text = shown(table_of({"cam": SMALL["cam"]}))
     assert line_of(text, "class") == ["plain", "CAM"]
     assert line_of(text, "background") == ["70.0"]
 
@@ -73,7 +83,7 @@ def many():
 
 
 def test_of_many_classes_those_with_the_largest_and_smallest_gain_are_shown(many):
-    text = shown(seed_table(many))
+    text = shown(table_of(many))
     listed = [
         line.split()[0] for line in text.splitlines() if line.strip().startswith("class") and line.split()[0] != "class"
     ]
@@ -84,7 +94,7 @@ def test_of_many_classes_those_with_the_largest_and_smallest_gain_are_shown(many
 
 
 def test_all_classes_can_be_asked_for(many):
-    text = shown(seed_table(many, all_classes=True))
+    text = shown(table_of(many, all_classes=True))
     assert all(f"class{number:02d}" in text for number in range(80))
     assert "of 80 classes" not in text
 
@@ -93,17 +103,17 @@ def test_all_classes_can_be_asked_for(many):
 def test_no_line_is_wider_than_the_terminal_and_no_cell_is_cut(many, width):
     for numbers in many.values():
         numbers["miou_interval"] = [99.96, 100.0]
-    text = shown(seed_table(many), width)
+    text = shown(table_of(many), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
 
 
 def test_class_names_are_never_read_as_markup():
-    assert "[bold]cat" in shown(seed_table({"rib": method({"[bold]cat": 1.0}, 0.2)}))
+    assert "[bold]cat" in shown(table_of({"rib": method({"[bold]cat": 1.0}, 0.2)}))
 
 
 METRICS = {
-    "classifier": {"map": 94.1},
+    "classifier": {"map": 94.1, "loss": 0.1},
     "seed": SMALL,
     "timing": {
         "classifier": {"seconds": 31.2},
@@ -114,7 +124,7 @@ METRICS = {
 
 
 def test_the_summary_has_a_line_per_stage_and_the_places():
-    text = shown(run_summary(METRICS, "runs/first", paths={"pictures": "runs/first/figures/growth.png"}))
+    text = shown(summary(METRICS, "runs/first", paths={"pictures": "runs/first/figures/growth.png"}))
     assert line_of(text, "classifier") == ["mAP", "94.1", "–", "–", "31.2", "s", "–"]
     assert line_of(text, "refine") == ["–", "1,464", "1", "1", "h", "05", "min", "0.4"]
     assert line_of(text, "seed") == [
@@ -147,9 +157,7 @@ def test_the_summary_ends_with_one_failure_of_each_kind_and_how_many_there_are()
         *(failure(f"a{n}", f"/data/x/a{n}.jpg does not exist.") for n in range(9)),
         failure("b", "The image [x] is truncated (12 bytes).", "classifier"),
     ]
-    lines = [
-        " ".join(line.split()) for line in shown(run_summary(METRICS, "runs/first", failures=failures)).splitlines()
-    ]
+    lines = [" ".join(line.split()) for line in shown(summary(METRICS, "runs/first", failures=failures)).splitlines()]
     start = lines.index("12 failed")
     assert lines[start + 1 : start + 6] == [
         "a0 (refine) /data/x/a0.jpg does not exist.",
@@ -162,38 +170,44 @@ def test_the_summary_ends_with_one_failure_of_each_kind_and_how_many_there_are()
 
 def test_of_many_kinds_of_failures_some_are_shown():
     failures = [failure("a", f"It is {'very ' * n}bad.") for n in range(7)]
-    assert "and 2 more kinds, see failures.jsonl" in shown(run_summary(METRICS, "runs/first", failures=failures))
+    assert "and 2 more kinds, see failures.jsonl" in shown(summary(METRICS, "runs/first", failures=failures))
 
 
 def test_a_run_without_any_finished_stage_shows_no_empty_table():
-    text = shown(run_summary({"timing": {}}, "runs/first", failures=[failure("a", "It is bad.")]))
+    text = shown(summary({"timing": {}}, "runs/first", failures=[failure("a", "It is bad.")]))
     assert "images/s" not in text
     assert "a (refine) It is bad." in text
 
 
 def test_names_that_are_no_unicode_can_be_shown():
-    text = shown(run_summary({"timing": {}}, "runs/first", failures=[failure("a\udcff", "a\udcff.jpg is bad.")]))
+    text = shown(summary({"timing": {}}, "runs/first", failures=[failure("a\udcff", "a\udcff.jpg is bad.")]))
     assert "a\\udcff (refine) a\\udcff.jpg is bad." in text
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(8.44, "8.4 s"), (59.97, "1 min 00 s"), (3599.6, "1 h 00 min")])
 def test_times_are_said_as_people_say_them(seconds, said):
-    assert said in shown(run_summary({"timing": {"seed": {"seconds": seconds}}}, "runs/first"))
+    assert said in shown(summary({"timing": {"seed": {"seconds": seconds}}}, "runs/first"))
 
 
-CHAIN = ("classifier", "refine", "seed", "confident", "irn", "pseudo", "segmentation", "evaluate")
+CHAIN = tuple(STAGES)
 MASKS = {
     "confident": {"images": 400, "failed": 0, "seed_crf": {"miou": 59.13}},
     "irn": {"loss": 0.523, "iterations": 250, "images": 400, "failed": 0},
     "pseudo": {"miou": 68.0, "images": 398, "failed": 2, "walk": {"miou": 66.0}},
     "segmentation": {"loss": 1.2345, "iterations": 30_000, "images": 398, "failed": 0},
-    "evaluate": {"miou": 71.04, "images": 200, "failed": 0, "before_retraining": {"miou": 70.0}},
+    "evaluate": {
+        "miou": 71.04,
+        "per_class": {"cat": 71.04},
+        "images": 200,
+        "failed": 0,
+        "before_retraining": {"miou": 70.0, "per_class": {"cat": 70.0}},
+    },
     "timing": {stage: {"seconds": 9.0, "images": 1, "images_per_second": 5.0} for stage in sorted(CHAIN[3:])},
 }
 
 
 def test_every_stage_of_the_masks_has_its_own_result():
-    text = shown(run_summary(MASKS, "runs/first", order=CHAIN))
+    text = shown(summary(MASKS, "runs/first"))
     assert line_of(text, "confident") == ["mIoU", "59.1", "400", "0", "9.0", "s", "5.0"]
     assert line_of(text, "irn") == ["loss", "0.52,", "250", "steps", "400", "0", "9.0", "s", "5.0"]
     assert line_of(text, "pseudo") == ["mIoU", "68.0", "398", "2", "9.0", "s", "5.0"]
@@ -203,20 +217,20 @@ def test_every_stage_of_the_masks_has_its_own_result():
 
 def test_stages_stand_in_the_order_of_the_chain_and_variants_below():
     unordered = {**METRICS, "timing": dict(sorted(METRICS["timing"].items())), "variants": {"cam": MASKS}}
-    text = shown(run_summary(unordered, "runs/first", order=CHAIN))
+    text = shown(summary(unordered, "runs/first"))
     first_words = [line.split("  ")[0] for line in text.splitlines()]
     stages = [*CHAIN[:3], *(f"cam: {stage}" for stage in CHAIN[3:])]
     assert [words for words in first_words if words.removeprefix("cam: ") in CHAIN] == stages
 
 
 def test_a_stage_outside_the_chain_comes_last():
-    text = shown(run_summary({"timing": {"extra": {}, "seed": {}}}, "runs/first", order=CHAIN))
+    text = shown(summary({"timing": {"extra": {}, "seed": {}}}, "runs/first"))
     assert text.index("seed") < text.index("extra")
 
 
 def test_the_status_names_the_unit_and_the_variant_of_a_stage():
-    status = {"stage": "irn", "total": 250, "done": 100, "unit": "steps", "failed": 0, "metrics": {}}
-    done = {**status, "done": 250, "metrics": MASKS["irn"]}
+    status = {"stage": "irn", "total": 250, "done": 100, "unit": "steps", "failed": 0, "result": "–"}
+    done = {**status, "done": 250, "result": "loss 0.52"}
     text = shown(status_table([SimpleNamespace(**done, variant=None), SimpleNamespace(**status, variant="cam")]))
     assert line_of(text, "irn")[:6] == ["250", "of", "250", "steps", "100", "%"]
     assert line_of(text, "cam: irn") == ["100", "of", "250", "steps", "40", "%", "0", "–"]

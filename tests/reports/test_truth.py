@@ -22,6 +22,7 @@ from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.pipeline.stage import Context
 from ribray.report.charts import curves_of
 from ribray.report.tables import chain_table, evaluation_tables, headline, seed_table
+from ribray.runs.metrics import RunMetrics
 from ribray.runs.run import Run
 from ribray.stages import STAGES
 from ribray.tracking import Tracker
@@ -377,10 +378,10 @@ def test_tables_of_a_run_without_a_mean_show_none():
         "failed": 1,
     }
     judged = {"cam": {**nothing, "threshold": None}, "rib": {**nothing, "threshold": None}}
-    metrics = {"seed": judged, "confident": {"seed_crf": nothing}, "evaluate": nothing, "timing": {}}
-    assert headline(judged) == "mIoU – → –"
-    assert headline(metrics["evaluate"]) == headline(metrics["confident"]) == "mIoU –"
-    assert seed_table(judged).row_count > 0
-    assert chain_table(metrics) is None
-    assert evaluation_tables(metrics, ["val"]) == []
-    assert curves_of(judged) == {}
+    metrics = RunMetrics(seed=judged, confident={"seed_crf": nothing}, evaluate=nothing)
+    told = {name: headline(numbers, STAGES[name]) for name, numbers in metrics.stages().items()}
+    assert told == {"seed": "mIoU – → –", "confident": "mIoU –", "evaluate": "mIoU –"}
+    assert len(seed_table(metrics.seed.methods).groups) > 0
+    assert chain_table(metrics, STAGES) is None
+    assert evaluation_tables(metrics, STAGES, ["val"]) == []
+    assert curves_of(metrics.seed.methods) == {}
