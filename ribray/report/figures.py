@@ -120,12 +120,8 @@ def image_figure(
 ) -> None:
     """Draw images with their truth, maps and masks, block below block, and a legend of colours; write a PNG.
 
-    Args:
-        blocks: title -> images, all of a block with the same headings of maps and masks. The column of truths is
-            left out where no image has one; where columns are few, several images stand beside each other.
-        path: the PNG file to write.
-        legend: name -> (3,) uint8 colour, as `overlays.mask_colour` returns it.
-        most_across: images beside each other, where there is room.
+    All images of a block have the same headings of maps and masks. The column of truths is left out where no image has
+    one; where columns are few, up to ``most_across`` images stand beside each other. The legend has (3,) uint8 colours.
 
     Raises:
         ValueError: no images, differing headings, or a map or mask that does not fit its image.

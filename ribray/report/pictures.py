@@ -212,14 +212,8 @@ def draw_photograph(
 ) -> None:
     """Draw a row per class: the photograph, its CAM, its map and its part of the mask; write a PNG.
 
-    Args:
-        image: (H, W, 3) uint8.
-        names: of the classes; of synonyms that are set apart by commas, the first one is shown.
-        cams: (P, H, W) float32, the plain class activation maps.
-        maps: (P, H, W) float32, the localization maps.
-        mask: (H, W) uint8; a class's pixels are those at which its map is the largest one.
-        threshold: of the mask, which the picture states.
-        destination: the PNG to write.
+    ``image`` is (H, W, 3) uint8, ``cams`` and ``maps`` are (classes, H, W) float32, ``mask`` is (H, W) uint8: a class's
+    pixels are those at which its map is the largest one. Of names of synonyms, set apart by commas, the first is shown.
     """
     heading, owner = f"RIB ≥ {threshold:.2f} (Otsu)", maps.argmax(0)
     rows = []
@@ -273,14 +267,9 @@ def gallery_block(
 ) -> GalleryBlock | None:
     """Return a few images of a split: their maps, seeds and masks; None where there is nothing to show of any.
 
-    An image of which a file cannot be read, or does not fit, gives way to another one.
-
-    Args:
-        title: what the images are, such as "training images".
-        dataset: where the images and their truth are.
-        folders: caption -> folder of masks ID.png; one without masks of these images is left out.
-        map_files: map file by image id; None where the split was not refined.
-        thresholds: "cam" and "rib" -> the threshold that its seed is cut at; a method left out has no seed.
+    An image of which a file cannot be read, or does not fit, gives way to another one. ``folders`` are of masks ID.png
+    by caption; one without masks of these images is left out. ``map_files`` are by image id, ``thresholds`` those that
+    the seeds of "cam" and "rib" are cut at: a method left out has no seed.
     """
     masks = _masks_in(folders, dataset.ids)
     files = {id: file for id, file in (map_files or {}).items() if id in dataset}

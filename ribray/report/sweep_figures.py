@@ -46,6 +46,8 @@ DODGE = 0.008
 ROW_INCHES, AROUND_ROWS_INCHES, PANEL_INCHES = 0.3, 1.3, 2.6
 REASON_LETTERS = 60
 CROSSES = ("x", "+", "1", "2", "3", "4")
+CROSS: dict[str, Any] = {"linestyle": "", "color": INK, "markersize": 7, "markeredgewidth": 1.6}
+DOT: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markeredgecolor": PAPER}
 
 
 def draw_plots(ledger: Mapping[str, Any], rows: Sequence[SweepRow], folder: Path) -> list[Path]:
@@ -144,10 +146,8 @@ def _beside(values: Sequence[float], every: Sequence[float], places: float) -> l
 def _line(name: str, x: Sequence[float], rows: Sequence[SweepRow], look: Look) -> Line:
     """Return the rows' means with error bars, a gap where there is none."""
     best = next((place for place, row in enumerate(rows) if row.is_best), None)
-    bars = np.hstack([_bar(row) for row in rows])
-    return Line(
-        name, x, np.array([row.mean for row in rows], float), look, bars=bars, best=best, is_dotted=True, size=5.5
-    )
+    means, bars = np.array([row.mean for row in rows], float), np.hstack([_bar(row) for row in rows])
+    return Line(name, x, means, look, bars=bars, best=best, is_dotted=True, size=5.5)
 
 
 def _bar(row: SweepRow) -> NDArray[np.float64]:
@@ -194,10 +194,9 @@ def _mark_missing(axes: Axes, axis: str, rows: Sequence[SweepRow]) -> list[Line2
             kinds.setdefault(" and ".join(row.statuses), []).append(row.settings[axis])
     entries = []
     for place, (words, at) in enumerate(kinds.items()):
-        style: dict[str, Any] = {"linestyle": "", "marker": CROSSES[place % len(CROSSES)], "color": INK}
-        style |= {"markersize": 7, "markeredgewidth": 1.6}
+        style = {**CROSS, "marker": CROSSES[place % len(CROSSES)], "label": f"no value: {words}"}
         axes.plot(at, [0.035] * len(at), transform=axes.get_xaxis_transform(), clip_on=False, **style)
-        entries.append(Line2D([], [], label=f"no value: {words}", **style))
+        entries.append(Line2D([], [], **style))
     return entries
 
 
@@ -234,12 +233,11 @@ def _dots(sweep: Sweep) -> Figure:
             reason = plain(row.reason, REASON_LETTERS)
             axes.text(0.01, place, reason, transform=axes.get_yaxis_transform(), va="center", color=FAINT_INK)
             continue
-        size_of_dot = 9 if row.is_best else 6.5
-        style: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markeredgecolor": PAPER}
-        axes.errorbar(row.mean, place, xerr=_bar(row), elinewidth=1.3, capsize=3, markersize=size_of_dot, **style)
+        dot = {**DOT, "markersize": 9 if row.is_best else 6.5}
+        axes.errorbar(row.mean, place, xerr=_bar(row), elinewidth=1.3, capsize=3, **dot)
+        above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
         weight = "bold" if row.is_best else "normal"
-        above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(_mean(sweep, row), (row.mean, place), fontsize=7.5, fontweight=weight, **above)
+        axes.annotate(_mean(sweep, row), (row.mean, place), fontweight=weight, **above)
     axes.set_yticks(range(len(rows)), [sweep.label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.margins(x=0.08)
@@ -251,29 +249,24 @@ def _scatter(sweep: Sweep, x: str, y: str) -> Figure:
     """Draw the settings of two numeric axes, coloured by the metric."""
     figure = sweep.sheet()
     axes = ruled(figure.add_subplot(), plain(x), plain(y))
-    points = axes.scatter(
-        [row.settings[x] for row in sweep.valued],
-        [row.settings[y] for row in sweep.valued],
-        c=[row.mean for row in sweep.valued],
-        cmap=SHADES if sweep.ledger["mode"] == "max" else f"{SHADES}_r",
-        s=52,
-        edgecolors=PAPER,
-        linewidths=0.8,
-        zorder=3,
-    )
+
+    def places(rows: Sequence[SweepRow]) -> list[list[float]]:
+        return [[row.settings[axis] for row in rows] for axis in (x, y)]
+
+    shades = SHADES if sweep.ledger["mode"] == "max" else f"{SHADES}_r"
+    means: list[Any] = [row.mean for row in sweep.valued]
+    across, up = places(sweep.valued)
+    points = axes.scatter(across, up, c=means, cmap=shades, s=52, zorder=3, edgecolors=PAPER, linewidths=0.8)
     bar = figure.colorbar(points, ax=axes, pad=0.02)
     bar.set_label(metric_label(sweep.metric))
     bar.outline.set_visible(False)
     handles = []
     if best := [row for row in sweep.valued if row.is_best]:
         ring: dict[str, Any] = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK}
-        label = f"best, {_mean(sweep, best[0])}"
-        at = zip(*((row.settings[x], row.settings[y]) for row in best), strict=True)
-        handles += axes.plot(*at, linestyle="", label=label, **ring)
+        handles += axes.plot(*places(best), linestyle="", label=f"best, {_mean(sweep, best[0])}", **ring)
     if missing := [row for row in sweep.rows if row.mean is None]:
-        words = ", ".join(dict.fromkeys(status for row in missing for status in row.statuses))
-        at = zip(*((row.settings[x], row.settings[y]) for row in missing), strict=True)
-        handles += axes.plot(*at, marker="x", color=FAINT_INK, linestyle="", label=f"no value: {words}")
+        words = f"no value: {', '.join(dict.fromkeys(status for row in missing for status in row.statuses))}"
+        handles += axes.plot(*places(missing), marker="x", color=FAINT_INK, linestyle="", label=words)
     scale(axes, sweep.values(x))
     if is_logarithmic(sweep.values(y)):
         axes.set_yscale("log")
@@ -294,17 +287,17 @@ def _panels(sweep: Sweep, numeric: Sequence[str]) -> Figure:
     size = (max(PLOT_INCHES[0], PANEL_INCHES * len(numeric)), PLOT_INCHES[1])
     figure = sweep.sheet(*notes, size=size)
     panels = figure.subplots(1, len(numeric), sharey=True, squeeze=False)[0]
-    dot: dict[str, Any] = {"marker": OURS.marker, "linestyle": "", "color": OURS.colour}
     looks: list[dict[str, Any]] = [
-        {**dot, "markersize": 5, "markerfacecolor": "none", "markeredgecolor": FAINT_INK},
-        {**dot, "markersize": 6, "markeredgecolor": PAPER},
-        {**dot, "markersize": 10, "markeredgecolor": INK},
+        {"markersize": 5, "markerfacecolor": "none", "markeredgecolor": FAINT_INK},
+        {"markersize": 6},
+        {"markersize": 10, "markeredgecolor": INK},
     ]
     layers = [partial, *([(row, row.mean) for row in rows] for rows in (sweep.valued, best))]
     for axis, axes in zip(numeric, panels, strict=True):
         ruled(axes, plain(axis), metric_label(sweep.metric) if axes is panels[0] else "")
         for points, look in zip(layers, looks, strict=True):
-            axes.plot([row.settings[axis] for row, _ in points], [value for _, value in points], **look)
+            at = [row.settings[axis] for row, _ in points]
+            axes.plot(at, [value for _, value in points], linestyle="", **{**DOT, **look})
         scale(axes, sweep.values(axis))
     return figure
 
@@ -328,9 +321,8 @@ def _repeats(sweep: Sweep) -> Figure:
         axes.axhspan(low, high, color=OURS.colour, alpha=BAND_OPACITY, linewidth=0)
     line = axes.axhline(summary.mean, color=OURS.colour, linewidth=1.5, label=label)
     places, values = range(row.count), [trial["value"] for trial in row.counting]
-    style: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markersize": 8, "markeredgecolor": PAPER}
     bars = _bar(row) if summary.std is None else None
-    axes.errorbar(places, values, yerr=bars, linestyle="", capsize=3, elinewidth=1.2, **style)
+    axes.errorbar(places, values, yerr=bars, linestyle="", capsize=3, elinewidth=1.2, markersize=8, **DOT)
     texts = [", ".join(setting_text(trial["settings"].get(key)) for key in repeats) for trial in row.counting]
     axes.set_xticks(places, [plain(text) for text in texts])
     axes.set_xlim(-0.6, row.count - 0.4)
