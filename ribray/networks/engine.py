@@ -1,7 +1,8 @@
 """What computes a classifier while its weights move: one small interface, two engines behind it.
 
-The *plain* engine is autograd on any classifier. The *folded* one (`ribray.networks.folded`) folds batch norm into
-convolutions and writes their gradients by hand; it takes residual networks only. `benchmarks/README.md` compares both
+The *plain* engine is autograd on any classifier; on a CPU with batch norm folded into convolutions
+(`ribray.networks.norm_folding`). The *folded* one (`ribray.networks.folded`) writes all gradients by
+hand, too; it takes residual networks only. `benchmarks/README.md` compares both
 with a plain reading of the method; which of the two is the faster one has not been measured on an idle machine yet.
 
 Shapes: N images, C classes, H W pixels, h w cells of a map.
@@ -15,6 +16,7 @@ from torch import Tensor
 from ribray.networks.backbone import ResidualBackbone
 from ribray.networks.classifier import Classifier
 from ribray.networks.folded import Folded
+from ribray.networks.norm_folding import fold_norms
 
 Kind = Literal["plain", "folded"]
 
@@ -44,13 +46,16 @@ class Plain:
     """
 
     def __init__(self, classifier: Classifier, dtype: torch.dtype) -> None:
-        self._classifier = classifier
+        self._is_on_cpu = classifier.head.weight.device.type == "cpu"
+        self._classifier = fold_norms(classifier) if self._is_on_cpu else classifier
         self._reduced = dtype if dtype != classifier.head.weight.dtype else None
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the frozen part's output for ``images`` (N, 3, H, W) float32: channels-last, without gradient."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        parts = images.split(1) if self._is_on_cpu else [images]  # what the stem keeps of one image fits into a cache
         with self._autocast(images):
-            return self._classifier.stem(images.contiguous(memory_format=torch.channels_last))
+            return torch.cat([self._classifier.stem(part) for part in parts])
 
     def cams(self, stem: Tensor) -> Tensor:
         """Return raw class activation maps (N, C, h, w), float32 and without ReLU, from the stem's output."""

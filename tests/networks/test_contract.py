@@ -18,6 +18,7 @@ from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
 from ribray.networks.engine import Engine, Plain, engine_for
 from ribray.networks.folded import Folded
 from ribray.networks.irnet import IRNet
+from ribray.networks.norm_folding import fold_norms
 
 pytest.importorskip("timm")
 
@@ -197,6 +198,24 @@ def test_deeplab_learns_as_a_whole_and_gives_a_mask_of_the_pictures_size(
     probabilities = predict(model.eval(), photograph, "cpu")
     assert probabilities.shape == (CLASSES + 1, *photograph.shape[:2])
     torch.testing.assert_close(probabilities.sum(0), torch.ones(photograph.shape[:2]))
+
+
+@on(METHOD + WIDE)
+def test_batch_norm_in_the_convolutions_before_it_changes_neither_maps_nor_gradients(classifier: Classifier) -> None:
+    classifier = copy.deepcopy(classifier).double().eval()
+    folded = fold_norms(classifier)
+
+    def maps_and_gradients(network: Classifier) -> list[Tensor]:
+        maps = network.cams(network.stem(images(side=48).double()))
+        maps.square().mean().backward()
+        body, head = classifier.learnable_groups()
+        found = [each.grad for each in [*body, *head]]
+        classifier.zero_grad()
+        return [maps.detach(), *found]
+
+    assert folded is not classifier
+    for one, other in zip(maps_and_gradients(folded), maps_and_gradients(classifier), strict=True):
+        assert (one - other).norm() <= 1e-10 * other.norm()
 
 
 @on(METHOD + WIDE)

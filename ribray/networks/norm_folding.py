@@ -1,0 +1,148 @@
+"""Batch norm folded into the convolutions before it, in any network, and their gradients as a CPU computes them fast.
+
+Batch norm that never leaves its running statistics is, with the convolution before it, one convolution: weight
+γ/σ · W and bias β + γ/σ · (b − mean) per output channel. Autograd sees both as functions of W, γ and β.
+
+Which batch norm stands behind which convolution is seen by running the network once on a small image; what the folded
+network gives there must be what the network gave.
+
+Shapes: N images, c channels, h w cells, k side of a kernel.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ribray.networks.classifier import Classifier
+from ribray.networks.layered import sample_image
+
+_CLAMPS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
+"""Activations that are computed in place, so that only their output is kept."""
+
+_SAME = 1e-3
+"""Of the largest value: how far the maps of the folded network may be off on the small image."""
+
+
+def fold_norms(classifier: Classifier) -> Classifier:
+    """Return a classifier with the same parameters whose batch norms are part of its convolutions where they can be.
+
+    Args:
+        classifier: in evaluation mode; stays as it is.
+    """
+    tensors = [*classifier.parameters(), *classifier.buffers()]
+    folded = copy.deepcopy(classifier, {id(tensor): tensor for tensor in tensors})
+    image = sample_image().to(classifier.head.weight)
+    with torch.no_grad():
+        expected = classifier.cams(classifier.stem(image))
+        for norm, conv in _pairs(folded, image).items():
+            layer: Any = folded.get_submodule(norm)
+            act = getattr(layer, "act", nn.Identity())  # timm's batch norm has its activation within
+            bounds = next((bounds for kind, bounds in _CLAMPS.items() if type(act) is kind), None)
+            convolution: Any = folded.get_submodule(conv)
+            folded.set_submodule(conv, _ConvNorm(convolution, layer, bounds))
+            folded.set_submodule(norm, nn.Identity() if bounds else act)
+        found = folded.cams(folded.stem(image))
+    tolerance = _SAME * float(expected.abs().max())
+    return folded if torch.allclose(found, expected, rtol=0.0, atol=tolerance) else classifier
+
+
+def _pairs(classifier: Classifier, image: Tensor) -> dict[str, str]:
+    """Return the name of the convolution in front of each batch norm."""
+    convolution_of: dict[int, str] = {}
+    found: dict[str, str] = {}
+    outputs = []  # kept, so that no two have one id
+
+    def behind(name: str, output: Tensor) -> None:
+        outputs.append(output)
+        convolution_of[id(output)] = name
+
+    def before(name: str, x: Tensor) -> None:
+        if id(x) in convolution_of:
+            found[name] = convolution_of.pop(id(x))
+
+    hooks = []
+    for name, module in classifier.named_modules():
+        if type(module) is nn.Conv2d and not isinstance(module.padding, str) and module.padding_mode == "zeros":
+            hooks.append(module.register_forward_hook(lambda _, inputs, output, name=name: behind(name, output)))
+        elif isinstance(module, nn.BatchNorm2d) and module.affine and module.running_mean is not None:
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: before(name, inputs[0])))
+    try:
+        classifier.cams(classifier.stem(image))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+class _ConvNorm(nn.Module):
+    """A convolution and the batch norm behind it as one convolution."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, bounds: tuple[float, float] | None) -> None:
+        super().__init__()
+        self.conv, self.norm, self.bounds = conv, norm, bounds
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.conv, self.norm
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None
+        scale = norm.weight * (variance + norm.eps).rsqrt()  # (c,)
+        weight = conv.weight * scale[:, None, None, None]
+        bias = norm.bias + scale * (-mean if conv.bias is None else conv.bias - mean)
+        if torch.is_autocast_enabled(x.device.type):
+            x, weight, bias = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight, bias))
+        return _Convolution.apply(x, weight, bias, conv, self.bounds)
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution whose gradients are computed in the way that is fastest on a CPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, bounds: tuple[float, float] | None
+    ) -> Tensor:
+        out = functional.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        if bounds:
+            out.clamp_(*bounds)
+        ctx.save_for_backward(x, weight, out if bounds else None)
+        ctx.conv, ctx.bounds = conv, bounds
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, weight, out = ctx.saved_tensors
+        conv, wants_x = ctx.conv, ctx.needs_input_grad[0]
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        if out is not None:
+            gradient = torch.ops.aten.hardtanh_backward(gradient, out, *ctx.bounds)
+        of_bias = gradient.sum((0, 2, 3))  # in oneDNN's backward pass it takes many times as long
+        geometry = [conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups]
+        of_x = None
+        if wants_x and _is_depthwise(conv):  # its gradient is one with the kernel turned around
+            of_x = functional.conv2d(gradient, weight.flip(2, 3), None, 1, conv.padding, conv.dilation, conv.groups)
+        if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
+            rows, seen = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (gradient, x))  # (N·h·w, channels)
+            of_weight = (rows.t() @ seen)[:, :, None, None]
+            of_x = functional.conv2d(gradient, weight.transpose(0, 1)) if wants_x else None
+        else:
+            wanted = [wants_x and of_x is None, True, False]
+            found, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, wanted)
+            of_x = found if of_x is None else of_x
+        return of_x, of_weight, of_bias, None, None
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether every channel is convolved on its own, with a square kernel, to a map of the same size."""
+    side, dilation = conv.kernel_size[0], conv.dilation[0]
+    reach = dilation * (side - 1) // 2
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and conv.stride == (1, 1)
+        and (conv.kernel_size, conv.dilation) == ((side, side), (dilation, dilation))
+        and side % 2 == 1
+        and conv.padding == (reach, reach)
+    )
