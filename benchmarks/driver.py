@@ -192,7 +192,7 @@ def refine_simulated(directory: Path, images: int, limit: int) -> dict[str, Any]
         before = memory.now()
         data = context.training_set
         size = memory.now() - before
-        run.begin(classifier.FOLDER, context.key(classifier.NAME))
+        context.begin(classifier.NAME)
         for _ in range(2):  # as the chain does: once to check, once to begin
             began = time.monotonic()
             work = refine.STAGE.work(context)

@@ -62,7 +62,7 @@ def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:
 
 
 @dataclass(frozen=True)
-class Made:
+class NewMask:
     """A new mask (height, width) uint8, and counts that need more than the mask, by name, given the truth."""
 
     mask: np.ndarray
@@ -88,7 +88,7 @@ class MaskWorker(ABC):
         self._labels = labels or self._judge
 
     @abstractmethod
-    def make(self, id: str) -> Made:
+    def make(self, id: str) -> NewMask:
         """Make an image's mask.
 
         Raises:
@@ -104,7 +104,7 @@ class MaskWorker(ABC):
                 return {"made": False, "counts": counts, "unjudged": None}
         return self.finish(item, self.make(item))
 
-    def finish(self, id: str, made: Made) -> dict[str, Any]:
+    def finish(self, id: str, made: NewMask) -> dict[str, Any]:
         """Judge and write a new mask; a truth that cannot be read is no reason not to have the mask."""
         counts: dict[str, Any] = {ID_KEY: id}
         unjudged = seen = None

@@ -175,10 +175,14 @@ class Context:
         for sentence in [*dataset.notes, *map(of_a_kind, by_kind.values())]:
             self.tell(sentence)
 
+    def say(self, sentence: str) -> None:
+        """Print a sentence as it is."""
+        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
     def tell(self, sentence: str) -> None:
         """Print a note, once however often it is told."""
         if self.is_news(sentence):
-            self.console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+            self.say(f"Note: {sentence}")
 
     def is_news(self, topic: str) -> bool:
         """Whether something was not told yet by this command; from now on it was."""
@@ -190,6 +194,11 @@ class Context:
     def training_set(self) -> Dataset:
         """The split that the classifier learns from and that is refined."""
         return self.dataset(self.experiment.data.train_split)
+
+    @property
+    def held_out(self) -> Dataset:
+        """The split that the classifier and the segmentation network are judged on."""
+        return self.dataset(self.experiment.data.eval_split)
 
     def key(self, stage: str) -> StageKey:
         """Return the key that a stage has under the present configuration and data."""
@@ -236,6 +245,10 @@ class Context:
     def forget_keys(self) -> None:
         """Compute every key anew: what was imported may have been removed."""
         self._keys.clear()
+
+    def begin(self, stage: str, **facts: Any) -> dict[str, Any]:
+        """Start or continue a stage and return its record; ``facts`` are kept from the first start on."""
+        return self.run.begin(self.stages[stage].folder, self.key(stage), **facts)
 
     def own_folder(self, stage: str) -> Path:
         """Return the stage's folder in this run."""

@@ -1,4 +1,4 @@
-"""What the stages that train a network share: a bar that follows the log, decay, timing, tracked series."""
+"""What the stages that train a network share: where to begin, a bar that follows the log, and what came of it."""
 
 import contextlib
 import functools
@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ribray import storage
-from ribray.cluster.training import LOG_FILE, WORK_FOLDER, TrainingPlan, TrainingTask, read_log, run_training
+from ribray.cluster.training import LOG_FILE, WORK_FOLDER, TrainingPlan, read_log, run_training
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import shuffled
 from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError, UsageError
-from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights
+from ribray.networks.weights import save_network
+from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights, recorded_weights
 from ribray.pipeline.stage import MENDED, Context, example, per_second
+from ribray.pipeline.tasks import ReadingTask
 from ribray.progress import show_progress
 from ribray.runs.metrics import IrnMetrics, SegmentationMetrics, Timing
 from ribray.runs.records import Failure
@@ -29,7 +33,6 @@ NAMED_WEIGHTS = ("imagenet", "none", "synthetic", "classifier")
 """Weights that are named; any others are the path of a file."""
 POLL_SECONDS = 0.5
 TRACK_SECONDS = 10.0
-POLYNOMIAL_POWER = 0.9
 LOOKS = 20
 """A look at the first images takes this number over ``data.least_readable`` of them: where that share is readable, the
 chance to meet none of it is below exp(-20)."""
@@ -60,52 +63,19 @@ class Trained:
         """The last validation."""
         return [line["validation"] for line in self.log if "validation" in line][-1]
 
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """The images that could not be read, and why."""
+        return {
+            id: error
+            for line in self.log
+            if "validation" in line
+            for id, error in line["validation"]["unreadable"].items()
+        }
+
     def timing(self, batch_size: int) -> Timing:
         """Return the timing part of the stage's metrics."""
         return per_second(self.steps * batch_size, self.seconds, self.start_seconds, workers=self.workers)
-
-
-class ReadingTask(TrainingTask):
-    """A training that counts the images it cannot read."""
-
-    def __init__(self, stage: str, least_readable: float):
-        """Begin to count.
-
-        Args:
-            stage: the stage that trains.
-            least_readable: share of the images that must be readable.
-        """
-        self.stage, self.least_readable = stage, least_readable
-        self.unreadable = {}
-
-    def wanted(self) -> int:
-        """Return how many different images the training asks for."""
-        raise NotImplementedError
-
-    def require_readable(self) -> None:
-        """Check that enough of the images can be read.
-
-        Raises:
-            UnreadableError: too few.
-        """
-        if self.unreadable:
-            require_share(self.stage, self.wanted(), self.unreadable, self.least_readable)
-
-
-def require_share(stage: str, wanted: int, unreadable: Mapping[str, str], least: float) -> None:
-    """Check that at least one image, and a share ``least`` of the ``wanted``, is not among the ``unreadable``.
-
-    Raises:
-        UnreadableError: there are fewer.
-    """
-    needed = max(1, math.ceil(least * wanted))
-    if wanted - len(unreadable) >= needed:
-        return
-    of_wanted = f"{len(unreadable):,} of the {wanted:,}" if len(unreadable) < wanted else f"any of the {wanted:,}"
-    asks = f", and data.least_readable={least:g} asks for {needed:,}" if len(unreadable) < wanted else ""
-    raise UnreadableError(
-        f"Stage '{stage}' cannot read {of_wanted} images to learn from{asks}{_first(unreadable)}; {MENDED}.", unreadable
-    )
 
 
 def look_ahead(context: Context, stage: str, dataset: Dataset, ids: Sequence[str]) -> None:
@@ -124,27 +94,27 @@ def look_ahead(context: Context, stage: str, dataset: Dataset, ids: Sequence[str
         except ImageError as error:
             unreadable[ids[place]] = str(error)
     context.replace_failures(stage, _failures(stage, unreadable))
+    first = example(*next(iter(unreadable.items())))
     of_all = f" that it looked at, of {len(ids):,}," if looks < len(ids) else ""
     raise UnreadableError(
-        f"Stage '{stage}' cannot read any of the {looks:,} images{of_all} to learn from{_first(unreadable)}; {MENDED}.",
+        f"Stage '{stage}' cannot read any of the {looks:,} images{of_all} to learn from{first}; {MENDED}.",
         unreadable,
     )
-
-
-def _first(unreadable: Mapping[str, str]) -> str:
-    return example(*next(iter(unreadable.items())))
 
 
 def _failures(stage: str, unreadable: Mapping[str, str]) -> dict[str, Failure]:
     return {id: Failure(id, stage, error) for id, error in unreadable.items()}
 
 
-def train(context: Context, title: str, task: ReadingTask, folder: Path, workers: int) -> Trained | None:
+def train(context: Context, task: ReadingTask, title: str, subfolder: str = "") -> Trained | None:
     """Train with a progress bar, or go on where an earlier process stopped; None where the user stopped it.
+
+    The weights go into the stage's folder; of a training before the stage's last one, into a ``subfolder``.
 
     Raises:
         UnreadableError: too few of the images can be read; what was learnt from the few is forgotten.
     """
+    folder, workers = context.own_folder(task.stage) / subfolder, task.workers
     cluster = context.experiment.cluster
     is_here = context.session.in_process
     if is_here and workers > 1:
@@ -169,7 +139,7 @@ def train(context: Context, title: str, task: ReadingTask, folder: Path, workers
     try:
         with (
             show_progress(context.console, title, task.steps, len(finished_steps(folder)), unit="steps") as bar,
-            _following(folder, bar, "starting Ray Train" if plan.workers > 1 else ""),
+            _LogFollower(folder, bar, "starting Ray Train" if plan.workers > 1 else ""),
             live,
         ):
             log = run_training(task, plan, context.stop.is_set, starts.append)
@@ -187,8 +157,12 @@ def train(context: Context, title: str, task: ReadingTask, folder: Path, workers
             f"{folder / LOG_FILE} is damaged (it does not end with step {task.steps - 1}); use --redo to train again."
         )
     start = sum(starts)
+    trained = Trained(log, time.monotonic() - began - start, start, task.steps - bar.earlier, plan.workers)
     context.note_start(task.stage, start)
-    return Trained(log, time.monotonic() - began - start, start, task.steps - bar.earlier, plan.workers)
+    record_weights(context, task.stage, f"{subfolder}/{WEIGHTS_FILE}" if subfolder else WEIGHTS_FILE)
+    if not subfolder:
+        task.start.unlink(missing_ok=True)
+    return trained
 
 
 def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) -> None:
@@ -221,15 +195,32 @@ def finished_steps(folder: Path) -> list[dict[str, Any]]:
         return []
 
 
-def polynomial_decay(step: int, steps: int) -> float:
-    """Return the factor on the learning rate at ``step`` of ``steps``."""
-    return (1 - step / steps) ** POLYNOMIAL_POWER
+def reading(context: Context, stage: str) -> tuple[Path, int, float]:
+    """Return what a training reads from and how: file of the first weights, loading processes, least readable share.
+
+    On a CPU, where the training needs the cores, or in this process, nothing else loads data.
+    """
+    session, experiment = context.session, context.experiment
+    loaders = experiment.cluster.loader_threads if session.gpus and not session.in_process else 0
+    return context.own_folder(stage) / START_FILE, loaders, experiment.data.least_readable
 
 
-def loader_workers(context: Context) -> int:
-    """Processes that load data for one training worker: none on a CPU, where the training needs the cores, or here."""
-    session = context.session
-    return context.experiment.cluster.loader_threads if session.gpus and not session.in_process else 0
+def begin_on_masks(
+    context: Context, stage: str, ids: Sequence[str], start: Callable[[Context], nn.Module]
+) -> list[str]:
+    """Begin, or go on with, a stage that learns from masks; return the images that its training is about.
+
+    Raises:
+        UnreadableError: none of them can be read.
+    """
+    look_ahead(context, stage, context.training_set, ids)
+    context.begin(stage)
+    folder = context.own_folder(stage)
+    if not _read_ids(folder):
+        storage.write_json(folder / IDS_FILE, list(ids))
+    if not (folder / WEIGHTS_FILE).exists():
+        save_network(start(context), folder / START_FILE)
+    return _read_ids(folder)
 
 
 def log_training(context: Context, folder: Path) -> None:
@@ -272,8 +263,7 @@ def report_unreadable(
     context: Context, stage: str, trained: Sequence[Trained], others: Mapping[str, Failure] | None = None
 ) -> dict[str, Failure]:
     """Write images that trainings could not read, and others lost before, into ``failures.jsonl``; return them."""
-    lines = [line["validation"] for each in trained for line in each.log if "validation" in line]
-    errors = {id: error for line in lines for id, error in line["unreadable"].items()}
+    errors = {id: error for each in trained for id, error in each.unreadable.items()}
     again = f"so {stage} has not learnt from it; once it is mended, --redo {stage} trains again"
     failures = {id: Failure(id, stage, f"{error.removesuffix('.')}, {again}.") for id, error in errors.items()}
     failures = {**(others or {}), **failures}
@@ -295,14 +285,6 @@ def _read_ids(folder: Path) -> list[str]:
     if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
         raise DamagedError(f"{location} is damaged (it is no list of image ids); {remedy}.")
     return ids
-
-
-def fixed_ids(context: Context, name: str, ids: Sequence[str]) -> list[str]:
-    """Return the images that a training is about: those it began with, whatever has been added since."""
-    folder = context.own_folder(name)
-    if not _read_ids(folder):
-        storage.write_json(folder / IDS_FILE, list(ids))
-    return _read_ids(folder)
 
 
 def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
@@ -334,7 +316,7 @@ def _repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
         thread.join()
 
 
-class _following:
+class _LogFollower:
     """Moves a bar on as the training log grows; Ray Train itself says nothing while it runs."""
 
     def __init__(self, folder: Path, bar: Any, note: str):

@@ -27,8 +27,8 @@ class StageFacts:
     """Name and place of a stage, and how to read its numbers."""
 
     name: str
-    folder: str
-    """Where its artifact lies in the run directory."""
+    folder: str = ""
+    """Where its artifact lies in the run directory; by default in a folder of its name."""
     section: str | None = None
     """Its own section of the configuration."""
     trainings: tuple[str, ...] = ()
@@ -37,3 +37,6 @@ class StageFacts:
     """Its numbers (`ribray.runs.metrics.StageMetrics`) in a few words; None where there is nothing to say."""
     judged: Callable[[Any], Sequence[Judged]] = lambda metrics: ()
     """The parts of its numbers that were judged by the truth."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder or self.name)

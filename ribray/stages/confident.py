@@ -14,8 +14,8 @@ from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
 from ribray.pipeline.masks import (
     MASK,
-    Made,
     MaskWorker,
+    NewMask,
     mask_work,
     require_any_mask,
     run_masks,
@@ -38,13 +38,13 @@ class ConfidentWorker(MaskWorker):
         self._maps, self._config = maps, experiment.masks
         self._crf = crf_on_labels(experiment.masks.crf, experiment.masks.crf_srgb)
 
-    def make(self, id: str) -> Made:
+    def make(self, id: str) -> NewMask:
         """Return 0, a class, or 255 where neither is sure."""
         image = self.dataset.image(id)
         maps, present = read_maps(self._maps, id, self._config.source, "full", self.dataset, image)
-        return Made(cut(image, maps, present, self._config.fg_threshold, self._config.bg_threshold, self._crf))
+        return NewMask(cut(image, maps, present, self._config.fg_threshold, self._config.bg_threshold, self._crf))
 
-    def finish(self, id: str, made: Made) -> dict[str, Any]:
+    def finish(self, id: str, made: NewMask) -> dict[str, Any]:
         """Also note where nothing is sure: IRN learns nothing from such an image."""
         is_unsure = bool((made.mask == IGNORE).all())
         return super().finish(id, made) | {"note": "no confident pixel" if is_unsure else None}

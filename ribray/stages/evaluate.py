@@ -16,7 +16,7 @@ from ribray.networks.deeplab import Predictor
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import FIRST_WEIGHTS, trained_weights
 from ribray.pipeline.judging import mean_ious
-from ribray.pipeline.masks import MASK, Made, MaskWorker, mask_work, require_any_mask, run_masks, write_covers
+from ribray.pipeline.masks import MASK, MaskWorker, NewMask, mask_work, require_any_mask, run_masks, write_covers
 from ribray.pipeline.stage import Context, Stage, Work, per_second
 from ribray.runs.metrics import EvaluateMetrics, MaskJudgement
 from ribray.runs.records import Failure
@@ -39,13 +39,13 @@ class EvaluateWorker(MaskWorker):
         self._predict = Predictor(experiment.segmentation, len(dataset.classes), weights)
         self._uses_crf = experiment.evaluate.crf == "dense"
 
-    def make(self, id: str) -> Made:
+    def make(self, id: str) -> NewMask:
         """Return the mask of the most probable classes."""
         image = self.dataset.image(id)
         probabilities = self._predict(image)
         if self._uses_crf:
             probabilities = crf_from_probabilities(image, probabilities, PREDICTION_CRF)
-        return Made(probabilities.argmax(0).astype(np.uint8))
+        return NewMask(probabilities.argmax(0).astype(np.uint8))
 
 
 def splits(context: Context) -> list[Dataset]:

@@ -18,21 +18,20 @@ from ribray.errors import ImageError, UsageError
 from ribray.irn.loss import irn_loss
 from ribray.networks import build_classifier, normalisation_of
 from ribray.networks.irnet import IRNet, build_irnet
-from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, load_network, save_network
-from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights, trained_weights
+from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, load_network
+from ribray.pipeline.artifacts import WEIGHTS_FILE, trained_weights
+from ribray.pipeline.batches import Batch
 from ribray.pipeline.maps import REFINE, wanted_ids
-from ribray.pipeline.mask_crops import CropBatch, CropTask
 from ribray.pipeline.masks import mask_path, masked_ids
 from ribray.pipeline.stage import Context, Stage, Work
+from ribray.pipeline.tasks import MaskTask
 from ribray.pipeline.training import (
-    START_FILE,
+    begin_on_masks,
     final_loss,
     finished_steps,
-    fixed_ids,
     known_ids,
-    loader_workers,
-    look_ahead,
     outgrown,
+    reading,
     report_unreadable,
     train,
     weights_fingerprint,
@@ -40,8 +39,6 @@ from ribray.pipeline.training import (
 from ribray.runs.metrics import IrnMetrics
 
 NAME = "irn"
-FOLDER = "irn"
-FORMAT = 1
 CONFIDENT = "confident"
 """The stage whose labels it learns from."""
 STRIDE = 4
@@ -55,7 +52,7 @@ def _scale_between(low: float, high: float, rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-class IrnTask(CropTask):
+class IrnTask(MaskTask):
     """docs/method.md, section 4. Validation is the mean displacement over the training images, at the end."""
 
     def __init__(
@@ -70,18 +67,16 @@ class IrnTask(CropTask):
         least_readable: float = 0.0,
     ):
         masks, draw_scale = functools.partial(mask_path, labels), functools.partial(_scale_between, *config.scale_range)
-        normalisation = normalisation_of(backbone[0])
-        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers, normalisation, least_readable)
+        shared = (normalisation_of(backbone[0]), start, loader_workers, least_readable)
+        super().__init__(NAME, config, dataset, masks, ids, draw_scale, *shared)
         self.steps, self.period = _steps(config, ids), max(1, len(ids) // config.batch_size)
-        self._config, self._backbone, self._start = config, backbone, start
-        cells = -(-config.crop_size // STRIDE)
-        has_room = cells > 2 * (config.radius - 1)
+        self._config, self._backbone = config, backbone
+        has_room = -(-config.crop_size // STRIDE) > 2 * (config.radius - 1)
         self._all_pairs = not has_room if config.all_pairs is None else config.all_pairs
 
     def model(self) -> IRNet:
-        """Return the network with the weights to start from."""
         model = build_irnet(*self._backbone, self._config.displacement_width)
-        load_network(model, self._start)
+        load_network(model, self.start)
         return model
 
     def optimizer(self, model: IRNet) -> torch.optim.Optimizer:
@@ -91,11 +86,10 @@ class IrnTask(CropTask):
             {"params": model.boundary_parameters(), "lr": config.lr},
             {"params": model.displacement_parameters(), "lr": config.lr * config.displacement_lr_factor},
         ]
-        if config.optimizer == "adamw":
-            return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        return torch.optim.SGD(groups, weight_decay=config.weight_decay)
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.SGD
+        return kind(groups, weight_decay=config.weight_decay)
 
-    def loss(self, model: nn.Module, batch: CropBatch, device: torch.device, total: Total) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the loss over all pairs of the batch."""
         boundary, displacement = model(batch.images(device, self.normalisation))
         size = boundary.shape[2:]
@@ -104,16 +98,16 @@ class IrnTask(CropTask):
 
     def wanted(self) -> int:
         """Return the number of all images: the mean displacement asks for every one."""
-        return len(self._images.ids)
+        return len(self.images.ids)
 
     def validate(self, model: IRNet, step: int, rank: int, world: int, device: torch.device) -> dict[str, Any]:
         """Return, at the end, the sum of this rank's images' mean displacements (2,), and how many images these are."""
         displacements, images = np.zeros(2), 0
         if step == self.steps:
             model.displacement_mean.zero_()
-            for id in self._images.ids[rank::world]:
+            for id in self.images.ids[rank::world]:
                 try:
-                    image = self._dataset.image(id)
+                    image = self.images.dataset.image(id)
                 except ImageError as error:
                     self.unreadable.setdefault(id, str(error))
                     continue
@@ -124,34 +118,25 @@ class IrnTask(CropTask):
 
     def conclude(self, model: IRNet, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Give the network the mean displacement that evaluation takes off, and return it."""
-        metrics: dict[str, Any] = {"unreadable": dict(self.unreadable)}
+        found = super().conclude(model, parts)
         if parts[0]["is_last"]:
-            images = sum(part["images"] for part in parts)
-            mean = sum(part["displacements"] for part in parts) / images
+            mean = sum(part["displacements"] for part in parts) / sum(part["images"] for part in parts)
             model.displacement_mean.copy_(torch.from_numpy(mean))
-            metrics["displacement_mean"] = mean.tolist()
-        return metrics
-
-    def save(self, model: IRNet, destination: Path) -> None:
-        """Write the weights as safetensors."""
-        save_network(model, destination)
+            found["displacement_mean"] = mean.tolist()
+        return found
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------
 
 
 def _weights_of(context: Context) -> tuple[str, str]:
-    """Return what the backbone is, and the configuration key that says so."""
+    """Return what the backbone starts from, and the configuration key that says so."""
     own = context.experiment.irn.weights
     return (own, "irn.weights") if own else (context.experiment.classifier.weights, "classifier.weights")
 
 
 def _start(context: Context) -> IRNet:
-    """Return the network before training.
-
-    Raises:
-        UsageError: the backbone's weights cannot be had.
-    """
+    """Return the network before training."""
     config, classifier = context.experiment.irn, context.experiment.classifier
     with drawn_with(config.seed):
         model = build_irnet(*context.experiment.irn_backbone, config.displacement_width)
@@ -193,32 +178,16 @@ def _steps(config: IrnConfig, ids: Sequence[str]) -> int:
 
 
 def _execute(context: Context) -> None:
-    run, config = context.run, context.experiment.irn
-    labels = context.require(CONFIDENT, NAME)
+    labels, experiment = context.require(CONFIDENT, NAME), context.experiment
     ids = masked_ids(context, CONFIDENT)
     if not ids:
         raise UsageError(f"No image has confident labels in {labels}; there is nothing for stage '{NAME}' to learn.")
-    look_ahead(context, NAME, context.training_set, ids)
-    run.begin(FOLDER, context.key(NAME))
-    folder = context.own_folder(NAME)
-    ids = fixed_ids(context, NAME, ids)
-    if not (folder / WEIGHTS_FILE).exists():
-        save_network(_start(context), folder / START_FILE)
-    task = IrnTask(
-        config,
-        context.experiment.irn_backbone,
-        context.training_set,
-        labels,
-        ids,
-        folder / START_FILE,
-        loader_workers(context),
-        context.experiment.data.least_readable,
-    )
-    trained = train(context, NAME, task, folder, config.workers)
+    ids = begin_on_masks(context, NAME, ids, _start)
+    shared = reading(context, NAME)
+    task = IrnTask(experiment.irn, experiment.irn_backbone, context.training_set, labels, ids, *shared)
+    trained = train(context, task, NAME)
     if trained is None:
         return
-    (folder / START_FILE).unlink(missing_ok=True)
-    record_weights(context, NAME, WEIGHTS_FILE)
     failures = report_unreadable(context, NAME, [trained])
     metrics = IrnMetrics(
         loss=trained.loss,
@@ -226,19 +195,18 @@ def _execute(context: Context) -> None:
         iterations=task.steps,
         images=len(ids) - len(failures),
         failed=len(failures),
-        timing=trained.timing(config.batch_size),
+        timing=trained.timing(experiment.irn.batch_size),
     )
-    run.write_metrics(NAME, metrics)
+    context.run.write_metrics(NAME, metrics)
     context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
 
 
 STAGE = Stage(
     name=NAME,
-    folder=FOLDER,
-    upstream=(CONFIDENT,),
     section="irn",
+    upstream=(CONFIDENT,),
     also_reads=("classifier.backbone", "classifier.output_stride", "classifier.weights"),
-    format=FORMAT,
+    format=1,
     fingerprints=_fingerprints,
     work=_work,
     execute=_execute,

@@ -32,8 +32,8 @@ from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
 from ribray.pipeline.masks import (
     MASK,
-    Made,
     MaskWorker,
+    NewMask,
     mask_path,
     mask_work,
     require_any_mask,
@@ -87,7 +87,7 @@ class PseudoWorker(MaskWorker):
         self._network.to(self._device).eval()
         self._crf = crf_on_labels(experiment.pseudo.crf, experiment.masks.crf_srgb)
 
-    def make(self, id: str) -> Made:
+    def make(self, id: str) -> NewMask:
         """Return an image's pseudo mask."""
         prepared = self._prepare(id)
         return self._cut(id, prepared, self._walk([prepared])[0])
@@ -124,7 +124,7 @@ class PseudoWorker(MaskWorker):
             exp_times=config.exp_times,
         )
 
-    def _cut(self, id: str, prepared: _Prepared, walked: Tensor) -> Made:
+    def _cut(self, id: str, prepared: _Prepared, walked: Tensor) -> NewMask:
         config = self._experiment.pseudo
         size = (prepared.image.shape[0], prepared.image.shape[1])
         scores = walk_scores(walked.cpu(), size)
@@ -140,7 +140,7 @@ class PseudoWorker(MaskWorker):
             curve.add(*winner(scores, prepared.present), truth)
             return {WALK: curve.to_sparse()}
 
-        return Made(mask, count, note)
+        return NewMask(mask, count, note)
 
 
 def _check(context: Context) -> None:

@@ -16,22 +16,20 @@ from ribray.data.dataset import IGNORE, Dataset
 from ribray.errors import UsageError
 from ribray.networks import normalisation_of
 from ribray.networks.deeplab import DeepLab, Predictor, build_deeplab, segmentation_loss
-from ribray.networks.weights import drawn_with, load_backbone_weights, load_network, save_network
-from ribray.pipeline.artifacts import FIRST_FOLDER, FIRST_WEIGHTS, WEIGHTS_FILE, read_own_mask, record_weights
-from ribray.pipeline.mask_crops import CropBatch, CropTask
-from ribray.pipeline.masks import Made, MasksResult, MaskWorker, mask_path, masked_ids, run_masks
+from ribray.networks.weights import drawn_with, load_backbone_weights, load_network
+from ribray.pipeline.artifacts import FIRST_FOLDER, FIRST_WEIGHTS, WEIGHTS_FILE, read_own_mask
+from ribray.pipeline.batches import Batch
+from ribray.pipeline.masks import MasksResult, MaskWorker, NewMask, mask_path, masked_ids, run_masks
 from ribray.pipeline.stage import Context, Stage, Work
+from ribray.pipeline.tasks import MaskTask, require_share
 from ribray.pipeline.training import (
-    START_FILE,
     Trained,
+    begin_on_masks,
     final_loss,
     finished_steps,
-    fixed_ids,
-    loader_workers,
-    look_ahead,
     outgrown,
+    reading,
     report_unreadable,
-    require_share,
     train,
     weights_fingerprint,
 )
@@ -39,8 +37,6 @@ from ribray.runs.metrics import SegmentationMetrics
 from ribray.runs.records import Failure
 
 NAME = "segmentation"
-FOLDER = "segmentation"
-FORMAT = 1
 PSEUDO = "pseudo"
 """The stage whose masks it learns from."""
 LEAST_PERIOD = 500
@@ -56,8 +52,8 @@ def _scale_among(scales: Sequence[float], rng: np.random.Generator) -> float:
     return scales[int(rng.integers(len(scales)))]
 
 
-class SegmentationTask(CropTask):
-    """docs/method.md, section 5."""
+class SegmentationTask(MaskTask):
+    """docs/method.md, section 5; held-out images are the next stage's."""
 
     def __init__(
         self,
@@ -70,15 +66,14 @@ class SegmentationTask(CropTask):
         least_readable: float = 0.0,
     ):
         draw_scale = functools.partial(_scale_among, config.random_scales)
-        normalisation = normalisation_of(config.backbone)
-        super().__init__(NAME, config, dataset, masks, ids, draw_scale, loader_workers, normalisation, least_readable)
+        shared = (normalisation_of(config.backbone), start, loader_workers, least_readable)
+        super().__init__(NAME, config, dataset, masks, ids, draw_scale, *shared)
         self.steps, self.period = config.iterations, max(LEAST_PERIOD, len(ids) // config.batch_size)
-        self._config, self._start = config, start
+        self._config, self._classes = config, len(dataset.classes)
 
     def model(self) -> DeepLab:
-        """Return the network with the weights to start from."""
-        model = build_deeplab(self._config, len(self._dataset.classes))
-        load_network(model, self._start)
+        model = build_deeplab(self._config, self._classes)
+        load_network(model, self.start)
         return model
 
     def optimizer(self, model: DeepLab) -> torch.optim.Optimizer:
@@ -89,20 +84,9 @@ class SegmentationTask(CropTask):
             return torch.optim.AdamW(groups)
         return torch.optim.SGD(groups, momentum=config.momentum)
 
-    def loss(self, model: nn.Module, batch: CropBatch, device: torch.device, total: Total) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the loss over the batch's pixels."""
         return segmentation_loss(model(batch.images(device, self.normalisation)), batch.labels.to(device), total)
-
-    def validate(self, model: DeepLab, step: int, rank: int, world: int, device: torch.device) -> None:
-        """Do nothing: held-out images are the next stage's."""
-
-    def conclude(self, model: DeepLab, parts: list[None]) -> dict[str, Any]:
-        """Return unreadable images."""
-        return {"unreadable": dict(self.unreadable)}
-
-    def save(self, model: DeepLab, destination: Path) -> None:
-        """Write the weights as safetensors."""
-        save_network(model, destination)
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
@@ -115,14 +99,13 @@ class FillWorker(MaskWorker):
         super().__init__(dataset, folder)
         self._masks, self._predict = masks, Predictor(config, len(dataset.classes), weights)
 
-    def make(self, id: str) -> Made:
-        """Return the filled mask."""
+    def make(self, id: str) -> NewMask:
         image = self.dataset.image(id)
         mask = read_own_mask(mask_path(self._masks, id), id, self.dataset, (image.shape[0], image.shape[1]))
         unknown = mask == IGNORE
         if unknown.any():
             mask[unknown] = self._predict(image).argmax(0).astype(np.uint8)[unknown]
-        return Made(mask)
+        return NewMask(mask)
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------
@@ -139,11 +122,7 @@ def weights_of(context: Context) -> tuple[str, str]:
 
 
 def _start(context: Context) -> DeepLab:
-    """Return the network before training.
-
-    Raises:
-        UsageError: the backbone's weights cannot be had.
-    """
+    """Return the network before training."""
     config = context.experiment.segmentation
     with drawn_with(config.seed):
         model = build_deeplab(config, len(context.training_set.classes))
@@ -168,66 +147,32 @@ def _work(context: Context) -> Work:
 
 
 def _execute(context: Context) -> None:
-    run, config, dataset = context.run, context.experiment.segmentation, context.training_set
     masks = context.require(PSEUDO, NAME)
     ids = masked_ids(context, PSEUDO)
     if not ids:
         raise UsageError(f"There is no pseudo mask in {masks}; there is nothing for stage '{NAME}' to learn.")
-    look_ahead(context, NAME, dataset, ids)
-    run.begin(FOLDER, context.key(NAME))
-    folder = context.own_folder(NAME)
-    ids = fixed_ids(context, NAME, ids)
-    if not (folder / WEIGHTS_FILE).exists():
-        save_network(_start(context), folder / START_FILE)
-
-    def learn(masks: Callable[[str], Path], where: Path, title: str) -> Trained | None:
-        start, least = folder / START_FILE, context.experiment.data.least_readable
-        task = SegmentationTask(config, dataset, masks, ids, start, loader_workers(context), least)
-        return train(context, title, task, where, config.workers)
-
-    first_loss: dict[str, float] = {}
-    lost: dict[str, Failure] = {}
-    trainings: list[Trained] = []
-    read: Callable[[str], Path] = functools.partial(mask_path, masks)
-    if config.retrain:
-        first = learn(read, folder / FIRST_FOLDER, f"{NAME}, first network")
-        filled = None
-        if first is not None:
-            record_weights(context, NAME, FIRST_WEIGHTS)
-            filled = _fill(context, masks, ids)
-        if first is None or filled is None or filled.stopped:
-            return
-        first_loss["first_loss"] = first.loss
-        trainings.append(first)
-        read = functools.partial(mask_path, folder / FILLED_FOLDER)
-        lost = filled.without
-        context.replace_failures(NAME, lost)
-        missing = {id: failure.error for id, failure in lost.items()}
-        require_share(NAME, len(ids), missing, context.experiment.data.least_readable)
-        ids = [id for id in ids if id not in lost]
-    trained = learn(read, folder, f"{NAME}, re-training" if config.retrain else NAME)
-    if trained is None:
+    ids = begin_on_masks(context, NAME, ids, _start)
+    if not context.experiment.segmentation.retrain:
+        if (trained := _learn(context, masks, ids, NAME)) is not None:
+            _write_metrics(context, [trained], ids, {})
         return
-    trainings.append(trained)
-    (folder / START_FILE).unlink(missing_ok=True)
-    record_weights(context, NAME, WEIGHTS_FILE)
-    failures = report_unreadable(context, NAME, trainings, lost)
-    names = ("seconds", "start_seconds", "steps")
-    sums = {name: sum(getattr(each, name) for each in trainings) for name in names}
-    both = dataclasses.replace(trained, **sums)
-    metrics = SegmentationMetrics(
-        **first_loss,
-        loss=trained.loss,
-        iterations=config.iterations,
-        retrain=config.retrain,
-        images=len(ids) - len(failures.keys() - lost.keys()),
-        failed=len(failures),
-        classes=list(dataset.classes),
-        colours=[f"#{colour.tobytes().hex()}" for colour in dataset.palette[: len(dataset.classes) + 1]],
-        timing=both.timing(config.batch_size),
-    )
-    run.write_metrics(NAME, metrics)
-    context.console.print(f"  final loss {trained.loss:.4f}", highlight=False)
+    first = _learn(context, masks, ids, f"{NAME}, first network", FIRST_FOLDER)
+    filled = None if first is None else _fill(context, masks, ids)
+    if first is None or filled is None or filled.stopped:
+        return
+    context.replace_failures(NAME, filled.without)
+    missing = {id: failure.error for id, failure in filled.without.items()}
+    require_share(NAME, len(ids), missing, context.experiment.data.least_readable)
+    ids = [id for id in ids if id not in missing]
+    last = _learn(context, context.own_folder(NAME) / FILLED_FOLDER, ids, f"{NAME}, re-training")
+    if last is not None:
+        _write_metrics(context, [first, last], ids, filled.without)
+
+
+def _learn(context: Context, masks: Path, ids: Sequence[str], title: str, subfolder: str = "") -> Trained | None:
+    read: Callable[[str], Path] = functools.partial(mask_path, masks)
+    config, dataset = context.experiment.segmentation, context.training_set
+    return train(context, SegmentationTask(config, dataset, read, ids, *reading(context, NAME)), title, subfolder)
 
 
 def _fill(context: Context, masks: Path, ids: Sequence[str]) -> MasksResult:
@@ -243,12 +188,34 @@ def _fill(context: Context, masks: Path, ids: Sequence[str]) -> MasksResult:
     return run_masks(context, NAME, FillWorker, arguments, ids, {}, gpu=True, title=f"{NAME}, filling")
 
 
+def _write_metrics(
+    context: Context, trainings: Sequence[Trained], ids: Sequence[str], lost: dict[str, Failure]
+) -> None:
+    """Write the numbers of one training, or of two; ``ids`` of the last, ``lost`` before it."""
+    config, dataset, last = context.experiment.segmentation, context.training_set, trainings[-1]
+    failures = report_unreadable(context, NAME, trainings, lost)
+    sums = {name: sum(getattr(each, name) for each in trainings) for name in ("seconds", "start_seconds", "steps")}
+    first: dict[str, Any] = {"first_loss": trainings[0].loss} if config.retrain else {}
+    metrics = SegmentationMetrics(
+        **first,
+        loss=last.loss,
+        iterations=config.iterations,
+        retrain=config.retrain,
+        images=len(ids) - len(failures.keys() - lost.keys()),
+        failed=len(failures),
+        classes=list(dataset.classes),
+        colours=[f"#{colour.tobytes().hex()}" for colour in dataset.palette[: len(dataset.classes) + 1]],
+        timing=dataclasses.replace(last, **sums).timing(config.batch_size),
+    )
+    context.run.write_metrics(NAME, metrics)
+    context.console.print(f"  final loss {last.loss:.4f}", highlight=False)
+
+
 STAGE = Stage(
     name=NAME,
-    folder=FOLDER,
-    upstream=(PSEUDO,),
     section="segmentation",
-    format=FORMAT,
+    upstream=(PSEUDO,),
+    format=1,
     fingerprints=_fingerprints,
     work=_work,
     execute=_execute,

@@ -9,7 +9,7 @@ from ribray.commands import bench
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.transforms import IMAGENET
-from ribray.stages.classifier import Batch
+from ribray.pipeline.batches import Batch
 from tests.benchmarks.figures import values
 
 SMALL = ["classifier.backbone=small", "classifier.output_stride=8"]

@@ -1,6 +1,7 @@
 """IRN and segmentation on Ray Train: two workers take one worker's steps, and an interruption leaves no trace."""
 
 import functools
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,6 @@ from ribray.networks.deeplab import build_deeplab
 from ribray.networks.irnet import build_irnet
 from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.pipeline.artifacts import read_own_mask
-from ribray.pipeline.mask_crops import MaskedImages, crop_batches
 from ribray.pipeline.masks import mask_path
 from ribray.stages.irn import IrnTask
 from ribray.stages.segmentation import SegmentationTask
@@ -95,7 +95,7 @@ def test_two_workers_take_the_same_steps_as_one(world, undisturbed, tmp_path):
     name, weights, log = undisturbed
     task = TASKS[name](world)
     known = [
-        [(batch.labels != 255).sum().item() for batch in crop_batches(task._images, task._plan, range(6), rank, 2, 0)]
+        [(batch.labels != 255).sum().item() for batch in itertools.islice(task.batches(0, rank, 2), 6)]
         for rank in (0, 1)
     ]
     assert max(max(a, b) / max(1, min(a, b)) for a, b in zip(*known, strict=True)) > 1.5
@@ -140,16 +140,18 @@ def test_a_killed_worker_goes_on_in_the_middle_with_the_same_weights(world, undi
 
 def test_an_unreadable_mask_is_told_and_counts_nothing(world, tmp_path):
     task = segmentation_task(world)
-    images = MaskedImages(task._dataset, lambda id: tmp_path / f"{id}.png", IDS, task._plan)
-    (batch,) = crop_batches(images, task._plan, range(1), 0, 1, 0)
+    task.images._masks = lambda id: tmp_path / f"{id}.png"
+    batch = next(task.batches(0, 0, 1))
     assert (batch.labels == 255).all()
+    assert not batch.readable.any()
+    assert task.unreadable == batch.errors
     assert len(batch.errors) == 4
     assert all("does not exist" in error for error in batch.errors.values())
 
 
 def test_a_mask_with_foreign_values_is_named_by_its_file(world, tmp_path):
     file = tmp_path / "mask.png"
-    dataset = segmentation_task(world)._dataset
+    dataset = segmentation_task(world).images.dataset
     write_mask(file, np.full((64, 64), 77, np.uint8), dataset.palette, {"id": "mask"})
     with pytest.raises(ImageError, match=rf"^{re.escape(str(file))} holds the value 77, ") as caught:
         read_own_mask(file, "mask", dataset, (64, 64))

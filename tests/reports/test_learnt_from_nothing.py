@@ -17,7 +17,8 @@ from ribray.errors import StageError, UnreadableError
 from ribray.networks import build_classifier
 from ribray.networks.weights import save_network
 from ribray.pipeline.stage import Context
-from ribray.pipeline.training import look_ahead, require_share
+from ribray.pipeline.tasks import require_share
+from ribray.pipeline.training import look_ahead
 from ribray.runs.metrics import ConfidentMetrics
 from ribray.runs.records import Failure
 from ribray.runs.run import Run

@@ -12,14 +12,15 @@ from rich.console import Console
 from ribray import storage
 from ribray.commands.report import write_report
 from ribray.commands.run import Request, parse_stages, plan_chain, read_status
+from ribray.config import IrnConfig
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import write_mask
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.maps import MapRecord
 from ribray.pipeline.artifacts import read_map, read_own_mask, trained_weights
+from ribray.pipeline.batches import MaskedImages
 from ribray.pipeline.maps import map_path, refined_ids
-from ribray.pipeline.mask_crops import CropPlan, MaskedImages
-from ribray.pipeline.masks import Made, MaskWorker
+from ribray.pipeline.masks import MaskWorker, NewMask
 from ribray.pipeline.stage import Context
 from ribray.report.ledger import read_ledger
 from ribray.runs.run import Run
@@ -284,8 +285,8 @@ def test_a_file_that_cannot_be_renamed_stays_and_is_told(run, monkeypatch):
 class Worker(MaskWorker):
     """Makes the truth."""
 
-    def make(self, id: str) -> Made:
-        return Made(self.dataset.mask(id))
+    def make(self, id: str) -> NewMask:
+        return NewMask(self.dataset.mask(id))
 
 
 @pytest.fixture
@@ -309,11 +310,10 @@ def test_a_mask_that_is_not_the_images_is_made_again_and_never_learnt_from(damag
     assert Worker(dataset, folder).process(id)["made"]
     assert file.read_bytes() == sound
     file.write_bytes(spoilt)
-    images = MaskedImages(dataset, lambda id: folder / f"{id}.png", [id], CropPlan("irn", 0, 1, 64, lambda rng: 1.0))
-    *_, error = images[0, 0]
-    set_aside(error[1], file)
-    *_, again = images[1, 0]
-    assert "was damaged and is set aside" in again[1]
+    config = IrnConfig(crop_size=64)
+    images = MaskedImages(dataset, lambda id: folder / f"{id}.png", [id], "irn", config, lambda rng: 1.0)
+    set_aside(images[0, 0].error[1], file)
+    assert "was damaged and is set aside" in images[1, 0].error[1]
     assert Worker(dataset, folder).process(id)["made"]
 
 
