@@ -15,8 +15,7 @@ from torch import nn
 
 from ribray import storage
 from ribray.cluster.training import _restore
-from ribray.data.annotations import parse_annotation
-from ribray.data.voc import VOC_CLASSES
+from ribray.data.voc_labels import VOC_CLASSES, parse_annotation
 from ribray.errors import RibrayError
 from ribray.methods.imported import read_class_maps
 from ribray.methods.maps import MapRecord

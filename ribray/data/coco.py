@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ribray import storage
 from ribray.config import DataConfig
 from ribray.data.coco_files import Pictures, find_layout, other_annotations, shown
 from ribray.data.coco_index import Categories, Instances, index_pictures, parse_categories, parse_instances
@@ -61,9 +62,13 @@ class CocoDataset(Dataset):
         try:
             return super().picture(id)
         except ImageError:
+            path, near = self.image_path(id), ""
             with contextlib.suppress(OSError):
-                if not self.image_path(id).exists():
-                    raise ImageError(self._not_there(id)) from None
+                if not path.exists():
+                    with contextlib.suppress(OSError):
+                        near = self._pictures.nearest(self._instances.paths[self.index(id)])
+                    owner = "" if self.source == self.folder else f": {self.source} names it"
+                    raise ImageError(f"{path} does not exist{near}{owner}.") from None
             raise
 
     def image_path(self, id: str) -> Path:
@@ -89,13 +94,6 @@ class CocoDataset(Dataset):
     @cached_property
     def _pictures(self) -> Pictures:
         return Pictures(self.folder)
-
-    def _not_there(self, id: str) -> str:
-        near = ""
-        with contextlib.suppress(OSError):
-            near = self._pictures.nearest(self._instances.paths[self.index(id)])
-        owner = "" if self.source == self.folder else f": {self.source} names it"
-        return f"{self.image_path(id)} does not exist{near}{owner}."
 
     def _read_mask(self, id: str) -> np.ndarray | None:
         if not self.has_masks:
@@ -132,8 +130,6 @@ class CocoDataset(Dataset):
         except (OSError, ValueError, AttributeError) as error:
             raise ImageError(f"{self.source} was changed or cannot be read any more: {error}.") from None
         return found
-
-    # --- sizes, and pictures that EXIF turns ---
 
     def _require_size(self, id: str, mask: np.ndarray) -> None:
         self._require_stated(id, (mask.shape[0], mask.shape[1]))
@@ -243,7 +239,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from None
+        raise UsageError(f"{file} cannot be read: {storage.reason(error)}.") from None
 
 
 def _notes(index: Instances, source: Path, folder: Path) -> Iterator[str]:

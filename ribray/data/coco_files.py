@@ -6,7 +6,7 @@ one way only (the layouts of CVAT, Roboflow and Label Studio, paths of another m
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from posixpath import basename
@@ -14,10 +14,10 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from ribray.data.dataset import nearest
-from ribray.data.files import list_files
+from ribray.data.files import list_files, without_root
 from ribray.data.images import is_photograph, without_ending
 from ribray.data.lists import id_fault
-from ribray.data.names import composed
+from ribray.data.names import composed, shortened
 from ribray.errors import UsageError
 
 YEARS = ("2014", "2017")
@@ -38,7 +38,6 @@ _FOLDERS = ("{}", "images/{}")  # where the pictures of a split may lie; the fir
 _SHARED_FOLDERS = ("images", "data")  # where the pictures of all splits may lie
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "image_info_")
 _NAMED = 8  # names that a sentence lists at most
-_MOST_SHOWN = 80  # characters of a name in a sentence
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------
@@ -153,14 +152,14 @@ def locate(names: Sequence[str], folder: Path) -> Located:
     loose: dict[int, bool] = {}
     for place, name in enumerate(names):
         try:
-            found = finder.find(name)
+            path, is_loose, is_there = finder.find(name)
         except _NoPictureError as error:
             faults[place] = f"has file_name {shown(name)}, {error}"
             paths.append(None)
             continue
-        paths.append(found.path)
-        if found.is_loose:
-            loose[place] = found.is_there
+        paths.append(path)
+        if is_loose:
+            loose[place] = is_there
     for place, other in _contested(names, paths, loose):
         faults[place] = (
             f"has file_name {shown(names[place])}, which would be {paths[place]} in {folder}, as "
@@ -182,7 +181,7 @@ def as_they_are(paths: Sequence[str]) -> Located:
 
 def shown(name: str) -> str:
     """Return a name in quotes as it can stand in a sentence."""
-    short = name if len(name) <= _MOST_SHOWN else f"{name[: _MOST_SHOWN - 3]}..."
+    short = shortened(name)
     return f"'{short}'" if short.isprintable() else ascii(short)
 
 
@@ -192,46 +191,31 @@ class Pictures:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    @cached_property
-    def by_name(self) -> dict[str, list[str]]:
-        """Paths by file name in Unicode's composed form."""
-        return self._group(lambda path: composed(basename(path)))
-
-    @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        """Paths of pictures by file name without ending."""
-        return self._group(lambda path: composed(basename(without_ending(path))))
+    def alike(self, path: str) -> list[str]:
+        """Return the paths that are the same but for folder, ending, case and Unicode form, sorted."""
+        return self._by_likeness.get(_likeness(path), [])
 
     def nearest(self, path: str) -> str:
         """Return `` (there is y)`` for a path that is not there but for its case, ending or folder, or nothing."""
         folders = (self._folder.parent, *self._beside)
         if (beside := next((folder for folder in folders if (folder / path).is_file()), None)) is not None:
             return f" (there is one in {beside})"
-        alike = self._by_likeness.get(_alike(path), ())
-        within = next((other for other in alike if (self._folder / other).is_file()), None)
+        within = next((other for other in self.alike(path) if (self._folder / other).is_file()), None)
         return "" if within is None else f" (there is {within})"
 
     @cached_property
     def _by_likeness(self) -> dict[str, list[str]]:
-        return self._group(_alike)
+        groups: dict[str, list[str]] = {}
+        for path in list_files(self._folder).names:
+            groups.setdefault(_likeness(path), []).append(path)
+        return groups
 
     @cached_property
     def _beside(self) -> list[Path]:
         return sorted(place for place in self._folder.parent.iterdir() if place != self._folder and place.is_dir())
 
-    @cached_property
-    def _paths(self) -> tuple[str, ...]:
-        return list_files(self._folder).names
 
-    def _group(self, key: Callable[[str], str]) -> dict[str, list[str]]:
-        groups: dict[str, list[str]] = defaultdict(list)
-        for path in self._paths:
-            groups[key(path)].append(path)
-        return dict(groups)
-
-
-def _alike(path: str) -> str:
-    """Return what is left of a path without folder, ending, case and Unicode form."""
+def _likeness(path: str) -> str:
     return composed(basename(without_ending(unquote(path)))).casefold()
 
 
@@ -269,12 +253,6 @@ class _Name(NamedTuple):
         return not self.is_elsewhere and not self.is_stray
 
 
-class _Found(NamedTuple):
-    path: str
-    is_loose: bool = False  # the name is no path below the folder: its beginning was passed over, or its ending added
-    is_there: bool = False  # of a loose one: its picture was found
-
-
 class _Finder:
     """Finds the picture that a name means."""
 
@@ -282,23 +260,28 @@ class _Finder:
         self._folder, self._names, self._pictures = folder, names, Pictures(folder)
         self._heads: dict[Path, bool] = {}
 
-    def find(self, text: str) -> _Found:
+    def find(self, text: str) -> tuple[str, bool, bool]:
+        """Return the picture of a name, and of a loose name, which is no path below the folder, whether it is there.
+
+        Of a loose name the beginning was passed over, or the ending added.
+        """
         name = self._take_apart(text)
         if name.is_exact and name.has_ending and name.path.isascii():
-            return _Found(name.path)
-        near = self._pictures.by_name.get(composed(name.parts[-1]), [])
+            return name.path, False, False
+        last, alike = composed(name.parts[-1]), self._pictures.alike(name.parts[-1])
+        near = [path for path in alike if composed(basename(path)) == last]
         if not name.has_ending:
-            near = [*near, *self._pictures.by_stem.get(composed(name.parts[-1]), [])]
+            near = [path for path in alike if path in near or composed(basename(without_ending(path))) == last]
         if name.is_exact and name.path in near:
-            return _Found(name.path)
+            return name.path, False, False
         likeliest = _likeliest(name, near)
         if len(likeliest) > 1:
             some = " and ".join(likeliest[:2]) + (", …" if len(likeliest) > 2 else "")
             raise _NoPictureError(f"and which picture that is in {self._folder} cannot be told ({some}): {_ADVICE}")
         is_loose = not name.is_exact or not name.has_ending
         if likeliest:
-            return _Found(likeliest[0], is_loose, is_there=True)
-        return _Found(name.parts[-1] if name.is_elsewhere else name.path, is_loose)
+            return likeliest[0], is_loose, True
+        return name.parts[-1] if name.is_elsewhere else name.path, is_loose, False
 
     def _take_apart(self, text: str) -> _Name:
         name = _parse(text)
@@ -309,10 +292,9 @@ class _Finder:
             raise _NoPictureError(f"which {fault}: {advice}")
         if name.is_elsewhere or len(name.parts) == 1 or self._is_folder(self._folder / name.parts[0]):
             return name
-        own = self._folder.parts  # a path may begin with the folder's own, such as train2014/x.jpg
-        for count in range(min(len(name.parts) - 1, len(own)), 0, -1):
-            if name.parts[:count] == own[-count:]:
-                return name._replace(parts=name.parts[count:])
+        below = tuple(without_root(name.parts, self._folder.parts))  # of one that begins with the folder's own path
+        if below != name.parts:
+            return name._replace(parts=below)
         is_known = self._some_are_plain or self._is_folder(self._folder.parent / name.parts[0])  # be the file missing
         return name._replace(is_stray=not is_known)
 
@@ -347,17 +329,16 @@ def _parse(text: str) -> _Name:
 
 def _likeliest(name: _Name, near: Sequence[str]) -> list[str]:
     """Return the paths, of those with the same last part, that agree with a name the farthest."""
-    tails = [path for path in near if _is_tail(path, name)]
+    name_parts = [composed(part) for part in name.parts]
+    tails = []  # paths that the name ends with, but for an ending
+    for path in near:
+        parts = composed(path if name.has_ending else without_ending(path)).split("/")
+        if parts == name_parts[-len(parts) :]:
+            tails.append(path)
     if not tails and name.is_elsewhere:
         return list(near)
     depth = len(name.parts) - 1 if name.is_exact else max((path.count("/") for path in tails), default=0)
     return [path for path in tails if path.count("/") == depth]
-
-
-def _is_tail(path: str, name: _Name) -> bool:
-    """Whether a name ends with a path, which may have an ending more."""
-    own = composed(path if name.has_ending else without_ending(path)).split("/")
-    return own == [composed(part) for part in name.parts[-len(own) :]]
 
 
 def _contested(

@@ -243,9 +243,6 @@ def as_number(value: Any) -> int | None:
     return None
 
 
-# --- the index ---------------------------------------------------------------------------------------------
-
-
 def _build_index(found: _Found, categories: Categories, source: str, located: Located, labelled: bool) -> Instances:
     column_of, classes = _order_categories(categories, found.category_ids)
     image_keys, annotation_keys = _same_ids(found)
@@ -261,16 +258,11 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
 
     is_used = np.zeros(len(image_keys), dtype=bool)
     is_used[order.used] = True
+    unsure_ids = {without_ending(order.paths[row]): sentence for row, sentence in unsure.items()}
     if labelled:
         is_used[list(unsure)] = False
-        problems += [
-            Problem(
-                without_ending(order.paths[row]),
-                f"{sentence}: {without_ending(order.paths[row])} is left out.",
-                "annotation",
-            )
-            for row, sentence in unsure.items()
-        ]
+        left_out = ((id, f"{sentence}: {id} is left out.") for id, sentence in unsure_ids.items())
+        problems += [Problem(id, sentence, "annotation") for id, sentence in left_out]
     new_rows = np.cumsum(is_used) - 1
     used = np.flatnonzero(is_used).tolist()
     entries = [found.images[row] for row in used]
@@ -297,7 +289,7 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
         outlined=(flags & _OUTLINED).astype(bool),
         spans=np.frombuffer(found.spans, dtype=np.int64).reshape(-1, 2)[chosen],
         problems=tuple(problems),
-        unsure={without_ending(order.paths[row]): f"{sentence}." for row, sentence in unsure.items() if is_used[row]},
+        unsure={} if labelled else {id: f"{sentence}." for id, sentence in unsure_ids.items()},
         searched=len(searched),
         example=(found.images[searched[0]].name, order.paths[searched[0]]) if searched else None,
     )

@@ -56,7 +56,9 @@ def _to_rle(segmentation: Any, height: int, width: int, where: str) -> dict[str,
     if not segmentation:
         what = "no" if segmentation is None else "an empty"
         fault = f"has {what} segmentation: without an outline it would count as background"
-    elif not _are_polygons(segmentation):
+    elif not isinstance(segmentation, list) or not all(
+        isinstance(polygon, list) and len(polygon) % 2 == 0 and _are_finite(polygon) for polygon in segmentation
+    ):
         fault = "has a segmentation that is neither polygons ([[x1, y1, x2, y2, …], …]) nor run lengths"
     elif any(abs(number) > 2 * max(height, width) for polygon in segmentation for number in polygon):
         fault = f"has corners far outside its {width} × {height} pixels"
@@ -85,12 +87,6 @@ def _size(segmentation: dict[str, Any]) -> tuple[int, int] | None:
     if isinstance(size, list) and len(size) == 2 and _are_finite(size) and size == [int(side) for side in size]:
         return int(size[0]), int(size[1])
     return None
-
-
-def _are_polygons(segmentation: Any) -> bool:
-    return isinstance(segmentation, list) and all(
-        isinstance(polygon, list) and len(polygon) % 2 == 0 and _are_finite(polygon) for polygon in segmentation
-    )
 
 
 def _are_finite(numbers: list[Any]) -> bool:

@@ -28,20 +28,16 @@ class Problem:
     """Something wrong with one listed image, found when the data set was opened."""
 
     id: str
-    sentence: str
-    """For the person at the keyboard: which file or line, what is wrong, what would be right."""
-    kind: str
-    """A word or two for a table: ``listed twice``, ``no labels``, ``not listed``, ``annotation``, …"""
+    sentence: str  # for the person at the keyboard: which file or line, what is wrong, what would be right
+    kind: str  # a word or two for a table: ``listed twice``, ``labels``, ``not listed``, ``annotation``, …
 
 
 @dataclass(frozen=True)
 class SeenMask:
     """A mask as it was read, and what is wrong with it."""
 
-    mask: np.ndarray | None
-    """(height, width) uint8; None where it cannot be read."""
-    fits: bool
-    """Whether it is of its image's size."""
+    mask: np.ndarray | None  # (height, width) uint8; None where it cannot be read
+    fits: bool  # whether it is of its image's size
     problems: tuple[Problem, ...]
 
 

@@ -1,13 +1,17 @@
-"""The files below a folder, each found once: links are followed, hidden folders and those of systems passed over."""
+"""The files below a folder: links are followed, hidden folders and those of systems passed over."""
 
 import heapq
 import os
-import stat
+import posixpath
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 from ribray import storage
-from ribray.data.images import IMAGE_SUFFIXES
+from ribray.data.images import is_photograph
+from ribray.data.names import composed
+from ribray.data.near import Near
 
 SYSTEM_FOLDERS = frozenset(
     {
@@ -23,14 +27,10 @@ SYSTEM_FOLDERS = frozenset(
 class Listing:
     """What lies below a folder; names are paths below it, their parts separated by ``/``."""
 
-    names: tuple[str, ...]
-    """Files, sorted."""
-    same: dict[str, str] = field(default_factory=dict)
-    """Folders whose files stand below another name already, since a link leads there: that name, by theirs."""
-    broken: dict[str, str] = field(default_factory=dict)
-    """Links that lead nowhere, but for those named like a photograph: where to, by name."""
-    closed: dict[str, str] = field(default_factory=dict)
-    """Folders that cannot be listed: why, by name."""
+    names: tuple[str, ...]  # files, sorted
+    same: dict[str, str] = field(default_factory=dict)  # folders whose files stand below another name already: that
+    broken: dict[str, str] = field(default_factory=dict)  # links to nowhere, but for photographs' names: where to
+    closed: dict[str, str] = field(default_factory=dict)  # folders that cannot be listed: why
 
     @property
     def photographs(self) -> list[str]:
@@ -46,28 +46,29 @@ class Listing:
         return {name: f"{root / name} {fault}." for name, fault in sorted({**links, **folders}.items())}
 
 
-def is_photograph(name: str) -> bool:
-    """Whether a file is named like a photograph."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def is_passed_over(part: str) -> bool:
     """Whether a file or folder of this name is hidden or a system's: ``._x.jpg``, ``.thumbnails``, ``@eaDir``."""
     return part.startswith(".") or part.lower() in SYSTEM_FOLDERS
 
 
-def list_files(root: Path, without: Path | None = None) -> Listing:
+def without_root(parts: Sequence[str], root: Sequence[str]) -> Sequence[str]:
+    """Return a path without the last folders of its root in front, such as ``photos/img01`` below ``/data/photos``."""
+    for count in range(min(len(parts) - 1, len(root)), 0, -1):
+        if tuple(parts[:count]) == tuple(root[-count:]):
+            return parts[count:]
+    return parts
+
+
+def list_files(root: Path, without: Path | None = None, below_each_name: bool = False) -> Listing:
     """List a folder with all folders below, on an object store by one request for a listing.
 
     Each folder is listed once, whatever leads there: below its own name before that of a link to it. So a link to a
-    folder around it ends no walk and finds nothing twice.
-
-    Args:
-        root: the folder.
-        without: a folder whose files are left out.
+    folder around it ends no walk and finds nothing twice. If ``below_each_name``, a linked folder is listed below each
+    of its names, and one that cannot be listed is an `OSError`. Files in ``without`` are left out.
     """
     if storage.is_local(root):
-        return _walk(os.fspath(root), os.fspath(without) if without is not None and storage.is_local(without) else None)
+        left_out = os.fspath(without) if without is not None and storage.is_local(without) else None
+        return _walk(os.fspath(root), left_out, below_each_name)
     prefix = root.path.rstrip("/") + "/"  # type: ignore[attr-defined]
     keys: list[str] = [key for key in root.fs.find(prefix) if not key.endswith("/")]  # type: ignore[attr-defined]
     if without is not None and not storage.is_local(without):
@@ -77,59 +78,91 @@ def list_files(root: Path, without: Path | None = None) -> Listing:
     return Listing(tuple(sorted(name for name in names if not any(map(is_passed_over, name.split("/"))))))
 
 
-def _walk(top: str, without: str | None) -> Listing:
-    real_top = os.path.realpath(top)
-    taken: dict[str, str | None] = dict.fromkeys(_with_parents(real_top))  # the name that a real folder is listed below
+def _walk(top: str, without: str | None, below_each_name: bool) -> Listing:
+    reals = {".": os.path.realpath(top)}  # real folders by the names that they are listed below, and the reverse
+    taken: dict[str, str | None] = dict.fromkeys(map(str, Path(reals["."]).parents))
     if without is not None:
         taken[os.path.realpath(without)] = None
+    found = Listing(())
     names: list[str] = []
-    same: dict[str, str] = {}
-    broken: dict[str, str] = {}
-    closed: dict[str, str] = {}
-    folders = [("", real_top)]
+    folders = [("", reals["."])]
     links: list[tuple[int, str, str]] = []  # the innermost target first: what is linked by itself keeps that name
     while folders or links:
         name, real = folders.pop() if folders else heapq.heappop(links)[1:]
-        if real in taken and name:
+        is_loop = real in {reals[str(parent)] for parent in PurePosixPath(name).parents}
+        if is_loop or (name and real in taken and not below_each_name):
             if (listed := taken[real]) is not None:
-                same[name] = listed
+                found.same[name] = listed
             continue
-        taken[real] = name
+        taken[real], reals[name or "."] = name, real
         try:
-            with os.scandir(f"{top}/{name}") as opened:
+            with os.scandir(f"{top}/{name}" if name else top) as opened:
                 entries = list(opened)
         except OSError as error:
-            closed[name] = storage.reason(error)
+            if below_each_name:
+                raise
+            found.closed[name] = storage.reason(error)
             continue
         for entry in entries:
             if is_passed_over(entry.name):
                 continue
             path = f"{name}/{entry.name}" if name else entry.name
+            place, is_link = Path(entry.path), entry.is_symlink()
             if entry.is_dir(follow_symlinks=False):
                 folders.append((path, f"{real.rstrip(os.sep)}{os.sep}{entry.name}"))
-            elif (mode := _mode(entry)) is None:
-                if is_photograph(path):
-                    names.append(path)
-                else:
-                    broken[path] = str(Path(entry.path).readlink())
-            elif stat.S_ISDIR(mode):
-                target = os.path.realpath(entry.path)
+            elif is_link and place.is_dir():
+                target = os.path.realpath(place)
                 heapq.heappush(links, (-target.count(os.sep), path, target))
-            elif stat.S_ISREG(mode):
+            elif is_link and not place.exists() and not is_photograph(path):
+                found.broken[path] = str(place.readlink())
+            elif (is_link and not place.exists()) or entry.is_file():
                 names.append(path)
-    return Listing(tuple(sorted(names)), same, broken, closed)
+    return Listing(tuple(sorted(names)), found.same, found.broken, found.closed)
 
 
-def _with_parents(path: str) -> list[str]:
-    """Return a real path and the folders around it."""
-    return [path, *map(str, Path(path).parents)]
+class FilesById:
+    """The files of a folder and of those below it, by id: the path below the folder without ending.
 
+    Ids are the same in either Unicode form, and given in the composed one. A folder that is not there holds nothing.
 
-def _mode(entry: "os.DirEntry[str]") -> int | None:
-    """Return the mode of what an entry leads to; None of a link that leads nowhere."""
-    if not entry.is_symlink():
-        return stat.S_IFREG if entry.is_file() else 0
-    try:
-        return entry.stat().st_mode
-    except OSError:
-        return None
+    Attributes:
+        others: names of files with other endings.
+    """
+
+    def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
+        """Of files with one id that whose ending comes first in ``suffixes`` is first, and ``.jpg`` before ``.JPG``."""
+        self.folder = folder
+        self.others: list[str] = []
+        self._files: dict[str, list[str]] = {}
+        found = list_files(folder, below_each_name=True) if folder.is_dir() else Listing(())
+        for name in sorted((*found.names, *found.broken)):
+            stem, dot, ending = name.rpartition(".")  # much faster than splitext, which agrees: none begins with a dot
+            if f"{dot}{ending}".lower() in suffixes:
+                self._files.setdefault(composed(stem), []).append(name)
+            else:
+                self.others.append(name)
+
+        def rank(name: str) -> tuple[int, bool]:
+            suffix = posixpath.splitext(name)[1]
+            return suffixes.index(suffix.lower()), suffix != suffix.lower()
+
+        for names in self._files.values():
+            names.sort(key=rank)
+
+    def __contains__(self, id: str) -> bool:
+        return composed(id) in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def known(self, id: str) -> str | None:
+        """Return an id, in the form that is asked for, if there is such a file."""
+        return id if id in self else None
+
+    def names(self, id: str) -> list[str]:
+        """Return the names of an id's files, relative to the folder."""
+        return self._files.get(composed(id), [])
+
+    @cached_property
+    def near(self) -> Near:
+        return Near(self)

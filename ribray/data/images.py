@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 # Only these are tried: some of Pillow's other formats start programs (EPS), none of them holds photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _MASK_FORMATS = ("PNG",)
-_SEVERAL = ("PNG", "WEBP", "GIF", "TIFF")  # of these, more than one picture in a file means frames or pages
+_SEVERAL = ("PNG", "WEBP", "GIF", "TIFF")  # their files may hold frames or pages; a JPEG's belong to its first picture
 _MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a gigabyte of RGB; beyond it, it only warns
 _EXTRA_SAMPLES = 338  # the tag by which a TIFF names channels beyond three
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
@@ -42,6 +42,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What an EXIF orientation asks a viewer to do."""
+_LYING = (5, 6, 7, 8)  # orientations that swap height and width
 
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd metadata beside sound pixels
@@ -51,14 +52,10 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd 
 class Picture:
     """A photograph as it was read."""
 
-    pixels: np.ndarray
-    """(H, W, 3) uint8, RGB."""
-    scale: Scale | None = None
-    """How more than eight bits were brought to eight."""
-    choices: tuple[str, ...] = ()
-    """What else it holds that could be read in another way, and how it was read."""
-    opacity: tuple[int, int] | None = None
-    """Least and greatest alpha, of 255; None where it has none."""
+    pixels: np.ndarray  # (H, W, 3) uint8, RGB
+    scale: Scale | None = None  # how more than eight bits were brought to eight
+    choices: tuple[str, ...] = ()  # what else it holds that could be read in another way, and how it was read
+    opacity: tuple[int, int] | None = None  # least and greatest alpha, of 255; None where it has none
 
     @property
     def readings(self) -> tuple[Scale | str, ...]:
@@ -83,8 +80,7 @@ class Picture:
 
 TRANSPARENT, SINGLE_VALUE, LOW_CONTRAST = "transparent", "single value", "low contrast"
 _OPAQUE = 128
-_CONTRAST = 3
-"""No photograph spans so few of 255 levels: it was saved as 0 and 1, or shows nothing."""
+_CONTRAST = 3  # no photograph spans so few of 255 levels: it was saved as 0 and 1, or shows nothing
 BLANK = {
     TRANSPARENT: "pixels that are hardly opaque anywhere, so that it is white",
     SINGLE_VALUE: "the same value in all pixels",
@@ -121,7 +117,7 @@ def read_picture(path: Path) -> Picture:
             shown, scale = colour_in_eight_bits(image, stored, content, path)
         elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
             shown, scale = grey_in_eight_bits(image, content, path)
-        if _is_first_of_several(image):
+        if image.format in _SEVERAL and _has_frames(image):
             choices.append("several pictures in one file, of which the first is read")
         if image.mode == "RGBA" and _EXTRA_SAMPLES not in getattr(image, "tag_v2", (_EXTRA_SAMPLES,)):
             choices.append("a fourth channel that the file does not name, which is read as opacity")
@@ -154,9 +150,11 @@ def read_mask(path: Path) -> np.ndarray:
     with _decoding(path, "a PNG"), _opened(io.BytesIO(content), _MASK_FORMATS) as image:
         image.load()
         if image.mode not in ("P", "L", "1"):
+            mode = "16-bit" if image.mode.startswith("I;16") else image.mode
+            kind = {"RGBA": "RGB with alpha", "LA": "grey with alpha"}.get(mode, mode)
             raise ImageError(
-                f"{path} is no mask: its pixels are {_kind(image.mode)}, where a mask is a palette or 8-bit "
-                "grey PNG whose pixel values are class numbers."
+                f"{path} is no mask: its pixels are {kind}, where a mask is a palette or 8-bit grey PNG whose pixel "
+                "values are class numbers."
             )
         values = np.array(image).astype(np.uint8)
         if image.mode == "L" and content[_PNG_BIT_DEPTH] < 8:  # Pillow spreads 2- and 4-bit grey over 0…255
@@ -167,14 +165,14 @@ def read_mask(path: Path) -> np.ndarray:
 def image_size(path: Path) -> tuple[int, int]:
     """Return the height and width of a photograph as a viewer shows it, from its header alone."""
     with _header(path) as image:
-        turned = image.format != "TIFF" and _lies_down(image)  # Pillow turns the sizes of a TIFF by itself
+        turned = image.format != "TIFF" and _orientation(image) in _LYING  # Pillow turns the sizes of a TIFF by itself
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def is_turned(path: Path) -> bool:
     """Whether EXIF tells a viewer to swap a photograph's height and width."""
     with _header(path) as image:
-        return _lies_down(image)
+        return _orientation(image) in _LYING
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -246,15 +244,10 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _is_first_of_several(image: Image.Image) -> bool:
-    """Whether other frames or pages follow; the second picture of a JPEG file belongs to its first one."""
+def _has_frames(image: Image.Image) -> bool:
     with suppress(Exception):  # a GIF is looked through for it, and its later frames may be damaged
-        return image.format in _SEVERAL and bool(getattr(image, "is_animated", False))
+        return bool(getattr(image, "is_animated", False))
     return False
-
-
-def _lies_down(image: Image.Image) -> bool:
-    return _orientation(image) in (5, 6, 7, 8)
 
 
 def _over_white(image: Image.Image) -> tuple[Image.Image, tuple[int, int] | None]:
@@ -270,8 +263,3 @@ def _over_white(image: Image.Image) -> tuple[Image.Image, tuple[int, int] | None
 def _levels(pixels: np.ndarray) -> int:
     """Return the span of the values (H, W, 3) of the channel that has most."""
     return int((pixels.max((0, 1)) - pixels.min((0, 1))).max())
-
-
-def _kind(mode: str) -> str:
-    names = {"RGBA": "RGB with alpha", "LA": "grey with alpha"}
-    return names.get(mode, "16-bit" if mode.startswith("I;16") else mode)

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ribray import storage
 from ribray.data.dataset import Problem
-from ribray.data.images import IMAGE_SUFFIXES
-from ribray.data.names import composed
+from ribray.data.images import IMAGE_SUFFIXES, is_photograph, without_ending
+from ribray.data.names import composed, shortened
 from ribray.errors import UsageError
 
 PICTURES = "JPEGImages"
@@ -39,23 +40,16 @@ Known = Callable[[str], str | None]
 class IdList:
     """What a list of ids says."""
 
-    source: str
-    """What to call it in messages."""
-    ids: tuple[str, ...] = ()
-    """Each once, in the order of the list."""
-    problems: list[Problem] = field(default_factory=list)
-    """One for each id that was listed again."""
+    source: str  # what to call it in messages
+    ids: tuple[str, ...] = ()  # each once, in the order of the list
+    problems: list[Problem] = field(default_factory=list)  # one for each id that was listed again
     signs: dict[str, int] = field(default_factory=dict)
-    """Of lines such as ``2007_000032 -1``: -1 for an image without the class, 1 for one with it, 0 for a difficult
-    one."""
-    files: dict[str, str] = field(default_factory=dict)
-    """Names of files with ending, by id, of lines that name a file."""
+    """Of lines such as ``2007_000032 -1``: -1 without the class, 1 with it, 0 with a difficult one."""
+    files: dict[str, str] = field(default_factory=dict)  # names with ending, by id, of lines that name a file
     roots: dict[str, None] = field(default_factory=dict)
     """Folders that stand before `PICTURES` in a line, in the order of the list; empty for the root itself."""
-    mask_folders: dict[str, None] = field(default_factory=dict)
-    """Names of the folders that hold the masks of lines that name both files."""
-    notes: list[str] = field(default_factory=list)
-    """How the list was made, where it is no file of its own."""
+    mask_folders: dict[str, None] = field(default_factory=dict)  # names, of lines that name a picture and its mask
+    notes: list[str] = field(default_factory=list)  # how the list was made, where it is no file of its own
 
 
 def id_finder(ids: Iterable[str]) -> Known:
@@ -64,120 +58,93 @@ def id_finder(ids: Iterable[str]) -> Known:
     return lambda id: by_form.get(composed(id))
 
 
-def read_id_list(path: Path, known: Known | None = None) -> tuple[str, ...]:
-    """Read the ids of a list file, each once, in the order of the file.
-
-    Raises:
-        UsageError: no such file, not UTF-8 text, or a line that is no id.
-    """
-    return read_list(path, known).ids
-
-
-def parse_id_list(text: str, source: str, known: Known | None = None) -> tuple[tuple[str, ...], list[Problem]]:
-    """Return the ids of a list, each once, and a problem for each that was listed again; see `parse_list`."""
-    found = parse_list(text, source, known)
-    return found.ids, found.problems
-
-
 def read_list(path: Path, known: Known | None = None) -> IdList:
-    """Read a list file and all that its lines say.
-
-    Raises:
-        UsageError: no such file, not UTF-8 text, or a line that is no id.
-    """
+    """Read a list file and all that its lines say, as `parse_list` does."""
     return parse_list(read_text(path), str(path), known)
 
 
 def parse_list(text: str, source: str, known: Known | None = None) -> IdList:
     """Parse a list of ids; blank lines, spaces around ids and any kind of line end are fine.
 
-    Args:
-        text: the list, each line in one of the forms above.
-        source: what to call it in messages.
-        known: finds the images that there are. A line that is such an id as it stands is that id, whatever else it
-            could be read as (``beach 1``, ``scan.png``); without it, no line is taken for an id with a sign.
-
-    Raises:
-        UsageError: a line that is no id.
+    ``known`` finds the images that there are. A line that is such an id as it stands is that id, whatever else it
+    could be read as (``beach 1``, ``scan.png``); without it, no line is taken for an id with a sign.
     """
     found = IdList(source)
+    found.ids, found.problems = each_once(text, source, lambda line, where: _parse_line(line, where, known, found))
+    return found
+
+
+def each_once(text: str, source: str, id_of: Callable[[str, str], str]) -> tuple[tuple[str, ...], list[Problem]]:
+    """Return the ids of a list's lines, each once, and a problem for each that is listed again.
+
+    ``id_of`` finds the id of a line, given where it stands.
+    """
     first_lines: dict[str, int] = {}
-    problems: dict[str, Problem] = {}
     ids: list[str] = []
+    problems: dict[str, Problem] = {}
     for number, line in enumerate(lines(text), start=1):
         line = line.replace(_BYTE_ORDER_MARK, "").strip()
         if not line:
             continue
-        id = _parse_line(line, f"line {number} of {source}", known, found)
+        id = id_of(line, f"line {number} of {source}")
         first = first_lines.setdefault(composed(id), number)
         if first == number:
             ids.append(id)
         else:
             sentence = f"{source} lists {id} on line {first} and again on line {number}: keep one of the two."
             problems.setdefault(composed(id), Problem(id, sentence, "listed twice"))
-    found.ids, found.problems = tuple(ids), list(problems.values())
-    return found
+    return tuple(ids), list(problems.values())
 
 
 def _parse_line(line: str, where: str, known: Known | None, found: IdList) -> str:
     """Return the id of one line, and add to ``found`` what else the line says."""
-    if known is not None and (id := _of_path(line, known, found)) is not None:
+    if (id := _of_path(line, known, found)) is not None:
         return id
     if pair := _PAIR.fullmatch(line):
-        return _parse_pair(pair["picture"], pair["mask"], where, known, found)
+        id = _parse_path(pair["picture"], where, known, found)
+        folder, name = posixpath.split(pair["mask"].replace("\\", "/"))
+        if composed(posixpath.splitext(name)[0]) != composed(posixpath.basename(id)):
+            picture, mask = (shortened(pair[what]) for what in ("picture", "mask"))
+            raise UsageError(
+                f"{where} names the picture {picture!r} and beside it {mask!r}, where a mask has its picture's name: "
+                f"write the id alone, such as {shortened(id)}."
+            )
+        found.mask_folders.setdefault(posixpath.basename(folder))
+        return id
     if known is not None and (signed := _SIGNED.fullmatch(line)):
         id = _parse_path(signed["id"], where, known, found)
         found.signs.setdefault(id, int(signed["sign"]))
         return id
-    if known is not None:
-        _require_nothing_else(line, where, known)
-    return _parse_path(line, where, known, found)
-
-
-def _require_nothing_else(line: str, where: str, known: Known) -> None:
-    """Refuse a line that begins with a picture that there is, and then says something about it."""
     first, *others = [word for word in _BETWEEN_WORDS.split(line) if word] or [line]
-    is_file = posixpath.splitext(first)[1].lower() in IMAGE_SUFFIXES
     has_numbers = len(others) > 1 and all(word.isdecimal() for word in others)
-    if first != line and (is_file or has_numbers) and (id := _of_path(first, known, IdList(where))) is not None:
-        raise UsageError(f"{where} is {_short(line)!r}, where only the image's id can be read: write {id} alone.")
-
-
-def _parse_pair(picture: str, mask: str, where: str, known: Known | None, found: IdList) -> str:
-    id = _parse_path(picture, where, known, found)
-    folder, name = posixpath.split(mask.replace("\\", "/"))
-    if composed(posixpath.splitext(name)[0]) != composed(posixpath.basename(id)):
-        raise UsageError(
-            f"{where} names the picture {_short(picture)!r} and beside it {_short(mask)!r}, where a mask has its "
-            f"picture's name: write the id alone, such as {_short(id)}."
-        )
-    found.mask_folders.setdefault(posixpath.basename(folder))
-    return id
+    is_more = first != line and (is_photograph(first) or has_numbers)  # it says something about a picture
+    if is_more and (id := _of_path(first, known, IdList(where))) is not None:
+        raise UsageError(f"{where} is {shortened(line)!r}, where only the image's id can be read: write {id} alone.")
+    return _parse_path(line, where, known, found)
 
 
 def _parse_path(text: str, where: str, known: Known | None, found: IdList) -> str:
     """Return the id that a path of a picture stands for, whether there is such a picture or not."""
-    if known is not None and (id := _of_path(text, known, found)) is not None:
+    if (id := _of_path(text, known, found)) is not None:
         return id
     path, root = _below_pictures(text)
-    stem, suffix = posixpath.splitext(path)
-    id = stem if suffix.lower() in IMAGE_SUFFIXES else path
+    id = without_ending(path)
     check_id(id, where, shown=text)
     if root is not None:
         found.roots.setdefault(root)
     return id
 
 
-def _of_path(text: str, known: Known, found: IdList) -> str | None:
-    """Return the image that a path names with ending or without, if there is one."""
-    if id_fault(text) is None and (id := known(text)) is not None:
-        return id
+def _of_path(text: str, known: Known | None, found: IdList) -> str | None:
+    """Return the image that a path names with ending or without, if it is known."""
+    if known is None:
+        return None
     path, root = _below_pictures(text)
     for candidate in dict.fromkeys((text, path, path.removeprefix("/"))):
-        stem, suffix = posixpath.splitext(candidate)
+        stem = without_ending(candidate)
         if id_fault(candidate) is None and (id := known(candidate)) is not None:
             break
-        if suffix.lower() in IMAGE_SUFFIXES and id_fault(stem) is None and (id := known(stem)) is not None:
+        if stem != candidate and id_fault(stem) is None and (id := known(stem)) is not None:
             found.files.setdefault(id, candidate)
             break
     else:
@@ -202,28 +169,32 @@ def _below_pictures(text: str) -> tuple[str, str | None]:
 def check_id(id: str, where: str, shown: str | None = None) -> None:
     """Refuse an id that could name anything but a file below a root.
 
-    Args:
-        id: parts separated by ``/``, without the file's ending.
-        where: for the message, such as ``line 3 of train.txt``.
-        shown: what to show of it in the message, where that is not the id.
-
-    Raises:
-        UsageError: an absolute path, a part ``..``, ``.`` or nothing, a backslash, control characters,
-            or too long.
+    The message names ``where`` it stands, such as ``line 3 of train.txt``, and what is ``shown`` of it.
     """
     if fault := id_fault(id):
         raise UsageError(
-            f"{where} is {_short(id if shown is None else shown)!r}, which {fault}: an image id is the image's path "
+            f"{where} is {shortened(id if shown is None else shown)!r}, which {fault}: an image id is the image's path "
             "below its folder without ending, such as 2007_000032."
         )
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file, with or without byte-order mark.
+def id_fault(id: str) -> str | None:
+    """Return why an id could not be part of a file name, as the end of a sentence that begins with it; or None."""
+    parts = id.split("/")
+    faults = {
+        "is empty": not id.strip(),
+        "is an absolute path": id.startswith("/") or id[1:2] == ":",
+        "leaves its folder by '..'": ".." in parts,
+        "has an empty part": "" in parts or "." in parts,
+        "has a backslash": "\\" in id,
+        "has a character that cannot be printed": not id.isprintable(),
+        "is too long for a file name": any(len(part.encode("utf-8", "replace")) > _MAX_PART_BYTES for part in parts),
+    }
+    return next((fault for fault, is_so in faults.items() if is_so), None)
 
-    Raises:
-        UsageError: it cannot be read or is not UTF-8.
-    """
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file, with or without byte-order mark."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -231,33 +202,9 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise UsageError(f"{path} cannot be read: {storage.reason(error)}.") from None
 
 
 def lines(text: str) -> list[str]:
     """Split at the line ends of Unix, Windows and old Macs, not at the others that Unicode knows."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def id_fault(id: str) -> str | None:
-    """Return why an id could not be part of a file name, as the end of a sentence that begins with it; or None."""
-    parts = id.split("/")
-    if not id.strip():
-        return "is empty"
-    if id.startswith("/") or (len(id) > 1 and id[1] == ":"):
-        return "is an absolute path"
-    if ".." in parts:
-        return "leaves its folder by '..'"
-    if "" in parts or "." in parts:
-        return "has an empty part"
-    if "\\" in id:
-        return "has a backslash"
-    if not id.isprintable():
-        return "has a character that cannot be printed"
-    if any(len(part.encode("utf-8")) > _MAX_PART_BYTES for part in parts):
-        return "is too long for a file name"
-    return None
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -6,6 +6,7 @@ text chunk of the same file, so that a mask and its counts are written and read 
 over that chunk.
 """
 
+import contextlib
 import io
 import json
 from collections.abc import Mapping
@@ -74,7 +75,12 @@ def read_mask_file(path: Path, id: str | None = None) -> tuple[NDArray[np.uint8]
     if mode != "P":
         pixels = f"its pixels are {mode}, not a palette's"
         raise DamagedError(f"{path} is no mask of a run: {pixels}; {storage.MADE_AGAIN}.")
-    counts = None if text is None else _counts(text, path)
+    counts = None
+    if text is not None:
+        with contextlib.suppress(ValueError):
+            counts = parse_json(text)
+        if not isinstance(counts, dict):
+            raise DamagedError(f"The pixel counts in {path} are no JSON object; {storage.MADE_AGAIN}.")
     if id is not None and (owner := (counts or {}).get(ID_KEY)) != id:
         whose = "of no known image" if owner is None else f"that of '{owner}'"
         raise DamagedError(f"{path} should be the mask of '{id}', and is {whose}; {storage.MADE_AGAIN}.")
@@ -90,13 +96,3 @@ def _decode(content: bytes) -> tuple[str, NDArray[np.uint8], str | None]:
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         image.load()
         return image.mode, np.array(image), image.info.get(COUNTS_KEY)
-
-
-def _counts(text: str, path: Path) -> dict[str, Any]:
-    try:
-        counts = parse_json(text)
-    except ValueError:
-        counts = None
-    if not isinstance(counts, dict):
-        raise DamagedError(f"The pixel counts in {path} are no JSON object; {storage.MADE_AGAIN}.")
-    return counts

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ribray.data.dataset import Problem
-from ribray.data.ids import Nearest, Photographs, difference
+from ribray.data.ids import Photographs
 from ribray.data.images import IMAGE_SUFFIXES
+from ribray.data.near import Near, difference
 from ribray.errors import UsageError
 
 SUFFIX = ".png"
@@ -15,8 +16,8 @@ OF_NO_IMAGE, FORMAT, TWO = "mask of no image", "mask format", "two masks"
 """Kinds of findings."""
 
 _JPEG = (".jpg", ".jpeg")
-_OTHER_FORMATS = (*IMAGE_SUFFIXES, ".npy", ".npz", ".mat", ".json", ".xml", ".svg")
-"""Endings of files that may be somebody's masks, but are not read; compared in lower case."""
+# Endings of files that may be somebody's masks, but are not read; compared in lower case
+_OTHER_FORMATS = tuple({*IMAGE_SUFFIXES, ".npy", ".npz", ".mat", ".json", ".xml", ".svg"} - {SUFFIX})
 
 
 class MaskFiles:
@@ -28,25 +29,17 @@ class MaskFiles:
     """
 
     def __init__(self, folder: Path, names: Iterable[str], photographs: Photographs, ids: Collection[str]) -> None:
-        """Find the owner of each file.
-
-        Args:
-            folder: of the masks.
-            names: of its files, below it, sorted.
-            photographs: among which the owners are looked for.
-            ids: of all images that there are, or should be.
-        """
+        """Find the owner of each file, of which ``names`` are the sorted paths below the folder, among all ``ids``."""
         self._folder, self._photographs, self._ids = folder, photographs, ids
         self.files: dict[str, str] = {}
         self.findings: list[Problem] = []
         names = list(names)
-        strays = [name for name in names if _is(name, (SUFFIX,)) and not self._take(name)]
-        self._note_strays(strays)
-        self._note_formats(name for name in names if not _is(name, (SUFFIX,)) and _is(name, _OTHER_FORMATS))
+        self._note_strays([name for name in names if name.lower().endswith(SUFFIX) and not self._take(name)])
+        self._note_formats(name for name in names if name.lower().endswith(_OTHER_FORMATS))
 
     def _take(self, name: str) -> bool:
         """Keep a mask if it belongs to an image."""
-        id = self._id(_stem(name))
+        id = self._id(name[: -len(SUFFIX)])
         if id not in self._ids:
             return False
         other = self.files.setdefault(id, name)
@@ -66,44 +59,42 @@ class MaskFiles:
 
     def _note_strays(self, strays: list[str]) -> None:
         """Say of each file that belongs to no image what comes nearest."""
-        if not strays:
-            return
-        without_mask = [id for id in self._ids if id not in self.files]
-        owners = {name: self._owner_but_for_affix(_stem(name)) for name in strays}
+        without_mask = [id for id in self._ids if id not in self.files] if strays else []
+        stems = {name: name[: -len(SUFFIX)] for name in strays}
+        owners = {name: self._owner_but_for_affix(stem) for name, stem in stems.items()}
         counts = Counter(affix for _, affix in filter(None, owners.values()))
-        nearest = Nearest(self._ids, without_mask)
-        for name in strays:
+        nearest = Near(self._ids, without_mask)
+        for name, stem in stems.items():
             sentence = f"{self._folder / name} belongs to no image"
             if found := owners[name]:
                 id, affix = found
                 right = f"rename it to {id}{SUFFIX}{_fit(affix, counts[affix], len(without_mask))}"
                 sentence += f": {id} has {self.files[id]}" if id in self.files else f": {right}"
-            elif other := nearest.find(_stem(name)):
-                sentence += f": the nearest is {other}{difference(_stem(name), other)}"
+            elif other := nearest.find(stem):
+                sentence += f": the nearest is {other}{difference(stem, other)}"
             self.findings.append(Problem(name, f"{sentence}.", OF_NO_IMAGE))
 
     def _owner_but_for_affix(self, stem: str) -> tuple[str, str] | None:
         """Return the image whose id has another word before or behind it in a file's name, and that word."""
         folder, slash, name = stem.rpartition("/")
         gaps = [match.start() for match in re.finditer(r"[^0-9A-Za-z]", name)]
-        for gap in reversed(gaps):
-            if (id := self._id(f"{folder}{slash}{name[:gap]}")) in self._ids:
-                return id, f"*{name[gap:]}"
-        for gap in gaps:
-            if (id := self._id(f"{folder}{slash}{name[gap + 1 :]}")) in self._ids:
-                return id, f"{name[: gap + 1]}*"
+        behind = ((name[:gap], f"*{name[gap:]}") for gap in reversed(gaps))
+        before = ((name[gap + 1 :], f"{name[: gap + 1]}*") for gap in gaps)
+        for inner, affix in (*behind, *before):
+            if (id := self._id(f"{folder}{slash}{inner}")) in self._ids:
+                return id, affix
         return None
 
     def _note_formats(self, names: Iterable[str]) -> None:
         """Say of each file in another format what would be read, but where there is a PNG beside it."""
         for name in names:
-            id = self._id(name.rpartition(".")[0])
+            stem = name.rpartition(".")[0]
+            id = self._id(stem)
             if id in self.files:
                 continue
-            right = f"{id if id in self._ids else name.rpartition('.')[0]}{SUFFIX}"
-            reason = (
-                "is a JPEG, which cannot hold class numbers" if _is(name, _JPEG) else "is no PNG, so it is not read"
-            )
+            is_jpeg = name.lower().endswith(_JPEG)
+            reason = "is a JPEG, which cannot hold class numbers" if is_jpeg else "is no PNG, so it is not read"
+            right = f"{id if id in self._ids else stem}{SUFFIX}"
             self.findings.append(Problem(name, f"{self._folder / name} {reason}: write it as {right}.", FORMAT))
 
 
@@ -112,11 +103,3 @@ def _fit(affix: str, files: int, images: int) -> str:
         return ""
     whose = f"all {images}" if files == images else f"{files} of {images}"
     return f" (so with the {files} files '{affix}{SUFFIX}', after {whose} images without a mask)"
-
-
-def _stem(name: str) -> str:
-    return name[: -len(SUFFIX)]
-
-
-def _is(name: str, suffixes: tuple[str, ...]) -> bool:
-    return name.lower().endswith(suffixes)

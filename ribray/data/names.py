@@ -35,6 +35,11 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """Return a text of any length in a form for a message."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def printable(text: str) -> str:
     """Return a name of any file system in a form for a message: escaped where it cannot be printed."""
     return text if text.isprintable() else ascii(text)

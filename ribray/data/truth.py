@@ -42,19 +42,13 @@ _SHOWN = 3
 _READERS = 16  # threads; most of the time goes into waiting for files and into PNG decoding
 
 
-# --- one mask ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A mask beside the labels of its image."""
 
-    values: np.ndarray
-    """Those that occur in the mask, rising."""
-    problems: tuple[Problem, ...]
-    """Where they disagree."""
-    hidden: tuple[int, ...] = ()
-    """Classes (their columns) that are labelled and without a pixel, and the data set says why."""
+    values: np.ndarray  # those that occur in the mask, rising
+    problems: tuple[Problem, ...]  # where they disagree
+    hidden: tuple[int, ...]  # columns of classes that are labelled and without a pixel, and the data set says why
 
     @property
     def record(self) -> dict[str, Any]:

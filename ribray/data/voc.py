@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ribray.config import DataConfig
-from ribray.data.annotations import difficult_names
 from ribray.data.dataset import Dataset, Problem
-from ribray.data.images import IMAGE_SUFFIXES, read_mask
-from ribray.data.listing import Listing, Near, printable
-from ribray.data.lists import PICTURES, IdList, check_id, lines, read_id_list, read_list, read_text
-from ribray.data.names import composed
+from ribray.data.files import FilesById
+from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask
+from ribray.data.lists import PICTURES, IdList, check_id, lines, read_list, read_text
+from ribray.data.names import composed, plain, printable
+from ribray.data.near import Near
 from ribray.data.voc_labels import (
     ANNOTATIONS,
     CLASSES,
@@ -33,7 +33,7 @@ from ribray.data.voc_labels import (
     VocLabels,
     class_lists,
     class_of_list,
-    picture_finder,
+    difficult_names,
 )
 from ribray.errors import ImageError, UsageError
 
@@ -61,34 +61,22 @@ class VocDataset(Dataset):
     ) -> None:
         """Read the split's list and the image-level labels of every image, and look which pictures there are.
 
-        Args:
-            root: the folder with JPEGImages.
-            split: name of a list in ImageSets.
-            classes: names of the mask values 1, 2, …
-            palette: (256, 3) uint8, a colour per mask value; default: VOC's own.
-            labelled: whether to read labels, and leave out images without; false for images that are only predicted,
-                such as those of the test split. Where ImageSets has no list at all, these are all pictures.
-            notes: how the classes were found, where there was a choice.
-
-        Raises:
-            UsageError: the folder or the list is missing, the list is broken, or no annotation names a class.
+        ``classes`` are the names of the mask values 1, 2, …, ``notes`` say how they were found. Not ``labelled`` are
+        images that are only predicted, such as those of the test split: no label is read, and none is left out. Where
+        ImageSets has no list at all, these are all pictures.
         """
         self.root = root
-        self.split = split
-        _require_layout(root)
-        pictures = Listing(root / PICTURES, IMAGE_SUFFIXES)
+        if not (root / PICTURES).is_dir():
+            raise UsageError(f"{root} has no folder {PICTURES}: {_nearest_root(root)}")
+        pictures = FilesById(root / PICTURES, IMAGE_SUFFIXES)
         listed = _read_split(root, split, classes, pictures, labelled)
         self._mask_folders = _truth_folders(root, split, listed)
-        masks = {folder: Listing(root / folder, MASK_SUFFIXES) for folder in self._mask_folders}
+        masks = [FilesById(root / folder, MASK_SUFFIXES) for folder in self._mask_folders]
         self._missing = dict(_missing_pictures(root, listed.ids, pictures))
         self._pictures = dict(_unusual_names(listed.ids, pictures, ".jpg", listed.files))
-        self._masks = {folder: dict(_unusual_names(listed.ids, masks[folder], ".png")) for folder in masks}
+        self._masks = [(files.folder, dict(_unusual_names(listed.ids, files, ".png"))) for files in masks]
 
-        findings = [
-            *_double_pictures(listed, pictures),
-            *(one for listing in masks.values() for one in _masks_of_no_image(root, listing, listed.ids, pictures)),
-            *(one for listing in masks.values() for one in _masks_of_other_endings(listing, listed.ids)),
-        ]
+        findings = [*_findings(root, listed, pictures, masks)]
         notes = [*notes, *_case_notes(root), *_list_notes(root, listed, self._mask_folders, classes)]
         rows: list[np.ndarray | Problem] = [np.zeros(len(classes), bool)] * len(listed.ids)
         if labelled:
@@ -97,18 +85,10 @@ class VocDataset(Dataset):
             rows = labels.find(self._missing)
             findings += labels.findings(rows)
             notes += labels.notes(rows)
-        known = [(id, row) for id, row in zip(listed.ids, rows, strict=True) if not isinstance(row, Problem)]
+        known = {id: row for id, row in zip(listed.ids, rows, strict=True) if not isinstance(row, Problem)}
         problems = [*listed.problems, *(row for row in rows if isinstance(row, Problem))]
-        super().__init__(
-            f"split '{split}' of {root}",
-            classes,
-            [id for id, _ in known],
-            np.array([row for _, row in known], dtype=bool).reshape(len(known), len(classes)),
-            problems,
-            palette,
-            findings,
-            notes,
-        )
+        matrix = np.array([*known.values()], dtype=bool).reshape(len(known), len(classes))
+        super().__init__(f"split '{split}' of {root}", classes, [*known], matrix, problems, palette, findings, notes)
 
     @property
     def has_masks(self) -> bool:
@@ -134,22 +114,18 @@ class VocDataset(Dataset):
         return np.array([name in names for name in self.classes], dtype=bool)
 
     def _read_mask(self, id: str) -> np.ndarray | None:
-        for folder in self._mask_folders:
-            file = self.root / folder / self._masks[folder].get(id, f"{id}.png")
-            if file.is_file():
-                return read_mask(file)
-        return None
+        files = (folder / names.get(id, f"{id}.png") for folder, names in self._masks)
+        return next((read_mask(file) for file in files if file.is_file()), None)
 
 
 def open_voc(data: DataConfig, split: str, root: Path, labelled: bool = True) -> VocDataset:
-    """Open a split of PASCAL VOC 2012, or of other classes in its layout: data.classes, or those of classes.txt."""
-    classes = data.classes
+    """Open a split, whose classes are those of data.classes, or else of classes.txt, or else VOC's."""
     file = root / CLASSES
     own = _stripped(lines(read_text(file))) if file.is_file() else None
-    if classes is None:
+    if data.classes is None:
         return VocDataset(root, split, VOC_CLASSES if own is None else own, labelled=labelled)
-    chosen = _stripped(classes)
-    if len(chosen) < len(classes):
+    chosen = _stripped(data.classes)
+    if len(chosen) < len(data.classes):
         raise UsageError("data.classes has a blank name: write one name for each of the mask values 1, 2, …")
     differs = own is not None and list(map(composed, own)) != list(map(composed, chosen))
     notes = [f"The classes are those of data.classes; {file} has others and is not read."] if differs else []
@@ -157,45 +133,44 @@ def open_voc(data: DataConfig, split: str, root: Path, labelled: bool = True) ->
 
 
 def _stripped(names: Iterable[str]) -> list[str]:
-    """Return names without spaces around them and with single ones inside; blank ones are left out."""
-    return [" ".join(name.split()) for name in names if name.strip()]
+    return [plain(name) for name in names if name.strip()]
 
 
 # --- lists -------------------------------------------------------------------------------------------------------
 
 
-def _read_split(root: Path, split: str, classes: Sequence[str], pictures: Listing, labelled: bool) -> IdList:
+def _read_split(root: Path, split: str, classes: Sequence[str], pictures: FilesById, labelled: bool) -> IdList:
     check_id(split, "The name of a split")
     for folder in _LISTS:
         file = root / folder / f"{split}.txt"
         if file.is_file():
-            return read_list(file, picture_finder(pictures))
+            return read_list(file, pictures.known)
     if files := list(class_lists(root, split, classes).values()):
-        ids = tuple(dict.fromkeys(id for file in files for id in read_list(file, picture_finder(pictures)).ids))
+        ids = tuple(dict.fromkeys(id for file in files for id in read_list(file, pictures.known).ids))
         note = (
             f"{root / MAIN / split}.txt does not exist: the split is made of {len(files)} lists of classes, from "
             f"{files[0].name} on."
         )
         return IdList(str(root / MAIN), ids, notes=[note])
-    existing = sorted({file.stem for folder in _LISTS for file in (root / folder).glob("*.txt")})
+    existing = sorted({file.stem for file in _all_lists(root)})
     misplaced = _misplaced(root, split)
     if not existing and misplaced is None and not labelled:
-        return _all_pictures(split, pictures)
+        for id in pictures:
+            check_id(id, f"the name of a picture in {pictures.folder}")
+        ids = tuple(pictures)
+        note = f"{_IMAGE_SETS} has no list: split '{split}' is all {len(ids)} pictures in {pictures.folder}."
+        return IdList(str(pictures.folder), ids, notes=[note])
     missing = f"{root / _LISTS[0] / split}.txt does not exist"
     if misplaced is not None:
         raise UsageError(f"{missing}, but {misplaced} does: move or rename it.")
     if split == AUGMENTED_SPLIT:
         raise UsageError(f"{missing}: {_AUGMENTED_HINT}.")
-    plain = [name for name in existing if class_of_list(name, classes) is None] or existing
-    raise UsageError(f"{missing}{Near(existing).hint(split)}; lists there are: {', '.join(plain) or 'none'}.")
+    of_splits = [name for name in existing if class_of_list(name, classes) is None] or existing
+    raise UsageError(f"{missing}{Near(existing).hint(split)}; lists there are: {', '.join(of_splits) or 'none'}.")
 
 
-def _all_pictures(split: str, pictures: Listing) -> IdList:
-    ids = tuple(pictures)
-    for id in ids:
-        check_id(id, f"the name of a picture in {pictures.folder}")
-    note = f"{_IMAGE_SETS} has no list: split '{split}' is all {len(ids)} pictures in {pictures.folder}."
-    return IdList(str(pictures.folder), ids, notes=[note])
+def _all_lists(root: Path) -> Iterator[Path]:
+    return (file for folder in _LISTS for file in (root / folder).glob("*.txt"))
 
 
 def _misplaced(root: Path, split: str) -> Path | None:
@@ -241,11 +216,6 @@ def _list_notes(root: Path, listed: IdList, truth: Sequence[str], classes: Seque
 # --- pictures, masks and folders ---------------------------------------------------------------------------------
 
 
-def _require_layout(root: Path) -> None:
-    if not (root / PICTURES).is_dir():
-        raise UsageError(f"{root} has no folder {PICTURES}: {_nearest_root(root)}")
-
-
 def _nearest_root(root: Path) -> str:
     """Say where the folder of pictures may be instead."""
     for above in (root.parent, root.parent.parent):
@@ -259,7 +229,7 @@ def _nearest_root(root: Path) -> str:
     if inner := [str(place) for place in deeper if (place / PICTURES).is_dir()]:
         return f"did you mean data.root={' or '.join(inner)}?"
     for folder in (root, *(folder for folder in folders if folder.name not in _OWN_FOLDERS)):
-        if any(PurePosixPath(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir()):
+        if any(is_photograph(entry.name) for entry in folder.iterdir()):
             where = "itself" if folder == root else f"in its folder {folder.name}"
             return f"it has pictures {where}: put them into {PICTURES}, or use data.kind=folder."
     return "data.root must be the folder that holds it."
@@ -276,89 +246,71 @@ def _case_notes(root: Path) -> Iterator[str]:
 
 def _truth_folders(root: Path, split: str, listed: IdList) -> tuple[str, ...]:
     """Return the folders of masks that are truth, the first one first; another one where a list names it alone."""
-    is_augmented = split == AUGMENTED_SPLIT
-    if not is_augmented and _AUGMENTED_MASKS in listed.mask_folders:
-        is_augmented = not (root / MASKS).is_dir()
+    is_augmented = split == AUGMENTED_SPLIT or (_AUGMENTED_MASKS in listed.mask_folders and not (root / MASKS).is_dir())
     folders = (_AUGMENTED_MASKS, MASKS) if is_augmented else (MASKS,)
     return tuple(folder for folder in folders if (root / folder).is_dir())
 
 
 def _unusual_names(
-    ids: Iterable[str], listing: Listing, suffix: str, named: Mapping[str, str] | None = None
+    ids: Iterable[str], files: FilesById, suffix: str, named: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, str]]:
     """Yield ids whose file is not called ID + ``suffix``, with the file's name; ``named`` are names that lists have."""
     for id in ids:
-        names = listing.names(id)
-        name = named[id] if named and named.get(id) in names else next(iter(names), None)
-        if name is not None and name != f"{id}{suffix}":
-            yield id, name
+        if names := files.names(id):
+            name = named[id] if named and named.get(id) in names else names[0]
+            if name != f"{id}{suffix}":
+                yield id, name
 
 
-def _missing_pictures(root: Path, ids: Iterable[str], pictures: Listing) -> Iterator[tuple[str, str]]:
+def _missing_pictures(root: Path, ids: Iterable[str], pictures: FilesById) -> Iterator[tuple[str, str]]:
     """Yield ids without a picture, each with a sentence that names the nearest thing there is."""
-    elsewhere: dict[str, str] | None = None
-    for id in ids:
-        if id in pictures:
-            continue
-        if elsewhere is None:
-            elsewhere = {**_other_pictures(root), **_other_files(pictures)}
+    missing = [id for id in ids if id not in pictures]
+    elsewhere = _elsewhere(root, pictures) if missing else {}
+    for id in missing:
         sentence = f"{pictures.folder}/{id}.jpg does not exist, nor a picture {id} with another ending"
-        if (found := elsewhere.get(composed(id))) is not None:
-            yield id, f"{sentence}; there is {found}."
-        else:
-            yield id, f"{sentence}{pictures.near.hint(id)}."
+        found = elsewhere.get(composed(id))
+        yield id, f"{sentence}{pictures.near.hint(id)}." if found is None else f"{sentence}; there is {found}."
 
 
-def _other_files(pictures: Listing) -> dict[str, str]:
-    """Return files with endings of no picture, by what would be their ids."""
-    read = ", ".join(IMAGE_SUFFIXES)
-    return {
-        composed(str(PurePosixPath(name).with_suffix(""))): f"{PICTURES}/{name}, but only {read} are read"
-        for name in pictures.others
-    }
-
-
-def _other_pictures(root: Path) -> dict[str, str]:
-    """Return pictures in the root and in folders below it that are none of VOC's, by what would be their ids."""
+def _elsewhere(root: Path, pictures: FilesById) -> dict[str, str]:
+    """Return what would be pictures if they lay in their folder, or had their endings, by what would be their ids."""
     found: dict[str, str] = {}
     own = [entry for entry in root.iterdir() if entry.name not in _OWN_FOLDERS and not entry.name.startswith(".")]
     for entry in (*own, *(inner for folder in own if folder.is_dir() for inner in folder.iterdir())):
-        name = PurePosixPath(entry.name)
-        if name.suffix.lower() in IMAGE_SUFFIXES:
-            found.setdefault(composed(name.stem), f"{entry}: put it into {PICTURES}")
+        if is_photograph(entry.name):
+            found.setdefault(composed(PurePosixPath(entry.name).stem), f"{entry}: put it into {PICTURES}")
+    read = ", ".join(IMAGE_SUFFIXES)
+    for name in pictures.others:
+        found[_without_suffix(name)] = f"{PICTURES}/{name}, but only {read} are read"
     return found
 
 
-def _double_pictures(listed: IdList, pictures: Listing) -> Iterator[Problem]:
+def _without_suffix(name: str) -> str:
+    return composed(str(PurePosixPath(name).with_suffix("")))
+
+
+def _findings(root: Path, listed: IdList, pictures: FilesById, masks: Sequence[FilesById]) -> Iterator[Problem]:
+    """Yield what is wrong with files: a second picture of an image, and masks that belong to none or are no PNG."""
     for id in listed.ids:
         names = pictures.names(id)
         if len(names) > 1:
             used = listed.files[id] if listed.files.get(id) in names else names[0]
             sentence = f"{pictures.folder} has {' and '.join(names)} for {id}: {used} is used; keep one of them."
             yield Problem(id, sentence, "two pictures")
-
-
-def _masks_of_no_image(root: Path, masks: Listing, ids: Iterable[str], pictures: Listing) -> Iterator[Problem]:
-    """Yield masks without a picture, those of listed images aside: of these, the picture is what is missing."""
-    left = {id for id in masks if id not in pictures}.difference(map(composed, ids))
-    for id in sorted(left.difference(_listed_anywhere(root)) if left else ()):
-        name = masks.names(id)[0]
-        file = printable(str(masks.folder / name))
-        sentence = f"{file} belongs to no picture in {PICTURES}{pictures.near.hint(id)}."
-        yield Problem(printable(f"{masks.folder.name}/{name}"), sentence, "mask of no image")
-
-
-def _listed_anywhere(root: Path) -> Iterator[str]:
-    """Yield the ids of all lists that can be read, of whatever split."""
-    for file in (file for folder in _LISTS for file in (root / folder).glob("*.txt")):
-        with contextlib.suppress(UsageError):
-            yield from map(composed, read_id_list(file))
-
-
-def _masks_of_other_endings(masks: Listing, ids: Iterable[str]) -> Iterator[Problem]:
-    wanted = set(map(composed, ids)).difference(masks)
-    for name in masks.others:
-        id = composed(str(PurePosixPath(name).with_suffix("")))
-        if id in wanted and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
-            sentence = f"{masks.folder / name} is not read: a mask is a PNG, {id}.png."
-            yield Problem(f"{masks.folder.name}/{name}", sentence, "mask ending")
+    ids = set(map(composed, listed.ids))
+    for files in masks:
+        left = {id for id in files if id not in pictures} - ids
+        for file in _all_lists(root) if left else ():  # of images that any list has, the picture is what is missing
+            with contextlib.suppress(UsageError):
+                left.difference_update(map(composed, read_list(file).ids))
+        for id in sorted(left):
+            name = files.names(id)[0]
+            sentence = f"{printable(str(files.folder / name))} belongs to no picture in {PICTURES}"
+            label = printable(f"{files.folder.name}/{name}")
+            yield Problem(label, f"{sentence}{pictures.near.hint(id)}.", "mask of no image")
+    for files in masks:
+        for name in files.others:
+            id = _without_suffix(name)
+            if id in ids and id not in files and is_photograph(name):
+                sentence = f"{files.folder / name} is not read: a mask is a PNG, {id}.png."
+                yield Problem(f"{files.folder.name}/{name}", sentence, "mask ending")

@@ -4,17 +4,21 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
+from xml.etree import ElementTree
 
+import defusedxml
+import defusedxml.ElementTree
 import numpy as np
 import yaml
 
-from ribray.data.annotations import UnknownClassError, in_other_case, parse_annotation
-from ribray.data.dataset import Problem, foreign_values, labels_of_mask
+from ribray import storage
+from ribray.data.dataset import Problem, foreign_values, labels_of_mask, nearest
+from ribray.data.files import FilesById
 from ribray.data.images import read_mask
-from ribray.data.listing import Listing
-from ribray.data.lists import IdList, Known, read_list
-from ribray.data.names import composed, is_background
+from ribray.data.lists import IdList, read_list
+from ribray.data.names import composed, in_other_case, is_background, plain
 from ribray.errors import ImageError, UsageError
 
 VOC_CLASSES = (
@@ -23,7 +27,6 @@ VOC_CLASSES = (
     "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-
 CLASSES = "classes.txt"
 ANNOTATIONS = "Annotations"
 MASKS = "SegmentationClass"
@@ -31,8 +34,92 @@ MAIN = "ImageSets/Main"
 MASK_SUFFIXES = (".png",)
 _COMMON_LIST = "trainval"
 """A list of a class that may tell of images which its list of the split does not have."""
-
 _READERS = 16  # threads; most of the time goes into waiting for the disk and into PNG decoding
+
+
+# --- annotations -------------------------------------------------------------------------------------------------
+
+
+class UnknownClassError(ImageError):
+    """An annotation names what is no class."""
+
+    def __init__(self, sentence: str, names: Sequence[str]) -> None:
+        super().__init__(sentence)
+        self.names = tuple(names)
+
+
+def parse_annotation(content: bytes, classes: Sequence[str], source: str) -> np.ndarray:
+    """Return which classes a VOC annotation lists, (classes,) bool; objects marked difficult count.
+
+    An annotation without objects is an image known to be empty. ``source`` is what to call the file in messages.
+    """
+    columns = _columns(tuple(classes))
+    names = dict.fromkeys(name for name, _ in _objects(content, source))
+    if "" in names:
+        raise ImageError(f"{source} has an object without a name.")
+    if unknown := [name for name in names if name not in columns]:
+        fault = f"is no class{nearest(unknown[0], classes)}"
+        if (other := in_other_case(unknown[0], classes)) is not None:
+            fault = f"differs from class '{other}' in case only: write it so"
+        raise UnknownClassError(f"{source} has an object '{unknown[0]}', which {fault}.", unknown)
+    labels = np.zeros(len(classes), dtype=bool)
+    labels[[columns[name] for name in names]] = True
+    return labels
+
+
+def difficult_names(content: bytes) -> set[str]:
+    """Return the names in a VOC annotation of which every object is marked difficult; none of one that is broken."""
+    try:
+        objects = _objects(content, "")
+    except ImageError:
+        return set()
+    return {name for name, mark in objects if mark == "1"} - {name for name, mark in objects if mark != "1"}
+
+
+@cache
+def _columns(classes: tuple[str, ...]) -> dict[str, int]:
+    return {composed(name): column for column, name in enumerate(classes)}
+
+
+def _objects(content: bytes, source: str) -> list[tuple[str, str]]:
+    """Return the name and the mark of difficulty of each object of an annotation, but not of objects' parts."""
+    try:
+        tree = defusedxml.ElementTree.fromstring(content, forbid_dtd=True)
+    except defusedxml.DefusedXmlException:
+        raise ImageError(f"{source} declares a document type or entities: remove the declaration.") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise ImageError(f"{source} is not valid XML: {error}.") from None
+    if tree.tag != "annotation":
+        raise ImageError(f"{source} is no VOC annotation: its root is <{tree.tag}>, not <annotation>.")
+    return [
+        (composed(plain(item.findtext("name") or "")), (item.findtext("difficult") or "").strip())
+        for item in tree.findall("object")
+    ]
+
+
+# --- lists of classes --------------------------------------------------------------------------------------------
+
+
+def class_of_list(name: str, classes: Sequence[str]) -> int | None:
+    """Return the class that begins the name of a list such as ``dog_train``; None where none does."""
+    of = [column for column, of_class in enumerate(classes) if composed(name).startswith(f"{composed(of_class)}_")]
+    return max(of, key=lambda column: len(classes[column]), default=None)
+
+
+def class_lists(root: Path, base: str, classes: Sequence[str]) -> dict[int, Path]:
+    """Return the files ``ImageSets/Main/CLASS_BASE.txt`` that there are, by class."""
+    files = {composed(file.name): file for file in _lists_of(root, base)}
+    names = (composed(f"{name}_{base}.txt") for name in classes)
+    return {column: files[name] for column, name in enumerate(names) if name in files}
+
+
+def _lists_of(root: Path, base: str) -> list[Path]:
+    """Return the files that are named as lists of a class are, sorted."""
+    found = (file for file in (root / MAIN).glob("*.txt") if file.stem.endswith(f"_{base}"))
+    return sorted(found, key=lambda file: file.name)
+
+
+# --- labels ------------------------------------------------------------------------------------------------------
 
 
 class VocLabels:
@@ -44,60 +131,46 @@ class VocLabels:
         split: str,
         classes: Sequence[str],
         mask_folders: Iterable[str],
-        pictures: Listing,
+        pictures: FilesById,
         listed: IdList,
     ) -> None:
-        """Look which annotations and masks there are.
-
-        Args:
-            root: the folder with JPEGImages.
-            split: name of the list.
-            classes: names of the mask values 1, 2, …
-            mask_folders: where a mask is looked for, the first one first.
-            pictures: those in JPEGImages.
-            listed: the list.
-        """
-        self._root = root
-        self._classes = classes
-        self._listed = listed
+        """Look which annotations there are, and masks in ``mask_folders``, the first one first."""
+        self._root, self._classes, self._pictures, self._listed = root, classes, pictures, listed
         self._column = class_of_list(split, classes) if listed.signs else None
         self._base = split if self._column is None else split[len(classes[self._column]) + 1 :]
-        self._known: Known = picture_finder(pictures)
-        self._annotations = Listing(root / ANNOTATIONS, (".xml",))
+        self._annotations = FilesById(root / ANNOTATIONS, (".xml",))
         is_annotated = all(id in self._annotations for id in listed.ids)
-        self._masks = [] if is_annotated else [Listing(root / folder, MASK_SUFFIXES) for folder in mask_folders]
+        self._masks = [] if is_annotated else [FilesById(root / folder, MASK_SUFFIXES) for folder in mask_folders]
         self._unknown: list[tuple[str, ...]] = []  # names that are no class, of each image that has any
         self._by_lists = 0
 
     def find(self, missing: Mapping[str, str]) -> list[np.ndarray | Problem]:
         """Return the classes of every listed image, (classes,) bool, or why they cannot be known.
 
-        Args:
-            missing: a sentence for each image without a picture.
+        ``missing`` has a sentence for each image without a picture.
         """
         ids = self._listed.ids
         with ThreadPoolExecutor(_READERS) as readers:
             found = list(readers.map(self._read_or_problem, ids))
-        if all(row is not None for row in found):
-            return [row for row in found if row is not None]
-        signs, told = self._signs(), ", ".join(self._classes_of_lists())
+        signs = self._signs() if any(row is None for row in found) else []
         rows = []
         for id, row in zip(ids, found, strict=True):
             if row is None:
-                row = _row_of_signs([of_class.get(composed(id)) for of_class in signs])
-                self._by_lists += row is not None
-            if row is None:
-                row = Problem(id, missing[id], "missing") if id in missing else self._without_labels(id, told)
+                of_classes = [of_class.get(composed(id)) for of_class in signs]
+                if None not in of_classes:
+                    row = np.array(of_classes) >= 0
+                    self._by_lists += 1
+                else:
+                    row = Problem(id, missing[id], "missing") if id in missing else self._without_labels(id)
             rows.append(row)
         return rows
 
     def _read_or_problem(self, id: str) -> np.ndarray | Problem | None:
         try:
             return self._read(id)
-        except UnknownClassError as error:
-            self._unknown.append(error.names)
-            return Problem(id, str(error), "labels")
         except ImageError as error:
+            if isinstance(error, UnknownClassError):
+                self._unknown.append(error.names)
             return Problem(id, str(error), "labels")
 
     def _read(self, id: str) -> np.ndarray | None:
@@ -109,15 +182,13 @@ class VocLabels:
             except FileNotFoundError:
                 pass  # a link to nowhere
             except OSError as error:
-                raise ImageError(f"{annotation} cannot be read: {error.strerror or error}.") from None
-        for file in (listing.folder / name for listing in self._masks for name in listing.names(id)):
-            mask = read_mask(file)
-            strays = foreign_values(mask, len(self._classes))
+                raise ImageError(f"{annotation} cannot be read: {storage.reason(error)}.") from None
+        for file in (files.folder / name for files in self._masks for name in files.names(id)):
+            mask, count = read_mask(file), len(self._classes)
+            strays = foreign_values(mask, count)
             if strays.size:
-                raise ImageError(
-                    f"The mask of {id} holds the value {strays[0]}, but the classes end at {len(self._classes)}."
-                )
-            return labels_of_mask(mask, len(self._classes))
+                raise ImageError(f"The mask of {id} holds the value {strays[0]}, but the classes end at {count}.")
+            return labels_of_mask(mask, count)
         return None
 
     def _signs(self) -> list[dict[str, int]]:
@@ -127,21 +198,22 @@ class VocLabels:
             signs[self._column] |= {composed(id): sign for id, sign in self._listed.signs.items()}
         for base in dict.fromkeys((self._base, _COMMON_LIST)):
             for column, file in class_lists(self._root, base, self._classes).items():
-                for id, sign in read_list(file, self._known).signs.items():
+                for id, sign in read_list(file, self._pictures.known).signs.items():
                     signs[column].setdefault(composed(id), sign)
         return signs
 
-    def _classes_of_lists(self) -> list[str]:
-        """Return the names of classes that have a list."""
-        return [file.stem.removesuffix(f"_{self._base}") for file in _lists_of(self._root, self._base)]
+    @cached_property
+    def _with_list(self) -> str:
+        """The names of classes that have a list."""
+        return ", ".join(file.stem.removesuffix(f"_{self._base}") for file in _lists_of(self._root, self._base))
 
-    def _without_labels(self, id: str, told: str) -> Problem:
-        """Say that an image has no labels; ``told`` are the classes that have a list."""
+    def _without_labels(self, id: str) -> Problem:
+        """Say that an image has no labels."""
         sentence = f"{id} has no labels: neither {self._annotations.folder}/{id}.xml nor a mask {MASKS}/{id}.png exists"
-        if told:
+        if self._with_list:
             sentence += (
-                f", and the lists {MAIN}/CLASS_{self._base}.txt do not tell of every class, but of {told} (where these "
-                "are all, give them as data.classes)"
+                f", and the lists {MAIN}/CLASS_{self._base}.txt do not tell of every class, but of {self._with_list} "
+                "(where these are all, give them as data.classes)"
             )
         if (near := self._annotations.near.find(id)) is not None:
             sentence += f"; there is {self._annotations.names(near)[0]}"
@@ -183,9 +255,7 @@ class VocLabels:
     def _on_unknown_names(self, counts: Mapping[str, int], used: np.ndarray) -> str:
         """Say which names are no classes, in a form to be pasted into a recipe.
 
-        Args:
-            counts: images by name.
-            used: (classes,) bool, whether a class is in an image.
+        ``counts`` has the images by name, ``used`` (classes,) bool tells whether a class is in an image.
         """
         folder = self._root / ANNOTATIONS
         cased = {name: other for name in sorted(counts) if (other := in_other_case(name, self._classes)) is not None}
@@ -198,42 +268,9 @@ class VocLabels:
         names = ", ".join(f"'{name}' (images: {counts[name]})" for name in sorted(counts))
         own = self._classes if tuple(self._classes) != VOC_CLASSES else np.array(self._classes)[used].tolist()
         pasted = [*own, *(name for name in sorted(counts) if name not in cased and not is_background(name))]
+        in_yaml = yaml.safe_dump(pasted, default_flow_style=True, allow_unicode=True, width=2**31).strip()
         return (
             f"{folder} has names that are no class: {names}. Mend them; or if they are classes of your own, write "
-            f"`classes: {_as_yaml(pasted)}` below `data:` in the recipe, in the order of the mask values 1, 2, …, or "
-            f"one a line in {self._root / CLASSES}."
+            f"`classes: {in_yaml}` below `data:` in the recipe, in the order of the mask values 1, 2, …, or one a line "
+            f"in {self._root / CLASSES}."
         )
-
-
-def _row_of_signs(signs: Sequence[int | None]) -> np.ndarray | None:
-    """Return the classes that lists say to be in an image, (classes,) bool; None where one of them says nothing."""
-    known = [sign for sign in signs if sign is not None]
-    return np.array(known) >= 0 if len(known) == len(signs) else None
-
-
-def _as_yaml(names: Sequence[str]) -> str:
-    return yaml.safe_dump(list(names), default_flow_style=True, allow_unicode=True, width=2**31).strip()
-
-
-def picture_finder(pictures: Listing) -> Known:
-    """Return a function that finds an id among the pictures there are, and leaves it in the form that is asked for."""
-    return lambda id: id if id in pictures else None
-
-
-def class_of_list(name: str, classes: Sequence[str]) -> int | None:
-    """Return the class that begins the name of a list such as ``dog_train``; None where none does."""
-    of = [column for column, of_class in enumerate(classes) if composed(name).startswith(f"{composed(of_class)}_")]
-    return max(of, key=lambda column: len(classes[column]), default=None)
-
-
-def class_lists(root: Path, base: str, classes: Sequence[str]) -> dict[int, Path]:
-    """Return the files ``ImageSets/Main/CLASS_BASE.txt`` that there are, by class."""
-    files = {composed(file.name): file for file in _lists_of(root, base)}
-    names = (composed(f"{name}_{base}.txt") for name in classes)
-    return {column: files[name] for column, name in enumerate(names) if name in files}
-
-
-def _lists_of(root: Path, base: str) -> list[Path]:
-    """Return the files that are named as lists of a class are, sorted."""
-    found = (file for file in (root / MAIN).glob("*.txt") if file.stem.endswith(f"_{base}"))
-    return sorted(found, key=lambda file: file.name)

@@ -10,8 +10,8 @@ import numpy as np
 
 from ribray import storage
 from ribray.data.dataset import Dataset
-from ribray.data.listing import Near
 from ribray.data.lists import id_finder, read_list
+from ribray.data.near import Near
 from ribray.errors import UsageError
 from ribray.methods.maps import Size, localization_maps
 from ribray.pipeline.artifacts import read_map

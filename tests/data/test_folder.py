@@ -11,7 +11,7 @@ from PIL import Image
 
 from ribray.config import DataConfig
 from ribray.data import Dataset, open_dataset
-from ribray.data.label_table import LabelTable, parse_labels
+from ribray.data.label_table import Labels, parse_labels
 from ribray.data.lists import check_id
 from ribray.errors import ImageError, UsageError
 
@@ -157,7 +157,7 @@ def test_a_missing_label_file_says_what_to_write(folder_root: Path) -> None:
         open_folder(folder_root)
 
 
-def parse(text: str) -> LabelTable:
+def parse(text: str) -> Labels:
     def id_of(written: str, where: str) -> str:
         check_id(written, where)
         return written
@@ -170,7 +170,7 @@ def test_label_files_as_spreadsheets_write_them() -> None:
     table = parse(text.removeprefix("\ufeff"))
     assert table.rows == {"x/1": ("dog", "grey seal"), "x/2": ()}
     assert table.problems == {}
-    assert table.notes == ()
+    assert table.notes == []
 
 
 # --- any CSV ----------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from ribray.data.listing import Listing, Near, printable
+from ribray.data.files import FilesById
+from ribray.data.names import printable
+from ribray.data.near import Near
 
 SUFFIXES = (".jpg", ".png")
 
@@ -24,7 +26,7 @@ def test_files_are_found_by_id_below_any_folder(tmp_path: Path, kind: str) -> No
     write(
         root, "a.png", "a.JPG", "a.jpg", "b/c.v2.PNG", "b/.hidden.jpg", "@eaDir/a.jpg", ".cache/x.jpg", "jpg", "d.txt"
     )
-    listing = Listing(root, SUFFIXES)
+    listing = FilesById(root, SUFFIXES)
     assert sorted(listing) == ["a", "b/c.v2"]
     assert listing.names("a") == ["a.jpg", "a.JPG", "a.png"]
     assert listing.names("b/c.v2") == ["b/c.v2.PNG"]
@@ -33,12 +35,12 @@ def test_files_are_found_by_id_below_any_folder(tmp_path: Path, kind: str) -> No
 
 
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    assert list(Listing(tmp_path / "nowhere", SUFFIXES)) == []
+    assert list(FilesById(tmp_path / "nowhere", SUFFIXES)) == []
 
 
 def test_either_unicode_form_finds_the_file_under_its_own_name(tmp_path: Path) -> None:
     apart = unicodedata.normalize("NFD", "été")
-    listing = Listing(write(tmp_path, f"{apart}/{apart}.jpg"), SUFFIXES)
+    listing = FilesById(write(tmp_path, f"{apart}/{apart}.jpg"), SUFFIXES)
     assert "été/été" in listing
     assert listing.names("été/été") == listing.names(f"{apart}/{apart}") == [f"{apart}/{apart}.jpg"]
 
@@ -49,7 +51,7 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "root/again").symlink_to(tmp_path / "other")
     (tmp_path / "root/self").symlink_to(tmp_path / "root")
     (tmp_path / "other/back").symlink_to(tmp_path / "root")
-    assert sorted(Listing(tmp_path / "root", SUFFIXES)) == ["a", "again/b", "link/b"]
+    assert sorted(FilesById(tmp_path / "root", SUFFIXES)) == ["a", "again/b", "link/b"]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ribray.data.lists import Known, check_id, id_finder, parse_id_list, parse_list, read_id_list
+from ribray.data.dataset import Problem
+from ribray.data.lists import Known, check_id, id_finder, parse_list, read_list
 from ribray.errors import UsageError
+
+
+def ids_of(text: str, source: str, known: Known | None = None) -> tuple[tuple[str, ...], list[Problem]]:
+    found = parse_list(text, source, known)
+    return found.ids, found.problems
 
 
 @pytest.mark.parametrize(
@@ -23,18 +29,18 @@ from ribray.errors import UsageError
 )
 def test_line_ends_blanks_and_byte_order_marks_do_not_matter(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(content)
-    assert read_id_list(tmp_path / "list.txt") == ("a", "b/c")
+    assert read_list(tmp_path / "list.txt").ids == ("a", "b/c")
 
 
 def test_an_id_listed_twice_is_kept_once_and_reported() -> None:
-    ids, problems = parse_id_list("a\nb\na\na\n", "train.txt")
+    ids, problems = ids_of("a\nb\na\na\n", "train.txt")
     assert ids == ("a", "b")
     assert [(problem.id, problem.kind) for problem in problems] == [("a", "listed twice")]
     assert problems[0].sentence == "train.txt lists a on line 1 and again on line 3: keep one of the two."
 
 
 def test_ids_keep_spaces_and_letters_of_any_script() -> None:
-    assert parse_id_list("my dog\nплиж/пес\n", "x")[0] == ("my dog", "плиж/пес")
+    assert ids_of("my dog\nплиж/пес\n", "x")[0] == ("my dog", "плиж/пес")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,7 @@ def test_ids_that_could_name_something_else_are_refused(id: str, fault: str) -> 
 
 def test_the_line_is_named() -> None:
     with pytest.raises(UsageError, match=r"^line 3 of train.txt is '\.\./x', which leaves its folder"):
-        parse_id_list("a\n\n../x\n", "train.txt")
+        ids_of("a\n\n../x\n", "train.txt")
 
 
 @pytest.mark.parametrize(
@@ -88,20 +94,20 @@ def test_the_line_is_named() -> None:
     ],
 )
 def test_a_line_may_name_the_file_of_an_image_and_its_mask(line: str, id: str) -> None:
-    assert parse_id_list(line, "list.txt") == ((id,), [])
-    assert parse_id_list(line, "list.txt", id_finder([id])) == ((id,), [])
+    assert ids_of(line, "list.txt") == ((id,), [])
+    assert ids_of(line, "list.txt", id_finder([id])) == ((id,), [])
 
 
 def test_a_line_that_is_an_image_as_it_stands_is_nothing_else() -> None:
     known = id_finder(["scan.png", "beach 1", "a.jpg a.png", "x"])
-    assert parse_id_list("scan.png\nbeach 1\na.jpg a.png\n", "x", known)[0] == ("scan.png", "beach 1", "a.jpg a.png")
+    assert ids_of("scan.png\nbeach 1\na.jpg a.png\n", "x", known)[0] == ("scan.png", "beach 1", "a.jpg a.png")
 
 
 def test_signs_are_labels_and_are_read_only_where_the_images_are_known() -> None:
     found = parse_list("a -1\nb  1\nc.jpg 0\nbeach 1\nd\n", "x", id_finder(["a", "b", "c", "beach 1", "d"]))
     assert found.ids == ("a", "b", "c", "beach 1", "d")
     assert found.signs == {"a": -1, "b": 1, "c": 0}
-    assert parse_id_list("beach 1\n", "x")[0] == ("beach 1",)
+    assert ids_of("beach 1\n", "x")[0] == ("beach 1",)
 
 
 def test_what_else_a_line_says_is_kept() -> None:
@@ -114,7 +120,7 @@ def test_what_else_a_line_says_is_kept() -> None:
 
 def test_both_unicode_forms_are_the_id_that_is_there() -> None:
     composed, apart = "\u00e9", "e\u0301"
-    ids, problems = parse_id_list(f"{composed}\n{apart}.jpg\n", "x", id_finder([apart]))
+    ids, problems = ids_of(f"{composed}\n{apart}.jpg\n", "x", id_finder([apart]))
     assert ids == (apart,)
     assert [problem.kind for problem in problems] == ["listed twice"]
 
@@ -122,11 +128,11 @@ def test_both_unicode_forms_are_the_id_that_is_there() -> None:
 def test_lists_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "utf16.txt").write_bytes("a\nb".encode("utf-16"))
     with pytest.raises(UsageError, match=r"utf16\.txt is not UTF-8 text"):
-        read_id_list(tmp_path / "utf16.txt")
+        read_list(tmp_path / "utf16.txt")
     with pytest.raises(UsageError, match=r"gone\.txt does not exist"):
-        read_id_list(tmp_path / "gone.txt")
+        read_list(tmp_path / "gone.txt")
     with pytest.raises(UsageError, match="cannot be read"):
-        read_id_list(tmp_path)
+        read_list(tmp_path)
 
 
 letters = ["a", "b/c", "..", "/", "\\", "\r", "\n", " ", "\ufeff", "\0", "\x1c", "\u2028", "é", ".", ":"]
@@ -137,7 +143,7 @@ pieces = st.sampled_from([*letters, ".jpg", "a.png", "JPEGImages/", " -1", " 1"]
 @given(st.one_of(st.text(), st.lists(pieces).map("".join)), st.sampled_from([None, id_finder(["a", "b/c", "a.png"])]))
 def test_any_text_gives_safe_ids_or_one_sentence(text: str, known: Known | None) -> None:
     try:
-        ids, _ = parse_id_list(text, "list.txt", known)
+        ids, _ = ids_of(text, "list.txt", known)
     except UsageError as error:
         assert "\n" not in str(error)
         return
@@ -154,4 +160,4 @@ def test_any_bytes_give_ids_or_one_sentence(tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.getbasetemp() / "fuzzed.txt"
     path.write_bytes(content)
     with contextlib.suppress(UsageError):
-        read_id_list(path)
+        read_list(path)

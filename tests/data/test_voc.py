@@ -12,9 +12,9 @@ from PIL import Image
 
 from ribray.config import DataConfig
 from ribray.data import Dataset, open_dataset
-from ribray.data.annotations import parse_annotation
 from ribray.data.dataset import colour_map
 from ribray.data.voc import VOC_CLASSES, VocDataset
+from ribray.data.voc_labels import parse_annotation
 from ribray.errors import ImageError, UsageError
 
 
