@@ -107,16 +107,18 @@ def _walk(top: str, without: str | None, below_each_name: bool) -> Listing:
             if is_passed_over(entry.name):
                 continue
             path = f"{name}/{entry.name}" if name else entry.name
-            place, is_link = Path(entry.path), entry.is_symlink()
             if entry.is_dir(follow_symlinks=False):
                 folders.append((path, f"{real.rstrip(os.sep)}{os.sep}{entry.name}"))
-            elif is_link and place.is_dir():
+            elif not entry.is_symlink():
+                if entry.is_file():
+                    names.append(path)
+            elif (place := Path(entry.path)).is_dir():
                 target = os.path.realpath(place)
                 heapq.heappush(links, (-target.count(os.sep), path, target))
-            elif is_link and not place.exists() and not is_photograph(path):
-                found.broken[path] = str(place.readlink())
-            elif (is_link and not place.exists()) or entry.is_file():
+            elif place.is_file() or (not place.exists() and is_photograph(path)):
                 names.append(path)
+            elif not place.exists():
+                found.broken[path] = str(place.readlink())
     return Listing(tuple(sorted(names)), found.same, found.broken, found.closed)
 
 

@@ -2,7 +2,7 @@
 
     ROOT/**/ID.jpg           any folders below; .jpg, .png, .webp, .tif, .bmp, .gif
     ROOT/labels.csv          columns id,classes; several classes in a cell are separated by ;
-                             (other forms: `ribray.data.label_table`)
+                             (other forms: `ribray.data.folder_labels`)
     ROOT/classes.txt         optional: class names in order, one a line; otherwise those of labels.csv, sorted
     ROOT/masks/ID.png        optional truth: 0 background, 1 the first class, …, 255 ignore
     ROOT/splits/NAME.txt     optional lists of ids, one a line; split `all` is every row of labels.csv
@@ -21,12 +21,19 @@ import numpy as np
 from ribray.config import DataConfig
 from ribray.data.dataset import Dataset, Problem, nearest
 from ribray.data.files import list_files
-from ribray.data.folder_classes import ClassList, no_labels, read_class_folders, read_class_list, some
-from ribray.data.ids import Absences, Photographs
+from ribray.data.folder_labels import (
+    SEPARATOR,
+    ClassList,
+    Labels,
+    no_labels,
+    parse_labels,
+    read_class_folders,
+    read_class_list,
+    some,
+)
+from ribray.data.ids import Absences, MaskFiles, Photographs
 from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask, without_ending
-from ribray.data.label_table import SEPARATOR, Labels, parse_labels
 from ribray.data.lists import check_id, each_once, read_text
-from ribray.data.mask_owners import MaskFiles
 from ribray.data.names import DELIMITERS, composed, in_other_case, recombined, several
 from ribray.data.near import Near, difference
 from ribray.errors import ImageError, UsageError

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ribray.config import DataConfig
 from ribray.data import Dataset, open_dataset
-from ribray.data.label_table import Labels, parse_labels
+from ribray.data.folder_labels import Labels, parse_labels
 from ribray.data.lists import check_id
 from ribray.errors import ImageError, UsageError
 
