@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +29,7 @@ from ribray.config import (
     nearest,
     read_yaml,
     seeded_sections,
+    shipped_files,
     shipped_recipes,
     to_values,
 )
@@ -43,18 +43,12 @@ _RUN_FILE = "experiment.yaml"
 class Axis(Section):
     """The values of one key; exactly one of these is given. A plain list is a grid."""
 
-    grid: tuple[Any, ...] | None = None
-    """Every value, together with every value of the other grids."""
-    choice: tuple[Any, ...] | None = None
-    """One of these at random."""
-    uniform: tuple[float, float] | None = None
-    """A number between these two, at random."""
-    loguniform: tuple[Positive, Positive] | None = None
-    """The same, its logarithm evenly spread."""
-    seeds: tuple[int, ...] | None = None
-    """Repeats: results are averaged over these."""
-    times: "Axis | None" = None
-    """Any of the above, as factors on the base's own value."""
+    grid: tuple[Any, ...] | None = None  # every value, together with every value of the other grids
+    choice: tuple[Any, ...] | None = None  # one of these at random
+    uniform: tuple[float, float] | None = None  # a number between these two, at random
+    loguniform: tuple[Positive, Positive] | None = None  # the same, its logarithm evenly spread
+    seeds: tuple[int, ...] | None = None  # repeats: results are averaged over these
+    times: "Axis | None" = None  # any of the above but seeds, as factors on the base's own value
 
     @model_validator(mode="before")
     @classmethod
@@ -86,11 +80,7 @@ class Axis(Section):
         return self.plain.grid is None and self.seeds is None
 
     def value(self, key: str, value: Any, base: Mapping[str, Any]) -> Any:
-        """Return what a value of the axis stands for: a factor for as many times the base's; an integer stays one.
-
-        Raises:
-            UsageError: factor or base is no number.
-        """
+        """Return what a value of the axis stands for: a factor for as many times the base's; an integer stays one."""
         if self.times is None:
             return value
         for number in (base.get(key), value):
@@ -113,8 +103,7 @@ class BaseRecipe(Section):
     recipe: str
     """A shipped recipe, the path of one, or the directory of a run, whose finished stages are then reused; a shipped
     recipe's name always means that recipe."""
-    set: dict[str, Any] = {}
-    """Keys of the recipe that are changed for all trials."""
+    set: dict[str, Any] = {}  # keys of the recipe that are changed for all trials
 
     @model_validator(mode="before")
     @classmethod
@@ -151,51 +140,38 @@ class Search(Section):
     kind: Literal["random", "optuna"] = "random"
     """random: independent draws; optuna: each draw learns from the trials before it (extra ribray[optuna])."""
     samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
-    """How many draws."""
     seed: Seed = 0
-    """Of the draws."""
 
 
 class Published(Section):
-    """What a paper says of this study."""
+    """What a paper says of this study: a table whose columns are the values of the first axis, a number, a sentence."""
 
     table: Literal["S1"] | None = None
-    """A table whose columns are the values of the first axis."""
     value: float | None = None
     std: float | None = None
     text: str | None = None
-    """One sentence."""
 
 
 class SweepFile(Section):
     """A sweep: what varies, what a trial runs, what is measured."""
 
     base: BaseRecipe
-    """Recipe (with keys set) of all trials."""
     stages: Annotated[
         tuple[str, ...],
         Field(min_length=1),
         BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
     ]
     """Stages of a trial; what comes before them is the base run's, where no key of the space touches it."""
-    space: dict[str, Axis]
-    """Configuration key -> its values."""
+    space: dict[str, Axis]  # by configuration key
     repeats: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 1
     """Seeds 0 … N-1 of the first stage of a trial that has a seed."""
-    metric: str
-    """Dotted path in metrics.json, such as seed.rib.miou."""
+    metric: str  # dotted path in metrics.json, such as seed.rib.miou
     mode: Literal["max", "min"] = "max"
-    """Whether more or less of the metric is better."""
-    max_concurrent: Count = 1
-    """Trials at a time."""
-    workers_per_trial: Count | None = None
-    """cluster.workers of a trial; default: the base's."""
+    max_concurrent: Count = 1  # trials at a time
+    workers_per_trial: Count | None = None  # cluster.workers of a trial; default: the base's
     scheduler: Scheduler | None = None
-    """Ends trials early; default: none."""
-    search: Search | None = None
-    """Needed where values are drawn."""
-    published: Published | None = None
-    """Laid beside the result."""
+    search: Search | None = None  # needed where values are drawn
+    published: Published | None = None  # laid beside the result
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepFile":
@@ -228,11 +204,7 @@ class SweepFile(Section):
         return [key for key, axis in self.space.items() if axis.seeds is None]
 
     def repeated(self) -> dict[str, Sequence[int]]:
-        """Return the keys that trials are averaged over, and their values.
-
-        Raises:
-            UsageError: ``repeats`` without a stage that has a seed.
-        """
+        """Return the keys that trials are averaged over, and their values."""
         if self.repeats == 1:
             return {key: self.space[key].seeds or () for key in self.seed_keys}
         stage = next((name for name in seeded_sections() if name in self.stages), None)
@@ -245,8 +217,7 @@ class SweepFile(Section):
 class Trial:
     """One set of values."""
 
-    id: str
-    """Names its directory; a function of the settings."""
+    id: str  # names its directory; a function of the settings
     settings: Mapping[str, Any]
 
     @classmethod
@@ -258,18 +229,10 @@ class Trial:
 
 
 def shipped_sweeps() -> dict[str, Path]:
-    """Return the sweeps that come with the package, by name: they lie within it, or in a checkout beside it."""
-    package = Path(str(resources.files("ribray")))
-    folder = next(each for each in (package / "sweeps", package.parent / "sweeps") if each.is_dir())
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return shipped_files("sweeps")
 
 
 def find_sweep(name: str) -> Path:
-    """Return the file of a sweep.
-
-    Raises:
-        UsageError: neither a shipped name nor a file.
-    """
     location, shipped = storage.absolute(name), shipped_sweeps()
     if location.is_file():
         return location
@@ -282,20 +245,11 @@ def find_sweep(name: str) -> Path:
 
 
 def read_sweep(location: Path) -> SweepFile:
-    """Read a sweep file.
-
-    Raises:
-        UsageError: broken YAML, an unknown key, or a value of the wrong type or range.
-    """
     return validate_sweep(read_yaml(location), str(location))
 
 
 def validate_sweep(values: Mapping[str, Any], source: str) -> SweepFile:
-    """Check raw values against the model.
-
-    Raises:
-        UsageError: names ``source``, the key's path and the value.
-    """
+    """Return the sweep of raw values; an error names ``source``."""
     try:
         return SweepFile.model_validate(values)
     except ValidationError as error:
@@ -316,11 +270,7 @@ def title_of(location: Path) -> str:
 
 
 def base_experiment(sweep: SweepFile, overrides: Iterable[str] = ()) -> Experiment:
-    """Return what every trial starts from; ``overrides`` are the command line's ``key=value``.
-
-    Raises:
-        UsageError: as `load_experiment` raises it.
-    """
+    """Return what every trial starts from; ``overrides`` are the command line's ``key=value``."""
     run = base_run(sweep)
     recipe = sweep.base.recipe if run is None else str(run / _RUN_FILE)
     return load_experiment(recipe, [sweep.base.set, *overrides])
@@ -328,18 +278,13 @@ def base_experiment(sweep: SweepFile, overrides: Iterable[str] = ()) -> Experime
 
 def base_run(sweep: SweepFile) -> Path | None:
     """Return the run's directory that a sweep starts from; None where it starts from a recipe."""
-    if sweep.base.recipe in shipped_recipes():
-        return None
     directory = storage.absolute(sweep.base.recipe)
-    return directory if (directory / _RUN_FILE).is_file() else None
+    is_run = sweep.base.recipe not in shipped_recipes() and (directory / _RUN_FILE).is_file()
+    return directory if is_run else None
 
 
 def trials_of(sweep: SweepFile, base: Experiment) -> list[Trial]:
-    """Return all trials: each draw with each point of the grids with each seed. A search's are not known beforehand.
-
-    Raises:
-        UsageError: a factor on a value that is no number.
-    """
+    """Return all trials: each draw with each point of the grids with each seed. A search's are not known beforehand."""
     flat = flatten(to_values(base))
     grids = {
         key: [axis.value(key, value, flat) for value in axis.plain.grid]
@@ -354,15 +299,11 @@ def trials_of(sweep: SweepFile, base: Experiment) -> list[Trial]:
     found: dict[str, Trial] = {}
     for draw in range(draws):
         drawn = {key: _draw(sweep, key, draw, flat) for key, axis in sweep.space.items() if axis.is_drawn}
-        for point in _product(grids):
-            for seeds in _product(repeated):
-                trial = Trial.of({**{key: (drawn | point)[key] for key in sweep.axes}, **seeds})
-                found.setdefault(trial.id, trial)
+        for values in itertools.product(*grids.values(), *repeated.values()):
+            point = drawn | dict(zip([*grids, *repeated], values, strict=True))
+            trial = Trial.of({key: point[key] for key in [*sweep.axes, *repeated]})
+            found.setdefault(trial.id, trial)
     return list(found.values())
-
-
-def _product(values: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:
-    return (dict(zip(values, point, strict=True)) for point in itertools.product(*values.values()))
 
 
 def _draw(sweep: SweepFile, key: str, draw: int, flat: Mapping[str, Any]) -> Any:

@@ -59,16 +59,11 @@ class Searched:
     """A search: what it draws from, and what is known already."""
 
     search: Search
-    space: Mapping[str, Axis]
-    """By key; factors are resolved to values."""
-    drawn: int
-    """How many of the samples were drawn already."""
-    evaluated: Sequence[tuple[Mapping[str, Any], float | None]]
-    """Settings of these trials and their metric; None of one that diverged."""
-    unfinished: Sequence[Mapping[str, Any]]
-    """Settings of trials that were begun: they come first."""
-    integers: Collection[str] = ()
-    """Keys whose values are whole numbers."""
+    space: Mapping[str, Axis]  # by key, without factors
+    drawn: int  # how many of the samples were drawn already
+    evaluated: Sequence[tuple[Mapping[str, Any], float | None]]  # settings and metric, None of one that diverged
+    unfinished: Sequence[Mapping[str, Any]]  # settings of trials that were begun: they come first
+    integers: Collection[str] = ()  # keys whose values are whole numbers
 
 
 def run_sweep(
@@ -181,11 +176,7 @@ class _ToldByTune(tune.Callback):
 
 
 def require_optuna() -> None:
-    """Check that a search can work.
-
-    Raises:
-        UsageError: optuna is not installed.
-    """
+    """Check that a search can work."""
     try:
         import optuna
     except ImportError:

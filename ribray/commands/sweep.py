@@ -47,13 +47,10 @@ class SweepRequest:
     """What a user asked for."""
 
     sweep: SweepFile
-    source: Path
-    """The sweep file."""
-    title: str
-    """What it is, in a line."""
+    source: Path  # the sweep file
+    title: str  # what it is, in a line
     out: Path
-    overrides: tuple[str, ...] = ()
-    """``key=value`` strings that change the base and so every trial."""
+    overrides: tuple[str, ...] = ()  # ``key=value`` strings that change the base and so every trial
     break_lock: bool = False
 
     @property
@@ -67,12 +64,9 @@ class SweepResult:
     """What a sweep came to."""
 
     ledger: dict[str, Any]
-    files: list[Path]
-    """Table and plots."""
-    sync_command: str | None
-    """Uploads the offline W&B files of all trials."""
-    stopped: bool
-    """Whether the user stopped it."""
+    files: list[Path]  # table and plots
+    sync_command: str | None  # uploads the offline W&B files of all trials
+    stopped: bool  # by the user
 
     @property
     def failed(self) -> bool:
@@ -81,12 +75,7 @@ class SweepResult:
 
 
 def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> SweepResult:
-    """Run a sweep, or what is left of it.
-
-    Raises:
-        UsageError: something is wrong with the sweep, or with the base run; no trial was started.
-        RibrayError: the base run failed.
-    """
+    """Run a sweep, or what is left of it; an error means that no trial was started."""
     definition, out = request.sweep, storage.absolute(request.out)
     base = base_experiment(definition, request.overrides)
     base = base.with_values({"tracking.group": base.tracking.group or request.name})
@@ -201,11 +190,7 @@ def _base_run(
     console: Console,
     stop: threading.Event,
 ) -> Path:
-    """Return the run that trials reuse: one that was named, as it is, or one of the sweep's own.
-
-    Raises:
-        UsageError: the run that was named lacks a stage, or has other settings.
-    """
+    """Return the run that trials reuse: one that was named, if it has what they need, or one of the sweep's own."""
     named = base_run(request.sweep)
     if named is None:
         own = Request(base, request.sweep.base.recipe, out / BASE_FOLDER, shared, break_lock=request.break_lock)
@@ -323,11 +308,7 @@ class Ledger:
     """What the sweep is, and every trial with what came of it; written as ``sweep.json`` whenever that changes."""
 
     def __init__(self, out: Path, request: SweepRequest, base: Experiment, trials: Sequence[Trial]):
-        """Bring what an earlier start of the sweep has left in line with the trials there are to be.
-
-        Raises:
-            UsageError: it was another sweep, or one with other settings.
-        """
+        """Bring what an earlier start of the sweep has left in line with the trials there are to be."""
         definition, named = request.sweep, base_run(request.sweep)
         configuration = flatten(to_values(base)).items()
         self.out = out

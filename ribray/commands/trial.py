@@ -33,16 +33,11 @@ class TrialRunner:
     """Runs trials, in whatever process."""
 
     definition: SweepFile
-    experiment: Experiment
-    """The base's."""
-    base: Path
-    """Directory of the run that trials reuse."""
-    stages: tuple[str, ...]
-    """Of a trial, with those before them that the base cannot lend."""
-    out: Path
-    """The sweep's folder."""
-    sweep: str
-    """Of `TrialRecord.sweep`."""
+    experiment: Experiment  # the base's
+    base: Path  # directory of the run that trials reuse
+    stages: tuple[str, ...]  # of a trial, with those before them that the base cannot lend
+    out: Path  # the sweep's folder
+    sweep: str  # what `TrialRecord.write` wants
 
     def __call__(self, trial: Trial, images: int | None, is_last: bool) -> float | None:
         """Run a trial, on so many images where a scheduler says so; return the metric where it goes well."""

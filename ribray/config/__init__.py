@@ -16,7 +16,7 @@ from ribray.config.experiment import (
 from ribray.config.masks import IrnConfig, MasksConfig, PseudoConfig
 from ribray.config.methods import RefineConfig
 from ribray.config.networks import ClassifierConfig, SegmentationConfig
-from ribray.config.recipes import find_recipe, load_experiment, read_recipe, read_yaml, shipped_files, shipped_recipes
+from ribray.config.recipes import find_recipe, load_experiment, read_yaml, shipped_files, shipped_recipes
 from ribray.config.running import ClusterConfig, TrackingConfig
 from ribray.config.section import TIMM_PREFIX, Count, Positive, Section, Seed
 from ribray.config.sentences import explain_invalid, nearest

@@ -54,14 +54,9 @@ class Experiment(Section):
         return self
 
     def with_values(self, values: Mapping[str, Any], source: str = "the experiment") -> "Experiment":
-        """Return the experiment with some keys (``refine.lr``) set to other values.
+        """Return the experiment with other values of some keys (``refine.lr``), checked as those of a recipe are.
 
-        Args:
-            values: by key; one of ``seed`` also changes the sections' seeds that equal it now.
-            source: what is at fault where a key or a value is wrong.
-
-        Raises:
-            UsageError: an unknown key, or a value of the wrong type or range.
+        One of ``seed`` also changes the sections' seeds that equal it now. An error names ``source``.
         """
         return validate_experiment(change(to_values(self), [values]), source)
 
@@ -90,11 +85,7 @@ class Experiment(Section):
 
 
 def validate_experiment(values: Mapping[str, Any], source: str) -> Experiment:
-    """Return the experiment of raw values.
-
-    Raises:
-        UsageError: names ``source``, the key's path and the value; one sentence for the first error.
-    """
+    """Return the experiment of raw values; what is wrong with the first is one sentence, which names ``source``."""
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -103,18 +94,12 @@ def validate_experiment(values: Mapping[str, Any], source: str) -> Experiment:
         raise UsageError(f"{source}: the values are nested too deeply.") from None
 
 
-# --- changing values ---------------------------------------------------------------------------------------------
-
-
 def change(values: Mapping[str, Any], overrides: Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
     """Return raw values with overrides applied; later ones win.
 
     An override is a text ``key.path=value`` of the command line, its value parsed as YAML, or a mapping of key paths
     to values that are taken as they are. One of ``seed`` also stands for the sections' seeds that ``values`` have from
     their own (see `Experiment.seed`).
-
-    Raises:
-        UsageError: a text of another form, broken YAML, or a key below a value.
     """
     changed, settings = dict(values), list[tuple[str, Any, str]]()
     for override in overrides:
@@ -160,9 +145,6 @@ def _forget_spread_seeds(values: dict[str, Any]) -> None:
         section = values.get(name)
         if isinstance(section, dict) and "seed" in section and section["seed"] == values["seed"]:
             values[name] = {key: value for key, value in section.items() if key != "seed"}
-
-
-# --- looking up and printing -------------------------------------------------------------------------------------
 
 
 def to_values(experiment: Experiment) -> dict[str, Any]:

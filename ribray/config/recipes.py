@@ -1,7 +1,4 @@
-"""Recipes: the files that experiments are read from.
-
-A recipe is a YAML file with any keys of `Experiment`; what it leaves out keeps its default.
-"""
+"""Recipes: YAML files with any keys of `Experiment`; what one leaves out keeps its default."""
 
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -15,42 +12,25 @@ from ribray.errors import UsageError
 from ribray.yaml_text import MOST_CHARACTERS, YamlError, parse_yaml
 
 
+def shipped_files(folder: str) -> dict[str, Path]:
+    """Return the YAML files that come with the package in a folder within it, or in a checkout beside it, by name."""
+    package = Path(str(resources.files("ribray")))
+    place = next(each for each in (package / folder, package.parent / folder) if each.is_dir())
+    return {file.stem: file for file in sorted(place.glob("*.yaml"))}
+
+
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with the package, by name."""
     return shipped_files("recipes")
 
 
-def shipped_files(folder: str) -> dict[str, Path]:
-    """Return the YAML files in a folder of the package, by name."""
-    return {file.stem: file for file in sorted(Path(str(resources.files("ribray") / folder)).glob("*.yaml"))}
-
-
 def load_experiment(recipe: str, overrides: Iterable[str | Mapping[str, Any]] = ()) -> Experiment:
-    """Read a recipe, given by its shipped name (``voc12``) or its path, and apply overrides (see `change`).
-
-    Raises:
-        UsageError: no such recipe, broken YAML, an unknown key, or a value of the wrong type or range.
-    """
-    return validate_experiment(change(read_recipe(recipe), overrides), str(recipe))
-
-
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """Return the raw values of a recipe.
-
-    Raises:
-        UsageError: no such recipe, or broken YAML.
-    """
+    """Read a recipe, given by its shipped name (``voc12``) or its path, and apply overrides (see `change`)."""
     values = read_yaml(find_recipe(recipe))
     values.pop("provenance", None)  # a run's experiment.yaml is a recipe too
-    return values
+    return validate_experiment(change(values, overrides), str(recipe))
 
 
 def find_recipe(recipe: str) -> Path:
-    """Return the file of a recipe.
-
-    Raises:
-        UsageError: neither a shipped name nor a file.
-    """
     shipped = shipped_recipes()
     if recipe in shipped:
         return shipped[recipe]
@@ -64,11 +44,7 @@ def find_recipe(recipe: str) -> Path:
 
 
 def read_yaml(location: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Raises:
-        UsageError: the file cannot be read, is no YAML, is too large (see `ribray.yaml_text`), or holds something else.
-    """
+    """Read a YAML file that holds a mapping, and is not too long (see `ribray.yaml_text`)."""
     try:
         with location.open("rb") as stream:
             content = stream.read(4 * MOST_CHARACTERS + 1)

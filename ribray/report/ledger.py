@@ -23,13 +23,10 @@ class TrialRecord:
     id: str
     directory: str
     settings: dict[str, Any]
-    draws: int = 1
-    """How often a search has drawn it."""
+    draws: int = 1  # by a search
     status: Status = "waiting"
-    value: float | None = None
-    """The sweep's metric."""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """Every number of the trial's metrics, by dotted name."""
+    value: float | None = None  # the sweep's metric
+    metrics: dict[str, Any] = field(default_factory=dict)  # every number, by dotted name
     failed_images: int = 0
     error: str | None = None
     seconds: float = 0.0
@@ -54,12 +51,6 @@ def read_trial(trial: Trial, out: Path, sweep: str) -> TrialRecord | None:
 
 
 def read_ledger(location: Path) -> dict[str, Any]:
-    """Return the content of a sweep's ledger.
-
-    Raises:
-        UsageError: it is of another version.
-        RibrayError: it is damaged, or cannot be read.
-    """
     remedy = "put a copy of it back, or remove it: the same sweep then writes it anew, from its trials' directories"
     values = storage.read_object(location, remedy)
     if values.get("format") != FORMAT:

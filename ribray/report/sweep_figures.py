@@ -26,6 +26,7 @@ from ribray.report.sweep_rows import (
     published_decimals,
     published_table,
     published_values,
+    repeats_of,
     setting_text,
     short_keys,
     spread,
@@ -202,13 +203,11 @@ def _mark_missing(axes: Axes, axis: str, rows: Sequence[SweepRow]) -> list[Line2
 
 def _bar_note(rows: Sequence[SweepRow]) -> str:
     """Say what the error bars are."""
-    counts = sorted({row.count for row in rows if row.count > 1})
-    parts = []
-    if counts:
-        repeats = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    repeats, parts = repeats_of(rows), []
+    if repeats:
         parts.append(f"sample standard deviation over {repeats} repeats")
     if any(row.interval for row in rows):
-        parts.append("95 % bootstrap interval over images" + (" where there is one run" if counts else ""))
+        parts.append("95 % bootstrap interval over images" + (" where there is one run" if repeats else ""))
     return f"Bars: {'; '.join(parts)}." if parts else ""
 
 

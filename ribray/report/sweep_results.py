@@ -34,6 +34,7 @@ from ribray.report.sweep_rows import (
     number,
     published_decimals,
     published_table,
+    repeats_of,
     rows,
     setting_text,
     short_keys,
@@ -53,18 +54,7 @@ REASON_LETTERS = 160
 
 
 def write_results(ledger: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the sweep's table, CSV and plots.
-
-    Args:
-        ledger: the content of ``sweep.json``.
-        folder: the sweep's folder, which the trials' directories are relative to.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        RibrayError: a trial's file is damaged.
-    """
+    """Write table, CSV and plots into the sweep's folder; return these files."""
     found = rows(ledger)
     storage.write_text(folder / RESULTS_FILE, _csv(ledger))
     storage.write_text(folder / TABLE_FILE, _table(ledger, found).markdown())
@@ -94,7 +84,8 @@ def _table(
 ) -> Table:
     """Return a table of all rows or of some, with the columns that all of them have."""
     metric, names = ledger["metric"], short_keys(ledger["axes"])
-    decimals = published_decimals(_stated_value(ledger))
+    stated = ledger["published"] or {}
+    decimals = published_decimals(stated.get("value"))
     settings = {axis: [row.settings[axis] for row in found] for axis in names}
     columns = [_column(name, is_numeric(settings[axis])) for axis, name in names.items()] or [_column("", False)]
     columns += [_column(f"{metric_name(metric)}{', %' if is_percent(metric) else ''}"), _column("n")]
@@ -111,10 +102,12 @@ def _table(
         line += [Cell(_interval(row.interval, metric))] if has_interval else []
         line += [Cell(NOTHING if row.published is None else as_published(row.published))] if has_published else []
         lines.append([*line, Cell(shortened(row.reason, REASON_LETTERS))] if has_reason else line)
-    if (stated := _stated(ledger)) is not None:  # the published number stands below the values
-        texts = ["published", *[""] * (len(names or "-") - 1), stated]
+    if stated.get("value") is not None:  # the published number stands below the values
+        std = "" if stated.get("std") is None else f" ± {spread(stated['std'], metric)}"
+        texts = ["published", *[""] * (len(names or "-") - 1), as_published(stated["value"]) + std]
         lines.append([Cell(text, look="faint") for text in texts + [""] * (len(columns) - len(texts))])
-    return Table(_title(ledger), columns, [lines], [*notes, *_notes(ledger, found)], is_dense=True, is_wide=True)
+    title = " ".join((ledger["title"] or ledger["name"]).split())
+    return Table(title, columns, [lines], [*notes, *_notes(ledger, found)], is_dense=True, is_wide=True)
 
 
 def _column(heading: str, is_number: bool = True, is_long: bool = False) -> Column:
@@ -137,70 +130,29 @@ def _interval(interval: tuple[float, float] | None, metric: str) -> str:
     return f"{number(interval[0], metric)}–{number(interval[1], metric)}" if interval else NOTHING
 
 
-def _stated_value(ledger: Mapping[str, Any]) -> float | None:
-    return (ledger.get("published") or {}).get("value")
-
-
-def _stated(ledger: Mapping[str, Any]) -> str | None:
-    """Return the one published number, with its standard deviation."""
-    value = _stated_value(ledger)
-    if value is None:
-        return None
-    std = ledger["published"].get("std")
-    return as_published(value) + (f" ± {spread(std, ledger['metric'])}" if std is not None else "")
-
-
-# --- what stands around the rows ---------------------------------------------------------------------------------
-
-
-def _title(ledger: Mapping[str, Any]) -> str:
-    return " ".join((ledger.get("title") or ledger["name"]).split())
-
-
 def _notes(ledger: Mapping[str, Any], found: Sequence[SweepRow]) -> list[str]:
     """Return the lines below the table: what the metric is and which statistics are shown."""
-    metric = ledger["metric"]
+    metric, names = ledger["metric"], short_keys(ledger["axes"])
     wanted = "lower is better" if ledger["mode"] == "min" else "higher is better"
-    lines = [f"{metric_name(metric)}: {metric}{', in percent' if is_percent(metric) else ''}; {wanted}"]
-    if base := (ledger.get("base") or {}).get("recipe"):
-        lines[0] += f"; base: {base}"
-    names = short_keys(ledger["axes"])
-    best = [", ".join(f"{names[axis]} {setting_text(row.settings[axis])}" for axis in names) for row in _best(found)]
-    if best:
-        lines.append(f"bold: best, {' and '.join(best)}")
-    lines += _statistics(ledger, found)
-    if any(STOPPED in row.statuses for row in found):
-        lines.append("stopped: ended early by the scheduler, on fewer images; not compared")
-    if any(DIVERGED in row.statuses for row in found):
-        lines.append("diverged: the loss passed its bound or was no longer finite, which ends a training")
-    lines += _published_lines(ledger)
-    return lines
-
-
-def _best(found: Sequence[SweepRow]) -> list[SweepRow]:
-    return [row for row in found if row.is_best]
-
-
-def _statistics(ledger: Mapping[str, Any], found: Sequence[SweepRow]) -> list[str]:
-    counts = sorted({row.count for row in found if row.count > 1})
-    over = f" ({', '.join(ledger['repeats'])})" if ledger["repeats"] else ""
-    lines = []
-    if counts:
-        repeats = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    base = f"; base: {ledger['base']['recipe']}" if ledger["base"] else ""
+    lines = [f"{metric_name(metric)}: {metric}{', in percent' if is_percent(metric) else ''}; {wanted}{base}"]
+    best = (row.settings for row in found if row.is_best)
+    if texts := [", ".join(f"{names[axis]} {setting_text(settings[axis])}" for axis in names) for settings in best]:
+        lines.append(f"bold: best, {' and '.join(texts)}")
+    if repeats := repeats_of(found):
+        over = f" ({', '.join(ledger['repeats'])})" if ledger["repeats"] else ""
         lines.append(f"±: sample standard deviation over {repeats} repeats{over}; n: repeats that count")
     elif any(row.count for row in found):
         lines.append("n: trials that count; of a single one there is no standard deviation")
     if any(row.interval for row in found):
         lines.append("interval: 95 % bootstrap over images")
-    return lines
-
-
-def _published_lines(ledger: Mapping[str, Any]) -> list[str]:
-    lines = []
-    table = published_table(ledger)
-    if table is not None:
+    if any(STOPPED in row.statuses for row in found):
+        lines.append("stopped: ended early by the scheduler, on fewer images; not compared")
+    if any(DIVERGED in row.statuses for row in found):
+        lines.append("diverged: the loss passed its bound or was no longer finite, which ends a training")
+    if (table := published_table(ledger)) is not None:
         lines.append(f"published: table {table.name}, {table.title}")
-    if text := (ledger.get("published") or {}).get("text"):
+    if text := (ledger["published"] or {}).get("text"):
         lines.append(f"published: {' '.join(text.split())}")
     return lines
 

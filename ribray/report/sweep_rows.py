@@ -7,8 +7,9 @@ What a *ledger* is (``sweep.json``): "metric" and "mode" (max or min), "axes" (t
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ribray.evaluation import published
@@ -32,43 +33,25 @@ EVENER = 0.5
 
 @dataclass(frozen=True)
 class SweepRow:
-    """The trials that share the axes' values.
+    """The trials that share the axes' values. Those count that finished with a number."""
 
-    Attributes:
-        settings: axis -> value.
-        trials: the ledger's entries, in its order.
-        summary: statistics of the metric over the trials that count: those that finished with a number. None where
-            there are none.
-        interval: (low, high) of the metric over images where a single trial counts and states it.
-        statuses: status -> number of trials.
-        reason: what there is to say about trials that do not count or lack images; empty if there is nothing.
-        published: what the published table has for these settings.
-        is_best: no other row's mean is better; of no row where all means are the same or there is only one.
-    """
-
-    settings: Mapping[str, Any]
-    trials: Sequence[Mapping[str, Any]]
-    summary: Summary | None
-    interval: tuple[float, float] | None
-    statuses: Mapping[str, int] = field(default_factory=dict)
-    reason: str = ""
-    published: float | None = None
-    is_best: bool = False
+    settings: Mapping[str, Any]  # by axis
+    trials: Sequence[Mapping[str, Any]]  # in the ledger's order
+    counting: Sequence[Mapping[str, Any]]
+    summary: Summary | None  # of the metric over the trials that count
+    interval: tuple[float, float] | None  # over images, where a single trial counts and states it
+    statuses: Mapping[str, int]  # status -> number of trials
+    reason: str  # what there is to say about trials that do not count or lack images
+    published: float | None  # what the published table has for these settings
+    is_best: bool = False  # no other mean is better; of no row where there is only one mean
 
     @property
     def mean(self) -> float | None:
-        """The mean of the trials that count."""
         return self.summary.mean if self.summary else None
 
     @property
     def count(self) -> int:
-        """The number of trials that count."""
-        return self.summary.count if self.summary else 0
-
-    @property
-    def counting(self) -> list[Mapping[str, Any]]:
-        """The trials that count."""
-        return [trial for trial in self.trials if _counts(trial)]
+        return len(self.counting)
 
     @property
     def spread(self) -> tuple[float, float] | None:
@@ -102,17 +85,16 @@ def best_first(found: Sequence[SweepRow], mode: str) -> list[SweepRow]:
 def _row(ledger: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> SweepRow:
     settings = {axis: trials[0]["settings"].get(axis) for axis in ledger["axes"]}
     counting = [trial for trial in trials if _counts(trial)]
-    statuses: dict[str, int] = {}
-    for trial in trials:
-        statuses[trial["status"]] = statuses.get(trial["status"], 0) + 1
+    table = published_table(ledger)
     return SweepRow(
         settings=settings,
         trials=trials,
+        counting=counting,
         summary=summarise([trial["value"] for trial in counting]) if counting else None,
         interval=interval_of(counting[0], ledger["metric"]) if len(counting) == 1 else None,
-        statuses=statuses,
+        statuses=Counter(trial["status"] for trial in trials),
         reason=_reason(trials, ledger["metric"]),
-        published=_published_beside(ledger, settings),
+        published=published_values(table).get(setting_text(settings[ledger["axes"][0]])) if table else None,
     )
 
 
@@ -125,6 +107,12 @@ def interval_of(trial: Mapping[str, Any], metric: str) -> tuple[float, float] | 
     """Return the (low, high) that a trial states for the metric."""
     interval = trial["metrics"].get(f"{metric}{INTERVAL_SUFFIX}")
     return (interval[0], interval[1]) if interval else None
+
+
+def repeats_of(found: Sequence[SweepRow]) -> str:
+    """Return over how many trials the rows with several that count are averaged: 3, or 2 to 3; empty without one."""
+    counts = sorted({row.count for row in found if row.count > 1})
+    return " to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]])) if counts else ""
 
 
 def _counts(trial: Mapping[str, Any]) -> bool:
@@ -152,9 +140,6 @@ def _reason(trials: Sequence[Mapping[str, Any]], metric: str) -> str:
     return ", ".join(parts)
 
 
-# --- published numbers -------------------------------------------------------------------------------------------
-
-
 def published_table(ledger: Mapping[str, Any]) -> PublishedTable | None:
     """Return the published table beside the sweep; its columns are the values of the first axis."""
     name = (ledger.get("published") or {}).get("table")
@@ -162,24 +147,14 @@ def published_table(ledger: Mapping[str, Any]) -> PublishedTable | None:
 
 
 def published_values(table: PublishedTable) -> Mapping[str, float]:
-    """Return column -> value of a table of one row.
-
-    Raises:
-        UsageError: it has several rows.
-    """
+    """Return column -> value of a table of one row."""
     return table.row(table.methods()[0])
-
-
-def _published_beside(ledger: Mapping[str, Any], settings: Mapping[str, Any]) -> float | None:
-    table = published_table(ledger)
-    return None if table is None else published_values(table).get(setting_text(settings[ledger["axes"][0]]))
 
 
 # --- texts -------------------------------------------------------------------------------------------------------
 
 
 def is_percent(metric: str) -> bool:
-    """Say whether the metric is a percentage."""
     parts = metric.split(".")
     return parts[-1] in METRIC_NAMES or PER_CLASS in parts
 
@@ -242,7 +217,6 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def is_numeric(values: Iterable[Any]) -> bool:
-    """Say whether all values of an axis are numbers."""
     return all(map(is_number, values))
 
 
