@@ -93,7 +93,7 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         storage.write_text(out / SWEEP_FILE, request.source.read_text(encoding="utf-8-sig"))
         ledger.write()
         directory = _base_run(request, base, shared, out, console, stop)
-        runner = TrialRunner(definition, base, directory, own, out, ledger.sweep)
+        runner = TrialRunner(definition, base, directory, own, out, ledger.key)
         if not stop.is_set():
             run_trials(request, ledger, runner, console, stop)
         values = ledger.values()
@@ -268,13 +268,13 @@ class _Watcher:
         self.ledger.put(TrialRecord.of(trial, "running"))
 
     def ended(self, trial: Trial) -> None:
-        record = read_trial(trial, self.ledger.out, self.ledger.sweep)
+        record = read_trial(trial, self.ledger.out, self.ledger.key)
         if record is None:
             self.died(trial, "it left no result")
             return
         if record.status == "running":  # it has more images to come, and was ended all the same
             record.status = "stopped"
-            record.write(self.ledger.out, self.ledger.sweep)
+            record.write(self.ledger.out, self.ledger.key)
         self._take(record)
 
     def died(self, trial: Trial, error: str) -> None:
@@ -326,7 +326,7 @@ class Ledger:
             "configuration": {key: value for key, value in configuration if not key.startswith(NO_PART_OF_A_RESULT)},
         }
         what = [self._head[name] for name in ("metric", "stages", "configuration")]
-        self.sweep = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        self.key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
         """What a trial's results depend on besides its settings."""
         known = {entry["id"]: TrialRecord(**entry) for entry in self._earlier().get("trials", ())}
         if _is_search(definition):
@@ -337,7 +337,7 @@ class Ledger:
         for trial in trials:
             record = known.get(trial.id)
             if has_trials and (record is None or record.status not in LASTING):
-                record = read_trial(trial, out, self.sweep)
+                record = read_trial(trial, out, self.key)
             if record is None or record.status not in LASTING:
                 record = TrialRecord.of(trial, "waiting")
             self.records[trial.id] = record

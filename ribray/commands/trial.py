@@ -37,7 +37,7 @@ class TrialRunner:
     base: Path  # directory of the run that trials reuse
     stages: tuple[str, ...]  # of a trial, with those before them that the base cannot lend
     out: Path  # the sweep's folder
-    sweep: str  # what `TrialRecord.write` wants
+    key: str  # of the sweep, see `TrialRecord.write`
 
     def __call__(self, trial: Trial, images: int | None, is_last: bool) -> float | None:
         """Run a trial, on so many images where a scheduler says so; return the metric where it goes well."""
@@ -50,11 +50,11 @@ class TrialRunner:
         experiment = self.experiment.with_values(values, recipe)
         request = Request(experiment, recipe, self.base, self.stages, fork=directory)
         with _appending(log_file(directory)) as log:
-            record = self._run(trial, request, Console(file=log, width=120))
+            record = self._run(trial, request, Console(file=log, width=120, soft_wrap=True))
         if record.status == "finished" and not is_last:
             record.status = "running"
         record.seconds = round(time.monotonic() - began, 3)
-        record.write(self.out, self.sweep)
+        record.write(self.out, self.key)
         return record.value
 
     def _run(self, trial: Trial, request: Request, console: Console) -> TrialRecord:

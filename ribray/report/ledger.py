@@ -35,19 +35,19 @@ class TrialRecord:
     def of(cls, trial: Trial, status: Status, **more: Any) -> "TrialRecord":
         return cls(trial.id, f"{TRIALS_FOLDER}/{trial.id}", dict(trial.settings), status=status, **more)
 
-    def write(self, out: Path, sweep: str) -> None:
-        """Write the trial's own file, below the sweep's folder; ``sweep`` tells it from one with other settings."""
-        storage.write_json(out / self.directory / TRIAL_FILE, {"sweep": sweep, **asdict(self)})
+    def write(self, out: Path, key: str) -> None:
+        """Write the trial's own file, below the sweep's folder; ``key`` stands for what else its result depends on."""
+        storage.write_json(out / self.directory / TRIAL_FILE, {"key": key, **asdict(self)})
 
 
-def read_trial(trial: Trial, out: Path, sweep: str) -> TrialRecord | None:
-    """Return what a trial has written; None where there is nothing, nothing whole, or something of another sweep."""
+def read_trial(trial: Trial, out: Path, key: str) -> TrialRecord | None:
+    """Return what a trial has written; None where there is nothing, nothing whole, or something with another key."""
     location = out / TRIALS_FOLDER / trial.id / TRIAL_FILE
     try:
         values = storage.read_object(location) if location.is_file() else {}
     except RibrayError:
         return None
-    return TrialRecord(**values) if values.pop("sweep", None) == sweep else None
+    return TrialRecord(**values) if values.pop("key", None) == key else None
 
 
 def read_ledger(location: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def finish(ledger: Ledger, id: str, value: float = 50.0, status: str = "finished
     """Write what the process of a trial writes."""
     record = ledger.records[id]
     record.status, record.value, record.metrics = status, value, {"seed.rib.miou": value, "seed.rib.images": 8}
-    record.write(ledger.out, ledger.sweep)
+    record.write(ledger.out, ledger.key)
 
 
 def test_a_trial_that_finished_when_the_sweep_was_killed_is_not_run_again(tmp_path):
@@ -80,7 +80,7 @@ def test_a_sweep_from_before_trials_wrote_files_goes_on_from_its_ledger(tmp_path
     assert found(opened(tmp_path)) == [("finished", 50.0), ("waiting", None)]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"sweep": "', b"[]", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b'{"key": "', b"[]", b"\xff"])
 def test_a_damaged_file_of_a_trial_is_made_again(content, tmp_path):
     ledger = opened(tmp_path)
     finish(ledger, "batch_size=5")

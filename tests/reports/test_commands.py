@@ -253,7 +253,7 @@ class Search:
                 else:
                     is_value = isinstance(end, float)
                     record = TrialRecord.of(trial, "finished" if is_value else end, value=end if is_value else None)
-                    record.write(self._out, runner.sweep)
+                    record.write(self._out, runner.key)
                     watcher.ended(trial)
 
         self._monkeypatch.setattr(sweeps, "run_sweep", run_sweep)
@@ -261,9 +261,7 @@ class Search:
         request = sweeps.SweepRequest(definition, Path("study.yaml"), "A study.", self._out)
         base = base_experiment(definition)
         ledger = sweeps.Ledger(self._out, request, base, [])
-        runner = one_trial.TrialRunner(
-            definition, base, self._out / "base", ("refine", "seed"), self._out, ledger.sweep
-        )
+        runner = one_trial.TrialRunner(definition, base, self._out / "base", ("refine", "seed"), self._out, ledger.key)
         sweeps.run_trials(request, ledger, runner, Console(file=text, width=300), threading.Event())
         return (asked[0] if asked else None), text.getvalue()
 
