@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart quick test test-slow test-on-demand lint clean
+.PHONY: quickstart quick test test-slow test-on-demand lint lines docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/ribray quickstart
@@ -30,13 +30,19 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+lines:
+	$(PYTHON) tools/lines.py
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "ribray needs Python 3.11 or newer; set PYTHON=python3.11 or the like"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,crf,optuna,photos,s3]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,crf,optuna,photos,s3]"
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs
+	rm -rf $(VENV) build dist *.egg-info site runs
