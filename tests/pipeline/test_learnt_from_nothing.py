@@ -27,7 +27,7 @@ from ribray.stages.classifier import ClassifierTask
 from ribray.stages.irn import IrnTask
 from ribray.stages.segmentation import SegmentationTask
 from ribray.tracking import Tracker
-from tests.reports.drawn import CLASSES, folder, recipe
+from tests.drawn import CLASSES, folder, recipe
 
 ONLY_MAPS = ("--stages", "classifier,refine,seed")
 

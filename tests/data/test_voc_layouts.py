@@ -16,7 +16,7 @@ from ribray.config import DataConfig, load_experiment
 from ribray.data import Dataset, open_dataset
 from ribray.errors import ImageError, UsageError
 from ribray.pipeline.maps import wanted_ids
-from tests.reports.drawn import folder, recipe, voc
+from tests.drawn import folder, recipe, voc
 
 OWN = {"cat": "helmet", "dog": "vest", "sea": "gloves"}
 LIST = "ImageSets/Segmentation/train.txt"
@@ -65,7 +65,7 @@ def test_pictures_of_every_ending_lie_side_by_side_in_an_object_store(tmp_path: 
     ids = voc(tmp_path)
     for id, suffix in zip(ids, (".jpeg", ".JPG", ".JPEG"), strict=False):
         (tmp_path / f"JPEGImages/{id}.jpg").rename(tmp_path / f"JPEGImages/{id}{suffix}")
-    remote = UPath("memory://reports/voc")
+    remote = UPath("memory://layouts/voc")
     for file in (file for file in tmp_path.rglob("*") if file.is_file()):
         target = remote / file.relative_to(tmp_path).as_posix()
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from ribray.data import Dataset, open_dataset
 from ribray.data.dataset import IGNORE
 from ribray.errors import ImageError, UsageError
 from ribray.methods.extras import ExtraOrder
-from tests.reports.drawn import CLASSES, SIZE, coco, picture, save
+from tests.drawn import CLASSES, SIZE, coco, picture, save
 
 # numpy's word to pycocotools, which Python shows to nobody but test runners
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

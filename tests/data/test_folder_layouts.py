@@ -18,7 +18,7 @@ from ribray.data import Dataset, open_dataset
 from ribray.data.files import list_files
 from ribray.data.truth import PHRASES
 from ribray.errors import ImageError, UsageError
-from tests.reports.drawn import CLASSES, Item, folder, nine, picture, recipe, save
+from tests.drawn import CLASSES, Item, folder, nine, picture, recipe, save
 
 EACH = {"cat": 3, "dog": 3, "sea": 3}
 """Images of each class in `nine`."""

@@ -15,7 +15,7 @@ from ribray.runs.run import Run
 from ribray.stages import STAGES, classifier, irn, segmentation
 from ribray.stages.refine import _seconds_per_pixel
 from ribray.tracking import Tracker
-from tests.reports.drawn import folder, recipe
+from tests.drawn import folder, recipe
 
 
 def of_classifier(context: Context) -> nn.Module:

@@ -25,8 +25,8 @@ from ribray.runs.directory import require_outside
 from ribray.runs.run import Run
 from ribray.stages import refine
 from ribray.sweep_file import Trial, base_experiment, trials_of, validate_sweep
+from tests import drawn
 from tests.by_hand import begin, put_masks
-from tests.reports import drawn
 
 # --- a plan, and looking at a run, write nothing -----------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from ribray.networks.weights import save_network
 from ribray.pipeline.maps import map_path
 from ribray.stages.classifier import ClassifierTask
 from ribray.stages.refine import RefineWorker
-from tests.reports.drawn import Item, folder, recipe
+from tests.drawn import Item, folder, recipe
 
 CLASSES = ("polyp",)
 SHOWN: list[Item] = [(f"has{number}", CLASSES) for number in range(4)]

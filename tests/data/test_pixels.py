@@ -19,7 +19,7 @@ from ribray.networks.irnet import build_irnet
 from ribray.networks.weights import save_network
 from ribray.stages.pseudo import PseudoWorker
 from ribray.stages.refine import RefineWorker
-from tests.reports.drawn import folder, nine, picture, recipe, save
+from tests.drawn import folder, nine, picture, recipe, save
 
 SAID = "9 images of 'all' hold 16-bit values, of which 0 to 4095 are read as black to white."
 
