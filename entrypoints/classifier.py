@@ -4,9 +4,7 @@ ray job submit --working-dir . -- \
     python entrypoints/classifier.py voc12 --out /shared/runs/voc12 --set data.root=/shared/VOC2012
 """
 
-import sys
-
-from ribray.cli import main
+from ribray.cli import job
 
 if __name__ == "__main__":
-    main(["run", *sys.argv[1:], "--stages", "classifier"], supervised=True)
+    job("run", "--stages", "classifier")

@@ -4,9 +4,7 @@ ray job submit --working-dir . -- \
     python entrypoints/sweep.py error_bars --base voc12 --out /shared/sweeps/error_bars --set data.root=/shared/VOC2012
 """
 
-import sys
-
-from ribray.cli import main
+from ribray.cli import job
 
 if __name__ == "__main__":
-    main(["sweep", *sys.argv[1:]], supervised=True)
+    job("sweep")

@@ -10,6 +10,7 @@ Shapes: H W an image's height and width, P the classes that maps are made of.
 """
 
 import difflib
+import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ CONFIDENT_SHARE = 0.25
 CONFIDENT_SIGMOID = 0.5
 """Of independent classes: the same."""
 SUGGESTIONS = 3
+TARGET = "target"
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,7 @@ class Result:
         }
 
     def save(self, location: str | Path) -> Path:
-        """Write a PNG with image, CAM, map and mask beside each other, a row per class; or, as .npz, the arrays.
-
-        Raises:
-            UsageError: another ending.
-        """
+        """Write a PNG with image, CAM, map and mask beside each other, a row per class; or, as .npz, the arrays."""
         target = storage.absolute(location)
         if target.suffix.lower() == ".npz":
             storage.write_npz(target, **self.arrays())
@@ -124,8 +122,6 @@ class Result:
 
     def figure(self) -> Any:
         """Return the picture that `save` writes, as a PIL image."""
-        import tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             return Image.open(self.save(Path(folder) / "figure.png")).copy()
 
@@ -271,10 +267,8 @@ class RIB:
         return [(self.name(int(index)), float(shares[index])) for index in shares.argsort(descending=True)]
 
     def confident(self, image: Photograph) -> dict[int, float]:
-        """Return the classes that are taken for present, increasing, with their probabilities.
-
-        They are those from `CONFIDENT_SHARE` (of a softmax) or `CONFIDENT_SIGMOID` on, and the most probable one in any
-        case.
+        """Return the classes that are taken for present, increasing, with their probabilities: those from `confidence`
+        on, and the most probable one in any case.
         """
         shares = self._probabilities(read_pixels(image))
         present = {int(shares.argmax()), *torch.nonzero(shares >= self.confidence).flatten().tolist()}
@@ -300,11 +294,7 @@ class RIB:
         return logits.softmax(0) if self._is_softmax else logits.sigmoid()
 
     def indices(self, classes: ClassName | Iterable[ClassName]) -> list[int]:
-        """Return the indices of classes, each once, increasing.
-
-        Raises:
-            UsageError: one is unknown, or there is none.
-        """
+        """Return the indices of classes, given by name or index, each once, increasing."""
         given = [classes] if isinstance(classes, str | int) else list(classes)
         if not given:
             raise UsageError("classes is empty: name what is to be seen in the image, or leave it out.")
@@ -323,11 +313,10 @@ class RIB:
         for index, full in enumerate(self.names):
             for alias in (full, *full.split(",")):  # ImageNet's names are lists of synonyms
                 known.setdefault(alias.strip().casefold(), index)
-        if name.strip().casefold() in known:
-            return known[name.strip().casefold()]
-        close = difflib.get_close_matches(name.casefold(), known, n=SUGGESTIONS, cutoff=0.6)
-        hint = f" (did you mean {' or '.join(repr(each) for each in close)}?)" if close else ""
-        raise UsageError(f"The network has no class '{name}'{hint}.")
+        if (found := known.get(name.strip().casefold())) is None:
+            hint = _nearest([repr(each) for each in difflib.get_close_matches(name.casefold(), known, n=SUGGESTIONS)])
+            raise UsageError(f"The network has no class '{name}'{hint}.")
+        return found
 
     def _others(
         self, extras: Dataset | Sequence[tuple[Photograph, Sequence[ClassName]]]
@@ -342,7 +331,8 @@ class RIB:
         return [(image, self.indices(classes)) for image, classes in extras]
 
 
-TARGET = "target"
+def _nearest(close: Sequence[str]) -> str:
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _notes(given: int, disjoint: int, unreadable: Iterable[str]) -> tuple[str, ...]:
@@ -359,9 +349,10 @@ class _Gallery:
         self, target: np.ndarray, present: list[int], others: list[tuple[Any, list[int]]], classes: int
     ) -> None:
         self.ids = [TARGET, *(f"extra {number}" for number in range(len(others)))]
-        self._images: dict[str, Any] = dict(zip(self.ids, [target, *(image for image, _ in others)], strict=True))
         self.labels = np.zeros((len(self.ids), classes), dtype=bool)
-        for row, indices in enumerate([present, *(indices for _, indices in others)]):
+        self._images: dict[str, Any] = {}
+        for row, (id, (image, indices)) in enumerate(zip(self.ids, [(target, present), *others], strict=True)):
+            self._images[id] = image
             self.labels[row, indices] = True
 
     def index(self, id: str) -> int:
@@ -375,16 +366,11 @@ class _Gallery:
 
 
 def read_settings(settings: dict[str, Any]) -> RefineConfig:
-    """Return settings of a refinement, checked.
-
-    Raises:
-        UsageError: one is unknown, does not matter to a single image, or is out of range.
-    """
+    """Return settings of a refinement, checked; one that does not matter to a single image is refused."""
     known = [name for name in RefineConfig.model_fields if name not in NOT_READ]
     for name in settings:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = _nearest(difflib.get_close_matches(name, known, n=1))
             raise UsageError(f"RIB has no setting '{name}'{hint}; it has {', '.join(known)}.")
     if "scales" in settings and "loss_scales" not in settings:
         standard = RefineConfig().loss_scales
@@ -410,18 +396,12 @@ def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) ->
         return None
     if mean is None or std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UsageError("mean and std go together: three numbers each, of pixels in 0…1, and std above 0.")
-    first, second, third = (float(value) for value in mean)
-    one, two, three = (float(value) for value in std)
+    first, second, third, one, two, three = map(float, (*mean, *std))
     return Normalisation((first, second, third), (one, two, three))
 
 
 def read_pixels(image: Photograph) -> np.ndarray:
-    """Return the pixels of a photograph, (H, W, 3) uint8.
-
-    Raises:
-        UsageError: it is none, or of another type or range.
-        ImageError: the file cannot be read.
-    """
+    """Return the pixels of a photograph, (H, W, 3) uint8."""
     if isinstance(image, str | Path):
         return read_image(storage.path(image))
     if isinstance(image, Image.Image):

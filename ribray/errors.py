@@ -10,9 +10,13 @@ EXIT_DONE, EXIT_FAILURES, EXIT_USAGE, EXIT_LOST, EXIT_STOPPED = 0, 1, 2, 3, 130
 class RibrayError(Exception):
     """Base of every error whose message is meant for the user; the command line prints it without traceback."""
 
+    exit_code = EXIT_FAILURES
+
 
 class UsageError(RibrayError):
-    """Wrong usage, configuration or data: nothing was started. Exit code 2."""
+    """Wrong usage, configuration or data: nothing was started."""
+
+    exit_code = EXIT_USAGE
 
 
 class HeldError(UsageError):
@@ -59,4 +63,6 @@ class UnreadableError(StageError):
 
 
 class ClusterLostError(RibrayError):
-    """The Ray cluster died under the work. Exit code 3; the same command continues."""
+    """The Ray cluster died under the work; the same command continues."""
+
+    exit_code = EXIT_LOST

@@ -13,8 +13,7 @@ import os
 import shlex
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,40 +38,25 @@ FLUSH_SECONDS = 1.0
 DATA_VARIABLE, SERVICE_VARIABLE = "WANDB_DATA_DIR", "WANDB_SERVICE"
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of text and numbers, None where there is nothing."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    """Return W&B's table of text and numbers, None where there is nothing."""
+    import wandb
 
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Lines over one x-axis that is not time, by their names."""
-
-    title: str
-    x_name: str
-    x: Sequence[float]
-    lines: Mapping[str, Sequence[float | None]]
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
 
-@dataclass(frozen=True)
-class Results:
-    """What a run has come to; each start of a run replaces what an earlier one logged."""
+def curves(title: str, x_name: str, x: Sequence[float], lines: Mapping[str, Sequence[float | None]]) -> Any:
+    """Return W&B's chart of lines, by their names, over one x-axis that is not time."""
+    import wandb
 
-    metrics: Mapping[str, Any]
-    tables: Mapping[str, Table] = field(default_factory=dict)
-    curves: Mapping[str, Curves] = field(default_factory=dict)
-    figures: Mapping[str, Path] = field(default_factory=dict)
-    """PNG files."""
+    return wandb.plot.line_series(list(x), list(map(list, lines.values())), keys=list(lines), title=title, xname=x_name)
 
 
 class Tracker:
     """Logs a run to W&B from the driver, or nowhere. W&B starts when there is something to log."""
 
     def __init__(self, experiment: Experiment, run: Run):
-        self._config, self._run = experiment.tracking, run
+        self._config, self._run, self._directory = experiment.tracking, run, run.directory
         self._has_variant = experiment.masks.source != "rib"
         self._wandb: Any = None
         self.trouble: str | None = None
@@ -84,12 +68,7 @@ class Tracker:
         return self._config.wandb == "online"
 
     def open(self) -> None:
-        """Start W&B, or go on with this run's W&B run; online this finds out whether the server can be had.
-
-        Raises:
-            UsageError: online, without a key.
-            RibrayError: W&B cannot start.
-        """
+        """Start W&B, or go on with this run's W&B run; online this finds out whether the server can be had."""
         if self._is_off or self._wandb is not None:
             return
         import wandb  # takes its time, and pool workers have no use for it
@@ -109,12 +88,10 @@ class Tracker:
                 mode=self._config.wandb,
                 project=self._config.project,
                 entity=self._config.entity,
-                group=self._group,
-                job_type=self._job_type,
                 tags=self._config.tags,
-                name=self._name,
-                dir=local_directory(self._run.directory),
-                config=read_yaml(self._run.directory / EXPERIMENT_FILE),
+                **self._place(),
+                dir=local_directory(self._directory),
+                config=read_yaml(self._directory / EXPERIMENT_FILE),
                 reinit="create_new",  # a variant of a run logs beside it, in the same process
                 settings=wandb.Settings(
                     silent=True,
@@ -139,15 +116,13 @@ class Tracker:
             self._define(training)
 
     def log_training(self, folder: Path, points: Sequence[Mapping[str, float]]) -> None:
-        """Log what W&B does not have yet of a training.
+        """Log what W&B does not have yet of the training in a folder.
 
-        Args:
-            folder: the training's folder in the run.
-            points: the whole training up to now; each has a "step", which is the x-axis of the others.
+        The points are the whole training up to now; each has a "step", which is the x-axis of the others.
         """
         if self._is_off or not (new := points[self._logged_points(folder) :]):
             return
-        training = folder.relative_to(self._run.directory).as_posix()
+        training = folder.relative_to(self._directory).as_posix()
         with self._going_on():
             self.open()
             storage.write_json(folder / POINTS_FILE, {"id": self._state["id"], "points": len(points)})
@@ -158,20 +133,27 @@ class Tracker:
             for point in new:
                 self._wandb.log({f"{_series(training)}/{name}": value for name, value in point.items()})
 
-    def log_results(self, results: Results) -> None:
-        """Log the run's numbers, every scalar of the metrics with nested keys joined by slashes, and its pictures."""
-        summary = _scalars(results.metrics)
+    def log_results(
+        self, metrics: Mapping[str, Any], figures: Mapping[str, Path], media: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """Log what a run has come to, in place of what an earlier start logged.
+
+        That is every scalar of the metrics with nested keys joined by slashes, pictures (PNG files), and tables and
+        charts (`table`, `curves`) by name.
+        """
+        summary = _scalars(metrics)
         if self._is_off or not summary:
             return
-        content = json.dumps([results.metrics, sorted(results.figures)], sort_keys=True)
+        content = json.dumps([metrics, sorted(figures)], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         if self._wandb is None and self._state["results"] == digest:
             return
+        local, made = local_directory(self._directory), media()
         with self._going_on():
             self.open()
             self._wandb.summary.update(summary)
-            with _data_in(local_directory(self._run.directory) / WANDB_FOLDER):
-                self._wandb.log(_media(results, local_directory(self._run.directory)))
+            with _data_in(local / WANDB_FOLDER):
+                self._wandb.log({**_images(figures, local), **made})
             self._state["results"] = digest
             self._write_state()
 
@@ -181,8 +163,8 @@ class Tracker:
             return
         with self._going_on():
             self._wandb.finish(exit_code=int(failed))
-            if (folder := local_directory(self._run.directory)) != self._run.directory:
-                storage.copy_folder(folder / WANDB_FOLDER, self._run.directory / WANDB_FOLDER)
+            if (folder := local_directory(self._directory)) != self._directory:
+                storage.copy_folder(folder / WANDB_FOLDER, self._directory / WANDB_FOLDER)
         self._wandb = None
 
     @property
@@ -202,28 +184,14 @@ class Tracker:
         self._wandb.define_metric(f"{series}/step")
         self._wandb.define_metric(f"{series}/*", step_metric=f"{series}/step")
 
-    @property
-    def _group(self) -> str | None:
-        """The configured group; without one, a run and its variants are one."""
-        if self._config.group is None and (self._has_variant or self._run.variant):
-            return self._owner.name
-        return self._config.group
-
-    @property
-    def _job_type(self) -> str:
-        if self._run.variant:
-            return "variant"
-        return "trial" if self._run.directory.parent.name == TRIALS_FOLDER else "run"
-
-    @property
-    def _name(self) -> str:
-        return f"{self._owner.name} {self._run.variant}" if self._run.variant else self._owner.name
-
-    @property
-    def _owner(self) -> Path:
-        """The directory of the run that this one is, or is a variant of."""
-        directory = self._run.directory
-        return directory.parent.parent if self._run.variant else directory
+    def _place(self) -> dict[str, Any]:
+        """Where W&B lists the run. Where no group is configured, a run and its variants are one."""
+        variant, directory, group = self._run.variant, self._directory, self._config.group
+        owner = directory.parent.parent if variant else directory
+        if group is None and (self._has_variant or variant):
+            group = owner.name
+        kind = "variant" if variant else "trial" if directory.parent.name == TRIALS_FOLDER else "run"
+        return {"name": f"{owner.name} {variant}" if variant else owner.name, "group": group, "job_type": kind}
 
     @cached_property
     def _state(self) -> dict[str, Any]:
@@ -231,19 +199,18 @@ class Tracker:
 
         W&B's history can only be added to: where a training that it has was made again since, a new W&B run begins.
         """
-        location = self._run.directory / STATE_FILE
         new: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "trainings": [], "results": None}
-        state = {**new, **_read_note(location)}
+        state = {**new, **_read_note(self._directory / STATE_FILE)}
         if not isinstance(state["id"], str) or not isinstance(state["trainings"], list):
             return new
-        trainings = (self._run.directory / training for training in map(str, state["trainings"]))
-        return state if all(_note(folder).get("id") == state["id"] for folder in trainings) else new
+        notes = (_read_note(self._directory / training / POINTS_FILE) for training in map(str, state["trainings"]))
+        return state if all(note.get("id") == state["id"] for note in notes) else new
 
     def _write_state(self) -> None:
-        storage.write_json(self._run.directory / STATE_FILE, self._state)
+        storage.write_json(self._directory / STATE_FILE, self._state)
 
     def _logged_points(self, folder: Path) -> int:
-        note = _note(folder)
+        note = _read_note(folder / POINTS_FILE)
         points = note.get("points") if note.get("id") == self._state["id"] else 0
         return points if isinstance(points, int) and points > 0 else 0
 
@@ -261,22 +228,16 @@ def local_directory(directory: Path) -> Path:
 def sync_command(directories: Iterable[Path]) -> str | None:
     """Return what uploads the W&B files of runs that are on no server yet; None where there are none."""
     folders = (local_directory(directory) / WANDB_FOLDER for directory in directories)
-    left = [folder for folder in folders if any(map(_is_left, folder.glob("offline-run-*/*.wandb")))]
+    left = [
+        folder
+        for folder in folders
+        if not all(file.with_name(f"{file.name}.synced").exists() for file in folder.glob("offline-run-*/*.wandb"))
+    ]
     return shlex.join(["wandb", "sync", *map(str, left)]) if left else None
-
-
-def _is_left(file: Path) -> bool:
-    """Whether a W&B file was not uploaded yet."""
-    return not file.with_name(f"{file.name}.synced").exists()
 
 
 def _series(training: str) -> str:
     return training.replace("/", "_")
-
-
-def _note(folder: Path) -> dict[str, Any]:
-    """Return what is known of a training's points in W&B."""
-    return _read_note(folder / POINTS_FILE)
 
 
 def _read_note(location: Path) -> dict[str, Any]:
@@ -287,27 +248,17 @@ def _read_note(location: Path) -> dict[str, Any]:
         return {}
 
 
-def _media(results: Results, folder: Path) -> dict[str, Any]:
-    """Return W&B's objects for pictures, tables and curves; pictures that lie elsewhere are copied into ``folder``."""
+def _images(figures: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Return W&B's pictures; those that lie elsewhere are copied into ``folder``."""
     import wandb
 
-    media: dict[str, Any] = {}
-    for name, file in results.figures.items():
+    images = {}
+    for name, file in figures.items():
         if not storage.is_local(file):
             storage.write_bytes(folder / file.name, file.read_bytes())
             file = folder / file.name
-        media[f"figures/{name}"] = wandb.Image(str(file))
-    for name, table in results.tables.items():
-        media[f"tables/{name}"] = wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
-    for name, curves in results.curves.items():
-        media[f"curves/{name}"] = wandb.plot.line_series(
-            list(curves.x),
-            [list(line) for line in curves.lines.values()],
-            keys=list(curves.lines),
-            title=curves.title,
-            xname=curves.x_name,
-        )
-    return media
+        images[f"figures/{name}"] = wandb.Image(str(file))
+    return images
 
 
 def _reason(error: Exception) -> str:
@@ -317,14 +268,13 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _data_in(folder: Path) -> Iterator[None]:
     """Let W&B keep its copies of tables in ``folder``: a home directory may be read-only, or another machine's."""
-    if DATA_VARIABLE in os.environ:
-        yield
-        return
-    os.environ[DATA_VARIABLE] = str(folder)
+    given = DATA_VARIABLE in os.environ
+    os.environ.setdefault(DATA_VARIABLE, str(folder))
     try:
         yield
     finally:
-        del os.environ[DATA_VARIABLE]
+        if not given:
+            del os.environ[DATA_VARIABLE]
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ribray import storage
 from ribray.runs.run import Run
-from ribray.tracking import Curves, Results, Table, Tracker, sync_command
+from ribray.tracking import Tracker, curves, sync_command, table
 from tests.tiny import experiment
 from tests.wandb_files import folders, read_back
 
@@ -127,19 +128,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture = directory / "figures" / "maps.png"
     one = tracker(directory, "offline", "tracking.group=table_s1", "tracking.tags=[sweep, s1]")
     storage.write_bytes(picture, PICTURE)
-    results = Results(
-        METRICS,
-        {"seed": Table(["class", "plain CAM", "RIB"], [["St. Bernard/<b>", None, 40.5], ["emu", 1.0, None]])},
-        {"seed": Curves("Seed", "threshold", [0.1, 0.2], {"plain CAM": [1.0, 2.0], "RIB": [3.0, None]})},
-        {"maps": picture},
-    )
+
+    def media() -> dict[str, Any]:
+        rows = [["St. Bernard/<b>", None, 40.5], ["emu", 1.0, None]]
+        lines = {"plain CAM": [1.0, 2.0], "RIB": [3.0, None]}
+        return {
+            "tables/seed": table(["class", "plain CAM", "RIB"], rows),
+            "curves/seed": curves("Seed", "threshold", [0.1, 0.2], lines),
+        }
+
+    results = METRICS, {"maps": picture}, media
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", KEY)
         patch.setenv("XDG_DATA_HOME", "/proc/none")
-        one.log_results(results)
+        one.log_results(*results)
         one.close(failed=True)
         again = tracker(directory, "offline")
-        again.log_results(results)
+        again.log_results(*results)
         again.close()
     return directory
 
@@ -209,14 +214,13 @@ import sys
 from pathlib import Path
 import ribray.tracking
 from ribray.errors import RibrayError
-from ribray.tracking import Results
 from tests.test_tracking import METRICS, points, tracker
 ribray.tracking.START_SECONDS = 3
 one = tracker(Path(sys.argv[1]), sys.argv[2])
 try:
     one.open()
     one.log_training(Path(sys.argv[1], "classifier"), points(0, 3))
-    one.log_results(Results(METRICS))
+    one.log_results(METRICS, {}, dict)
     one.close()
 except RibrayError as error:
     print(type(error).__name__, error)
@@ -261,7 +265,6 @@ BEREFT = """
 import sys
 from pathlib import Path
 import psutil
-from ribray.tracking import Results
 from tests.test_tracking import METRICS, points, tracker
 run = Path(sys.argv[1])
 one = tracker(run)
@@ -270,7 +273,7 @@ for process in psutil.Process().children(recursive=True):
     process.kill()
     process.wait()
 one.log_training(run / "classifier", points(0, 5))
-one.log_results(Results(METRICS))
+one.log_results(METRICS, {}, dict)
 one.close()
 print(one.trouble)
 """

@@ -92,8 +92,6 @@ class CheckWorker:
     def process(self, item: str) -> dict[str, Any]:
         """Return an image's width and height (None of one without readable header), how it was read, whether it has
         a mask, what its truth is beside its labels, and what is wrong as pairs of kind and sentence.
-
-        A mask is judged beside its image, so not where there is none.
         """
         split, _, id = item.partition(TAB)
         dataset = self._datasets[split]
@@ -143,28 +141,37 @@ def _exists(dataset: Dataset, id: str) -> bool:
 
 
 def check_data(experiment: Experiment, console: Console, stop: threading.Event) -> CheckReport:
-    """Look at every image and mask of the splits that an experiment uses, in a pool of workers.
-
-    Raises:
-        UsageError: a split cannot be opened at all, or the recipe draws its data itself.
-    """
+    """Look at every image and mask of the splits that an experiment uses, in a pool of workers."""
     datasets = _open_splits(experiment)
-    collected = _Collected(datasets)
+    splits = {name: _Split(name, dataset) for name, dataset in datasets.items()}
+
+    def on_done(item: str, record: Mapping[str, Any]) -> None:
+        split, _, id = item.partition(TAB)
+        splits[split].take(id, record)
+
+    def on_failed(item: str, error: str, tries: int, traceback: str | None) -> None:
+        split, _, id = item.partition(TAB)
+        splits[split].findings.add(Finding(UNREADABLE, split, id, f"{id} cannot be looked at: {error}"))
+
     items = [f"{split}{TAB}{id}" for split, dataset in datasets.items() for id in dataset.ids]
     with connect(experiment.cluster, stop=stop) as session:
         plan = PoolPlan.of(NAME, experiment.cluster, session, chunk_size=CHUNK, gpu=False)
         with show_progress(console, NAME, len(items)) as bar:
             pool = Pool(plan, CheckWorker, {"datasets": datasets})
-            result = pool.run(items, collected.take, collected.take_failure, bar, stop.is_set)
-    return collected.report(result.stopped)
+            result = pool.run(items, on_done, on_failed, bar, stop.is_set)
+    notes = [note for dataset in datasets.values() for note in dataset.notes]
+    missing = [note for split in splits.values() if (note := split.judge()) is not None]
+    readings = [note for name, split in splits.items() for note in tell_readings(split.readings, f" of '{name}'")]
+    return CheckReport(
+        {name: split.summary for name, split in splits.items()},
+        [finding for split in splits.values() for finding in split.sorted_findings()],
+        result.stopped,
+        [*dict.fromkeys(notes), *missing, *readings],
+    )
 
 
 def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
-    """Write ``check.json`` into ``folder`` and return its path.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
+    """Write ``check.json`` into ``folder`` and return its path."""
     folder = storage.absolute(folder)
     if storage.is_local(folder):
         storage.require_writable(folder)
@@ -191,62 +198,42 @@ def _open_splits(experiment: Experiment) -> dict[str, Dataset]:
     return {split: open_dataset(data, split, data.root) for split in dict.fromkeys(splits)}
 
 
-class _Collected:
-    """Counters over the splits, and the findings."""
+class _Split:
+    """What was found of a split."""
 
-    def __init__(self, datasets: Mapping[str, Dataset]):
-        self._splits = {split: _summarise(dataset) for split, dataset in datasets.items()}
-        self._datasets = datasets
-        self._sizes: dict[str, Counter[tuple[int, int]]] = {split: Counter() for split in datasets}
-        self._tallies = {split: truth.Tally(dataset) for split, dataset in datasets.items()}
-        self._without = {split: truth.Without() for split in datasets}
-        self._findings = [
-            Finding(problem.kind, split, problem.id, problem.sentence)
-            for split, dataset in datasets.items()
+    def __init__(self, name: str, dataset: Dataset):
+        self._name, self._dataset = name, dataset
+        counts = dict(zip(dataset.classes, dataset.labels.sum(0).tolist(), strict=True))
+        self.summary = SplitSummary(len(dataset), int((~dataset.labels.any(1)).sum()), counts)
+        self.readings: Counter[Scale | str] = Counter()
+        self.findings = {
+            Finding(problem.kind, name, problem.id, problem.sentence)
             for problem in (*dataset.problems, *dataset.findings)
-        ]
-        self._readings: dict[str, Counter[Scale | str]] = {split: Counter() for split in datasets}
-        self._notes = list(dict.fromkeys(note for dataset in datasets.values() for note in dataset.notes))
+        }
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        self._tally, self._without = truth.Tally(dataset), truth.Without()
 
-    def take(self, item: str, record: Mapping[str, Any]) -> None:
+    def take(self, id: str, record: Mapping[str, Any]) -> None:
         """Count an image that a worker has looked at."""
-        split, _, id = item.partition(TAB)
-        dataset = self._datasets[split]
         if record["size"] is not None:
-            self._sizes[split][tuple(record["size"])] += 1
+            self._sizes[tuple(record["size"])] += 1
             if not record["has_mask"]:
-                self._without[split].add(id)
-        self._readings[split].update(record["readings"])
-        self._splits[split].with_mask += record["has_mask"]
+                self._without.add(id)
+        self.readings.update(record["readings"])
+        self.summary.with_mask += record["has_mask"]
         if record["truth"] is not None:
-            self._tallies[split].add(id, record["truth"], dataset.labels[dataset.index(id)])
-        self._findings += [Finding(kind, split, id, sentence) for kind, sentence in record["problems"]]
+            self._tally.add(id, record["truth"], self._dataset.labels[self._dataset.index(id)])
+        self.findings |= {Finding(kind, self._name, id, sentence) for kind, sentence in record["problems"]}
 
-    def take_failure(self, item: str, error: str, tries: int, traceback: str | None) -> None:
-        """Note an image that no worker survived."""
-        split, _, id = item.partition(TAB)
-        self._findings.append(Finding(UNREADABLE, split, id, f"{id} cannot be looked at: {error}"))
+    def judge(self) -> str | None:
+        """Sum up what is known of all images at once; return a note on those without a mask."""
+        self.summary.sizes = _extent(self._sizes)
+        if (numbering := self._tally.numbering(f"the masks of {self._dataset.name}")) is not None:
+            self.findings.add(Finding(truth.NUMBERS, self._name, self._name, numbering))
+        return self._without.note(self._dataset.name, self.summary.with_mask)
 
-    def report(self, stopped: bool) -> CheckReport:
-        """Return what came together."""
-        for split, summary in self._splits.items():
-            summary.sizes = _extent(self._sizes[split])
-            name = self._datasets[split].name
-            if (numbering := self._tallies[split].numbering(f"the masks of {name}")) is not None:
-                self._findings.append(Finding(truth.NUMBERS, split, split, numbering))
-            if (note := self._without[split].note(name, summary.with_mask)) is not None:
-                self._notes.append(note)
-        order = {split: place for place, split in enumerate(self._splits)}
-        findings = sorted(set(self._findings), key=lambda one: (order[one.split], one.kind, one.id, one.sentence))
-        notes = [note for split, counts in self._readings.items() for note in tell_readings(counts, f" of '{split}'")]
-        return CheckReport(self._splits, findings, stopped, [*self._notes, *notes])
-
-
-def _summarise(dataset: Dataset) -> SplitSummary:
-    images = dataset.labels.sum(0).tolist()
-    return SplitSummary(
-        len(dataset), int((~dataset.labels.any(1)).sum()), dict(zip(dataset.classes, images, strict=True))
-    )
+    def sorted_findings(self) -> list[Finding]:
+        return sorted(self.findings, key=lambda one: (one.kind, one.id, one.sentence))
 
 
 def _extent(sizes: Mapping[tuple[int, int], int]) -> dict[str, tuple[int, int]]:

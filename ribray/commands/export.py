@@ -61,18 +61,14 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Masks:
-    """The masks of one split."""
+    """The masks of one split, of those images that have one."""
 
     dataset: Dataset
     folder: Path
     ids: Sequence[str]
 
     def read(self, id: str, most: int, may_ignore: bool) -> np.ndarray:
-        """Read a mask (H, W) uint8 whose values are 0 to ``most``, and 255 if that may be.
-
-        Raises:
-            ImageError: it is damaged or holds another value.
-        """
+        """Read a mask (H, W) uint8 whose values are 0 to ``most``, and 255 if that may be."""
         location = mask_path(self.folder, id)
         mask, _ = read_mask_file(location, id)
         strays = [value for value in foreign_values(mask, most) if not (may_ignore and value == IGNORE)]
@@ -99,18 +95,7 @@ def export_masks(
 ) -> Exported | None:
     """Write the masks of one split of a run; None where the user stopped it.
 
-    Args:
-        directory: of the run.
-        format: ``coco`` or ``voc-server``.
-        console: for the progress bar.
-        stop: set once the user asked to stop.
-        out: the file to write; default: ``exports/`` in the run directory.
-        split: which images; default: those that the masks were made of, for ``voc-server`` the test images.
-        what: ``pseudo`` (default of ``coco``) or ``predictions``.
-
-    Raises:
-        UsageError: there are no such masks, or some that the format needs are missing.
-        RibrayError: a mask is damaged, or the file cannot be written.
+    The default of ``split`` are the images that the masks were made of, for ``voc-server`` the test images.
     """
     if format not in ENDINGS:
         raise UsageError(f"There is no format '{format}'; the formats are {', '.join(ENDINGS)}.")
@@ -162,14 +147,12 @@ def _no_masks(finished: FinishedRun, what: str, split: str) -> UsageError:
 
 def _require_all(finished: FinishedRun, masks: _Masks, split: str) -> None:
     there = set(masks.ids)
-    missing = [id for id in masks.dataset.ids if id not in there]
-    if not missing:
-        return
-    named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
-    raise UsageError(
-        f"{finished.run.directory} has no prediction of {len(missing)} of the {len(masks.dataset)} images of split "
-        f"'{split}' ({named}): make them by `{_evaluation(finished, split)}`."
-    )
+    if missing := [id for id in masks.dataset.ids if id not in there]:
+        named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
+        raise UsageError(
+            f"{finished.run.directory} has no prediction of {len(missing)} of the {len(masks.dataset)} images of split "
+            f"'{split}' ({named}): make them by `{_evaluation(finished, split)}`."
+        )
 
 
 def _evaluation(finished: FinishedRun, split: str) -> str:
@@ -262,10 +245,6 @@ def _write_archive(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Ev
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
         for id, content in _in_order(read, masks.ids, bar, stop):
-            _add(archive, mask_path(Path(SERVER_FOLDER), id).as_posix(), content)
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)  # of nobody, at time 0
-    entry.size = len(content)
-    archive.addfile(entry, io.BytesIO(content))
+            entry = tarfile.TarInfo(mask_path(Path(SERVER_FOLDER), id).as_posix())  # of nobody, at time 0
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))

@@ -6,7 +6,6 @@ stays as it is; others can follow, so that mended files are taken by the same co
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,7 @@ class ImportWorker:
         self._dataset, self._source, self._folder = dataset, source, folder
 
     def process(self, item: str) -> dict[str, Any]:
-        """Write an image's maps file; one that is known to be empty needs no maps.
-
-        Raises:
-            ImageError: the maps are missing or do not fit the image, or others were imported before.
-        """
+        """Write an image's maps file; one that is known to be empty needs no maps."""
         dataset = self._dataset
         size = image_size(dataset.image_path(item))
         present = np.flatnonzero(dataset.labels[dataset.index(item)]).tolist()
@@ -51,15 +46,13 @@ class ImportWorker:
         else:
             arrays = empty_arrays(size, SCALES)
         location = map_path(self._folder, item)
-        if not location.exists():
-            write_maps(location, item, arrays)
-            return {}
         try:
-            earlier = MapRecord.read(location, item)
+            earlier = MapRecord.read(location, item) if location.exists() else None
         except DamagedError:  # the files it was made of are here
+            earlier = None
+        if earlier is None:
             write_maps(location, item, arrays)
-            return {}
-        if not _equal(earlier, MapRecord.from_arrays(arrays)):
+        elif not _equal(earlier, MapRecord.from_arrays(arrays)):
             raise ImageError(
                 f"The maps of {item} are not those that were imported before; choose another --out for them."
             )
@@ -79,11 +72,7 @@ def _equal(one: MapRecord, other: MapRecord) -> bool:
 
 
 def import_maps(context: Context, source: Path) -> None:
-    """Import the maps of every wanted image that has none yet.
-
-    Raises:
-        UsageError: there are no maps in ``source``, or the run holds maps of another origin.
-    """
+    """Import the maps of every wanted image that has none yet."""
     run, dataset, name = context.run, context.training_set, refine.NAME
     folder, wanted = context.own_folder(name), wanted_ids(context)
     _require_some(source, dataset, wanted)
@@ -106,13 +95,10 @@ def import_maps(context: Context, source: Path) -> None:
     def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
         failures[id] = run.give_up(name, id, error, tries, traceback)
 
-    def on_done(id: str, record: Mapping[str, Any]) -> None:
-        """Nothing is to be noted."""
-
     plan = PoolPlan.of(TITLE, context.experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
     arguments = {"dataset": dataset, "source": source, "folder": folder}
     with show_progress(context.console, TITLE, len(wanted), len(wanted) - len(left)) as bar:
-        result = context.run_pool(plan, ImportWorker, arguments, left, on_done, on_failed, bar)
+        result = context.run_pool(plan, ImportWorker, arguments, left, lambda id, record: None, on_failed, bar)
     context.replace_failures(name, failures)
     imported = finished_ids(folder)
     images = len(imported.intersection(wanted))

@@ -1,7 +1,10 @@
 """The command ``map``: maps of photographs by a pretrained network or a run's classifier; nothing is trained."""
 
+import functools
+import itertools
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,45 +24,59 @@ from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.stop_reasons import ENDED, StopTally, stop_hint, stopped_early
 from ribray.networks.pretrained import open_network
 from ribray.networks.weights import IMAGENET
-from ribray.progress import show_progress
+from ribray.progress import Bar, show_progress
 
-NETWORK = "timm/tf_efficientnet_lite0"
-OUT = "maps"
-LONG_SIDE = 500
-"""Pixels: that of PASCAL VOC's photographs, for which the method's settings were chosen."""
 DEFAULTS: Mapping[str, Any] = {"scales": (1.0, 0.5, 1.5), "batch_size": 4}
 """Settings of a network that comes from no run, where they differ from the method's: without the scale of 2.0, and with
 three extra samples a step in place of 19, a photograph takes less than half the time."""
 SECTION = "refine"
+KEPT_BYTES = 2**28
+"""Photographs are decoded once as long as so much holds them; those beyond are read again when it is their turn."""
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class MapRequest:
-    """What the command line asks for."""
+    """What the command line asks for, with its defaults."""
 
     photographs: Sequence[Path]
-    network: str = NETWORK
+    network: str
     """``timm/NAME``, the name of a network of torchvision's, or the directory of a run."""
-    weights: str = IMAGENET
+    weights: str
     """"imagenet", "none" or a file; of a run's classifier its own."""
-    classes: str | None = None
+    classes: str | None
     """Names or indices, separated by commas, that go for all photographs; None: what the network is confident of."""
-    extras: Path | None = None
-    settings: Sequence[str] = ()
+    extras: Path | None
+    settings: Sequence[str]
     """``refine.KEY=VALUE``."""
-    out: Path = Path(OUT)
-    long_side: int = LONG_SIDE
+    out: Path
+    long_side: int
     """Pixels to which larger photographs are scaled down; 0: as they are."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Mapped:
     """What has come of it."""
 
     photographs: int
-    done: int = 0
-    failed: int = 0
-    stopped: bool = False
+    done: int
+    failed: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A photograph's pixels, scaled down where it is larger, and the height and width that it came with."""
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, long_side: int) -> "_Image":
+        height, width = pixels.shape[:2]
+        scale = long_side / max(height, width) if long_side else 1.0
+        return cls(rescaled(pixels, scale) if scale < 1 else pixels, (height, width))
 
 
 @dataclass(frozen=True)
@@ -69,37 +86,36 @@ class _Photograph:
     path: Path
     shares: Mapping[int, float | None]
     """Classes with their probabilities; None where they were given."""
+    image: _Image | None = None
+    """None where it is to be read (again)."""
+
+    def disjoint(self, others: Iterable["_Photograph"]) -> list["_Photograph"]:
+        """Return the photographs that share no class with this one."""
+        return [other for other in others if not self.shares.keys() & other.shares.keys()]
 
 
 def map_photographs(request: MapRequest, console: Console, stop: threading.Event) -> Mapped:
     """Refine the maps of photographs, one after the other; write NAME.png and NAME.npz of each.
 
-    Args:
-        request: see there.
-        console: for a line per photograph, and a bar where there are several.
-        stop: set once the user asked to stop.
-
-    Raises:
-        UsageError: a photograph, class or setting does not exist, or the network cannot be had: nothing is written.
+    A line is said of each, and a bar shown where there are several. Where something is refused, nothing is written.
     """
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     paths = _photographs(request)
     rib, source = _open(request)
-    _say(console, f"{source}; on {rib.device}")
+    say(f"{source}; on {rib.device}")
     given = None if request.classes is None else rib.indices(_classes(request.classes, rib))
-    mapped = Mapped(len(paths))
-    photographs = _look(paths, rib, given, mapped, console)
-    extras = _extras(request.extras, rib, {*paths}, console)
-    _tell_extras(photographs, extras, console)
+    photographs = _look(paths, rib, given, say, request.long_side)
+    extras = _extras(request.extras, rib, {*paths}, say)
+    _tell_extras(photographs, extras, say)
     storage.require_writable(storage.absolute(request.out))
-    if len(paths) == 1:
-        _map_all(photographs, extras, request, rib, mapped, console, stop, None)
-        return mapped
-    with show_progress(console, "map", len(paths), unit="photographs") as bar:
-        bar.advance(0, mapped.failed)
-        tally = _map_all(photographs, extras, request, rib, mapped, console, stop, bar)
-    if (early := stopped_early(tally.counts)) is not None:
-        _say(console, stop_hint(tally.counts, rib.config.iterations) or f"Stopped early: {early}.")
-    return mapped
+    several, name, unit = len(paths) > 1, "map", "photographs"
+    shown = show_progress(console, name, len(paths), unit=unit) if several else nullcontext(Bar(name, 1, 0, unit))
+    with shown as bar:
+        bar.advance(0, len(paths) - len(photographs))
+        tally = _map_all(photographs, extras, request, rib, bar, say, stop)
+    if several and (early := stopped_early(tally.counts)) is not None:
+        say(stop_hint(tally.counts, rib.config.iterations) or f"Stopped early: {early}.")
+    return Mapped(len(paths), bar.done, bar.failed, bar.done + bar.failed < len(paths))
 
 
 def _map_all(
@@ -107,37 +123,33 @@ def _map_all(
     extras: Sequence[_Photograph],
     request: MapRequest,
     rib: RIB,
-    mapped: Mapped,
-    console: Console,
+    bar: Bar,
+    say: Say,
     stop: threading.Event,
-    bar: Any,
 ) -> StopTally:
     """Return how the refinements ended."""
     out, taken, tally = storage.absolute(request.out), set[str](), StopTally(rib.config.iterations)
     notes: set[str] = set()
     for photograph in photographs:
         if stop.is_set():
-            mapped.stopped = True
             break
         try:
-            pixels, size = _read(photograph.path, request.long_side)
-            others = [(other.path, list(other.shares)) for other in _disjoint(photograph, (*photographs, *extras))]
-            result = rib(pixels, list(photograph.shares), extras=others)
+            image = photograph.image or _Image.of(read_image(photograph.path), request.long_side)
+            others = [(other.path, list(other.shares)) for other in photograph.disjoint((*photographs, *extras))]
+            result = rib(image.pixels, list(photograph.shares), extras=others)
         except ImageError as error:
-            mapped.failed += 1
-            _say(console, f"failed: {error}")
-        else:
-            target = _target(out, photograph.path, taken)
-            storage.write_npz(target.with_suffix(".npz"), **result.arrays(), source=np.array(str(photograph.path)))
-            result.save(target)
-            mapped.done += 1
-            tally.add(result.stop_reason, result.steps)
-            for note in sorted({*result.notes} - notes):
-                _say(console, f"Note: {note}")
-            notes |= {*result.notes}
-            _say(console, _line(photograph, result, size, rib, target))
-        if bar is not None:
-            bar.advance(mapped.done - bar.done, mapped.failed - bar.failed)
+            say(f"failed: {error}")
+            bar.advance(0, 1)
+            continue
+        target = _target(out, photograph.path, taken)
+        storage.write_npz(target.with_suffix(".npz"), **result.arrays(), source=np.array(str(photograph.path)))
+        result.save(target)
+        tally.add(result.stop_reason, result.steps)
+        for note in sorted({*result.notes} - notes):
+            say(f"Note: {note}")
+        notes |= {*result.notes}
+        say(_line(photograph, result, image.size, rib, target))
+        bar.advance(1, 0)
     return tally
 
 
@@ -145,11 +157,7 @@ def _map_all(
 
 
 def _open(request: MapRequest) -> tuple[RIB, str]:
-    """Return what refines, and a phrase on the network and its weights.
-
-    Raises:
-        UsageError: a setting is unknown or the network cannot be had.
-    """
+    """Return what refines, and a phrase on the network and its weights."""
     settings = _settings(request.settings)
     if "://" in request.network or storage.absolute(request.network).is_dir():
         if request.weights != IMAGENET:
@@ -164,11 +172,7 @@ def _open(request: MapRequest) -> tuple[RIB, str]:
 
 
 def _settings(overrides: Iterable[str]) -> dict[str, Any]:
-    """Return the settings of ``--set refine.KEY=VALUE``.
-
-    Raises:
-        UsageError: a key that `map` does not read.
-    """
+    """Return the settings of ``--set refine.KEY=VALUE``."""
     values = change({}, overrides)
     for key, inner in values.items():
         if key != SECTION or not isinstance(inner, dict):
@@ -191,11 +195,7 @@ def _classes(text: str, rib: RIB) -> list[ClassName]:
 
 
 def _photographs(request: MapRequest) -> list[Path]:
-    """Return the photographs, each once.
-
-    Raises:
-        UsageError: one does not exist, or a number is out of range.
-    """
+    """Return the photographs, each once."""
     if request.long_side < 0:
         raise UsageError(
             f"--long-side {request.long_side} must be a number of pixels, or 0 for photographs as they are."
@@ -210,101 +210,75 @@ def _photographs(request: MapRequest) -> list[Path]:
 
 
 def _look(
-    paths: Iterable[Path], rib: RIB, given: Sequence[int] | None, mapped: Mapped, console: Console
+    paths: Iterable[Path], rib: RIB, given: Sequence[int] | None, say: Say, long_side: int | None = None
 ) -> list[_Photograph]:
-    """Return the photographs that can be read, with their classes."""
-    found = []
+    """Return the photographs that can be read, with their classes; where they are to be refined, with their pixels."""
+    found, left = [], KEPT_BYTES
     for path in paths:
         try:
-            image = read_image(path)
+            pixels = read_image(path)
         except ImageError as error:
-            mapped.failed += 1
-            _say(console, f"failed: {error}")
+            say(f"failed: {error}")
             continue
-        found.append(_Photograph(path, dict.fromkeys(given) if given is not None else rib.confident(image)))
+        image = None if long_side is None or left <= 0 else _Image.of(pixels, long_side)
+        left -= image.pixels.nbytes if image else 0
+        found.append(_Photograph(path, rib.confident(pixels) if given is None else dict.fromkeys(given), image))
     return found
 
 
-def _read(path: Path, long_side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return a photograph, scaled down where it is larger, and the height and width that it came with."""
-    image = read_image(path)
-    height, width = image.shape[:2]
-    scale = long_side / max(height, width) if long_side else 1.0
-    return (rescaled(image, scale) if scale < 1 else image), (height, width)
-
-
-def _extras(folder: Path | None, rib: RIB, without: set[Path], console: Console) -> list[_Photograph]:
-    """Return the extra samples of a folder: with its labels, or with the classes that the network sees.
-
-    Raises:
-        UsageError: there is no such folder, or its table of labels is broken.
-    """
+def _extras(folder: Path | None, rib: RIB, without: set[Path], say: Say) -> list[_Photograph]:
+    """Return the extra samples of a folder: with its labels, or with the classes that the network sees."""
     if folder is None:
         return []
     folder = storage.absolute(folder)
     if not folder.is_dir():
         raise UsageError(f"--extras {folder} must be a folder of photographs.")
-    dataset = _labelled(folder)
-    found = [] if dataset is None else _with_labels(dataset, rib, console)
+    try:
+        found = _with_labels(FolderDataset(folder, WHOLE), rib, say)
+    except UsageError:
+        if (folder / LABELS).exists():
+            raise
+        found = []  # nothing labels its photographs
     if not found:
         paths = [folder / name for name in list_files(folder).photographs]
         if not paths:
             raise UsageError(f"--extras {folder} holds no photograph.")
-        _say(console, f"Extras: the classes of the photographs in {folder} are those that the network sees.")
-        found = _look([path for path in paths if path not in without], rib, None, Mapped(0), console)
+        say(f"Extras: the classes of the photographs in {folder} are those that the network sees.")
+        found = _look([path for path in paths if path not in without], rib, None, say)
     return [photograph for photograph in found if photograph.path not in without]
 
 
-def _labelled(folder: Path) -> Dataset | None:
-    """Return the folder's data set, or None where nothing labels its photographs."""
-    try:
-        return FolderDataset(folder, WHOLE)
-    except UsageError:
-        if (folder / LABELS).exists():
-            raise
-        return None
-
-
-def _with_labels(dataset: Dataset, rib: RIB, console: Console) -> list[_Photograph]:
+def _with_labels(dataset: Dataset, rib: RIB, say: Say) -> list[_Photograph]:
     """Return the photographs of a data set all of whose classes the network knows."""
     indices: dict[int, int] = {}
     for place, name in enumerate(dataset.classes):
-        try:
+        with suppress(UsageError):
             indices[place] = rib.indices([name])[0]
-        except UsageError:
-            continue
     found = []
     for id, row in zip(dataset.ids, dataset.labels, strict=True):
         places = np.flatnonzero(row).tolist()
         if places and all(place in indices for place in places):
             found.append(_Photograph(dataset.image_path(id), dict.fromkeys(sorted({indices[each] for each in places}))))
     if not found:
-        _say(console, f"Extras: the labels of {dataset.name} name no class of the network; its own guesses are used.")
+        say(f"Extras: the labels of {dataset.name} name no class of the network; its own guesses are used.")
     elif len(found) < len(dataset):
         left = len(dataset) - len(found)
-        _say(console, f"Extras: {left} photographs have no label, or one that the network lacks, and are left out.")
+        say(f"Extras: {left} photographs have no label, or one that the network lacks, and are left out.")
     return found
 
 
-def _disjoint(photograph: _Photograph, others: Iterable[_Photograph]) -> list[_Photograph]:
-    """Return the photographs that share no class with one."""
-    return [other for other in others if not photograph.shares.keys() & other.shares.keys()]
-
-
-def _tell_extras(photographs: Sequence[_Photograph], extras: Sequence[_Photograph], console: Console) -> None:
+def _tell_extras(photographs: Sequence[_Photograph], extras: Sequence[_Photograph], say: Say) -> None:
     """Say in one line what is left out as an extra sample."""
     together = [*photographs, *extras]
     if not photographs or len(together) < 2:
         return
-    counts = [len(_disjoint(photograph, together)) for photograph in photographs]
+    counts = [len(photograph.disjoint(together)) for photograph in photographs]
     least, most = min(counts), max(counts)
+    if not most:
+        say("Extras: none, since all share a class; each photograph is refined alone.")
+        return
     of = f"{least}" if least == most else f"{least} to {most}"
-    _say(
-        console,
-        f"Extras: {of} of {len(together) - 1} for each photograph; those that share a class with it are left out."
-        if most
-        else "Extras: none, since all share a class; each photograph is refined alone.",
-    )
+    say(f"Extras: {of} of {len(together) - 1} for each photograph; those that share a class with it are left out.")
 
 
 # --- files and lines ---------------------------------------------------------------------------------------------
@@ -312,14 +286,10 @@ def _tell_extras(photographs: Sequence[_Photograph], extras: Sequence[_Photograp
 
 def _target(out: Path, path: Path, taken: set[str]) -> Path:
     """Return the PNG to write: NAME.png, or NAME-2.png … where that is of another photograph."""
-    number = 1
-    while True:
-        name = path.stem if number == 1 else f"{path.stem}-{number}"
-        target = out / f"{name}.png"
-        if name.casefold() not in taken and _is_free(target, path):
-            taken.add(name.casefold())
-            return target
-        number += 1
+    names = (path.stem if number == 1 else f"{path.stem}-{number}" for number in itertools.count(1))
+    name = next(name for name in names if name.casefold() not in taken and _is_free(out / f"{name}.png", path))
+    taken.add(name.casefold())
+    return out / f"{name}.png"
 
 
 def _is_free(target: Path, path: Path) -> bool:
@@ -350,7 +320,3 @@ def _named(name: str, share: float | None, confidence: float) -> str:
     if share is None:
         return name
     return f"{name} {share:.2f}" if share >= confidence else f"perhaps {name} {share:.2f}"
-
-
-def _say(console: Console, sentence: str) -> None:
-    console.print(sentence, highlight=False, markup=False, soft_wrap=True)

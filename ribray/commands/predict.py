@@ -11,6 +11,7 @@ where an id is an image's path below the given folder without its ending. The sa
 stopped, and tries failed images again.
 """
 
+import functools
 import hashlib
 import io
 import threading
@@ -27,9 +28,9 @@ from rich.console import Console
 
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
-from ribray.cluster.session import Session, connect, require_shared
+from ribray.cluster.session import connect, require_shared
 from ribray.commands import export
-from ribray.config import ClusterConfig, Experiment, SegmentationConfig, to_values, validate_experiment
+from ribray.config import Experiment, SegmentationConfig, to_values, validate_experiment
 from ribray.data.dataset import colour_map
 from ribray.data.files import list_files
 from ribray.data.images import IMAGE_SUFFIXES, read_picture, tell_readings
@@ -113,19 +114,11 @@ class PredictWorker:
 def predict_images(
     directory: Path, source: Path, out: Path, console: Console, stop: threading.Event, workers: int = 0
 ) -> Predicted:
-    """Predict one image, or every image of a folder.
+    """Predict one image, or every image of a folder and of those below, that ``out`` has no mask and overlay of.
 
-    Args:
-        directory: of the run.
-        source: an image, or a folder, which is searched with all folders below.
-        out: where to write; images that it has a mask and an overlay of are passed over.
-        console: for the progress bar.
-        stop: set once the user asked to stop.
-        workers: actors of a pool on Ray; 0: this process does the work.
-
-    Raises:
-        UsageError: the run has no segmentation network, there is no image, or ``out`` holds something else.
+    The work is done by so many workers on Ray, or by this process for 0.
     """
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     finished, source, out = FinishedRun.read(directory, STAGES), storage.absolute(source), storage.absolute(out)
     network = _network(finished)
     if network.uses_crf:
@@ -133,33 +126,34 @@ def predict_images(
     root, names, gaps = find_images(source, out)
     _claim(out, network, root)
     for sentence in gaps:
-        console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+        say(f"Note: {sentence}")
     failures = {name: Failure(name, NAME, fault) for name in names if (fault := _fault(name)) is not None}
-    done = _finished_ids(out)
+    done = storage.list_ids(out / MASKS, SUFFIX) & storage.list_ids(out / OVERLAYS, SUFFIX)
     left = [name for name in names if name not in failures and id_of(name) not in done]
     earlier = len(names) - len(failures) - len(left)
     made, stopped = 0, False
     remarks: Counter[Any] = Counter()
+
+    def on_done(name: str, record: Mapping[str, Any]) -> None:
+        remarks.update(record["remarks"])
+
+    def on_failed(name: str, error: str, tries: int, traceback: str | None) -> None:
+        failures[name] = Failure(name, NAME, error, tries, traceback)
+
     if left:
-
-        def on_done(name: str, record: Mapping[str, Any]) -> None:
-            remarks.update(record["remarks"])
-
-        def on_failed(name: str, error: str, tries: int, traceback: str | None) -> None:
-            failures[name] = Failure(name, NAME, error, tries, traceback)
-
         cluster = finished.experiment.cluster.model_copy(update={"workers": min(workers, len(left))})
         with ExitStack() as resources:
             with connecting(console, cluster):
                 session = resources.enter_context(connect(cluster, stop=stop))
             require_shared(out, session)
-            plan = _plan(cluster, session)
+            gpus = cluster.gpus_per_worker if session.gpus else 0.0  # the run's machine may have had some
+            plan = PoolPlan.of(NAME, cluster.model_copy(update={"gpus_per_worker": gpus}), session)
             pool = Pool(plan, PredictWorker, {"network": network, "source": root, "out": out})
             with show_progress(console, NAME, len(names), earlier) as bar:
                 result = pool.run(left, on_done, on_failed, bar, stop.is_set)
         made, stopped = result.done, result.stopped
     for sentence in tell_readings(remarks):
-        console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+        say(f"Note: {sentence}")
     failed = sorted(failures.values(), key=lambda one: one.id)
     _write_failures(out, failed)
     return Predicted(out, len(names), earlier + made, failed, stopped)
@@ -169,9 +163,6 @@ def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
     """Return a folder, the file names below it of the images to predict, sorted, and what could not be looked into.
 
     What lies in ``out`` is no image to predict.
-
-    Raises:
-        UsageError: the folder cannot be listed, there is no image, or two have the same id.
     """
     if not source.is_dir():
         if not source.exists():
@@ -205,11 +196,7 @@ def _fault(name: str) -> str | None:
 
 
 def _network(finished: FinishedRun) -> Network:
-    """Return a run's segmentation network, with the settings that it was trained with.
-
-    Raises:
-        UsageError: it has none that is trained to the end.
-    """
+    """Return a run's segmentation network, with the settings that it was trained with."""
     artifact = finished.artifact(segmentation.NAME)
     if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
         raise UsageError(
@@ -258,11 +245,7 @@ def _palette(artifact: Artifact, experiment: Experiment, classes: int) -> np.nda
 
 
 def _claim(out: Path, network: Network, root: Path) -> None:
-    """Make ``out`` the place of these predictions.
-
-    Raises:
-        UsageError: it holds others, or other files, or cannot be written.
-    """
+    """Make ``out`` the place of these predictions, unless it holds others, or other files."""
     with network.weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {"weights": digest, "crf": network.uses_crf, "source": str(root), "classes": list(network.classes)}
@@ -276,17 +259,6 @@ def _claim(out: Path, network: Network, root: Path) -> None:
     storage.require_writable(out)
     storage.write_json(out / RECORD_FILE, record)
     storage.remove_leftovers(out)
-
-
-def _finished_ids(out: Path) -> set[str]:
-    """Return the ids of all images with a mask and an overlay."""
-    return storage.list_ids(out / MASKS, SUFFIX) & storage.list_ids(out / OVERLAYS, SUFFIX)
-
-
-def _plan(config: ClusterConfig, session: Session) -> PoolPlan:
-    """Return a pool for this machine or cluster, which may have no GPU where the run's had."""
-    gpus = config.gpus_per_worker if session.gpus else 0.0
-    return PoolPlan.of(NAME, config.model_copy(update={"gpus_per_worker": gpus}), session)
 
 
 def _write_failures(out: Path, failures: Iterable[Failure]) -> None:

@@ -105,11 +105,7 @@ class Part:
 
 
 def parse_stages(text: str | None) -> tuple[str, ...]:
-    """Return the stages named in ``a,b``, in the order of the chain; all of them for None.
-
-    Raises:
-        UsageError: an unknown name.
-    """
+    """Return the stages named in ``a,b``, in the order of the chain; all of them for None."""
     if text is None:
         return tuple(STAGES)
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -121,30 +117,23 @@ def parse_stages(text: str | None) -> tuple[str, ...]:
 
 
 def run_chain(request: Request, console: Console, stop: threading.Event) -> Result:
-    """Do what the request asks for.
-
-    Raises:
-        UsageError: something is wrong; nothing was started.
-        StageError: a stage came to nothing; it holds the result of the others.
-        RibrayError: a stage broke off.
-    """
+    """Do what the request asks for; a `StageError` holds the result of the stages beside those that came to nothing."""
     with _opened(request, console, stop) as parts:
         _check(parts, request)
-        main, *others = (part.context for part in parts)
+        main, *others = contexts = [part.context for part in parts]
         main.run.write_experiment(request.experiment, request.recipe)
         for context in others:
             context.run.write_experiment(context.experiment, request.recipe)
-        with tracked([main, *others]):
+        with tracked(contexts):
             errors = _run_stages(parts, request, stop)
             main.run.rewrite_metrics()
             metrics = main.run.metrics()
             figures = [] if stop.is_set() else _draw(parts, main.run.read_metrics())
-            log_run(main, figures)
-            for context in others:
-                log_run(context, [])
+            for context in contexts:
+                log_run(context, figures if context is main else [])
             failures = [failure for part in parts for failure in part.context.run.failures()]
             is_tracked = request.experiment.tracking.wandb != "disabled"
-            command = sync_command(part.context.run.directory for part in parts) if is_tracked else None
+            command = sync_command(context.run.directory for context in contexts) if is_tracked else None
             result = Result(metrics, failures, figures, [command] if command else [], stop.is_set())
             if errors and not stop.is_set():
                 errors[0].result = result
@@ -176,12 +165,7 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
 
 
 def run_import(request: Request, source: Path, console: Console, stop: threading.Event) -> Result:
-    """Take maps made elsewhere in place of stage ``refine``.
-
-    Raises:
-        UsageError: something is wrong; nothing was started.
-        StageError: no image's maps could be taken; it holds the result.
-    """
+    """Take maps made elsewhere in place of stage ``refine``."""
     with _opened(request, console, stop) as parts:
         context = parts[0].context
         run = context.run
@@ -272,11 +256,7 @@ def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[Mask
 
 
 def plan_chain(request: Request, console: Console) -> list[Planned]:
-    """Return what `run_chain` would do, without doing it or starting a cluster; nothing is written, and nothing held.
-
-    Raises:
-        UsageError: as `run_chain` would.
-    """
+    """Return what `run_chain` would do, without starting a cluster; nothing is written, and nothing held."""
     stop = threading.Event()
     run = Run.look(request.directory, _forked(request))
     parts = _parts(request, run, Run.look, console, stop)
@@ -301,11 +281,7 @@ def _planned(part: Part, name: str, is_remade: bool) -> Planned:
 
 
 def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
-    """Return whether a process works in the run now, and how far each stage is that the run has begun.
-
-    Raises:
-        UsageError: it is no run directory, or its data cannot be opened.
-    """
+    """Return whether a process works in the run now, and how far each stage is that the run has begun."""
     run = Run.read(directory)
     is_held = run.is_held
     statuses = []
@@ -341,11 +317,7 @@ def _opened(request: Request, console: Console, stop: threading.Event) -> Iterat
 
 
 def _forked(request: Request) -> Run | None:
-    """Return the run that a fork starts from; None without a fork.
-
-    Raises:
-        UsageError: it is no run directory, or the fork itself.
-    """
+    """Return the run that a fork starts from; None without a fork."""
     if request.fork is None:
         return None
     parent = Run.read(request.out)
@@ -434,11 +406,7 @@ def serves(stage: Stage, work: Work) -> bool:
 
 
 def _from(stage: str) -> tuple[str, ...]:
-    """Return a stage and all that build on it.
-
-    Raises:
-        UsageError: there is no such stage.
-    """
+    """Return a stage and all that build on it."""
     if stage not in STAGES:
         raise UsageError(f"--redo {stage}: there is no such stage; the stages are {', '.join(STAGES)}.")
     return tuple(name for name in STAGES if name == stage or feeds(stage, (name,)))

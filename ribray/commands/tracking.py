@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ribray.errors import DivergedError
 from ribray.pipeline.stage import Context
@@ -10,17 +11,12 @@ from ribray.pipeline.training import log_training
 from ribray.report.stations import METHOD_NAMES, RIB
 from ribray.runs.metrics import Curve, RunMetrics, Timing
 from ribray.stages import STAGES
-from ribray.tracking import Curves, Results, Table
+from ribray.tracking import curves, table
 
 
 @contextlib.contextmanager
 def tracked(contexts: Sequence[Context]) -> Iterator[None]:
-    """Track runs for the length of a ``with`` block; an error in it, unless a training diverged, ends them as failed.
-
-    Raises:
-        UsageError: W&B is wanted online, and there is no key.
-        RibrayError: W&B is wanted online and cannot be had, which is found out at the beginning.
-    """
+    """Track runs for the length of a ``with`` block; an error in it, but a training's divergence, marks them failed."""
     failed = True
     try:
         for context in contexts:
@@ -44,12 +40,15 @@ def log_run(context: Context, figures: Sequence[Path]) -> None:
         for training in stage.trainings:
             log_training(context, context.run.directory / stage.folder / training)
     metrics, source = context.run.read_metrics(), context.experiment.masks.source
-    tables = {**_per_class(metrics, source), "throughput": _throughput(metrics.timing)}
-    pictures = {figure.stem: figure for figure in figures}
-    context.tracker.log_results(Results(context.run.metrics(), tables, _curves(metrics, source), pictures))
+
+    def media() -> dict[str, Any]:
+        throughput = {"tables/throughput": _throughput(metrics.timing)}
+        return {**_per_class(metrics, source), **throughput, **_curves(metrics, source)}
+
+    context.tracker.log_results(context.run.metrics(), {figure.stem: figure for figure in figures}, media)
 
 
-def _per_class(metrics: RunMetrics, source: str) -> dict[str, Table]:
+def _per_class(metrics: RunMetrics, source: str) -> dict[str, Any]:
     """Return a table of the IoU per class for every stage that was judged, a column per method."""
     chains = {source: metrics, **metrics.variants}
     tables = {}
@@ -63,37 +62,37 @@ def _per_class(metrics: RunMetrics, source: str) -> dict[str, Table]:
         if columns:
             classes = dict.fromkeys(name for per_class in columns.values() for name in per_class)
             rows = [[name, *(per_class.get(name) for per_class in columns.values())] for name in classes]
-            tables[stage.name] = Table(["class", *columns], rows)
+            tables[f"tables/{stage.name}"] = table(["class", *columns], rows)
     return tables
 
 
-def _throughput(timing: Mapping[str, Timing]) -> Table:
+def _throughput(timing: Mapping[str, Timing]) -> Any:
     columns = ("images", "seconds", "images_per_second", "start_seconds", "workers")
     rows = [
         [stage, *(getattr(cost, name) for name in columns)]
         for stage, cost in timing.items()
         if cost.seconds is not None
     ]
-    return Table(["stage", *columns], rows)
+    return table(["stage", *columns], rows)
 
 
-def _curves(metrics: RunMetrics, source: str) -> dict[str, Curves]:
+def _curves(metrics: RunMetrics, source: str) -> dict[str, Any]:
     """Return the mIoU over what decides about it: thresholds, and steps."""
-    curves = {}
+    charts = {}
     if metrics.seed is not None:
         found = {METHOD_NAMES[name]: part.curve for name, part in metrics.seed.methods.items() if part.curve}
         if found:
-            curves["seed"] = _over_thresholds("Seed mIoU in percent", found)
+            charts["curves/seed"] = _over_thresholds("Seed mIoU in percent", found)
         if metrics.seed.rib is not None and (by_step := metrics.seed.rib.by_step):
-            values = {METHOD_NAMES[RIB]: [one.miou for one in by_step]}
-            curves["seed_by_step"] = Curves("Seed mIoU in percent", "step", [one.step for one in by_step], values)
+            steps, lines = [one.step for one in by_step], {METHOD_NAMES[RIB]: [one.miou for one in by_step]}
+            charts["curves/seed_by_step"] = curves("Seed mIoU in percent", "step", steps, lines)
     walk = metrics.pseudo and metrics.pseudo.walk
     if walk and walk.curve:
         name = METHOD_NAMES[source]
-        curves["random_walk"] = _over_thresholds("Random walk's mIoU in percent", {name: walk.curve})
-    return curves
+        charts["curves/random_walk"] = _over_thresholds("Random walk's mIoU in percent", {name: walk.curve})
+    return charts
 
 
-def _over_thresholds(title: str, curves: Mapping[str, Curve]) -> Curves:
-    thresholds = next(iter(curves.values())).thresholds
-    return Curves(title, "threshold", thresholds, {name: curve.miou for name, curve in curves.items()})
+def _over_thresholds(title: str, found: Mapping[str, Curve]) -> Any:
+    thresholds = next(iter(found.values())).thresholds
+    return curves(title, "threshold", thresholds, {name: curve.miou for name, curve in found.items()})

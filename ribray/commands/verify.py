@@ -5,12 +5,12 @@ A folder of recorded cases holds one ``.npz`` per case. The name's beginning say
 `Check`.
 """
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,27 +31,19 @@ from ribray.networks import Classifier, build_backbone
 from ribray.networks.engine import Kind
 from ribray.networks.weights import drawn_with
 
-Arrays = Mapping[str, np.ndarray]
-
 
 @dataclass(frozen=True)
 class Check:
-    """One recorded quantity against the one computed now.
-
-    Attributes:
-        case: name of the recorded case.
-        quantity: what is compared.
-        error: the largest difference, relative to the largest recorded value where there is one (absolute for the
-            random walk); of labels the share that differs.
-        tolerance: the largest error that is still right.
-        note: what there is to say where a number does not say it all.
-    """
+    """One recorded quantity against the one computed now."""
 
     case: str
     quantity: str
     error: float
+    """The largest difference, relative to the largest recorded value where there is one (absolute for the random walk);
+    of labels the share that differs."""
     tolerance: float
     note: str = ""
+    """What there is to say where a number does not say it all."""
 
     @property
     def ok(self) -> bool:
@@ -59,16 +51,55 @@ class Check:
         return self.error <= self.tolerance
 
 
+@dataclass(frozen=True)
+class Case:
+    """Recorded arrays by name, and comparisons with them."""
+
+    name: str
+    arrays: dict[str, np.ndarray]
+    engine: Kind | None = None
+
+    @property
+    def title(self) -> str:
+        return self.name if self.engine is None else f"{self.name}, {self.engine}"
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.arrays:
+            raise UsageError(f"The recorded case {self.name} is incomplete: it has no '{name}'.")
+        return self.arrays[name]
+
+    def tensor(self, name: str, device: str) -> torch.Tensor:
+        return torch.from_numpy(self[name]).to(device)
+
+    def close(self, quantity: str, computed: np.ndarray, tolerance: float, absolute: bool = False) -> Check:
+        """Compare arrays by the largest difference, over the largest recorded value unless `absolute`."""
+        recorded = self[quantity]
+        if computed.shape != recorded.shape:
+            return self._other_shape(quantity, computed, recorded, tolerance)
+        difference = np.abs(computed.astype(np.float64) - recorded).max(initial=0.0)
+        largest = np.abs(recorded).max(initial=0.0)
+        relative = largest and not absolute
+        return Check(self.title, quantity, float(difference / largest if relative else difference), tolerance)
+
+    def labels(self, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
+        """Compare arrays of labels by the share that differs."""
+        if computed.shape != recorded.shape:
+            return self._other_shape(quantity, computed, recorded, tolerance)
+        return Check(self.title, quantity, float((computed != recorded).mean()), tolerance)
+
+    def exact(self, quantity: str, computed: object, recorded: object) -> Check:
+        same = computed == recorded
+        return Check(self.title, quantity, float(not same), 0.0, "" if same else f"{computed}, recorded {recorded}")
+
+    def _other_shape(self, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
+        note = f"shape {computed.shape}, recorded {recorded.shape}"
+        return Check(self.title, quantity, float("inf"), tolerance, note)
+
+
 def verify(directory: str | Path, only: str | None = None, device: str = "cpu") -> list[Check]:
-    """Run the recorded cases of a folder.
+    """Run the recorded cases of a folder, or those whose name begins with `only`.
 
-    Args:
-        directory: folder with ``.npz`` cases.
-        only: run the cases whose name begins with this.
-        device: where to compute; the tolerances are meant for float32 on a CPU.
-
-    Raises:
-        UsageError: no such folder or case, or a file that is damaged or lacks what its kind needs.
+    The tolerances are meant for float32 on a CPU.
     """
     folder = storage.path(directory)
     if not folder.is_dir():
@@ -78,12 +109,24 @@ def verify(directory: str | Path, only: str | None = None, device: str = "cpu") 
         raise UsageError(f"{folder} has no recorded case (*.npz){f' that begins with {only!r}' if only else ''}.")
     checks: list[Check] = []
     for prefix, checker in CHECKERS.items():
-        if chosen := [file for file in files if file.stem.startswith(prefix)]:
-            checks += checker(chosen, device)
+        chosen = [file for file in files if file.stem.startswith(prefix)]
+        if chosen and checker is check_refinement:
+            checks += check_weights()
+        for file in chosen:
+            checks += _check(file, checker, device)
     for file in files:
         if not file.stem.startswith(tuple(CHECKERS)):
             checks.append(Check(file.stem, "kind", float("nan"), 0.0, "no checker for this kind of case"))
     return checks
+
+
+def _check(file: Path, checker: "Checker", device: str) -> list[Check]:
+    case = Case(file.stem, storage.read_npz(file))
+    try:
+        return list(checker(case, device))
+    except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
 
 
 # --- rib_*: the refinement of one image ---------------------------------------------------------------------
@@ -105,106 +148,57 @@ _WEIGHT_SUMS = {
 }
 _MOMENTUM = 1e-4
 _POOLINGS = {"gndp": "gndrp", "gap": "gap"}
-_INPUTS = (
-    "image",
-    "label",
-    "extra_images",
-    "extra_labels",
-    "scales",
-    "lr",
-    "weight_decay",
-    "iterations",
-    "tau",
-    "stop_threshold",
-    "explode_threshold",
-    "explode_ratio",
-    "pooling",
-)
-_OUTPUTS = (
-    "losses",
-    "target_losses",
-    "logits_first",
-    "logits_last",
-    "steps_done",
-    "stopped",
-    "keys",
-    "cam_stride4",
-    "cam_full",
-)
 
 
-def check_refinements(files: list[Path], device: str) -> list[Check]:
-    """Check recorded refinements on both engines, and before them that the recorded network could be drawn again."""
-    recorded_classifier = _recorded_classifier()
-    weights = recorded_classifier.state_dict()
-    checks = [
-        Check(
-            "rib weights",
-            f"sum of {name}",
-            abs(weights[name].double().sum().item() - recorded),
-            _SUM_TOLERANCE,
-        )
-        for name, recorded in _WEIGHT_SUMS.items()
-    ]
-    for file in files:
-        recorded = _read_case(file, _INPUTS + _OUTPUTS)
-        with _fitting_together(file):
-            for engine in get_args(Kind):
-                case = f"{file.stem}, {engine}"
-                checks += _check_refinement(case, recorded, copy.deepcopy(recorded_classifier), device, engine)
-    return checks
+def check_weights() -> Iterator[Check]:
+    """Check that the recorded network could be drawn again."""
+    weights = _recorded_classifier(_WEIGHT_SEED).state_dict()
+    for name, recorded in _WEIGHT_SUMS.items():
+        difference = abs(weights[name].double().sum().item() - recorded)
+        yield Check("rib weights", f"sum of {name}", difference, _SUM_TOLERANCE)
 
 
-def _check_refinement(case: str, recorded: Arrays, classifier: Classifier, device: str, engine: Kind) -> list[Check]:
-    config = _refine_config(case, recorded)
-    views = target_views(recorded["image"], config.scales)
-    trace = Trace()
-    refinement = Refiner(classifier, config, "float32", device, engine).refine(
-        views, np.flatnonzero(recorded["label"]).tolist(), lambda step: _extras(recorded, step), trace
+def check_refinement(case: Case, device: str) -> Iterator[Check]:
+    """Check a recorded refinement on both engines."""
+    for engine in get_args(Kind):
+        yield from _check_refinement(replace(case, engine=engine), device)
+
+
+def _check_refinement(case: Case, device: str) -> Iterator[Check]:
+    config, trace = _refine_config(case), Trace()
+    classifier = copy.deepcopy(_recorded_classifier(_WEIGHT_SEED))
+    refinement = Refiner(classifier, config, "float32", device, case.engine).refine(
+        target_views(case["image"], config.scales),
+        np.flatnonzero(case["label"]).tolist(),
+        lambda step: _extras(case, step),
+        trace,
     )
-    height, width = recorded["image"].shape[:2]
-    record = MapRecord.from_arrays(to_arrays(refinement, (height, width), config.scales), case)
-    expected_stop = _stop_reason(recorded)
-    return [
-        _exact(case, "steps_done", refinement.steps, int(recorded["steps_done"])),
-        _exact(case, "stop_reason", refinement.stop_reason, expected_stop),
-        _exact(case, "keys", refinement.classes.tolist(), recorded["keys"].tolist()),
-        _close(case, "losses", np.array(refinement.losses), recorded["losses"], _LOSS_TOLERANCE),
-        _close(
-            case,
-            "target_losses",
-            np.array(refinement.target_losses),
-            recorded["target_losses"],
-            _LOSS_TOLERANCE,
-        ),
-        _close(case, "logits_first", trace.logits[0], recorded["logits_first"], _LOSS_TOLERANCE),
-        _close(case, "logits_last", trace.logits[-1], recorded["logits_last"], _LOSS_TOLERANCE),
-        *_check_steps(case, recorded, refinement, trace),
-        _close(
-            case,
-            "cam_stride4",
-            localization_maps(record, size="stride4"),
-            recorded["cam_stride4"],
-            _MAP_TOLERANCE,
-        ),
-        _close(case, "cam_full", localization_maps(record, size="full"), recorded["cam_full"], _MAP_TOLERANCE),
-    ]
+    height, width = case["image"].shape[:2]
+    record = MapRecord.from_arrays(to_arrays(refinement, (height, width), config.scales), case.title)
+    yield case.exact("steps_done", refinement.steps, int(case["steps_done"]))
+    yield case.exact("stop_reason", refinement.stop_reason, _stop_reason(case))
+    yield case.exact("keys", refinement.classes.tolist(), case["keys"].tolist())
+    yield case.close("losses", np.array(refinement.losses), _LOSS_TOLERANCE)
+    yield case.close("target_losses", np.array(refinement.target_losses), _LOSS_TOLERANCE)
+    yield case.close("logits_first", trace.logits[0], _LOSS_TOLERANCE)
+    yield case.close("logits_last", trace.logits[-1], _LOSS_TOLERANCE)
+    yield from _check_steps(case, refinement, trace)
+    yield case.close("cam_stride4", localization_maps(record, size="stride4"), _MAP_TOLERANCE)
+    yield case.close("cam_full", localization_maps(record, size="full"), _MAP_TOLERANCE)
 
 
-def _check_steps(case: str, recorded: Arrays, refinement: Refinement, trace: Trace) -> list[Check]:
+def _check_steps(case: Case, refinement: Refinement, trace: Trace) -> Iterator[Check]:
     """Compare what each step added at each scale; a scale that never ran was recorded as zeros."""
-    checks = []
-    for step in range(int(recorded["steps_done"])):
-        for scale in range(len(recorded["scales"])):
-            name = f"cam_step{step}_scale{scale}"
-            added = trace.maps[step] if step < len(trace.maps) else []
+    for step in range(int(case["steps_done"])):
+        added = trace.maps[step] if step < len(trace.maps) else []
+        for scale in range(len(case["scales"])):
             maps = added[scale] if scale < len(added) else np.zeros_like(refinement.initial[scale])
-            checks.append(_close(case, name, maps, _array(recorded, name, case), _MAP_TOLERANCE))
-    return checks
+            yield case.close(f"cam_step{step}_scale{scale}", maps, _MAP_TOLERANCE)
 
 
-def _recorded_classifier() -> Classifier:
-    with drawn_with(_WEIGHT_SEED):
+@functools.cache
+def _recorded_classifier(seed: int) -> Classifier:
+    with drawn_with(seed):
         backbone = build_backbone(_BACKBONE, _OUTPUT_STRIDE)
         head = torch.empty(_HEAD_CLASSES, backbone.channels[-1], 1, 1).normal_(std=_HEAD_STD)
         classifier = Classifier(backbone, _HEAD_CLASSES)
@@ -216,122 +210,66 @@ def _recorded_classifier() -> Classifier:
     return classifier
 
 
-def _refine_config(case: str, recorded: Arrays) -> RefineConfig:
-    pooling = str(recorded["pooling"])
-    if pooling not in _POOLINGS or len(recorded["label"]) != _HEAD_CLASSES:
-        raise UsageError(f"The recorded case {case} has pooling {pooling!r} and {len(recorded['label'])} classes.")
-    scales = tuple(recorded["scales"].tolist())
-    return RefineConfig(
-        iterations=int(recorded["iterations"]),
-        batch_size=1 + recorded["extra_images"].shape[1],
-        lr=float(recorded["lr"]),
-        momentum=_MOMENTUM,
-        weight_decay=float(recorded["weight_decay"]),
-        scales=scales,
-        loss_scales=tuple(scale for scale in scales if scale != 0.5),
-        pooling="gndrp" if _POOLINGS[pooling] == "gndrp" else "gap",
-        pooling_threshold=float(recorded["tau"]),
-        stop_threshold=float(recorded["stop_threshold"]),
-        explode_threshold=float(recorded["explode_threshold"]),
-        explode_ratio=float(recorded["explode_ratio"]),
-        precision="float32",
-    )
+def _refine_config(case: Case) -> RefineConfig:
+    label, pooling = case["label"], str(case["pooling"])
+    if pooling not in _POOLINGS or len(label) != _HEAD_CLASSES:
+        raise UsageError(f"The recorded case {case.title} has pooling {pooling!r} and {len(label)} classes.")
+    scales = tuple(case["scales"].tolist())
+    values: dict[str, Any] = {
+        "iterations": int(case["iterations"]),
+        "batch_size": 1 + case["extra_images"].shape[1],
+        "momentum": _MOMENTUM,
+        "scales": scales,
+        "loss_scales": tuple(scale for scale in scales if scale != 0.5),
+        "pooling": _POOLINGS[pooling],
+        "pooling_threshold": float(case["tau"]),
+        "precision": "float32",
+    }
+    same = ("lr", "weight_decay", "stop_threshold", "explode_threshold", "explode_ratio")
+    values.update({name: float(case[name]) for name in same})
+    return RefineConfig(**values)
 
 
-def _extras(recorded: Arrays, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.stack([normalise(crop) for crop in recorded["extra_images"][step]])
-    return images, torch.from_numpy(recorded["extra_labels"][step].astype(bool))
+def _extras(case: Case, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.stack([normalise(crop) for crop in case["extra_images"][step]])
+    return images, torch.from_numpy(case["extra_labels"][step].astype(bool))
 
 
-def _stop_reason(recorded: Arrays) -> str:
-    if not recorded["stopped"][-1]:
+def _stop_reason(case: Case) -> str:
+    if not case["stopped"][-1]:
         return FINISHED
-    return EXPLOSION if len(recorded["losses"]) < int(recorded["steps_done"]) else TARGET_LOSS
+    return EXPLOSION if len(case["losses"]) < int(case["steps_done"]) else TARGET_LOSS
 
 
 # --- random_walk_*: maps spread up to class boundaries ------------------------------------------------------
 
 _WALK_TOLERANCE = 1e-4  # absolute: maps go up to 1
-_WALK_ARRAYS = ("cam", "edge", "beta", "exp_times", "radius", "propagated")
 
 
-def check_random_walks(files: list[Path], device: str) -> list[Check]:
-    """Check recorded random walks."""
-    checks = []
-    for file in files:
-        recorded = _read_case(file, _WALK_ARRAYS)
-        with _fitting_together(file):
-            (walked,) = random_walk(
-                [torch.from_numpy(recorded["cam"]).to(device)],
-                [torch.from_numpy(recorded["edge"][0]).to(device)],
-                radius=int(recorded["radius"]),
-                beta=float(recorded["beta"]),
-                exp_times=int(recorded["exp_times"]),
-            )
-            propagated = walked[:, None].cpu().numpy()  # recorded as (C, 1, h, w)
-            checks.append(
-                _close(file.stem, "propagated", propagated, recorded["propagated"], _WALK_TOLERANCE, absolute=True)
-            )
-    return checks
+def check_random_walk(case: Case, device: str) -> Iterator[Check]:
+    """Check a recorded random walk."""
+    (walked,) = random_walk(
+        [case.tensor("cam", device)],
+        [case.tensor("edge", device)[0]],
+        radius=int(case["radius"]),
+        beta=float(case["beta"]),
+        exp_times=int(case["exp_times"]),
+    )
+    propagated = walked[:, None].cpu().numpy()  # recorded as (C, 1, h, w)
+    yield case.close("propagated", propagated, _WALK_TOLERANCE, absolute=True)
 
 
 # --- irn_*: the loss that IRN learns from -------------------------------------------------------------------
 
 _IRN_TOLERANCE = 1e-4
-_IRN_ARRAYS = (
-    "segmentation",
-    "radius",
-    "search_dst",
-    "edge_logits",
-    "displacement",
-    "bg_pos",
-    "fg_pos",
-    "neg",
-    "affinity",
-    "loss_positive_affinity",
-    "loss_negative_affinity",
-    "loss_displacement_fg",
-    "loss_displacement_bg",
-    "loss_total",
-    "grad_edge",
-    "grad_displacement",
-)
 
 
-def check_irn_losses(files: list[Path], device: str) -> list[Check]:
-    """Check recorded losses of IRN: pairs, their labels and affinities, the loss's parts and gradients."""
-    checks = []
-    for file in files:
-        recorded = _read_case(file, _IRN_ARRAYS)
-        with _fitting_together(file):
-            checks += _check_irn_loss(file.stem, recorded, device)  # first: it looks at the shapes
-            checks += _check_pairs(file.stem, recorded, device)
-    return checks
-
-
-def _check_pairs(case: str, recorded: Arrays, device: str) -> list[Check]:
-    labels = torch.from_numpy(recorded["segmentation"]).to(device)[None]
-    boundary = torch.from_numpy(recorded["edge_logits"]).to(device)[:, 0].sigmoid()
-    pairs = Pairs(int(recorded["radius"]), *labels.shape[1:])
-    ours, theirs = pairs.displacements.tolist(), recorded["search_dst"].tolist()
-    same = _exact(case, "search_dst", sorted(ours), sorted(theirs))
-    if not same.ok:
-        return [same]
-    order = [ours.index(displacement) for displacement in theirs]  # ribray's order is another one
-    kinds = torch.stack([pair_labels(labels, pairs, i).flatten(1) for i in order], dim=1).cpu().numpy()
-    affinity = torch.stack([(1 - pairs.strongest(boundary, i)).flatten() for i in order]).cpu().numpy()
-    return [
-        same,
-        *(_labels(case, name, kinds[i], recorded[name], 0.0) for i, name in enumerate(("bg_pos", "fg_pos", "neg"))),
-        _close(case, "affinity", affinity, recorded["affinity"], _IRN_TOLERANCE),
-    ]
-
-
-def _check_irn_loss(case: str, recorded: Arrays, device: str) -> list[Check]:
-    boundary = torch.from_numpy(recorded["edge_logits"]).to(device).requires_grad_()
-    displacement = torch.from_numpy(recorded["displacement"]).to(device).requires_grad_()
-    labels = torch.from_numpy(recorded["segmentation"]).to(device)[None]
-    losses = irn_loss(boundary, displacement, labels, int(recorded["radius"]))
+def check_irn_loss(case: Case, device: str) -> Iterator[Check]:
+    """Check a recorded loss of IRN: its parts and gradients, pairs, their labels and affinities."""
+    boundary = case.tensor("edge_logits", device).requires_grad_()
+    displacement = case.tensor("displacement", device).requires_grad_()
+    labels = case.tensor("segmentation", device)[None]
+    losses = irn_loss(boundary, displacement, labels, int(case["radius"]))  # first: it looks at the shapes
     gradients = torch.autograd.grad(losses.loss, (boundary, displacement))
     computed = {
         "loss_positive_affinity": losses.positive,
@@ -342,121 +280,56 @@ def _check_irn_loss(case: str, recorded: Arrays, device: str) -> list[Check]:
         "grad_edge": gradients[0],
         "grad_displacement": gradients[1],
     }
-    return [
-        _close(case, name, value.detach().cpu().numpy(), recorded[name], _IRN_TOLERANCE)
-        for name, value in computed.items()
-    ]
+    for name, value in computed.items():
+        yield case.close(name, value.detach().cpu().numpy(), _IRN_TOLERANCE)
+    yield from _check_pairs(case, labels, boundary.detach()[:, 0].sigmoid())
+
+
+def _check_pairs(case: Case, labels: torch.Tensor, boundary: torch.Tensor) -> Iterator[Check]:
+    pairs = Pairs(int(case["radius"]), *labels.shape[1:])
+    ours, theirs = pairs.displacements.tolist(), case["search_dst"].tolist()
+    same = case.exact("search_dst", sorted(ours), sorted(theirs))
+    yield same
+    if not same.ok:
+        return
+    order = [ours.index(displacement) for displacement in theirs]  # ribray's order is another one
+    kinds = torch.stack([pair_labels(labels, pairs, i).flatten(1) for i in order], dim=1).cpu().numpy()
+    affinity = torch.stack([(1 - pairs.strongest(boundary, i)).flatten() for i in order]).cpu().numpy()
+    for i, name in enumerate(("bg_pos", "fg_pos", "neg")):
+        yield case.labels(name, kinds[i], case[name], 0.0)
+    yield case.close("affinity", affinity, _IRN_TOLERANCE)
 
 
 # --- dense_crf_*: confident labels --------------------------------------------------------------------------
 
 _CRF_TOLERANCE = 1e-3  # share of the pixels
-_CRF_ARRAYS = (
-    "image",
-    "cam",
-    "keys",
-    "conf_fg_threshold",
-    "conf_bg_threshold",
-    "crf_fg_labels",
-    "crf_bg_labels",
-    "ir_label",
-)
 
 
-def check_confident_labels(files: list[Path], device: str) -> list[Check]:
+def check_confident_labels(case: Case, device: str) -> Iterator[Check]:
     """Check recorded confident labels, which the dense CRF made; it computes on the CPU whatever the device."""
-    checks = []
-    for file in files:
-        recorded = _read_case(file, _CRF_ARRAYS)
-        try:
-            require_crf()
-        except UsageError as error:  # the other kinds can be checked without it
-            checks.append(Check(file.stem, "ir_label", float("nan"), _CRF_TOLERANCE, str(error)))
-            continue
-        with _fitting_together(file):
-            checks += _check_confident_labels(file.stem, recorded)
-    return checks
-
-
-def _check_confident_labels(case: str, recorded: Arrays) -> list[Check]:
-    keys = recorded["keys"]  # mask values: 0, then the present classes
-    high, low = float(recorded["conf_fg_threshold"]), float(recorded["conf_bg_threshold"])
-
-    def cut_at(fg_threshold: float, bg_threshold: float) -> np.ndarray:
-        return cut(recorded["image"], recorded["cam"], keys[1:] - 1, fg_threshold, bg_threshold, LABEL_CRF)
-
-    mask = cut_at(high, low)
-    return [
-        _labels(case, "crf_fg_labels", foreground_reading(mask), keys[recorded["crf_fg_labels"]], _CRF_TOLERANCE),
-        _labels(case, "crf_bg_labels", cut_at(low, low), keys[recorded["crf_bg_labels"]], _CRF_TOLERANCE),
-        _labels(case, "ir_label", mask, recorded["ir_label"], _CRF_TOLERANCE),
-    ]
-
-
-CHECKERS: dict[str, Callable[[list[Path], str], list[Check]]] = {
-    "rib_": check_refinements,
-    "dense_crf_": check_confident_labels,
-    "irn_": check_irn_losses,
-    "random_walk_": check_random_walks,
-}
-"""From the beginning of a case's name to what checks such cases: (files, device) → checks."""
-
-
-# --- comparing ----------------------------------------------------------------------------------------------
-
-
-def _read_case(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    arrays = storage.read_npz(file)
-    for name in names:
-        _array(arrays, name, file.stem)
-    return arrays
-
-
-@contextlib.contextmanager
-def _fitting_together(file: Path) -> Iterator[None]:
-    """Say in a sentence which case has arrays that do not go with each other."""
     try:
-        yield
-    except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
+        require_crf()
+    except UsageError as error:  # the other kinds can be checked without it
+        yield Check(case.name, "ir_label", float("nan"), _CRF_TOLERANCE, str(error))
+        return
+    keys = case["keys"]  # mask values: 0, then the present classes
+    high, low = float(case["conf_fg_threshold"]), float(case["conf_bg_threshold"])
+    mask, low_mask = (cut(case["image"], case["cam"], keys[1:] - 1, fg, low, LABEL_CRF) for fg in (high, low))
+    for name, computed, recorded in (
+        ("crf_fg_labels", foreground_reading(mask), keys[case["crf_fg_labels"]]),
+        ("crf_bg_labels", low_mask, keys[case["crf_bg_labels"]]),
+        ("ir_label", mask, case["ir_label"]),
+    ):
+        yield case.labels(name, computed, recorded, _CRF_TOLERANCE)
 
 
-def _array(arrays: Arrays, name: str, case: str) -> np.ndarray:
-    if name not in arrays:
-        raise UsageError(f"The recorded case {case} is incomplete: it has no '{name}'.")
-    return arrays[name]
+Checker = Callable[[Case, str], Iterator[Check]]
+"""From a case and a device to its checks."""
 
-
-def _close(
-    case: str,
-    quantity: str,
-    computed: np.ndarray,
-    recorded: np.ndarray,
-    tolerance: float,
-    absolute: bool = False,
-) -> Check:
-    """Compare arrays by the largest difference, over the largest recorded value unless `absolute`."""
-    if computed.shape != recorded.shape:
-        return _other_shape(case, quantity, computed, recorded, tolerance)
-    difference = np.abs(computed.astype(np.float64) - recorded).max(initial=0.0)
-    largest = np.abs(recorded).max(initial=0.0)
-    relative = largest and not absolute
-    return Check(case, quantity, float(difference / largest if relative else difference), tolerance)
-
-
-def _labels(case: str, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
-    """Compare arrays of labels by the share that differs."""
-    if computed.shape != recorded.shape:
-        return _other_shape(case, quantity, computed, recorded, tolerance)
-    return Check(case, quantity, float((computed != recorded).mean()), tolerance)
-
-
-def _other_shape(case: str, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
-    note = f"shape {computed.shape}, recorded {recorded.shape}"
-    return Check(case, quantity, float("inf"), tolerance, note)
-
-
-def _exact(case: str, quantity: str, computed: object, recorded: object) -> Check:
-    same = computed == recorded
-    return Check(case, quantity, 0.0 if same else 1.0, 0.0, "" if same else f"{computed}, recorded {recorded}")
+CHECKERS: dict[str, Checker] = {
+    "rib_": check_refinement,
+    "dense_crf_": check_confident_labels,
+    "irn_": check_irn_loss,
+    "random_walk_": check_random_walk,
+}
+"""From the beginning of a case's name to what checks such a case."""

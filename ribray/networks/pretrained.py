@@ -1,6 +1,5 @@
 """A network by its name, with its head: timm's or torchvision's, as it was trained on ImageNet or as a file has it."""
 
-import contextlib
 import functools
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from ribray.networks.weights import (
     NONE,
     drawn_with,
     load_network,
-    pretrained_network,
+    load_pretrained,
     read_state,
     torchvision_file,
 )
 
-STRIDES = (16, 32)
-"""Output strides in the order in which they are tried: the finer map, and what every network has."""
+FINE_STRIDE, STRIDE = 16, 32
+"""Output strides: that of the finer map, which is tried first, and what every network has."""
 
 
 def open_network(name: str, weights: str, key: str) -> tuple[nn.Module, str]:
@@ -44,10 +43,10 @@ def open_network(name: str, weights: str, key: str) -> tuple[nn.Module, str]:
             return _build(name).eval(), "drawn at random: its maps mean nothing"
     if weights != IMAGENET:
         return _with_file(name, storage.path(weights)).eval(), str(weights)
+    network = _build(name)
     if name.startswith(TIMM_PREFIX):
-        network, place = pretrained_network(name, _stride_of(name), key)
-        return network.eval(), f"ImageNet's, from {place}"
-    network, location = _build(name), torchvision_file(name, key)
+        return network.eval(), f"ImageNet's, from {load_pretrained(network, name, key)}"
+    location = torchvision_file(name, key)
     load_network(network, location)
     return network.eval(), f"ImageNet's, from torchvision ({location})"
 
@@ -69,7 +68,10 @@ def _require_known(name: str) -> None:
 def _build(name: str, classes: int | None = None) -> Any:
     """Return a network with random weights and a number of classes (None: ImageNet's)."""
     if name.startswith(TIMM_PREFIX):
-        network: Any = create_timm(name, _stride_of(name))
+        try:
+            network: Any = create_timm(name, FINE_STRIDE)
+        except UsageError:
+            network = create_timm(name, STRIDE)
         if classes is not None:
             network.reset_classifier(classes)
         return network
@@ -81,15 +83,6 @@ def _build(name: str, classes: int | None = None) -> Any:
         return build(replace_stride_with_dilation=[False, False, True])
     except (TypeError, ValueError, NotImplementedError):  # only ResNets of bottlenecks have it
         return build()
-
-
-def _stride_of(name: str) -> int:
-    """Return the first of `STRIDES` that a network of timm has."""
-    for stride in STRIDES[:-1]:
-        with contextlib.suppress(UsageError):
-            create_timm(name, stride)
-            return stride
-    return STRIDES[-1]
 
 
 def _with_file(name: str, location: Path) -> Any:

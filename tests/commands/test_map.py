@@ -1,6 +1,5 @@
 """The command ``map``: photographs in, pictures and arrays out; a sentence for whatever is wrong."""
 
-import inspect
 import os
 import signal
 import subprocess
@@ -16,10 +15,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from ribray import api, cli
+from ribray import api
 from ribray.cli import main
+from ribray.commands import map as map_module
 from ribray.commands.map import MapRequest, map_photographs
+from ribray.data.images import read_image
 from ribray.networks.pretrained import open_network
+from tests.tiny import chain
 
 pytest.importorskip("timm")
 LITE = "timm/tf_efficientnet_lite0"
@@ -187,7 +189,7 @@ def test_stopping_keeps_what_is_done(tmp_path) -> None:
                 stop.set()
 
     settings = ("refine.iterations=1", "refine.scales=[1.0]")
-    request = MapRequest(photographs, weights="none", classes="3", settings=settings, out=tmp_path / "maps")
+    request = MapRequest(photographs, LITE, "none", "3", None, settings, tmp_path / "maps", 500)
     mapped = map_photographs(request, Stopping(), stop)
     assert (mapped.stopped, mapped.done, mapped.failed) == (True, 1, 0)
     assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["0.npz", "0.png"]
@@ -217,24 +219,30 @@ def test_ctrl_c_ends_the_command_with_130_and_whole_files(tmp_path) -> None:
         np.load(tmp_path / "maps" / f"{name}.npz")["maps"]
 
 
-def test_ray_is_not_imported(photograph) -> None:
-    arguments = [
-        "map",
-        str(photograph),
-        "--weights",
-        "none",
-        "--classes",
-        "3",
-        *QUICK,
-        "--out",
-        str(photograph.parent / "o"),
-    ]
+def without_ray(*arguments: object) -> None:
+    """Call ``ribray map`` in a process that must not load Ray."""
     code = (
         "import sys\nfrom ribray.cli import main\n"
-        f"try: main({arguments!r})\nexcept SystemExit as ended: assert not ended.code, ended.code\n"
+        f"try: main({['map', *map(str, arguments)]!r})\nexcept SystemExit as ended: assert not ended.code, ended.code\n"
         "assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ray_is_not_imported(photograph) -> None:
+    without_ray(photograph, "--weights", "none", "--classes", "3", *QUICK, "--out", photograph.parent / "o")
+
+
+def test_a_run_s_classifier_serves_as_a_network_and_from_python_and_ray_is_not_imported(photograph, tmp_path) -> None:
+    run = tmp_path / "run"
+    chain(run, ["cluster.workers=0"], stages="classifier")
+    without_ray(
+        photograph, "--network", run, "--classes", "tavi", "--set", "refine.lr=1e-5", "--out", tmp_path / "maps"
+    )
+    result = api.RIB.from_run(run, lr=1e-5)(photograph, classes=["tavi"])
+    with np.load(tmp_path / "maps" / "photograph.npz") as arrays:
+        assert arrays["names"].tolist() == ["tavi"]
+        assert np.array_equal(arrays["maps"], result.maps)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -309,7 +317,16 @@ def test_without_a_network_and_without_the_package_it_is_said_where_weights_come
     )
 
 
-def test_the_commands_defaults_are_those_of_its_body() -> None:
-    request, given = MapRequest([]), inspect.signature(cli.map_command).parameters
-    for name in ("network", "weights", "classes", "extras", "out", "long_side"):
-        assert given[name].default == getattr(request, name)
+@pytest.mark.parametrize("kept", [0, map_module.KEPT_BYTES])
+def test_photographs_are_decoded_once_as_long_as_memory_holds_them(ribray, tmp_path, monkeypatch, kept) -> None:
+    decoded = []
+
+    def read(path: Path) -> np.ndarray:
+        decoded.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr(map_module, "KEPT_BYTES", kept)
+    monkeypatch.setattr(map_module, "read_image", read)
+    photographs = [draw(tmp_path / f"{number}.png", number) for number in range(2)]
+    assert ribray(*photographs, "--weights", "none", "--classes", "3", *QUICK)[0] == 0
+    assert decoded == ["0.png", "1.png"] * (1 if kept else 2)
