@@ -71,16 +71,12 @@ def absolute(location: str | Path) -> Path:
 
 def relative(location: Path, start: Path) -> str:
     """Return how ``location`` is named from ``start``, so that both may move together; a URL stands for itself."""
-    if not (is_local(location) and is_local(start)):
-        return str(location)
-    return os.path.relpath(location, start)
+    return os.path.relpath(location, start) if is_local(location) and is_local(start) else str(location)
 
 
 def resolve(name: str, start: Path) -> Path:
     """Return the path that `relative` has named."""
-    if "://" in name or not is_local(start):
-        return path(name)
-    return (start / name).resolve()
+    return path(name) if "://" in name or not is_local(start) else (start / name).resolve()
 
 
 def write_bytes(location: Path, content: bytes) -> None:

@@ -36,9 +36,6 @@ _restart: int | None = None
 def supervise(say: Callable[[str], None]) -> None:
     """Go on in a child process: only there does this return. The parent ends as its child does.
 
-    Args:
-        say: prints a sentence for the user.
-
     Raises:
         ClusterLostError: in the parent, where the command cannot or may not be begun again.
     """
@@ -120,21 +117,17 @@ class _Signals:
     def __init__(self) -> None:
         self.passed = False
         self._child: int | None = None
-        self._earlier = [signal.signal(number, self._pass_on) for number in self.NUMBERS]
-
-    def restore(self) -> None:
-        """Let signals do what they did before."""
-        for number, handler in zip(self.NUMBERS, self._earlier, strict=True):
-            signal.signal(number, handler)
+        self._earlier = {number: signal.signal(number, self._pass_on) for number in self.NUMBERS}
 
     def fork(self) -> int:
-        """Fork; return 0 in the child, which dies with its parent."""
+        """Fork; return 0 in the child, which dies with its parent and takes signals as the parent did before."""
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, self.NUMBERS)  # until it is known whom to pass them on to
         parent, child = os.getpid(), os.fork()
         if child == 0:
-            self.restore()
+            for number, handler in self._earlier.items():
+                signal.signal(number, handler)
             _die_with(parent)
         self._child = child
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
