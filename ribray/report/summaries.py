@@ -8,7 +8,6 @@ from typing import Any
 import rich.table
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.text import Text
 
 from ribray.report import cells
@@ -26,22 +25,16 @@ NAMES_SHOWN = 12
 
 
 def run_summary(
-    metrics: RunMetrics,
-    stages: Stages,
-    out: str | Path,
-    *,
-    failures: Sequence[Mapping[str, Any]] = (),
-    paths: Mapping[str, str | Path] | None = None,
+    metrics: RunMetrics, stages: Stages, out: str | Path, *, failures: Sequence[Mapping[str, Any]] = ()
 ) -> RenderableType:
     """Return what a run did: a row per stage, the images that failed, and where the results lie."""
-    places = rich.table.Table.grid(padding=(0, 2))
-    places.add_column(style="dim", no_wrap=True)
-    places.add_column(overflow="fold")
-    for label, place in {"run": out, **(paths or {})}.items():
-        places.add_row(escape(label), escape(str(place)))
+    place = rich.table.Table.grid(padding=(0, 2))
+    place.add_column(style="dim", no_wrap=True)
+    place.add_column(overflow="fold")
+    place.add_row("run", Text(str(out)))
     did = stage_table(metrics, stages)
     parts: list[RenderableType] = [] if did is None else [did, ""]
-    return Group(*parts, *([failure_lines(failures)] if failures else []), places)
+    return Group(*parts, *([failure_lines(failures)] if failures else []), place)
 
 
 def failure_lines(failures: Sequence[Mapping[str, Any]]) -> Text:

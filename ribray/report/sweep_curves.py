@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from ribray import storage
 from ribray.report.plots import FAINT_INK, Line, Look, legend, ruled
 from ribray.report.stations import CAM, RIB
-from ribray.report.sweep_rows import DIVERGED, FINISHED, is_logarithmic, is_number, setting_text
+from ribray.report.sweep_rows import DIVERGED, FINISHED, SweepRow, is_logarithmic, is_number, setting_text
 from ribray.report.sweep_sheet import LOSS, OURS, Sweep
-from ribray.runs.run import read_metrics
+from ribray.runs.metrics import SeedJudgement
+from ribray.runs.run import Run
 
 SUFFIX, LOG_FILE = ".loss", "metrics.jsonl"
-SEED_METRICS = "metrics/seed.json"
-"""Of a trial's directory."""
 LINES_APART = 10
 """So many lines can be told apart; of more the best one stands out."""
 OTHERS = "#c3c3ca"
@@ -110,7 +109,7 @@ def _loss_tick(value: float, _: int) -> str:
 # --- curves of the seed ------------------------------------------------------------------------------------------
 
 
-Points = Mapping[float, float]
+Points = Mapping[float, float | None]
 """A curve: x -> mIoU."""
 
 
@@ -130,41 +129,34 @@ class SeedCurve:
 
 def step_curves(sweep: Sweep) -> dict[int, SeedCurve]:
     """Return the seed mIoU by refinement step of each row (by its place) whose finished trials kept their steps."""
-    return _curves(sweep, _steps)
+    return _curves(sweep, lambda seed: {point.step: point.miou for point in seed.by_step or ()})
 
 
 def threshold_curves(sweep: Sweep) -> dict[int, SeedCurve]:
     """Return the seed mIoU by threshold of each row (by its place) whose finished trials judged a seed."""
-    return _curves(sweep, lambda directory: _thresholds(directory, RIB))
+    return _curves(sweep, _thresholds)
 
 
-def _curves(sweep: Sweep, read: Callable[[Path], Points]) -> dict[int, SeedCurve]:
+def _curves(sweep: Sweep, read: Callable[[SeedJudgement], Points]) -> dict[int, SeedCurve]:
     found = {}
     for place, row in enumerate(sweep.rows):
-        finished = [trial for trial in row.trials if trial["status"] == FINISHED]
-        if curves := [points for trial in finished if (points := read(sweep.directory(trial)))]:
+        if curves := [points for seed in _seeds(sweep, [row], RIB) if (points := read(seed))]:
             shared = sorted(set(curves[0]).intersection(*curves[1:]))
-            values = np.array([[curve[x] for x in shared] for curve in curves])
+            values = np.array([[curve[x] for x in shared] for curve in curves], float)
             std = values.std(axis=0, ddof=1) if len(curves) > 1 else None
             found[place] = SeedCurve(np.array(shared), values.mean(axis=0), std)
     return found
 
 
-def _steps(directory: Path) -> Points:
-    return {step["step"]: step["miou"] for step in _judged(directory, RIB).get("by_step", [])}
+def _thresholds(seed: SeedJudgement) -> Points:
+    return dict(zip(seed.curve.thresholds, seed.curve.miou, strict=True)) if seed.curve else {}
 
 
-def _thresholds(directory: Path, method: str) -> Points:
-    curve = _judged(directory, method).get("curve", {})
-    return dict(zip(curve.get("thresholds", ()), curve.get("miou", ()), strict=True))
-
-
-def _judged(directory: Path, method: str) -> Mapping[str, Any]:
-    """Return a method's numbers of a trial's seed; none where the trial has judged no seed itself."""
-    try:
-        return read_metrics(directory / SEED_METRICS).get(method, {})
-    except FileNotFoundError:
-        return {}
+def _seeds(sweep: Sweep, rows: Sequence[SweepRow], method: str) -> list[SeedJudgement]:
+    """Return a method's numbers of the rows' finished trials that have judged a seed themselves."""
+    finished = [trial for row in rows for trial in row.trials if trial["status"] == FINISHED]
+    read = (Run(sweep.directory(trial)).read_metrics().seed for trial in finished)
+    return [seed.methods[method] for seed in read if seed is not None and method in seed.methods]
 
 
 def draw_steps(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
@@ -182,11 +174,10 @@ def draw_thresholds(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
     figure = sweep.sheet(_band_note(curves), with_published=False)
     axes = ruled(figure.add_subplot(), "threshold", "seed mIoU, %")
     handles = _draw(axes, sweep, curves, "at")
-    finished = [trial for row in sweep.rows for trial in row.trials if trial["status"] == FINISHED]
-    plain = [points for trial in finished if (points := _thresholds(sweep.directory(trial), CAM))]
+    plain = [points for seed in _seeds(sweep, sweep.rows, CAM) if (points := _thresholds(seed))]
     if plain and all(points == plain[0] for points in plain):
         look = Look(FAINT_INK, (0, (4, 2)), "")
-        line = Line("plain CAM", list(plain[0]), list(plain[0].values()), look, width=1.3, layer=1.5)
+        line = Line("plain CAM", list(plain[0]), np.array([*plain[0].values()], float), look, width=1.3, layer=1.5)
         handles.append(line.draw(axes))
     _legend(axes, sweep, handles)
     return figure

@@ -42,11 +42,7 @@ class _Ious:
 
 
 def seed_table(
-    seed: Mapping[str, SeedJudgement],
-    *,
-    title: str = "Seed IoU in percent",
-    all_classes: bool = False,
-    note: str | None = None,
+    seed: Mapping[str, SeedJudgement], *, title: str = "Seed IoU in percent", all_classes: bool = False
 ) -> Table:
     """Return the seed's IoU per class and on average, each method at its own best threshold, with RIB's gain.
 
@@ -54,7 +50,7 @@ def seed_table(
     """
     columns = [_Ious(METHOD_NAMES.get(method, method), method, seed[method]) for method in ordered(seed)]
     compared = columns[:2] if CAM in seed and RIB in seed else columns[:1]
-    return _class_table(title, columns, compared, all_classes, is_seed=True, note=note)
+    return _class_table(title, columns, compared, all_classes, is_seed=True)
 
 
 def ordered(methods: Mapping[str, Any]) -> list[str]:
@@ -68,7 +64,6 @@ def _class_table(
     compared: Sequence[_Ious],
     all_classes: bool,
     is_seed: bool = False,
-    note: str | None = None,
 ) -> Table:
     """Return the IoU per class; of many, those that `compared`, one column or two, ranks highest and lowest."""
     own = [column for column in columns if not column.is_published]
@@ -106,7 +101,7 @@ def _class_table(
         *(Column(each.name.replace(", ", "\n"), True, width=10, source=each.source) for each in columns),
         *([Column("gain", True, width=8)] if has_gain else []),
     ]
-    return Table(title, headings, [*rows, foot], [*notes, *([note] if note else [])], True, is_dense=not is_seed)
+    return Table(title, headings, [*rows, foot], notes, True, is_dense=not is_seed)
 
 
 # --- from maps to masks ------------------------------------------------------------------------------------------
