@@ -6,7 +6,7 @@ linear layer, unless features and head are named.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +96,12 @@ def _row(
     name: str,
 ) -> Layered:
     """Return a network as the row of its layers, those that were named or those before its head."""
-    vector = _seen_by(network, head, name)
-    stem_layers, layers = _stem_of(network, layers or _layers_before(network, vector, name), frozen, name)
+    seen = _seen_by(network, head, name)
+    stem_layers, layers = _stem_of(network, layers or _layers_before(network, seen, name), frozen, name)
     backbone = Layered(network, layers, stem_layers, name, _normalisation_of(network))
     with torch.no_grad():
         features = backbone.trunk(backbone.stem(sample_image()))
-    if features.ndim != 4 or not _averages_to(features, vector):
+    if features.ndim != 4 or not _agree(features.mean((2, 3)), seen.vector):
         raise UsageError(
             f"The head of {name} does not see the average of these features, of shape {tuple(features.shape)}: a "
             "network is needed whose head is one linear layer on globally averaged features."
@@ -209,60 +209,56 @@ def _head_weight(head: nn.Module, name: str) -> Tensor:
     raise UsageError(f"The head of {name} is a {type(head).__name__}: it must be a linear layer or a 1×1 convolution.")
 
 
-def _layers_before(network: nn.Module, vector: Tensor, name: str) -> list[str]:
-    """Return the layers whose average, ``vector``, the head sees."""
-    layers = layers_in_a_row(network, sample_image(), lambda features: _averages_to(features, vector))
+def _layers_before(network: nn.Module, seen: "_Seen", name: str) -> list[str]:
+    """Return the layers whose average the head sees."""
+    layers = layers_in_a_row(network, sample_image(), lambda features: _agree(features.mean((2, 3)), seen.vector))
     if layers is None:
-        raise behind_pooling(name) if _is_no_average(network, vector) else not_in_a_row(name)
+        raise not_in_a_row(name) if seen.is_average else behind_pooling(name)
     return layers
 
 
-def _seen_by(network: nn.Module, head: nn.Module, name: str) -> Tensor:
-    """Return what the head is given for the sample image, averaged over the cells of maps, (1, F)."""
+class _Seen(NamedTuple):
+    """What the head is given for the sample image."""
+
+    vector: Tensor
+    """(1, F), averaged over the cells of maps."""
+    is_average: bool
+    """Whether some module puts out maps of that average."""
+
+
+def _seen_by(network: nn.Module, head: nn.Module, name: str) -> _Seen:
     given: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    averages: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if module is head:
+            given.append(inputs[0])
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            averages.append(output.mean((2, 3)))
+
+    hooks = [module.register_forward_hook(look) for module in network.modules()]
     try:
         with torch.no_grad():
             logits = network(sample_image())
     except Exception as error:  # noqa: BLE001 - an assertion on the image's size, as of networks of patches
         raise cannot_run(name, error) from None
     finally:
-        hook.remove()
-    if not given or not isinstance(logits, Tensor) or given[-1].ndim not in (2, 4):
-        raise UsageError(f"{name} is no classifier whose head gives logits (images, classes) from a vector per image.")
-    vector = given[-1].mean((2, 3)) if given[-1].ndim == 4 else given[-1]
-    with torch.no_grad():
-        expected = head(given[-1]).mean((2, 3)) if given[-1].ndim == 4 else head(vector)
-    if logits.flatten(1).shape != expected.shape or not torch.allclose(
-        logits.flatten(1), expected, rtol=1e-3, atol=1e-6
-    ):
-        raise UsageError(f"{name} gives other logits than its head does: no layer may follow the head.")
-    return vector
-
-
-def _averages_to(features: Tensor, vector: Tensor) -> bool:
-    """Whether maps (1, F, h, w) averaged over their cells are this vector (1, F)."""
-    return features.shape[1] == vector.shape[1] and bool(
-        (features.mean((2, 3)) - vector).norm() <= _AGREEMENT * vector.norm()
-    )
-
-
-def _is_no_average(network: nn.Module, vector: Tensor) -> bool:
-    """Whether no module of the network puts out maps whose average is this vector."""
-    found: list[bool] = []
-
-    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-            found.append(_averages_to(output, vector))
-
-    hooks = [module.register_forward_hook(look) for module in network.modules()]
-    try:
-        with torch.no_grad():
-            network(sample_image())
-    finally:
         for hook in hooks:
             hook.remove()
-    return not any(found)
+    if not given or not isinstance(logits, Tensor) or given[-1].ndim not in (2, 4):
+        raise UsageError(f"{name} is no classifier whose head gives logits (images, classes) from a vector per image.")
+    is_map, logits = given[-1].ndim == 4, logits.flatten(1)
+    with torch.no_grad():
+        expected = head(given[-1]).mean((2, 3)) if is_map else head(given[-1])
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-6):
+        raise UsageError(f"{name} gives other logits than its head does: no layer may follow the head.")
+    vector = given[-1].mean((2, 3)) if is_map else given[-1]
+    return _Seen(vector, any(_agree(average, vector) for average in averages))
+
+
+def _agree(average: Tensor, vector: Tensor) -> bool:
+    """Whether the average of maps (1, F) is this vector (1, F)."""
+    return average.shape == vector.shape and bool((average - vector).norm() <= _AGREEMENT * vector.norm())
 
 
 def _stem_of(network: nn.Module, layers: list[str], frozen: Sequence[str] | None, name: str) -> tuple[int, list[str]]:
