@@ -24,7 +24,7 @@ import torch
 from ribray import storage
 from ribray.cluster import warm
 from ribray.cluster.single import POLL_SECONDS, RESTARTS, last_line
-from ribray.cluster.training import REFUSAL_FILE, WORK_FOLDER, Place, TrainingPlan, TrainingTask, train_as_worker
+from ribray.cluster.training import WORK_FOLDER, Place, TrainingPlan, TrainingTask, train_as_worker
 from ribray.errors import RibrayError
 
 LOOK_SECONDS = 0.1
@@ -39,7 +39,9 @@ def train_on_ray(task: TrainingTask, plan: TrainingPlan, stop_requested: Callabl
     Raises:
         RibrayError: the workers died, or failed, too often.
     """
-    group = warm.take(_Group, lambda group: group.serves(plan)) or _Group(task, plan)
+    if not plan.owns_cluster:
+        warm.clear_the_way()
+    group = warm.take(_Group, plan) or _Group(task, plan)
     is_done = False
     try:
         is_done = group.train(task, plan, stop_requested)
@@ -111,7 +113,7 @@ class _Group:
         What still runs after a stop request ends with this process's connection to Ray. Nor is Ray Train waited for
         once such a file is written: without a dashboard it takes ten seconds to find out that a helper is done.
         """
-        ends = plan.folder / plan.weights, plan.folder / REFUSAL_FILE
+        ends = plan.final, plan.refusal
         with contextlib.nullcontext() if self._folder is None else self._tell(Path(self._folder.name), task, plan):
             while not stop_requested():
                 if wait([self._outcome], timeout=POLL_SECONDS).done:
@@ -132,7 +134,7 @@ class _Group:
 
     def can_go_on(self, plan: TrainingPlan) -> bool:
         """Whether the workers wait for the next training, after one in which none of them was lost."""
-        if self._folder is None or self._outcome.done() or not (plan.folder / plan.weights).exists():
+        if self._folder is None or self._outcome.done() or not plan.final.exists():
             return False
         return len(list(Path(self._folder.name).glob(f"*{ATTEMPT}"))) == self._count
 

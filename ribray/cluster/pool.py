@@ -68,6 +68,11 @@ class PoolPlan:
     seconds_per_item: float | None = None
     """A worker that is longer at an item, or at so many times a chunk, is taken to hang; None: none is."""
 
+    @property
+    def shape(self) -> tuple[float, float, int]:
+        """What a worker's process must have been started with."""
+        return self.cpus_per_worker, self.gpus_per_worker, self.threads_per_worker
+
     @classmethod
     def of(
         cls, name: str, config: ClusterConfig, session: Session, chunk_size: int = 1, gpu: bool = True

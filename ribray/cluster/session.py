@@ -80,9 +80,12 @@ class Session:
         else:
             import ray
 
-            # Named, so that it does not wait for a place among what a sweep's trial has reserved, which is nothing.
-            options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": "DEFAULT"}
-            fast = ray.get(ray.remote(_fast_bfloat16).options(**options).remote(gpus > 0))
+            from ribray.cluster.pool import PoolPlan
+            from ribray.cluster.warm import crew_of
+
+            with crew_of(PoolPlan.of("precision", config, self), lambda: False) as crew:
+                assert crew is not None
+                fast = ray.get(crew.actor(0).answer.remote(_fast_bfloat16, gpus > 0))
         return "bfloat16" if fast else "float32"
 
 

@@ -30,8 +30,9 @@ LOG_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 REFUSAL_FILE = "refusal.json"
 START_FILE = "start.json"
-"""Says when the first step began."""
 WORK_FOLDER = "train"
+
+REMEDY = "start the training again"
 
 Total = Callable[[Tensor], Tensor]
 """Sums a small tensor of counts over all ranks; what it returns takes part in no gradient."""
@@ -52,11 +53,7 @@ class TrainingTask(Protocol):
     """Images that could not be read so far, and why: this rank's; at a validation or checkpoint those of all ranks."""
 
     def require_readable(self) -> None:
-        """Check, on every rank alike, that enough of the training's images can still have been read at its end.
-
-        Raises:
-            UnreadableError: too few.
-        """
+        """Raise `UnreadableError`, on every rank alike, where too few of the images can still have been read."""
 
     def model(self) -> nn.Module:
         """Return the network with its starting weights."""
@@ -91,7 +88,7 @@ class TrainingPlan:
     """Where a training keeps its files and what it runs on."""
 
     folder: Path
-    """The stage's folder: log, weights, and Ray Train's own files while it lasts."""
+    """The stage's folder: log, weights, and what lasts no longer than the training."""
     weights: str
     """Name of the final weights in the folder."""
     workers: int
@@ -106,6 +103,26 @@ class TrainingPlan:
     owns_cluster: bool = False
     """Whether nobody else computes on the cluster's CPUs while this training does."""
 
+    @property
+    def final(self) -> Path:
+        """The file of the final weights."""
+        return self.folder / self.weights
+
+    @property
+    def refusal(self) -> Path:
+        """Where a worker leaves an error for the user."""
+        return self.folder / REFUSAL_FILE
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint."""
+        return self.folder / WORK_FOLDER / CHECKPOINT_FILE
+
+    @property
+    def start(self) -> Path:
+        """Says when the first step began."""
+        return self.folder / WORK_FOLDER / START_FILE
+
 
 def run_training(
     task: TrainingTask,
@@ -115,49 +132,43 @@ def run_training(
 ) -> list[dict[str, Any]] | None:
     """Train, or go on from the last checkpoint in the folder.
 
-    One worker trains in a process of the pools, several on Ray Train.
-
-    Args:
-        task: what to train.
-        plan: where, and on what.
-        stop_requested: asked now and then.
-        on_started: told, at the end, how many seconds it took until the first step began.
-
-    Returns:
-        the log's lines; None where a stop request ended the training, which then goes on from its last checkpoint.
+    One worker trains in a process of the pools, several on Ray Train. At the end ``on_started`` is told how many
+    seconds it took until the first step began. Returns the log's lines; None where a stop request ended the training,
+    which then goes on from its last checkpoint.
 
     Raises:
         DivergedError: the loss left its bound; the log holds the steps up to there.
         UnreadableError: too few of the images can be read.
         RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
     """
-    weights, refusal, start = (
-        plan.folder / name for name in (plan.weights, REFUSAL_FILE, f"{WORK_FOLDER}/{START_FILE}")
-    )
     asked = time.time()
-    for earlier in (refusal, start):
-        earlier.unlink(missing_ok=True)
-    if not weights.exists():
-        if not plan.workers:
-            is_finished = _train_here(task, plan, stop_requested)
-        elif plan.workers == 1:
-            from ribray.cluster.single import train_in_crew
-
-            is_finished = train_in_crew(task, plan, stop_requested)
-        else:
-            from ribray.cluster.distributed import train_on_ray
-
-            is_finished = train_on_ray(task, plan, stop_requested)
-        if refusal.exists():
-            raise _refused(storage.read_object(refusal, "start the training again"))
+    plan.refusal.unlink(missing_ok=True)
+    plan.start.unlink(missing_ok=True)
+    if not plan.final.exists():
+        is_finished = _way(plan)(task, plan, stop_requested)
+        if plan.refusal.exists():
+            raise _refused(storage.read_object(plan.refusal, REMEDY))
         if not is_finished:
             return None
-    if not weights.exists():
-        raise RibrayError(f"Training ended without writing {weights}; start it again to go on.")
-    if start.exists():
-        on_started(max(0.0, storage.read_object(start, "start the training again")["time"] - asked))
+    if not plan.final.exists():
+        raise RibrayError(f"Training ended without writing {plan.final}; start it again to go on.")
+    if plan.start.exists():
+        on_started(max(0.0, storage.read_object(plan.start, REMEDY)["time"] - asked))
     storage.remove_folder(plan.folder / WORK_FOLDER)
     return read_log(plan.folder)
+
+
+def _way(plan: TrainingPlan) -> Callable[[TrainingTask, TrainingPlan, Callable[[], bool]], bool]:
+    """Return what carries a training out, and says whether it came to its end."""
+    if not plan.workers:
+        return _train_here
+    if plan.workers == 1:
+        from ribray.cluster.single import train_in_crew
+
+        return train_in_crew
+    from ribray.cluster.distributed import train_on_ray
+
+    return train_on_ray
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -224,7 +235,7 @@ def train_as_worker(task: TrainingTask, plan: TrainingPlan, place: Place) -> Non
         said: dict[str, Any] = {"sentence": str(error), "diverged": isinstance(error, DivergedError)}
         if isinstance(error, UnreadableError):
             said |= {"unreadable": dict(error.unreadable), "can_go_on": error.can_go_on}
-        storage.write_json(plan.folder / REFUSAL_FILE, said)
+        storage.write_json(plan.refusal, said)
 
 
 def _refused(said: Mapping[str, Any]) -> RibrayError:
@@ -246,13 +257,12 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
     module = place.wrap(model)
     optimizer = task.optimizer(model)
     starting_rates = [group["lr"] for group in optimizer.param_groups]
-    checkpoint = plan.folder / WORK_FOLDER / CHECKPOINT_FILE
-    first_step, missed = _restore(checkpoint, plan.identity, model, optimizer, device)
+    first_step, missed = _restore(plan.checkpoint, plan.identity, model, optimizer, device)
     task.unreadable |= missed
     can_go_on = first_step > 0 and not missed
     module.train()
-    if rank == 0 and not (start := plan.folder / WORK_FOLDER / START_FILE).exists():
-        storage.write_json(start, {"time": time.time()})
+    if rank == 0 and not plan.start.exists():
+        storage.write_json(plan.start, {"time": time.time()})
     with contextlib.closing(_Log(plan.folder, rank, first_step)) as log:
         for step, batch in enumerate(task.batches(first_step, rank, world), start=first_step):
             for group, rate in zip(optimizer.param_groups, starting_rates, strict=True):
@@ -284,12 +294,12 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
                 log.add({"epoch": epoch, "step": step, "validation": metrics})
             if is_last:
                 if rank == 0:
-                    task.save(model, plan.folder / plan.weights)
+                    task.save(model, plan.final)
             elif saves:
                 log.flush()  # the lines of steps that a checkpoint spares
                 can_go_on = not task.unreadable
                 if rank == 0:
-                    _save(checkpoint, plan.identity, model, optimizer, done, task.unreadable)
+                    _save(plan, model, optimizer, done, task.unreadable)
                 place.report({"step": done, **metrics})
                 if is_stopped:
                     return False
@@ -330,25 +340,20 @@ def _require_fitting(state: Any, identity: str, model: nn.Module, optimizer: tor
 
 
 def _save(
-    location: Path,
-    identity: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    unreadable: Mapping[str, str],
+    plan: TrainingPlan, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, unreadable: Mapping[str, str]
 ) -> None:
     """Write a checkpoint in place of the one before, whole or not at all.
 
     Ray Train's own register of checkpoints is a file that a kill can leave half-written, and then nothing resumes.
     """
     state = {
-        "training": identity,
+        "training": plan.identity,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
         "unreadable": dict(unreadable),
     }
-    with storage.replacing(location) as stream:
+    with storage.replacing(plan.checkpoint) as stream:
         torch.save(state, stream)
 
 

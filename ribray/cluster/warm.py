@@ -2,8 +2,8 @@
 
 A `Crew` is a placement group with an actor in each of its places. While a command is connected (`keeping`), a crew that
 is done is kept, with its memory freed, for the next pool, or training by one worker, that needs places of the same
-shape. Kept crews never stand in the way: they are ended as soon as this command waits for anything else on the
-cluster, and with the command at the latest. A crew with which anything went wrong is never kept.
+shape. Kept crews never stand in the way: they end as soon as this command waits for anything else on the cluster, and
+with the command at the latest. A crew with which anything went wrong is never kept.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -24,10 +24,8 @@ from ribray.cluster.pool import Item, Outcome, PoolPlan, Shell
 
 WARN_SECONDS = 30.0
 """How often a pool that waits for resources says so."""
-
 ANSWER_SECONDS = 30.0
 """How long a process that had nothing to do may take to answer before another takes its place."""
-
 LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -38,21 +36,16 @@ LOST = (
 )
 """What Ray raises for a call whose process, node or result is gone."""
 
-K = TypeVar("K")
-
 logger = logging.getLogger(__name__)
 
 
 class _Actor:
     """A process that does the items of a worker, or trains, and after that the next worker's."""
 
-    def __init__(self) -> None:
-        self._shell: Shell | None = None
-
     def start(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any], threads: int) -> str:
         """Build a worker and return the id of the node it runs on."""
         _use_threads(threads)
-        self._shell = Shell(worker_class, arguments)
+        self._shell: Shell | None = Shell(worker_class, arguments)
         return ray.get_runtime_context().get_node_id()
 
     def process(self, chunk: list[Item], upcoming: list[Item]) -> list[Outcome]:
@@ -67,12 +60,15 @@ class _Actor:
         _use_threads(plan.threads_per_worker)
         train_as_worker(task, plan, alone(plan))
 
+    def answer(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function says here."""
+        return function(*arguments)
+
     def rest(self) -> None:
         """Forget the worker: free its memory, and set back what it has set for the whole process."""
         self._shell = None
         gc.collect()
-        if "torch" in sys.modules:
-            torch = sys.modules["torch"]
+        if (torch := sys.modules.get("torch")) is not None:
             torch.use_deterministic_algorithms(False)
             torch.backends.cudnn.benchmark = False
             if torch.cuda.is_initialized():
@@ -96,21 +92,15 @@ class Crew:
 
     def serves(self, plan: PoolPlan) -> bool:
         """Whether the places are as many and as large as a plan's workers need."""
-        return len(self._actors) >= plan.workers and _shape(self._plan) == _shape(plan)
+        return len(self._actors) >= plan.workers and self._plan.shape == plan.shape
 
     def actor(self, place: int) -> Any:
         """Return the actor in a place; it is started if there is none."""
         if self._actors[place] is None:
-            options = {
-                "max_restarts": 0,
-                "max_task_retries": 0,
-                "num_cpus": self._plan.cpus_per_worker,
-                "num_gpus": self._plan.gpus_per_worker,
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=place
-                ),
-            }
-            self._actors[place] = ray.remote(_Actor).options(**options).remote()
+            options = {"num_cpus": self._plan.cpus_per_worker, "num_gpus": self._plan.gpus_per_worker}
+            where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
+            kind = ray.remote(_Actor).options(**options, max_restarts=0, max_task_retries=0, scheduling_strategy=where)
+            self._actors[place] = kind.remote()
         return self._actors[place]
 
     def dismiss(self, place: int) -> None:
@@ -137,25 +127,51 @@ class Crew:
         remove_placement_group(self._group)
 
 
-def _shape(plan: PoolPlan) -> tuple[float, float, int]:
-    return plan.cpus_per_worker, plan.gpus_per_worker, plan.threads_per_worker
+@contextlib.contextmanager
+def crew_of(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Iterator[Crew | None]:
+    """Hold a place for each worker of a plan; None where a stop request came before the cluster had them."""
+    if (crew := take(Crew, plan)) is not None:
+        crew.rest(ANSWER_SECONDS)
+    elif (crew := _form(plan, stop_requested)) is None:
+        yield None
+        return
+    is_whole = False
+    try:
+        yield crew
+        is_whole = not stop_requested()
+    finally:
+        if is_whole:
+            crew.rest()
+            keep(crew)
+        else:
+            crew.end()
+
+
+def _form(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Crew | None:
+    """Reserve a bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
+    bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
+    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
+    ready, told, patience = group.ready(), time.monotonic(), 0.2
+    try:
+        while not (is_ready := bool(ray.wait([ready], timeout=patience)[0])) and not stop_requested():
+            clear_the_way()
+            patience = 1.0
+            if time.monotonic() - told > WARN_SECONDS:
+                told = time.monotonic()
+                logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    if is_ready:
+        return Crew(plan, group)
+    remove_placement_group(group)
+    return None
 
 
 # --- between two stages ------------------------------------------------------------------------------------------
 
-
-class Kept(Protocol):
-    """Processes without work."""
-
-    is_in_the_way: bool
-    """Whether they hold resources that another process may wait for."""
-
-    def end(self) -> None:
-        """End them."""
-
-
 _kept: list[Any] | None = None
-"""None while this process is not to keep any."""
+"""Processes without work, such as a crew; None while this process is not to keep any."""
 
 
 @contextlib.contextmanager
@@ -174,68 +190,25 @@ def keeping() -> Iterator[None]:
         _kept = None
 
 
-def keep(kept: Kept) -> None:
+def keep(processes: Any) -> None:
     """Keep processes for who takes them next; outside of `keeping` they end."""
     if _kept is None:
-        kept.end()
+        processes.end()
     else:
-        _kept.append(kept)
+        _kept.append(processes)
 
 
-def take(kind: type[K], serves: Callable[[K], bool]) -> K | None:
-    """Take processes out of those that are kept."""
-    for kept in _kept or ():
-        if isinstance(kept, kind) and serves(kept):
-            assert _kept is not None
-            _kept.remove(kept)
-            return kept
+def take(kind: type, plan: Any) -> Any:
+    """Take processes that serve a plan out of those that are kept; None where there are none."""
+    for place, kept in enumerate(_kept or ()):
+        if isinstance(kept, kind) and kept.serves(plan):
+            return _kept.pop(place) if _kept else None
     return None
 
 
 def clear_the_way() -> None:
-    """End what is kept and holds resources."""
-    for kept in [kept for kept in _kept or () if kept.is_in_the_way]:
-        assert _kept is not None
-        _kept.remove(kept)
-        kept.end()
-
-
-@contextlib.contextmanager
-def crew_of(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Iterator[Crew | None]:
-    """Hold a place for each worker of a plan; None where a stop request came before the cluster had them."""
-    if (crew := take(Crew, lambda crew: crew.serves(plan))) is not None:
-        crew.rest(ANSWER_SECONDS)
-    elif (crew := _form(plan, stop_requested)) is None:
-        yield None
-        return
-    is_whole = False
-    try:
-        yield crew
-        is_whole = not stop_requested()
-    finally:
-        if is_whole:
-            crew.rest()
-            keep(crew)
-        else:
-            crew.end()
-
-
-def _form(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Crew | None:
-    """Reserve one bundle per worker, in a group of its own; waits for a cluster that is busy or still growing."""
-    bundle = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
-    group = placement_group([bundle] * plan.workers, strategy="PACK", name=f"ribray-{plan.name}-{uuid.uuid4().hex[:8]}")
-    ready, told, patience = group.ready(), time.monotonic(), 0.2
-    try:
-        while not (is_ready := bool(ray.wait([ready], timeout=patience)[0])) and not stop_requested():
-            clear_the_way()
-            patience = 1.0
-            if time.monotonic() - told > WARN_SECONDS:
-                told = time.monotonic()
-                logger.warning("%s: waiting for %d x %s on the cluster", plan.name, plan.workers, bundle)
-    except BaseException:
-        remove_placement_group(group)
-        raise
-    if not is_ready:
-        remove_placement_group(group)
-        return None
-    return Crew(plan, group)
+    """End what is kept and holds resources; to be called before anything waits for some."""
+    kept = _kept or []
+    for processes in [processes for processes in kept if processes.is_in_the_way]:
+        kept.remove(processes)
+        processes.end()

@@ -103,7 +103,7 @@ class IrnConfig(Section):
     precision: Precision = "auto"
     """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
     workers: Count = 1
-    """Ray Train workers; they share each batch."""
+    """Workers, which share each batch; several are Ray Train's."""
     seed: Seed = 0
     """Seed of the heads' weights, of the order of images and of augmentation."""
 

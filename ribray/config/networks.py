@@ -60,7 +60,7 @@ class ClassifierConfig(Section):
     precision: Precision = "auto"
     """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
     workers: Count = 1
-    """Ray Train workers; they share each batch."""
+    """Workers, which share each batch; several are Ray Train's."""
     seed: Seed = 0
     """Seed of the head's weights, of the order of images and of augmentation."""
 
@@ -114,7 +114,7 @@ class SegmentationConfig(Section):
     precision: Precision = "auto"
     """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
     workers: Count = 1
-    """Ray Train workers; they share each batch."""
+    """Workers, which share each batch; several are Ray Train's."""
     seed: Seed = 0
     """Seed of the ASPP's weights, of the order of images and of augmentation."""
 
