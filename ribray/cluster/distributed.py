@@ -85,6 +85,7 @@ class _Group:
         resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
         storage_path, filesystem = storage.for_ray(plan.folder)
         if self._folder is not None:
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that has nothing to watch
             config, resources = {"folder": self._folder.name}, {"CPU": 0, "memory": 1}
             storage_path, filesystem = self._folder.name, None
         return ray.train.torch.TorchTrainer(

@@ -198,12 +198,13 @@ def keep(processes: Any) -> None:
         _kept.append(processes)
 
 
-def take(kind: type, plan: Any) -> Any:
+def take(kind: type[Any], plan: Any) -> Any:
     """Take processes that serve a plan out of those that are kept; None where there are none."""
-    for place, kept in enumerate(_kept or ()):
-        if isinstance(kept, kind) and kept.serves(plan):
-            return _kept.pop(place) if _kept else None
-    return None
+    kept = _kept or []
+    found = next((processes for processes in kept if type(processes) is kind and processes.serves(plan)), None)
+    if found is not None:
+        kept.remove(found)
+    return found
 
 
 def clear_the_way() -> None:

@@ -22,11 +22,11 @@ from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
 from ribray.report.charts import draw_curve
 from ribray.report.pictures import MaskBlock, draw_growth, draw_masks
 from ribray.report.stations import METHOD_NAMES
-from ribray.report.tables import headline
+from ribray.report.tables import headline, seed_table
 from ribray.runs.metrics import RunMetrics
 from ribray.runs.records import Failure
 from ribray.runs.run import Run
-from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, refine
+from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, refine, seed
 from ribray.tracking import Tracker, sync_command
 
 
@@ -156,6 +156,8 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
                 continue
             try:
                 _run_stage(part, STAGES[name])
+                if name == seed.NAME and name != request.stages[-1]:
+                    _show_seed(part.context)
             except StageError as error:
                 console.print(f"{title}: [red]failed[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
                 errors.append(error)
@@ -209,6 +211,12 @@ def _run_stage(part: Part, stage: Stage) -> None:
         context.console.print(f"{title}:", highlight=False)
     with context.run.timed(stage.name):
         stage.execute(context)
+
+
+def _show_seed(context: Context) -> None:
+    """Print the seed's table while later stages, which take longer, are still to come."""
+    if (metrics := context.run.read_metrics().seed) is not None:
+        context.console.print("", seed_table(metrics.methods), "")
 
 
 DRAWN_FROM = 20_000

@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import itertools
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ _SYLLABLES = tuple(consonant + vowel for vowel in "aoiue" for consonant in "bdfg
 MANIFEST = "synthetic.json"
 VERSION = 1  # of the drawing; a world drawn otherwise is not taken for this one
 JPEG_QUALITY = 95
+WRITERS = 4
 
 
 def class_names(count: int) -> tuple[str, ...]:
@@ -43,12 +47,16 @@ def make_world(root: Path, config: SyntheticConfig, seed: int) -> None:
         return
     storage.write_json(root / MANIFEST, manifest | {"finished": False})
     colours = palette(config.classes)
+
+    def make(split: str, index: int) -> None:
+        image, mask, _ = draw(split, index, seed, config.image_size, config.classes)
+        name = picture_id(split, index)
+        storage.write_bytes(root / "JPEGImages" / f"{name}.jpg", _jpeg(image))
+        write_mask(root / "SegmentationClass" / f"{name}.png", mask, colours)
+
     for split, count in _splits(config).items():
-        for index in range(count):
-            image, mask, _ = draw(split, index, seed, config.image_size, config.classes)
-            name = picture_id(split, index)
-            storage.write_bytes(root / "JPEGImages" / f"{name}.jpg", _jpeg(image))
-            write_mask(root / "SegmentationClass" / f"{name}.png", mask, colours)
+        with ThreadPoolExecutor(WRITERS) as writers:  # each file waits for the disk
+            deque(writers.map(make, itertools.repeat(split), range(count)), maxlen=0)
         ids = "".join(f"{picture_id(split, index)}\n" for index in range(count))
         storage.write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", ids)
     storage.write_text(root / "classes.txt", "".join(f"{name}\n" for name in class_names(config.classes)))

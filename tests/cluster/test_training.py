@@ -72,7 +72,9 @@ def undisturbed(world, tmp_path_factory):
 
 def test_two_workers_take_the_same_steps_as_one(world, undisturbed, tmp_path):
     weights, log = undisturbed
-    shared, shared_log = train(task(world), tmp_path / "two", 2)
+    with connect(ClusterConfig()):
+        fill()  # what it leaves has the cluster's CPUs
+        shared, shared_log = train(task(world), tmp_path / "two", 2)
     steps = [line["loss"] for line in log if "loss" in line]
     assert len(steps) == 10
     np.testing.assert_allclose([line["loss"] for line in shared_log if "loss" in line], steps, rtol=2e-5)

@@ -11,6 +11,7 @@ import ray
 
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
+from ribray.cluster.warm import clear_the_way
 from ribray.config import ClusterConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -116,6 +117,17 @@ def test_a_stopped_pool_leaves_no_processes():
         first, _, result = fill(stop=lambda: time.monotonic() > begun + 2)
         assert result.stopped
         await_gone(*first)
+
+
+def test_what_is_kept_does_not_keep_others_waiting():
+    """Ray Train, on a cluster that others may use too, and a worker that is asked what it computes in."""
+    with connect(ClusterConfig()) as session:
+        first, _, _ = fill()
+        assert session.resolve_precision("auto", ClusterConfig(workers=1)) in ("bfloat16", "float32")
+        assert fill()[0] == first
+        clear_the_way()
+        await_gone(*first)
+        await_free(2)
 
 
 class Broken(Worker):
