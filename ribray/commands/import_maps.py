@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 
 from ribray import storage
-from ribray.cluster.pool import PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.images import image_size
 from ribray.errors import DamagedError, ImageError, UsageError
 from ribray.methods.imported import ARCHIVE, SCALES, SINGLE, imported_arrays, read_class_maps
 from ribray.methods.maps import MapRecord, empty_arrays, write_maps
-from ribray.pipeline.maps import finished_ids, map_path, wanted_ids
+from ribray.pipeline.maps import finished_ids, left_out, map_path, wanted_ids
+from ribray.pipeline.per_image import StagePool
 from ribray.pipeline.stage import Context, per_second
-from ribray.progress import show_progress
 from ribray.runs.metrics import RefineMetrics
-from ribray.runs.records import Failure
 from ribray.stages import refine
 
 TITLE = "import-maps"
@@ -77,28 +75,20 @@ def import_maps(context: Context, source: Path) -> None:
     folder, wanted = context.own_folder(name), wanted_ids(context)
     _require_some(source, dataset, wanted)
     content = _digest(source)
-    record = run.record(refine.FOLDER) or {"imported": content}
+    record = run.record(refine.STAGE.folder) or {"imported": content}
     if "imported" not in record:
         raise UsageError(f"{run.directory} already holds maps that were refined there; choose another --out.")
     key = context.key_of_import(name, record["imported"])
-    run.refuse_other_settings(refine.FOLDER, key)
-    run.begin(refine.FOLDER, key, imported=content, source=str(source))
+    run.refuse_other_settings(refine.STAGE.folder, key)
+    run.begin(refine.STAGE.folder, key, imported=content, source=str(source))
     # Where the files have changed since, those imported before are looked at again.
     done = finished_ids(folder) if record["imported"] == content else set()
     left = [id for id in wanted if id not in done]
-    failures = {
-        problem.id: Failure(problem.id, name, problem.sentence)
-        for problem in dataset.problems
-        if problem.id not in dataset
-    }
-
-    def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
-        failures[id] = run.give_up(name, id, error, tries, traceback)
-
-    plan = PoolPlan.of(TITLE, context.experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
+    failures = left_out(context)
+    pool = StagePool(context, name, failures, TITLE, chunk_size=CHUNK, gpu=False)
     arguments = {"dataset": dataset, "source": source, "folder": folder}
-    with show_progress(context.console, TITLE, len(wanted), len(wanted) - len(left)) as bar:
-        result = context.run_pool(plan, ImportWorker, arguments, left, lambda id, record: None, on_failed, bar)
+    earlier = len(wanted) - len(left)
+    result = pool.run(ImportWorker, arguments, left, lambda id, record: None, len(wanted), earlier)
     context.replace_failures(name, failures)
     imported = finished_ids(folder)
     images = len(imported.intersection(wanted))

@@ -32,18 +32,7 @@ WEIGHTS_KEY = "weights"
 
 
 def read_map(location: Path, id: str, dataset: Dataset, size: tuple[int, int]) -> MapRecord:
-    """Read the maps of an image.
-
-    Args:
-        location: of its maps file.
-        id: of the image.
-        dataset: knows the classes.
-        size: height and width of the image.
-
-    Raises:
-        ImageError: the file is missing, cannot be read, or was set aside: it is damaged, another image's, or of
-            another size or other classes.
-    """
+    """Read the maps of an image."""
     with setting_aside(location):
         record = MapRecord.read(location, id)
         if record.size != size:
@@ -57,18 +46,7 @@ def read_map(location: Path, id: str, dataset: Dataset, size: tuple[int, int]) -
 
 
 def read_own_mask(location: Path, id: str, dataset: Dataset, size: tuple[int, int]) -> np.ndarray:
-    """Read a mask that a stage has written, (H, W) uint8.
-
-    Args:
-        location: of the mask.
-        id: of its image.
-        dataset: knows the classes.
-        size: height and width of the image.
-
-    Raises:
-        ImageError: the file is missing, cannot be read, or was set aside: it is damaged, another image's, of
-            another size, or holds values of no class.
-    """
+    """Read a mask that a stage has written, (H, W) uint8."""
     with setting_aside(location):
         mask, _ = read_mask_file(location, id)
         if mask.shape != size:
@@ -82,11 +60,7 @@ def read_own_mask(location: Path, id: str, dataset: Dataset, size: tuple[int, in
 
 @contextlib.contextmanager
 def setting_aside(location: Path) -> Iterator[None]:
-    """Set a file aside that turns out to be damaged in a ``with`` block.
-
-    Raises:
-        ImageError: it was, or had been; or it cannot be read.
-    """
+    """Set a file aside that turns out to be damaged in a ``with`` block."""
     try:
         yield
     except DamagedError as error:
@@ -115,44 +89,27 @@ def _of_another_size(location: Path, found: tuple[int, ...], size: tuple[int, in
 
 
 def record_weights(context: Context, stage: str, *names: str) -> None:
-    """Note in a stage's record which files of weights it has written.
-
-    Args:
-        context: of the run.
-        stage: whose they are.
-        names: of the files in the stage's folder.
-
-    Raises:
-        UsageError: the record knows others already.
-    """
+    """Note in a stage's record which files of weights it has written."""
     folder = context.own_folder(stage)
     known = _recorded(folder)
     for name in names:
         if name in known:
             require_recorded(folder, known, stage, name)
-    digests = {name: _digest(folder / name) for name in names}
+    digests = {name: hash_file(folder / name, f"The weights {folder / name}") for name in names}
     context.run.update_record(context.stages[stage].folder, **{WEIGHTS_KEY: {**known, **digests}})
 
 
 def trained_weights(context: Context, stage: str, needed_by: str, name: str = WEIGHTS_FILE) -> Path:
-    """Return the file of weights that an earlier stage has written.
-
-    Raises:
-        UsageError: this run does not have that stage, or the file is not what it wrote.
-    """
+    """Return the file of weights that an earlier stage has written."""
     folder = context.require(stage, needed_by)
     require_recorded(folder, _recorded(folder), stage, name)
     return folder / name
 
 
 def require_recorded(folder: Path, recorded: Mapping[str, str], stage: str, name: str = WEIGHTS_FILE) -> None:
-    """Check that a file of weights is the one that its stage wrote, as far as that is on record.
-
-    Raises:
-        UsageError: it is another one, or damaged.
-    """
+    """Check that a file of weights is the one that its stage wrote, as far as that is on record."""
     location = folder / name
-    if name in recorded and _digest(location) != recorded[name]:
+    if name in recorded and hash_file(location, f"The weights {location}") != recorded[name]:
         raise UsageError(
             f"{location} is damaged, or not the file that stage '{stage}' wrote there: put that one back, or use "
             f"--redo {stage} to train again."
@@ -168,9 +125,10 @@ def recorded_weights(record: Mapping[str, Any]) -> Mapping[str, str]:
     return record.get(WEIGHTS_KEY) or {}
 
 
-def _digest(location: Path) -> str:
+def hash_file(location: Path, name: str) -> str:
+    """Return the SHA-256 of a file, which is called ``name`` where it cannot be read."""
     try:
         with location.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UsageError(f"The weights {location} cannot be read: {storage.reason(error)}.") from None
+        raise UsageError(f"{name} cannot be read: {storage.reason(error)}.") from None

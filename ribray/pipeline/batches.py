@@ -76,11 +76,7 @@ class Samples(TorchDataset[Sample]):
 
     @abstractmethod
     def cut(self, id: str, epoch: int) -> Sample:
-        """Return a random part of an image, which depends on the id and the epoch alone.
-
-        Raises:
-            ImageError: it, or its mask, cannot be read.
-        """
+        """Return a random part of an image, which depends on the id and the epoch alone."""
 
     @abstractmethod
     def labels_of_unreadable(self, id: str) -> np.ndarray:

@@ -40,11 +40,7 @@ class FinishedRun:
 
     @classmethod
     def read(cls, directory: Path, stages: Mapping[str, Stage]) -> "FinishedRun":
-        """Look at a run; of one whose masks are made from plain CAMs only, at the variant that holds them.
-
-        Raises:
-            UsageError: it is no run directory.
-        """
+        """Look at a run; of one whose masks are made from plain CAMs only, at the variant that holds them."""
         run = Run.read(directory)
         experiment = run.read_experiment()
         if experiment.masks.source == "cam" and run.variant is None and CAM in run.variants():
@@ -61,11 +57,7 @@ class FinishedRun:
         return None
 
     def current(self, stage: str) -> Artifact | None:
-        """Return what a stage made, if it is in the form that this version of ribray writes.
-
-        Raises:
-            UsageError: it is of another form.
-        """
+        """Return what a stage made, if it is in the form that this version of ribray writes."""
         artifact = self.artifact(stage)
         if artifact is not None and artifact.record["inputs"]["format"] != self.stages[stage].format:
             raise UsageError(
@@ -108,11 +100,7 @@ class FinishedRun:
 
 
 def trained_classifier(directory: Path, stages: Mapping[str, Stage]) -> tuple[Classifier, list[str], dict[str, Any]]:
-    """Return a run's classifier, the names of its classes, and the settings of the run's refinement.
-
-    Raises:
-        UsageError: it is no run directory, or has no finished classifier.
-    """
+    """Return a run's classifier, the names of its classes, and the settings of the run's refinement."""
     finished = FinishedRun.read(directory, stages)
     artifact = finished.artifact("classifier")
     if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():

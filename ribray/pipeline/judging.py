@@ -15,11 +15,7 @@ from ribray.runs.metrics import Judgement
 
 
 def require_truth(context: Context, dataset: Dataset, ids: Sequence[str]) -> None:
-    """Refuse to judge by masks without a pixel of any class, though labels say that there are some.
-
-    Raises:
-        UsageError: see `ribray.data.truth.require_foreground`.
-    """
+    """Refuse to judge by masks without a pixel of any class, though labels say that there are some."""
     if dataset.has_masks:
         with context.console.status("looking at the truth"):
             truth.require_foreground(dataset, ids, context.stop.is_set)
@@ -44,14 +40,7 @@ def tell_agreement(context: Context, tally: truth.Tally) -> None:
 
 
 def summarise(context: Context, stage: str, counts: Bootstrapped[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the numbers of what was counted, and say why where there is no mean IoU among them.
-
-    Args:
-        context: of the command.
-        stage: what to call the stage.
-        counts: of at least one image.
-        names: class names, background first.
-    """
+    """Return the numbers of what was counted, and say why where there is no mean IoU among them."""
     if not counts.counts.has_foreground and context.is_news(f"no mIoU of {stage}"):
         context.console.print(
             f"{stage}: no pixel of a class counts in the truth of the {counts.images:,} images judged, so there is no "
@@ -81,11 +70,7 @@ def evaluated_split(context: Context) -> Dataset:
 
 
 def require_truth_of_wanted(context: Context) -> None:
-    """Refuse a truth of the wanted images that nothing can be judged by.
-
-    Raises:
-        UsageError: none of their masks shows a class, though labels say that there are some.
-    """
+    """Refuse a truth of the wanted images that nothing can be judged by."""
     require_truth(context, evaluated_split(context), judged(context, wanted_ids(context)))
 
 

@@ -16,7 +16,7 @@ from ribray.errors import UsageError
 from ribray.methods.maps import Size, localization_maps
 from ribray.pipeline.artifacts import read_map
 from ribray.pipeline.stage import Context
-from ribray.runs.records import RECORD_FILE
+from ribray.runs.records import RECORD_FILE, Failure
 
 REFINE = "refine"
 """The stage that makes them."""
@@ -68,9 +68,6 @@ def wanted_ids(context: Context) -> list[str]:
     """Return the images to refine, in the order of the split: those of ``data.image_list``, up to ``refine.limit``.
 
     An image of the list that the split had to leave out is none of them, and is a failure.
-
-    Raises:
-        UsageError: the list names an image that is not in the split.
     """
     dataset, config = context.training_set, context.experiment
     ids = list(dataset.ids)
@@ -91,6 +88,13 @@ def wanted_ids(context: Context) -> list[str]:
     return ids[: config.refine.limit]
 
 
+def left_out(context: Context) -> dict[str, Failure]:
+    """Return the images that cannot be refined, as what is wrong with them keeps them out of the split."""
+    dataset = context.training_set
+    apart = [problem for problem in dataset.problems if problem.id not in dataset]
+    return {problem.id: Failure(problem.id, REFINE, problem.sentence) for problem in apart}
+
+
 def refined_ids(context: Context) -> list[str]:
     """Return the wanted images that have a map file, in the order of the split."""
     wanted = wanted_ids(context)
@@ -100,10 +104,6 @@ def refined_ids(context: Context) -> list[str]:
 def read_maps(
     folder: Path, id: str, source: str, size: Size, dataset: Dataset, image: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the localization maps (P, h, w) that masks are made from, and their classes (P,).
-
-    Raises:
-        ImageError: the map file is missing, or is damaged or not this image's and was set aside.
-    """
+    """Return the localization maps (P, h, w) that masks are made from, and their classes (P,)."""
     record = read_map(map_path(folder, id), id, dataset, (image.shape[0], image.shape[1]))
     return localization_maps(record, "refined" if source == "rib" else "initial", size), record.classes

@@ -6,7 +6,7 @@ what is there already.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ribray import storage
-from ribray.cluster.pool import PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import ID_KEY, read_mask_file, write_mask
 from ribray.data.truth import Tally, compare
@@ -22,9 +21,9 @@ from ribray.errors import ImageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.pipeline import judging
-from ribray.pipeline.maps import wanted_ids
-from ribray.pipeline.stage import Context, Work, coverage, per_second
-from ribray.progress import show_progress
+from ribray.pipeline.maps import REFINE, refined_ids, wanted_ids
+from ribray.pipeline.per_image import StagePool
+from ribray.pipeline.stage import Context, Work, coverage
 from ribray.runs.metrics import Timing
 from ribray.runs.records import RECORD_FILE, Failure, read_record
 
@@ -89,11 +88,7 @@ class MaskWorker(ABC):
 
     @abstractmethod
     def make(self, id: str) -> NewMask:
-        """Make an image's mask.
-
-        Raises:
-            ImageError: this image has none.
-        """
+        """Make an image's mask."""
 
     def process(self, item: str) -> dict[str, Any]:
         """Return an image's counts by name, whether its mask was made now, and why it cannot be judged."""
@@ -148,12 +143,19 @@ def _plain(counts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 class MasksResult:
     """What came out of a pool of mask workers."""
 
-    failures: dict[str, Failure]
-    """Images without a mask, or whose mask cannot be judged."""
+    ids: Sequence[str]
+    """The images that it was to do."""
     without: dict[str, Failure]
-    """Of these, the images without a mask."""
+    """Images without a mask."""
+    failures: dict[str, Failure]
+    """These, and images whose mask cannot be judged."""
     stopped: bool
     timing: Timing
+
+    @property
+    def images(self) -> int:
+        """How many have a mask."""
+        return len(self.ids) - len(self.without)
 
 
 def run_masks(
@@ -169,9 +171,8 @@ def run_masks(
     chunk_size: int = 1,
 ) -> MasksResult:
     """Make the masks of ``ids``, add up the counts, each under its name, and tell where the truth seems wrong."""
-    plan = PoolPlan.of(name, context.experiment.cluster, context.session, chunk_size=chunk_size, gpu=gpu)
-    failures: dict[str, Failure] = {}
     without: dict[str, Failure] = {}
+    unjudged: dict[str, Failure] = {}
     made = 0
     notes: Counter[str] = Counter()
     labelled: Dataset = arguments.get("labels") or arguments.get("judge") or arguments["dataset"]
@@ -184,39 +185,51 @@ def run_masks(
             notes[record["note"]] += 1
             context.run.event(name, record["note"], id=id)
         if record["unjudged"] is not None:
-            failures[id] = Failure(id, name, f"not judged: {record['unjudged']}")
+            unjudged[id] = Failure(id, name, f"not judged: {record['unjudged']}")
         if record.get("truth") is not None:
             tally.add(id, record["truth"], labelled.labels[labelled.index(id)])
         for kind, values in record["counts"].items():
             if kind in counts:
                 counts[kind].merge(id, values)
 
-    def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
-        failures[id] = without[id] = context.run.give_up(name, id, error, tries, traceback)
-
     storage.remove_leftovers(arguments["folder"])
-    with show_progress(context.console, title or name, len(ids)) as bar:
-        result = context.run_pool(plan, worker_class, arguments, ids, on_done, on_failed, bar)
+    pool = StagePool(context, name, without, title, chunk_size=chunk_size, gpu=gpu)
+    result = pool.run(worker_class, arguments, ids, on_done, len(ids))
     for note, count in sorted(notes.items()):
         text = f"  {count} of {len(ids)} images: {note}; see events/."
         context.console.print(text, highlight=False, markup=False)
     if MASK in counts and not result.stopped:
         judging.tell_agreement(context, tally)
-    timing = per_second(made, result.seconds, result.start_seconds, workers=plan.workers)
-    return MasksResult(failures, without, result.stopped, timing)
+    return MasksResult(ids, without, unjudged | without, result.stopped, pool.timing(result, made))
+
+
+def judge_training_masks(
+    context: Context,
+    name: str,
+    worker_class: type[MaskWorker],
+    arguments: Mapping[str, Any],
+    counts: Mapping[str, Bootstrapped[Any]],
+    *,
+    gpu: bool,
+    chunk_size: int = 1,
+) -> MasksResult | None:
+    """Make and judge the masks of all images that have maps, as a stage's work; None where the user stopped it."""
+    maps, ids = context.require(REFINE, name), refined_ids(context)
+    context.begin(name)
+    judge = judging.evaluated_split(context)
+    shared = {"dataset": context.training_set, "folder": context.own_folder(name), "judge": judge, "maps": maps}
+    result = run_masks(
+        context, name, worker_class, {**shared, **arguments}, ids, counts, gpu=gpu, chunk_size=chunk_size
+    )
+    if result.stopped:
+        return None
+    context.replace_failures(name, result.failures)
+    require_any_mask(context, name, len(ids), result.without)
+    return result
 
 
 def require_any_mask(context: Context, name: str, wanted: int, without: Mapping[str, Failure]) -> None:
-    """Check that a stage has made one of ``wanted`` masks at least.
-
-    Raises:
-        StageError: every image is ``without``; the stage does not count as done.
-    """
+    """Check that a stage has made one of ``wanted`` masks at least."""
     if len(without) == wanted:
         is_empty = not finished_masks(context.own_folder(name))
         context.require_any_done(name, wanted, 0, without, is_empty)
-
-
-def write_covers(context: Context, name: str, ids: Iterable[str]) -> None:
-    """Record which images the stage's numbers are about."""
-    context.run.update_record(context.stages[name].folder, covers=coverage(ids))

@@ -12,14 +12,13 @@ from typing import Any
 from rich.console import Console
 
 from ribray import storage
-from ribray.cluster.pool import Pool, PoolPlan, PoolResult, Progress
 from ribray.cluster.session import Session, connect, inside_job, require_shared
 from ribray.config import ClusterConfig, Experiment, flatten, to_values
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import StageError, UsageError
 from ribray.runs.keys import StageKey, select_configuration
-from ribray.runs.metrics import Timing
+from ribray.runs.metrics import StageMetrics, Timing
 from ribray.runs.records import RECORD_FILE, Failure
 from ribray.runs.run import Run
 from ribray.runs.stage_facts import StageFacts
@@ -123,11 +122,7 @@ class Context:
 
     @property
     def data_root(self) -> Path:
-        """The data root; a drawn world without a root of its own lies in the (first) run directory.
-
-        Raises:
-            UsageError: it is relative, in a job.
-        """
+        """The data root; a drawn world without a root of its own lies in the (first) run directory."""
         if self.experiment.data.root is not None:
             root = storage.path(self.experiment.data.root)
             if inside_job() and not root.expanduser().is_absolute():
@@ -255,11 +250,7 @@ class Context:
         return self.run.directory / self.stages[stage].folder
 
     def require(self, stage: str, needed_by: str) -> Path:
-        """Return the artifact of an earlier stage.
-
-        Raises:
-            UsageError: this run does not have it.
-        """
+        """Return the artifact of an earlier stage."""
         folder = self.artifact(stage)
         if not self.has(stage):
             raise UsageError(
@@ -268,25 +259,14 @@ class Context:
             )
         return folder
 
-    def run_pool(
-        self,
-        plan: PoolPlan,
-        worker_class: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        items: Iterable[str],
-        on_done: Callable[[str, Mapping[str, Any]], None],
-        on_failed: Callable[[str, str, int, str | None], None],
-        progress: Progress,
-    ) -> PoolResult:
-        """Have a pool do items (see `Pool.run`), until the user asks to stop."""
-        pool = Pool(plan, worker_class, arguments)
-        result = pool.run(items, on_done, on_failed, progress, self.stop.is_set)
-        self.note_start(plan.name, result.start_seconds)
-        return result
-
     def note_start(self, stage: str, seconds: float) -> None:
         """Write into `events/` how long a stage has waited for its first worker."""
         self.run.event(stage, "waited for workers", seconds=round(seconds, 3))
+
+    def finish(self, stage: str, metrics: StageMetrics, ids: Iterable[str]) -> None:
+        """Write a stage's numbers, and which images they are about."""
+        self.run.write_metrics(stage, metrics)
+        self.run.update_record(self.stages[stage].folder, covers=coverage(ids))
 
     def replace_failures(self, stage: str, failures: "Mapping[str, Failure]") -> None:
         """Write a stage's failures in place of those it had before."""

@@ -34,16 +34,7 @@ class ReadingTask(TrainingTask):
         loader_workers: int,
         least_readable: float,
     ):
-        """Begin to count.
-
-        Args:
-            stage: the stage that trains.
-            config: its section.
-            normalisation: of the images, as the network expects it.
-            start: file of the weights to start from.
-            loader_workers: processes that load data for one training worker.
-            least_readable: share of the images that must be readable.
-        """
+        """Begin to count."""
         self.stage, self.workers, self.precision = stage, config.workers, config.precision
         self.normalisation, self.start, self.least_readable = normalisation, start, least_readable
         self.unreadable = {}
@@ -54,11 +45,7 @@ class ReadingTask(TrainingTask):
         raise NotImplementedError
 
     def require_readable(self) -> None:
-        """Check that enough of the images can be read.
-
-        Raises:
-            UnreadableError: too few.
-        """
+        """Check that enough of the images can be read."""
         if self.unreadable:
             require_share(self.stage, self.wanted(), self.unreadable, self.least_readable)
 
@@ -128,11 +115,7 @@ class MaskTask(ReadingTask):
 
 
 def require_share(stage: str, wanted: int, unreadable: Mapping[str, str], least: float) -> None:
-    """Check that at least one image, and a share ``least`` of the ``wanted``, is not among the ``unreadable``.
-
-    Raises:
-        UnreadableError: there are fewer.
-    """
+    """Check that at least one image, and a share ``least`` of the ``wanted``, is not among the ``unreadable``."""
     needed = max(1, math.ceil(least * wanted))
     if wanted - len(unreadable) >= needed:
         return

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import math
 import threading
 import time
@@ -17,12 +16,12 @@ from ribray import storage
 from ribray.cluster.training import LOG_FILE, WORK_FOLDER, TrainingPlan, read_log, run_training
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import shuffled
-from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError, UsageError
+from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError
 from ribray.networks.weights import save_network
-from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights, recorded_weights
+from ribray.pipeline.artifacts import WEIGHTS_FILE, hash_file, record_weights, recorded_weights
 from ribray.pipeline.stage import MENDED, Context, example, per_second
 from ribray.pipeline.tasks import ReadingTask
-from ribray.progress import show_progress
+from ribray.progress import Bar, show_progress
 from ribray.runs.metrics import IrnMetrics, SegmentationMetrics, Timing
 from ribray.runs.records import Failure
 
@@ -79,11 +78,7 @@ class Trained:
 
 
 def look_ahead(context: Context, stage: str, dataset: Dataset, ids: Sequence[str]) -> None:
-    """Look for an image that can be read, before a cluster starts and hours are spent on a folder that is empty.
-
-    Raises:
-        UnreadableError: there is none among so many, chosen at random, that there can hardly be enough.
-    """
+    """Look for an image that can be read, before a cluster starts and hours are spent on a folder that is empty."""
     least = context.experiment.data.least_readable
     looks = min(len(ids), math.ceil(LOOKS / least)) if least else len(ids)
     unreadable: dict[str, str] = {}
@@ -110,9 +105,6 @@ def train(context: Context, task: ReadingTask, title: str, subfolder: str = "") 
     """Train with a progress bar, or go on where an earlier process stopped; None where the user stopped it.
 
     The weights go into the stage's folder; of a training before the stage's last one, into a ``subfolder``.
-
-    Raises:
-        UnreadableError: too few of the images can be read; what was learnt from the few is forgotten.
     """
     folder, workers = context.own_folder(task.stage) / subfolder, task.workers
     cluster = context.experiment.cluster
@@ -138,10 +130,11 @@ def train(context: Context, task: ReadingTask, title: str, subfolder: str = "") 
     live = _repeating(log_news, TRACK_SECONDS) if context.tracker.is_live else contextlib.nullcontext()
     try:
         with (
-            show_progress(context.console, title, task.steps, len(finished_steps(folder)), unit="steps") as bar,
-            _LogFollower(folder, bar, "starting Ray Train" if plan.workers > 1 else ""),
+            show_progress(context.console, title, task.steps, len(logged(folder)), unit="steps") as bar,
+            _repeating(_follow(folder, bar), POLL_SECONDS),
             live,
         ):
+            bar.note = "starting Ray Train" if plan.workers > 1 else ""
             log = run_training(task, plan, context.stop.is_set, starts.append)
     except UnreadableError as error:
         _forget(context, task.stage, folder, error)
@@ -149,7 +142,7 @@ def train(context: Context, task: ReadingTask, title: str, subfolder: str = "") 
     finally:
         log_news()
     if log is None:
-        done = len(finished_steps(folder))
+        done = len(logged(folder))
         context.console.print(f"  stopped after {done} of {task.steps} steps", highlight=False)
         return None
     if len(log) < 2 or "validation" not in log[-1] or log[-1]["step"] != task.steps - 1 or "loss" not in log[-2]:
@@ -187,10 +180,10 @@ def final_loss(metrics: IrnMetrics | SegmentationMetrics) -> str:
     return f"loss {metrics.loss:.2f}{steps}"
 
 
-def finished_steps(folder: Path) -> list[dict[str, Any]]:
-    """Return the log's lines of steps; of a damaged log none: its training can only be done again."""
+def logged(folder: Path, kind: str = "loss") -> list[dict[str, Any]]:
+    """Return a log's lines of steps, or of another kind; of a damaged log none: its training can only be done again."""
     try:
-        return [line for line in read_log(folder) if "loss" in line]
+        return [line for line in read_log(folder) if kind in line]
     except DamagedError:
         return []
 
@@ -208,11 +201,7 @@ def reading(context: Context, stage: str) -> tuple[Path, int, float]:
 def begin_on_masks(
     context: Context, stage: str, ids: Sequence[str], start: Callable[[Context], nn.Module]
 ) -> list[str]:
-    """Begin, or go on with, a stage that learns from masks; return the images that its training is about.
-
-    Raises:
-        UnreadableError: none of them can be read.
-    """
+    """Begin, or go on with, a stage that learns from masks; return the images that its training is about."""
     look_ahead(context, stage, context.training_set, ids)
     context.begin(stage)
     folder = context.own_folder(stage)
@@ -225,11 +214,7 @@ def begin_on_masks(
 
 def log_training(context: Context, folder: Path) -> None:
     """Track what is new in a training's log: every number of a step, such as loss and rate, and of a validation."""
-    try:
-        log = read_log(folder)
-    except DamagedError:  # whoever goes on from it says so
-        return
-    context.tracker.log_training(folder, [_point(line) for line in log])
+    context.tracker.log_training(folder, [_point(line) for line in logged(folder, "step")])
 
 
 def _point(line: Mapping[str, Any]) -> dict[str, float]:
@@ -238,25 +223,10 @@ def _point(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def weights_fingerprint(weights: str, key: str) -> dict[str, str]:
-    """Return the fingerprint of a file of weights given under a configuration key; of a name there is none.
-
-    Raises:
-        UsageError: the file cannot be read.
-    """
-    return {} if weights in NAMED_WEIGHTS else {f"contents of {key}": hash_file(weights, key)}
-
-
-def hash_file(location: str, key: str) -> str:
-    """Return the sha256 of a file named under a configuration key.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        with storage.absolute(location).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{key}={location} cannot be read: {storage.reason(error)}.") from None
+    """Return the fingerprint of a file of weights given under a configuration key; of a name there is none."""
+    if weights in NAMED_WEIGHTS:
+        return {}
+    return {f"contents of {key}": hash_file(storage.absolute(weights), f"{key}={weights}")}
 
 
 def report_unreadable(
@@ -280,11 +250,8 @@ def known_ids(folder: Path) -> list[str]:
 
 
 def _read_ids(folder: Path) -> list[str]:
-    location, remedy = folder / IDS_FILE, "use --redo to train again"
-    ids = storage.read_json(location, remedy) if location.exists() else []
-    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
-        raise DamagedError(f"{location} is damaged (it is no list of image ids); {remedy}.")
-    return ids
+    location = folder / IDS_FILE
+    return storage.read_json(location, "use --redo to train again") if location.exists() else []
 
 
 def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
@@ -300,7 +267,7 @@ def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
 
 @contextlib.contextmanager
 def _repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Do something every so often, in a thread, for the length of a ``with`` block."""
+    """Do something every so often, in a thread, for the length of a ``with`` block, and once more at its end."""
     end = threading.Event()
 
     def repeat() -> None:
@@ -314,44 +281,32 @@ def _repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
     finally:
         end.set()
         thread.join()
+        action()
 
 
-class _LogFollower:
-    """Moves a bar on as the training log grows; Ray Train itself says nothing while it runs."""
+def _follow(folder: Path, bar: Bar) -> Callable[[], None]:
+    """Return what moves a bar on as the training log grows; Ray Train itself says nothing while it runs."""
+    location = folder / LOG_FILE
+    seen = location.stat().st_size if location.exists() else 0
 
-    def __init__(self, folder: Path, bar: Any, note: str):
-        self._location, self._bar, self._end = folder / LOG_FILE, bar, threading.Event()
-        self._bar.note = note
-        self._read = self._location.stat().st_size if self._location.exists() else 0
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-        self._look()
-
-    def _follow(self) -> None:
-        while not self._end.wait(POLL_SECONDS):
-            self._look()
-
-    def _look(self) -> None:
+    def look() -> None:
         """Take up what was written since; steps that are done again after a crash are not counted twice."""
-        if not self._location.exists():
+        nonlocal seen
+        if not location.exists():
             return
-        size = self._location.stat().st_size
-        with self._location.open("rb") as stream:
-            stream.seek(self._read if size >= self._read else 0)
+        start = seen if location.stat().st_size >= seen else 0
+        with location.open("rb") as stream:
+            stream.seek(start)
             new = stream.read()
         whole = new[: new.rfind(b"\n") + 1]
-        self._read = (self._read if size >= self._read else 0) + len(whole)
+        seen = start + len(whole)
         try:
-            steps = [line for line in storage.parse_lines(whole, self._location, "") if "loss" in line]
+            steps = [line for line in storage.parse_lines(whole, location, "") if "loss" in line]
         except DamagedError:  # told at the end, when the log is read as a whole
             return
         if steps:
             loss = steps[-1]["loss"]
-            self._bar.note = "diverged" if loss is None else f"loss {loss:.3f}"
-            self._bar.advance(max(0, steps[-1]["step"] + 1 - self._bar.done), 0)
+            bar.note = "diverged" if loss is None else f"loss {loss:.3f}"
+            bar.advance(max(0, steps[-1]["step"] + 1 - bar.done), 0)
+
+    return look

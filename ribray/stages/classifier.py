@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ribray import storage
-from ribray.cluster.training import Total, read_log
+from ribray.cluster.training import Total
 from ribray.config import ClassifierConfig
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import augment, keyed_rng, shuffled
-from ribray.errors import DamagedError, UsageError
+from ribray.errors import UsageError
 from ribray.networks import Classifier, build_classifier, normalisation_of
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_network
 from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights
@@ -25,7 +25,7 @@ from ribray.pipeline.tasks import ReadingTask
 from ribray.pipeline.training import (
     START_FILE,
     Trained,
-    hash_file,
+    logged,
     look_ahead,
     reading,
     train,
@@ -180,11 +180,7 @@ class ClassifierTask(ReadingTask):
 
 
 def require_enough(train: Dataset, config: ClassifierConfig) -> None:
-    """Check that there is something to learn from: a whole batch, and a label.
-
-    Raises:
-        UsageError: there is not.
-    """
+    """Check that there is something to learn from: a whole batch, and a label."""
     if len(train) < config.batch_size:
         raise UsageError(
             f"classifier.batch_size={config.batch_size} is more than the {len(train)} images of {train.name}; "
@@ -201,7 +197,7 @@ def _fingerprints(context: Context) -> dict[str, str]:
     config = context.experiment.classifier
     prints = {"ids or labels of data.train_split": context.training_set.fingerprint()}
     if config.checkpoint is not None:
-        return prints | {"contents of classifier.checkpoint": hash_file(config.checkpoint, "classifier.checkpoint")}
+        return prints | weights_fingerprint(config.checkpoint, "classifier.checkpoint")
     prints["ids or labels of data.eval_split"] = context.held_out.fingerprint()
     return prints | weights_fingerprint(config.weights, "classifier.weights")
 
@@ -211,14 +207,7 @@ def _work(context: Context) -> Work:
     if context.experiment.classifier.checkpoint is not None:
         return Work(1, int(finished), "checkpoint")
     epochs = context.experiment.classifier.epochs
-    return Work(epochs, epochs if finished else _epochs_done(context.artifact(NAME)), "epochs")
-
-
-def _epochs_done(folder: Path) -> int:
-    try:
-        return sum("validation" in line for line in read_log(folder))
-    except DamagedError:  # its training can only be done again
-        return 0
+    return Work(epochs, epochs if finished else len(logged(context.artifact(NAME), "validation")), "epochs")
 
 
 def _execute(context: Context) -> None:

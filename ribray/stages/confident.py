@@ -12,26 +12,16 @@ from ribray.masks.crf import crf_on_labels, require_crf
 from ribray.pipeline import judging
 from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
-from ribray.pipeline.masks import (
-    MASK,
-    MaskWorker,
-    NewMask,
-    mask_work,
-    require_any_mask,
-    run_masks,
-    write_covers,
-)
+from ribray.pipeline.masks import MASK, MaskWorker, NewMask, judge_training_masks, mask_work
 from ribray.pipeline.stage import Context, Stage
 from ribray.runs.metrics import ConfidentMetrics, MaskJudgement
 from ribray.runs.stage_facts import Judged
 
 NAME = "confident"
-FOLDER = "confident"
-FORMAT = 2
 
 
 class ConfidentWorker(MaskWorker):
-    """Cuts the maps of an image."""
+    """Cuts the maps of an image into 0, a class, or 255 where neither is sure."""
 
     def __init__(self, dataset: Dataset, folder: Path, judge: Dataset, maps: Path, experiment: Experiment):
         super().__init__(dataset, folder, judge)
@@ -39,7 +29,6 @@ class ConfidentWorker(MaskWorker):
         self._crf = crf_on_labels(experiment.masks.crf, experiment.masks.crf_srgb)
 
     def make(self, id: str) -> NewMask:
-        """Return 0, a class, or 255 where neither is sure."""
         image = self.dataset.image(id)
         maps, present = read_maps(self._maps, id, self._config.source, "full", self.dataset, image)
         return NewMask(cut(image, maps, present, self._config.fg_threshold, self._config.bg_threshold, self._crf))
@@ -50,10 +39,6 @@ class ConfidentWorker(MaskWorker):
         return super().finish(id, made) | {"note": "no confident pixel" if is_unsure else None}
 
 
-def _ids(context: Context) -> list[str]:
-    return refined_ids(context) or wanted_ids(context)
-
-
 def _check(context: Context) -> None:
     judging.require_truth_of_wanted(context)
     if context.experiment.masks.crf == "dense":
@@ -61,40 +46,25 @@ def _check(context: Context) -> None:
 
 
 def _execute(context: Context) -> None:
-    run, dataset = context.run, context.training_set
-    maps = context.require(REFINE, NAME)
-    ids = refined_ids(context)
-    run.begin(FOLDER, context.key(NAME))
-    counts = Bootstrapped(MaskCounts(len(dataset.classes) + 1))
-    arguments = {
-        "dataset": dataset,
-        "folder": context.own_folder(NAME),
-        "judge": judging.evaluated_split(context),
-        "maps": maps,
-        "experiment": context.experiment,
-    }
-    result = run_masks(context, NAME, ConfidentWorker, arguments, ids, {MASK: counts}, gpu=False)
-    if result.stopped:
+    names = ["background", *context.training_set.classes]
+    counts = Bootstrapped(MaskCounts(len(names)))
+    arguments = {"experiment": context.experiment}
+    result = judge_training_masks(context, NAME, ConfidentWorker, arguments, {MASK: counts}, gpu=False)
+    if result is None:
         return
-    context.replace_failures(NAME, result.failures)
-    require_any_mask(context, NAME, len(ids), result.without)
-    failed = len(result.failures)
-    judged = {}
+    failed, judged = len(result.failures), {}
     if counts.images:
-        names = ["background", *dataset.classes]
         judged["seed_crf"] = MaskJudgement(**judging.summarise(context, NAME, counts, names), failed=failed)
-    images = len(ids) - len(result.without)
-    run.write_metrics(NAME, ConfidentMetrics(images=images, failed=failed, **judged, timing=result.timing))
-    write_covers(context, NAME, [id for id in ids if id not in result.failures])
+    metrics = ConfidentMetrics(images=result.images, failed=failed, **judged, timing=result.timing)
+    context.finish(NAME, metrics, [id for id in result.ids if id not in result.failures])
 
 
 STAGE = Stage(
     name=NAME,
-    folder=FOLDER,
     upstream=(REFINE,),
     also_reads=("masks.source", "masks.crf", "masks.crf_srgb", "masks.fg_threshold", "masks.bg_threshold"),
-    format=FORMAT,
-    work=lambda context: mask_work(context, NAME, _ids(context)),
+    format=2,
+    work=lambda context: mask_work(context, NAME, refined_ids(context) or wanted_ids(context)),
     execute=_execute,
     writes=("seed_crf.miou", "seed_crf.miou_known", "seed_crf.unknown"),
     check=_check,

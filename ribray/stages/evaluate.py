@@ -1,6 +1,7 @@
 """Stage ``evaluate``: the segmentation network's masks of held-out images, and their mIoU."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,12 @@ from ribray.networks.deeplab import Predictor
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import FIRST_WEIGHTS, trained_weights
 from ribray.pipeline.judging import mean_ious
-from ribray.pipeline.masks import MASK, MaskWorker, NewMask, mask_work, require_any_mask, run_masks, write_covers
-from ribray.pipeline.stage import Context, Stage, Work, per_second
-from ribray.runs.metrics import EvaluateMetrics, MaskJudgement
-from ribray.runs.records import Failure
+from ribray.pipeline.masks import MASK, MasksResult, MaskWorker, NewMask, mask_work, require_any_mask, run_masks
+from ribray.pipeline.stage import Context, Stage, per_second
+from ribray.runs.metrics import EvaluateMetrics, MaskJudgement, Timing
 from ribray.runs.stage_facts import Judged
 
 NAME = "evaluate"
-FOLDER = "predictions"
-FORMAT = 2
 SEGMENTATION = "segmentation"
 """The stage whose network predicts."""
 BEFORE_FOLDER = "before_retraining"
@@ -40,7 +38,6 @@ class EvaluateWorker(MaskWorker):
         self._uses_crf = experiment.evaluate.crf == "dense"
 
     def make(self, id: str) -> NewMask:
-        """Return the mask of the most probable classes."""
         image = self.dataset.image(id)
         probabilities = self._predict(image)
         if self._uses_crf:
@@ -66,11 +63,7 @@ def _labelled(context: Context) -> list[Dataset]:
 
 
 def _ids(context: Context) -> list[str]:
-    """Return the images to predict.
-
-    Raises:
-        UsageError: an id occurs twice, so that masks would overwrite each other.
-    """
+    """Return the images to predict."""
     ids = [id for dataset in splits(context) for id in dataset.ids]
     if len(set(ids)) < len(ids):
         twice = next(id for id, count in Counter(ids).items() if count > 1)
@@ -89,57 +82,56 @@ def _check(context: Context) -> None:
 
 
 def _execute(context: Context) -> None:
-    run, experiment, datasets = context.run, context.experiment, splits(context)
     trained = trained_weights(context, SEGMENTATION, NAME)
-    run.begin(FOLDER, context.key(NAME))
-    folder = context.own_folder(NAME)
-    networks = {MASK: (folder, trained, NAME)}
-    if experiment.segmentation.retrain:
-        first = trained_weights(context, SEGMENTATION, NAME, FIRST_WEIGHTS)
-        networks[BEFORE_FOLDER] = (folder / BEFORE_FOLDER, first, f"{NAME}, before re-training")
-    names = ["background", *context.training_set.classes]
-    failures: dict[str, Failure] = {}
-    metrics: dict[str, Any] = {}
-    made, seconds, start_seconds = 0, 0.0, 0.0
-    for network, (where, weights, title) in networks.items():
-        counts = Bootstrapped(MaskCounts(len(names)))
-        failed: dict[str, Failure] = {}
-        without: dict[str, Failure] = {}
-        for dataset, labels in zip(datasets, _labelled(context), strict=True):
-            arguments = {
-                "dataset": dataset,
-                "folder": where,
-                "weights": weights,
-                "experiment": experiment,
-                "labels": labels,
-            }
-            result = run_masks(
-                context, NAME, EvaluateWorker, arguments, dataset.ids, {MASK: counts}, gpu=True, title=title
-            )
-            if result.stopped:
-                return
-            failed |= result.failures
-            without |= result.without
-            made += result.timing.images or 0
-            seconds += result.timing.seconds or 0.0
-            start_seconds += result.timing.start_seconds or 0.0
-        summary: dict[str, Any] = {"images": sum(map(len, datasets)) - len(failed), "failed": len(failed)}
-        if counts.images:
-            summary |= judging.summarise(context, NAME, counts, names)
-        failures |= failed
-        if network == MASK:
-            require_any_mask(context, NAME, sum(map(len, datasets)), without)
-            metrics |= summary
-        else:
-            metrics["before_retraining"] = MaskJudgement(**summary)
+    retrain = context.experiment.segmentation.retrain
+    first = trained_weights(context, SEGMENTATION, NAME, FIRST_WEIGHTS) if retrain else None
+    context.begin(NAME)
+    if (predicted := _predict(context, trained)) is None:
+        return
+    numbers, result = predicted
+    require_any_mask(context, NAME, len(result.ids), result.without)
+    failures, timings = result.failures, [result.timing]
+    if first is not None:
+        if (predicted := _predict(context, first, BEFORE_FOLDER, f"{NAME}, before re-training")) is None:
+            return
+        before, result = predicted
+        numbers["before_retraining"] = MaskJudgement(**before)
+        failures, timings = failures | result.failures, [*timings, result.timing]
     context.replace_failures(NAME, failures)
-    timing = per_second(made, seconds, start_seconds)
-    run.write_metrics(NAME, EvaluateMetrics(**metrics, crf=experiment.evaluate.crf, timing=timing))
-    write_covers(context, NAME, [id for id in _ids(context) if id not in failures])
+    metrics = EvaluateMetrics(**numbers, crf=context.experiment.evaluate.crf, timing=_sum(timings))
+    context.finish(NAME, metrics, [id for id in result.ids if id not in failures])
 
 
-def _work(context: Context) -> Work:
-    return mask_work(context, NAME, _ids(context))
+def _predict(
+    context: Context, weights: Path, subfolder: str = "", title: str = NAME
+) -> tuple[dict[str, Any], MasksResult] | None:
+    """Predict all images by one network; return its numbers, and what came of the masks; None where it was stopped."""
+    names = ["background", *context.training_set.classes]
+    counts = Bootstrapped(MaskCounts(len(names)))
+    together = MasksResult([], {}, {}, False, Timing())
+    timings = []
+    for dataset, labels in zip(splits(context), _labelled(context), strict=True):
+        data = {"dataset": dataset, "labels": labels, "folder": context.own_folder(NAME) / subfolder}
+        arguments = {**data, "weights": weights, "experiment": context.experiment}
+        ids, added = dataset.ids, {MASK: counts}
+        result = run_masks(context, NAME, EvaluateWorker, arguments, ids, added, gpu=True, title=title)
+        if result.stopped:
+            return None
+        together.ids = [*together.ids, *result.ids]
+        together.without |= result.without
+        together.failures |= result.failures
+        timings.append(result.timing)
+    together.timing = _sum(timings)
+    failed = len(together.failures)
+    numbers: dict[str, Any] = {"images": len(together.ids) - failed, "failed": failed}
+    if counts.images:
+        numbers |= judging.summarise(context, NAME, counts, names)
+    return numbers, together
+
+
+def _sum(timings: Sequence[Timing]) -> Timing:
+    names = ("images", "seconds", "start_seconds")
+    return per_second(*(sum(getattr(timing, name) for timing in timings) for name in names))
 
 
 def _judged(metrics: EvaluateMetrics) -> list[Judged]:
@@ -152,12 +144,12 @@ def _judged(metrics: EvaluateMetrics) -> list[Judged]:
 
 STAGE = Stage(
     name=NAME,
-    folder=FOLDER,
+    folder="predictions",
     upstream=(SEGMENTATION,),
     section="evaluate",
     leaves_out=("evaluate.splits",),
-    format=FORMAT,
-    work=_work,
+    format=2,
+    work=lambda context: mask_work(context, NAME, _ids(context)),
     execute=_execute,
     writes=("miou", "before_retraining.miou"),
     check=_check,

@@ -28,8 +28,8 @@ from ribray.pipeline.tasks import MaskTask
 from ribray.pipeline.training import (
     begin_on_masks,
     final_loss,
-    finished_steps,
     known_ids,
+    logged,
     outgrown,
     reading,
     report_unreadable,
@@ -170,7 +170,7 @@ def _fingerprints(context: Context) -> dict[str, str]:
 def _work(context: Context) -> Work:
     folder = context.artifact(NAME)
     steps = _steps(context.experiment.irn, known_ids(folder) or wanted_ids(context))
-    return Work(steps, steps if (folder / WEIGHTS_FILE).exists() else len(finished_steps(folder)), "steps")
+    return Work(steps, steps if (folder / WEIGHTS_FILE).exists() else len(logged(folder)), "steps")
 
 
 def _steps(config: IrnConfig, ids: Sequence[str]) -> int:

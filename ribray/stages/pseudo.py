@@ -34,19 +34,15 @@ from ribray.pipeline.masks import (
     MASK,
     MaskWorker,
     NewMask,
+    judge_training_masks,
     mask_path,
     mask_work,
-    require_any_mask,
-    run_masks,
-    write_covers,
 )
-from ribray.pipeline.stage import Context, Stage, Work
+from ribray.pipeline.stage import Context, Stage
 from ribray.runs.metrics import PseudoMetrics, SeedJudgement
 from ribray.runs.stage_facts import Judged
 
 NAME = "pseudo"
-FOLDER = "pseudo"
-FORMAT = 2
 IRN = "irn"
 """The stage whose network it asks for boundaries."""
 WALK = "walk"
@@ -88,7 +84,6 @@ class PseudoWorker(MaskWorker):
         self._crf = crf_on_labels(experiment.pseudo.crf, experiment.masks.crf_srgb)
 
     def make(self, id: str) -> NewMask:
-        """Return an image's pseudo mask."""
         prepared = self._prepare(id)
         return self._cut(id, prepared, self._walk([prepared])[0])
 
@@ -161,48 +156,26 @@ def _saliency(context: Context) -> Path | None:
 
 
 def _execute(context: Context) -> None:
-    run, dataset, experiment = context.run, context.training_set, context.experiment
-    maps = context.require(REFINE, NAME)
-    weights = trained_weights(context, IRN, NAME)
-    ids = refined_ids(context)
-    run.begin(FOLDER, context.key(NAME))
-    counts = Bootstrapped(MaskCounts(len(dataset.classes) + 1))
-    walk = Bootstrapped(ThresholdCurve(len(dataset.classes) + 1, WALK_THRESHOLDS))
+    experiment, names = context.experiment, ["background", *context.training_set.classes]
+    counts = Bootstrapped(MaskCounts(len(names)))
+    walk = Bootstrapped(ThresholdCurve(len(names), WALK_THRESHOLDS))
     arguments = {
-        "dataset": dataset,
-        "folder": context.own_folder(NAME),
-        "judge": judging.evaluated_split(context),
-        "maps": maps,
-        "weights": weights,
+        "weights": trained_weights(context, IRN, NAME),
         "backbone": experiment.irn_backbone,
         "experiment": experiment,
         "saliency": _saliency(context),
     }
-    result = run_masks(
-        context,
-        NAME,
-        PseudoWorker,
-        arguments,
-        ids,
-        {MASK: counts, WALK: walk},
-        gpu=True,
-        chunk_size=experiment.pseudo.batch_images,
-    )
-    if result.stopped:
+    added: dict[str, Bootstrapped[Any]] = {MASK: counts, WALK: walk}
+    size = experiment.pseudo.batch_images
+    result = judge_training_masks(context, NAME, PseudoWorker, arguments, added, gpu=True, chunk_size=size)
+    if result is None:
         return
-    context.replace_failures(NAME, result.failures)
-    require_any_mask(context, NAME, len(ids), result.without)
-    failed, names = len(result.failures), ["background", *dataset.classes]
-    values: dict[str, Any] = {"images": len(ids) - len(result.without), "failed": failed}
+    values: dict[str, Any] = {"images": result.images, "failed": len(result.failures)}
     if counts.images:
         values |= judging.summarise(context, NAME, counts, names)
-        values["walk"] = SeedJudgement(**walk.summary(names), failed=failed)
-    run.write_metrics(NAME, PseudoMetrics(**values, timing=result.timing))
-    write_covers(context, NAME, [id for id in ids if id not in result.failures])
-
-
-def _work(context: Context) -> Work:
-    return mask_work(context, NAME, refined_ids(context) or wanted_ids(context))
+        values["walk"] = SeedJudgement(**walk.summary(names), failed=len(result.failures))
+    metrics = PseudoMetrics(**values, timing=result.timing)
+    context.finish(NAME, metrics, [id for id in result.ids if id not in result.failures])
 
 
 def _judged(metrics: PseudoMetrics) -> list[Judged]:
@@ -214,13 +187,12 @@ def _judged(metrics: PseudoMetrics) -> list[Judged]:
 
 STAGE = Stage(
     name=NAME,
-    folder=FOLDER,
     upstream=(REFINE, IRN),
     section="pseudo",
     also_reads=("masks.source", "masks.crf_srgb", "masks.saliency", "masks.saliency_threshold"),
     leaves_out=("pseudo.batch_images",),
-    format=FORMAT,
-    work=_work,
+    format=2,
+    work=lambda context: mask_work(context, NAME, refined_ids(context) or wanted_ids(context)),
     execute=_execute,
     writes=("miou", "miou_known", "unknown", "walk.miou", "walk.threshold"),
     check=_check,

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from ribray import storage
-from ribray.cluster.pool import PoolPlan
 from ribray.cluster.session import usable_cores
 from ribray.config import TIMM_PREFIX, RefineConfig
 from ribray.data.dataset import Dataset
@@ -28,15 +27,13 @@ from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stoppe
 from ribray.networks import build_classifier
 from ribray.networks.weights import drawn_with, load_classifier
 from ribray.pipeline.artifacts import trained_weights
-from ribray.pipeline.maps import LISTINGS, REFINE, are_finished, finished_ids, map_path, wanted_ids
-from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind, per_second
-from ribray.progress import show_progress
+from ribray.pipeline.maps import LISTINGS, REFINE, are_finished, finished_ids, left_out, map_path, wanted_ids
+from ribray.pipeline.per_image import StagePool
+from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind
 from ribray.runs.metrics import RefineMetrics
-from ribray.runs.records import Failure, read_record
+from ribray.runs.records import read_record
 
 NAME = REFINE
-FOLDER = "maps"
-FORMAT = 2
 
 
 CHUNK = 1
@@ -81,11 +78,7 @@ class RefineWorker:
             self._prepared[item] = self._prepare(item)
 
     def process(self, item: str) -> dict[str, Any]:
-        """Refine an image and write its map file.
-
-        Raises:
-            ImageError: the image cannot be used; the sentence says why.
-        """
+        """Refine an image and write its map file."""
         began = time.monotonic()
         present = np.flatnonzero(self._dataset.labels[self._dataset.index(item)])
         if present.size == 0:
@@ -137,48 +130,25 @@ def _work(context: Context) -> Work:
 
 
 def _execute(context: Context) -> None:
-    experiment, run = context.experiment, context.run
-    dataset = context.training_set
-    wanted = wanted_ids(context)
-    folder = context.own_folder(NAME)
+    run, dataset, wanted, folder = context.run, context.training_set, wanted_ids(context), context.own_folder(NAME)
     weights = trained_weights(context, "classifier", NAME)
     source = context.artifact(NAME)
-    record = run.begin(FOLDER, context.key(NAME))
+    record = context.begin(NAME)
     if source != folder:
         _take_over(source, folder, wanted)
         record |= {"precision": read_record(source).get("precision")}
     done = are_finished(folder, wanted)
-    failures = {
-        problem.id: Failure(problem.id, NAME, problem.sentence)
-        for problem in dataset.problems
-        if problem.id not in dataset
-    }
-    _tell_harmless([problem.sentence for problem in dataset.problems if problem.id in dataset], context)
+    failures = left_out(context)
+    if sentences := [problem.sentence for problem in dataset.problems if problem.id in dataset]:
+        context.console.print(f"Note: {of_a_kind(sentences)}", highlight=False, markup=False)
     precision = record.get("precision") or _precision(context)
-    run.update_record(FOLDER, precision=precision)
+    run.update_record(STAGE.folder, precision=precision)
     storage.remove_leftovers(folder)
-    arguments = {
-        "dataset": dataset,
-        "classifier": {
-            "backbone": experiment.classifier.backbone,
-            "output_stride": experiment.classifier.output_stride,
-        },
-        "weights": weights,
-        "config": experiment.refine,
-        "precision": precision,
-        "folder": folder,
-        "loader_threads": experiment.cluster.loader_threads,
-    }
     notes = _Notes(context)
-    plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK)
-    with show_progress(context.console, NAME, len(wanted), int(done.sum())) as bar:
-        bar.note = precision
-
-        def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
-            failures[id] = run.give_up(NAME, id, error, tries, traceback)
-
-        left = itertools.compress(wanted, ~done)
-        result = context.run_pool(plan, RefineWorker, arguments, left, notes.take, on_failed, bar)
+    pool = StagePool(context, NAME, failures, chunk_size=CHUNK, note=precision)
+    left = itertools.compress(wanted, ~done)
+    arguments = _arguments(context, weights, precision)
+    result = pool.run(RefineWorker, arguments, left, notes.take, len(wanted), int(done.sum()))
     if not result.stopped:
         notes.count_stops(folder, list(itertools.compress(wanted, done)))
     notes.tell()
@@ -189,9 +159,22 @@ def _execute(context: Context) -> None:
     count = int(done.sum()) + result.done
     if not count and not result.stopped:
         context.require_any_done(NAME, len(wanted), count, failures, is_empty=not finished_ids(folder))
-    timing = per_second(result.done, result.seconds, result.start_seconds, workers=plan.workers)
-    metrics = RefineMetrics(images=count, failed=len(failures), precision=precision, **notes.stops, timing=timing)
-    run.write_metrics(NAME, metrics)
+    numbers = {"images": count, "failed": len(failures), "precision": precision, **notes.stops}
+    run.write_metrics(NAME, RefineMetrics(**numbers, timing=pool.timing(result)))
+
+
+def _arguments(context: Context, weights: Path, precision: str) -> dict[str, Any]:
+    """Return what a worker begins with."""
+    experiment, classifier = context.experiment, context.experiment.classifier
+    return {
+        "dataset": context.training_set,
+        "classifier": {"backbone": classifier.backbone, "output_stride": classifier.output_stride},
+        "weights": weights,
+        "config": experiment.refine,
+        "precision": precision,
+        "folder": context.own_folder(NAME),
+        "loader_threads": experiment.cluster.loader_threads,
+    }
 
 
 def _precision(context: Context) -> str:
@@ -207,12 +190,6 @@ def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:
     """Link (or copy) the maps that the run this one was forked from has made under the same key."""
     for id in itertools.compress(wanted, are_finished(source, wanted) & ~are_finished(folder, wanted)):
         storage.copy(map_path(source, id), map_path(folder, id))
-
-
-def _tell_harmless(sentences: list[str], context: Context) -> None:
-    """Print what is wrong with entries of images that are refined all the same, such as one that is listed twice."""
-    if sentences:
-        context.console.print(f"Note: {of_a_kind(sentences)}", highlight=False, markup=False)
 
 
 class _Notes:
@@ -243,7 +220,9 @@ class _Notes:
     def count_stops(self, folder: Path, earlier: Sequence[str]) -> None:
         """Set `stops`, how the refinements of all images ended: of earlier ones from their map files."""
         if len(earlier) > MOST_EARLIER:
-            self._print(f"{NAME}: how the {len(earlier):,} refinements made earlier ended is not looked up, nor told.")
+            self._context.say(
+                f"{NAME}: how the {len(earlier):,} refinements made earlier ended is not looked up, nor told."
+            )
             return
 
         def read(id: str) -> MapRecord | None:
@@ -261,27 +240,26 @@ class _Notes:
         """Print it."""
         config = self._context.experiment.refine
         if early := stopped_early(self.stops.get("stop_reasons", {})):
-            self._print(f"{NAME}: stopped early: {early}")
+            self._context.say(f"{NAME}: stopped early: {early}")
         if hint := stop_hint(self.stops.get("stop_reasons", {}), config.iterations):
-            self._print(f"Note: {hint}")
+            self._context.say(f"Note: {hint}")
         if self._few is not None:
-            self._print(
+            self._context.say(
                 f"Some images had fewer than {config.batch_size - 1} others without their classes (at least "
                 f"{self._few}): all there are were drawn."
             )
         if self._only_empty:
             drawn = "add nothing to L_RIB, so these were refined as with refine.batch_size=1"
-            self._print(
+            self._context.say(
                 f"For {self._only_empty} image(s) there were no others without their classes but those that show no "
                 f"class at all, which {drawn if config.loss == 'rib' else 'were drawn'}."
             )
         if self._unreadable:
-            self._print(f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.")
+            self._context.say(
+                f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/."
+            )
         for sentence in tell_readings(self._remarks):
-            self._print(f"Note: {sentence}")
-
-    def _print(self, sentence: str) -> None:
-        self._context.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+            self._context.say(f"Note: {sentence}")
 
 
 SAMPLED_IMAGES = 50
@@ -362,11 +340,11 @@ def _seconds_per_pixel(context: Context) -> float:
 
 STAGE = Stage(
     name=NAME,
-    folder=FOLDER,
+    folder="maps",
     upstream=("classifier",),
     section="refine",
     leaves_out=("refine.limit",),
-    format=FORMAT,
+    format=2,
     fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
     work=_work,
     execute=_execute,

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ribray import storage
-from ribray.cluster.pool import PoolPlan
 from ribray.data.dataset import Dataset
 from ribray.data.truth import Tally, compare
 from ribray.errors import ImageError, StageError
@@ -22,15 +21,13 @@ from ribray.pipeline import judging
 from ribray.pipeline.artifacts import read_map
 from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, map_path, refined_ids, wanted_ids
+from ribray.pipeline.per_image import StagePool
 from ribray.pipeline.stage import Context, Stage, Work, coverage, per_second
-from ribray.progress import show_progress
 from ribray.runs.metrics import SeedJudgement, SeedMetrics
 from ribray.runs.records import Failure
 from ribray.runs.stage_facts import Judged
 
 NAME = "seed"
-FOLDER = "seed"
-FORMAT = 1
 CURVE_FILE, STEPS_FILE = "curve.csv", "steps.csv"
 CHUNK = 8
 """Images of one call: a map takes some five milliseconds, and an image has two, or one for every step."""
@@ -50,9 +47,6 @@ class SeedWorker:
         """Return one sparse threshold curve per method and per step, how the refinement ended, and the truth's values.
 
         Steps are those that the image has; None where their maps were not asked for or not kept.
-
-        Raises:
-            ImageError: no truth, a truth of another size, or a damaged map file, which is set aside.
         """
         truth = self._dataset.mask(item)
         if truth is None:
@@ -112,73 +106,74 @@ def _work(context: Context) -> Work:
     ids = _ids(context)
     if not ids:  # nothing is refined yet: as many as refinement will make
         return Work(len(judging.judged(context, wanted_ids(context))), 0)
-    record = context.run.record(FOLDER)
+    record = context.run.record(STAGE.folder)
     return Work(len(ids), len(ids) if record.get("covers") == coverage(ids) else 0)
 
 
-def _execute(context: Context) -> None:
-    experiment, run, dataset = context.experiment, context.run, judging.evaluated_split(context)
-    context.require(REFINE, NAME)
-    ids = _ids(context)
-    run.begin(FOLDER, context.key(NAME))
-    if not dataset.has_masks:
-        context.console.print(
-            f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.", highlight=False, markup=False
-        )
-        return
-    thresholds, kept = experiment.seed_eval.thresholds, experiment.refine.keep_steps
-    curves = {method: Bootstrapped(ThresholdCurve(len(dataset.classes) + 1, thresholds)) for method in METHODS}
-    count = experiment.refine.iterations if kept else 0
-    steps = StepCurves(ThresholdCurve(len(dataset.classes) + 1, thresholds) for _ in range(count))
-    ended = StopTally(experiment.refine.iterations)
-    tally = Tally(dataset)
-    failures: dict[str, Failure] = {}
-    plan = PoolPlan.of(NAME, experiment.cluster, context.session, chunk_size=CHUNK, gpu=False)
-    arguments = {
-        "dataset": dataset,
-        "folder": context.artifact(REFINE),
-        "thresholds": thresholds,
-        "by_step": kept,
-    }
+class _Counts:
+    """Adds up what workers have counted."""
 
-    def on_done(id: str, record: Mapping[str, Any]) -> None:
-        for method, curve in curves.items():
+    def __init__(self, context: Context, dataset: Dataset):
+        config, classes = context.experiment, len(dataset.classes) + 1
+        self.thresholds = config.seed_eval.thresholds
+        self.curves = {method: Bootstrapped(ThresholdCurve(classes, self.thresholds)) for method in METHODS}
+        steps = config.refine.iterations if config.refine.keep_steps else 0
+        self.steps = StepCurves(ThresholdCurve(classes, self.thresholds) for _ in range(steps))
+        self.ended = StopTally(config.refine.iterations)
+        self.truth = Tally(dataset)
+        self._dataset = dataset
+
+    def add(self, id: str, record: Mapping[str, Any]) -> None:
+        for method, curve in self.curves.items():
             curve.merge(id, record["curves"][method])
-        steps.merge(record["steps"])
-        tally.add(id, record["truth"], dataset.labels[dataset.index(id)])
-        ended.add(record["stop_reason"], record["refined"])
+        self.steps.merge(record["steps"])
+        self.truth.add(id, record["truth"], self._dataset.labels[self._dataset.index(id)])
+        self.ended.add(record["stop_reason"], record["refined"])
 
-    def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
-        failures[id] = run.give_up(NAME, id, error, tries, traceback)
 
-    with show_progress(context.console, NAME, len(ids)) as bar:
-        result = context.run_pool(plan, SeedWorker, arguments, ids, on_done, on_failed, bar)
+def _execute(context: Context) -> None:
+    experiment, dataset = context.experiment, judging.evaluated_split(context)
+    folder, ids = context.require(REFINE, NAME), _ids(context)
+    context.begin(NAME)
+    if not dataset.has_masks:
+        context.say(f"{NAME}: {dataset.name} has no masks, so there is no mIoU to compute.")
+        return
+    counts, failures = _Counts(context, dataset), dict[str, Failure]()
+    kept, thresholds = experiment.refine.keep_steps, counts.thresholds
+    arguments = {"dataset": dataset, "folder": folder, "thresholds": thresholds, "by_step": kept}
+    pool = StagePool(context, NAME, failures, chunk_size=CHUNK, gpu=False)
+    result = pool.run(SeedWorker, arguments, ids, counts.add, len(ids))
     if result.stopped:
         return
     context.replace_failures(NAME, failures)
-    context.require_any_done(NAME, len(ids), curves["cam"].images, failures)
+    context.require_any_done(NAME, len(ids), counts.curves["cam"].images, failures)
     if not ids:
         raise StageError(f"No image of {dataset.name} has a map, so there is no seed to judge.")
-    judging.tell_agreement(context, tally)
+    judging.tell_agreement(context, counts.truth)
     wanted = set(judging.judged(context, wanted_ids(context)))
-    unrefined = sum(failure.stage == REFINE and failure.id in wanted for failure in run.failures())
-    failed = len(failures) + unrefined
-    names = ["background", *dataset.classes]
+    unrefined = sum(failure.stage == REFINE and failure.id in wanted for failure in context.run.failures())
+    judged = _judge(context, counts, ["background", *dataset.classes], len(failures) + unrefined)
+    timing = per_second(result.done, result.seconds, result.start_seconds)
+    context.finish(NAME, SeedMetrics(**judged, timing=timing), [id for id in ids if id not in failures])
+
+
+def _judge(context: Context, counts: _Counts, names: Sequence[str], failed: int) -> dict[str, SeedJudgement]:
+    """Return the numbers of each method, and write their curves."""
+    folder, curves, rows = context.own_folder(NAME), counts.curves, []
     parts = {
         method: {**judging.summarise(context, NAME, curve, names), "failed": failed} for method, curve in curves.items()
     }
-    parts["rib"]["refinement_ended"] = ended.counts
+    parts["rib"]["refinement_ended"] = counts.ended.counts
     means = {f"{method}_miou": curve.counts.miou().tolist() for method, curve in curves.items()}
-    points = zip(thresholds, *means.values(), strict=True) if curves["cam"].counts.has_foreground else ()
-    rows = [(f"{threshold:g}", *(f"{value:.6f}" for value in values)) for threshold, *values in points]
-    _write_csv(run.directory / FOLDER / CURVE_FILE, ("threshold", *means), rows)
-    if by_step := steps.summary():
+    if curves["cam"].counts.has_foreground:
+        points = zip(counts.thresholds, *means.values(), strict=True)
+        rows = [(f"{threshold:g}", *(f"{value:.6f}" for value in values)) for threshold, *values in points]
+    _write_csv(folder / CURVE_FILE, ("threshold", *means), rows)
+    if by_step := counts.steps.summary():
         parts["rib"]["by_step"] = by_step
         rows = [(str(one["step"]), f"{one['threshold']:g}", f"{one['miou']:.6f}") for one in by_step]
-        _write_csv(run.directory / FOLDER / STEPS_FILE, ("step", "threshold", "miou"), rows)
-    judged = {method: SeedJudgement(**part) for method, part in parts.items()}
-    run.write_metrics(NAME, SeedMetrics(**judged, timing=per_second(result.done, result.seconds, result.start_seconds)))
-    run.update_record(FOLDER, covers=coverage([id for id in ids if id not in failures]))
+        _write_csv(folder / STEPS_FILE, ("step", "threshold", "miou"), rows)
+    return {method: SeedJudgement(**part) for method, part in parts.items()}
 
 
 def _write_csv(location: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -189,10 +184,9 @@ def _write_csv(location: Path, columns: Sequence[str], rows: Iterable[Sequence[s
 
 STAGE = Stage(
     name=NAME,
-    folder=FOLDER,
     upstream=(REFINE,),
     section="seed_eval",
-    format=FORMAT,
+    format=1,
     fingerprints=lambda context: {
         "ids or labels of the evaluated split": judging.evaluated_split(context).fingerprint()
     },

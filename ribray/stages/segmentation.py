@@ -26,7 +26,7 @@ from ribray.pipeline.training import (
     Trained,
     begin_on_masks,
     final_loss,
-    finished_steps,
+    logged,
     outgrown,
     reading,
     report_unreadable,
@@ -142,7 +142,7 @@ def _check(context: Context) -> None:
 def _work(context: Context) -> Work:
     config, folder = context.experiment.segmentation, context.artifact(NAME)
     folders = [folder / FIRST_FOLDER, folder] if config.retrain else [folder]
-    done = [config.iterations if (each / WEIGHTS_FILE).exists() else len(finished_steps(each)) for each in folders]
+    done = [config.iterations if (each / WEIGHTS_FILE).exists() else len(logged(each)) for each in folders]
     return Work(config.iterations * len(folders), sum(done), "steps")
 
 

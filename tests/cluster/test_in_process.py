@@ -73,7 +73,7 @@ def done(settings, tmp_path_factory) -> Path:
 def classified(done, tmp_path) -> Path:
     """A copy of it without its maps."""
     out = Path(shutil.copytree(done, tmp_path / "classified"))
-    Run(out).remove_stage(refine.NAME, refine.FOLDER)
+    Run(out).remove_stage(refine.NAME, refine.STAGE.folder)
     return out
 
 
