@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from ribray import storage
 from ribray.commands.import_maps import TITLE, import_maps
-from ribray.commands.tracking import log_run, tracked
+from ribray.commands.tracking import log_run, open_trackers
 from ribray.config import Experiment
 from ribray.demo.world import make_world
 from ribray.errors import StageError, UsageError
@@ -124,7 +124,7 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
         main.run.write_experiment(request.experiment, request.recipe)
         for context in others:
             context.run.write_experiment(context.experiment, request.recipe)
-        with tracked(contexts):
+        with open_trackers(contexts):
             errors = _run_stages(parts, request, stop)
             main.run.rewrite_metrics()
             metrics = main.run.metrics()

@@ -15,7 +15,7 @@ from ribray.tracking import curves, table
 
 
 @contextlib.contextmanager
-def tracked(contexts: Sequence[Context]) -> Iterator[None]:
+def open_trackers(contexts: Sequence[Context]) -> Iterator[None]:
     """Track runs for the length of a ``with`` block; an error in it, but a training's divergence, marks them failed."""
     failed = True
     try:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ribray import storage
-from ribray.commands.tracking import log_run, tracked
+from ribray.commands.tracking import log_run, open_trackers
 from ribray.errors import DivergedError, RibrayError
 from ribray.pipeline.stage import Context
 from ribray.runs.metrics import ConfidentMetrics, EvaluateMetrics, PseudoMetrics
@@ -154,7 +154,7 @@ def test_masks_on_both_sources_stand_side_by_side(tmp_path):
         for folder in ("irn", "segmentation/first", "segmentation"):
             line = json.dumps({"epoch": 0, "step": 0, "loss": 1.5, "lr": 0.5})
             storage.write_text(one.run.directory / folder / "metrics.jsonl", f"{line}\n")
-    with tracked([main, variant]):
+    with open_trackers([main, variant]):
         log_run(main, [])
         log_run(variant, [])
     logged, of_variant = (read_back(folders(one.run.directory)[0]) for one in (main, variant))
@@ -175,7 +175,7 @@ def test_masks_on_both_sources_stand_side_by_side(tmp_path):
 @pytest.mark.parametrize(("error", "exit_code"), [(RibrayError, 1), (DivergedError, 0)])
 def test_a_run_that_fails_is_marked_as_failed_and_one_that_diverges_is_not(error, exit_code, tmp_path):
     one = context(tmp_path / "run")
-    with pytest.raises(error), tracked([one]):
+    with pytest.raises(error), open_trackers([one]):
         one.tracker.open()
         raise error("No more.")
     assert read_back(folders(tmp_path / "run")[0]).exit_code == exit_code
