@@ -57,11 +57,7 @@ class Actors:
         self._suspects: set[Item] = set()
 
     def run(self, stop_requested: Callable[[], bool]) -> PoolResult:
-        """Do every item.
-
-        Raises:
-            RibrayError: no worker can be started, or nothing can be written.
-        """
+        """Do every item."""
         asked, stopped = time.monotonic(), False
         self._began: float | None = None
         with crew_of(self._plan, stop_requested) as crew:
@@ -204,12 +200,8 @@ class Actors:
 
         The reply of a call may be lost with the process, and what a worker was told to expect may be what killed it.
         So with several items in flight nobody knows which one did it: they are done again one at a time, and only
-        then is a loss held against an item.
-
-        Args:
-            error: what the item is given up with; "{}" stands for its losses.
-            counter: where losses of this kind are counted.
-            limit: losses after which the item is given up.
+        then is a loss held against an item. ``error`` is what one is given up with that has ``limit`` losses in
+        ``counter``, which "{}" in it stands for.
         """
         in_flight = [item for _, chunk in slot.calls for item in chunk]
         slot.calls.clear()

@@ -34,11 +34,7 @@ TRAINING, ATTEMPT = ".training", ".attempt"
 
 
 def train_on_ray(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
-    """Train; return False where a stop request ended it.
-
-    Raises:
-        RibrayError: the workers died, or failed, too often.
-    """
+    """Train; return False where a stop request ended it."""
     if not plan.owns_cluster:
         warm.clear_the_way()
     group = warm.take(_Group, plan) or _Group(task, plan)

@@ -23,11 +23,7 @@ def run_items(
     work: WorkList,
     stop_requested: Callable[[], bool],
 ) -> PoolResult:
-    """Do every item, one after the other.
-
-    Raises:
-        RibrayError: the worker cannot be built, or nothing can be written.
-    """
+    """Do every item, one after the other."""
     with as_worker(plan.threads_per_worker):
         if not work.has_work():
             return PoolResult(0, 0, stop_requested())
@@ -50,11 +46,7 @@ def run_items(
 
 @contextlib.contextmanager
 def told(what: str) -> Iterator[None]:
-    """Show the traceback of an exception that nobody expects, and raise a sentence in its place.
-
-    Raises:
-        RibrayError: there was one.
-    """
+    """Show the traceback of an exception that nobody expects, and raise a sentence in its place."""
     try:
         yield
     except (RibrayError, BdbQuit):

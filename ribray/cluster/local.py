@@ -28,11 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def options(cpus: int) -> dict[str, object]:
-    """Return what `ray.init` is given to start a cluster of this machine, and set its environment right.
-
-    Raises:
-        UsageError: there is no folder that Ray could keep its files in.
-    """
+    """Return what `ray.init` is given to start a cluster of this machine, and set its environment right."""
     for name in OF_OTHER_CLUSTERS:
         os.environ.pop(name, None)
     _provide_token()
@@ -46,11 +42,7 @@ def options(cpus: int) -> dict[str, object]:
 
 
 def _provide_folder() -> None:
-    """Let Ray keep its files in `/tmp`, and say so, where the folder that it is told to use will not do.
-
-    Raises:
-        UsageError: there is no folder that will.
-    """
+    """Let Ray keep its files in `/tmp`, and say so, where the folder that it is told to use will not do."""
     name = next((name for name in FOLDERS if name in os.environ), None)
     told = Path(os.environ[name] if name is not None else "/tmp")
     if (fault := _fault(told / "ray")) is None:

@@ -77,17 +77,10 @@ class PoolPlan:
     def of(
         cls, name: str, config: ClusterConfig, session: Session, chunk_size: int = 1, gpu: bool = True
     ) -> "PoolPlan":
-        """Return the plan that a configuration means on a cluster.
-
-        Raises:
-            UsageError: the cluster that this process started is too small for it.
-        """
+        """Return the plan that a configuration means on a cluster."""
         gpus = session.gpus_per_worker(config) if gpu else 0.0
         workers = session.pool_size(config, gpu)
-        for what, needed, there in (
-            ("CPU", config.cpus_per_worker, session.cpus),
-            ("GPU", gpus, session.gpus),
-        ):
+        for what, needed, there in ("CPU", config.cpus_per_worker, session.cpus), ("GPU", gpus, session.gpus):
             if session.is_local and needed * max(1, workers) > there + 1e-9:
                 raise UsageError(
                     f"cluster.workers={workers} with {needed:g} {what} each need {needed * max(1, workers):g} {what}s, "
@@ -224,11 +217,7 @@ class WorkList:
         self._waiting.appendleft(chunk)
 
     def take(self, outcome: Outcome) -> None:
-        """Count an item as done, or as failed once its tries are used up.
-
-        Raises:
-            RibrayError: nothing can be written.
-        """
+        """Count an item as done, or as failed once its tries are used up."""
         if outcome.error is None:
             self.done += 1
             self._on_done(outcome.item, outcome.record or {})
@@ -270,18 +259,10 @@ class Pool:
         progress: Progress,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> PoolResult:
-        """Do every item.
+        """Do every item, taken lazily and in order; once a stop is requested, none is started any more.
 
-        Args:
-            items: what to do, taken lazily and in order.
-            on_done: called in the driver with an item and its worker's record.
-            on_failed: called with an item that was given up, the error, its number of tries, and the traceback of an
-                exception that nobody expects.
-            progress: told of every item.
-            stop_requested: asked between items; once true, what runs is finished and no more is started.
-
-        Raises:
-            RibrayError: no worker can be started, or nothing can be written.
+        ``on_done`` is called in the driver with an item and its worker's record; ``on_failed`` with one that was given
+        up, the error, its number of tries, and the traceback of an exception that nobody expects.
         """
         work = WorkList(self._plan, items, on_done, on_failed, progress)
         if not self._plan.workers:

@@ -121,14 +121,6 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
     many CPUs as the machine, or as the configuration asks for. Where Ray is connected already (a test, a sweep's
     trial), that connection is used and left open. If the cluster dies, this process ends (see `ribray.supervisor`).
     With ``workers: 0`` there is no connection: this process does the work.
-
-    Args:
-        config: how to connect.
-        training_workers: how many workers a training will have.
-        stop: set once the user asked to stop: then a cluster that does not answer is not waited for.
-
-    Raises:
-        UsageError: Ray cannot be started on this machine, or the cluster elsewhere cannot be reached.
     """
     if config.workers == 0:
         with _this_machine(config) as session:
@@ -205,17 +197,9 @@ def address_of(config: ClusterConfig) -> tuple[str | None, str]:
 
 
 def require_reachable(address: str, source: str) -> str:
-    """Check that a Ray cluster answers at an address, and that this process can connect to it.
+    """Return for `ray.init` an address at which a Ray cluster answers, to which this process can connect.
 
-    Args:
-        address: ``HOST:PORT``, ``ray://HOST:PORT`` or ``auto``.
-        source: the setting that it is from, for a sentence.
-
-    Returns:
-        the address for `ray.init`.
-
-    Raises:
-        UsageError: nobody answers, or this machine is no node of it.
+    ``source`` is the setting that it is from, for a sentence.
     """
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -283,11 +267,7 @@ def _describe(is_local: bool) -> Session:
 
 
 def require_shared(directory: Path, session: Session) -> None:
-    """Prove, where the session's cluster has several nodes, that each can read and write ``directory``.
-
-    Raises:
-        UsageError: names the nodes that see another directory, or none.
-    """
+    """Prove, where the session's cluster has several nodes, that each can read and write ``directory``."""
     if session.in_process:
         return
     import ray

@@ -15,11 +15,7 @@ RESTARTS = 2
 
 
 def train_in_crew(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
-    """Train; return False where a stop request ended it: what was done since the last checkpoint is done again.
-
-    Raises:
-        RibrayError: the worker died, or failed, too often.
-    """
+    """Train; return False where a stop request ended it: what was done since the last checkpoint is done again."""
     cpus, gpus, threads = plan.cpus_per_worker, plan.gpus_per_worker, plan.threads_per_worker
     pool = PoolPlan(f"training {plan.folder.name}", 1, cpus, gpus, threads)
     with crew_of(pool, stop_requested) as crew:

@@ -131,12 +131,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def watched(cluster: Cluster, stop: threading.Event) -> Iterator[None]:
-    """Look after the cluster for the length of a ``with`` block, and end this process if it is lost.
-
-    Args:
-        cluster: what this process is connected to.
-        stop: set once the user asked to stop.
-    """
+    """Look after the cluster for the length of a ``with`` block, and end this process if it is lost."""
     end = threading.Event()
     threading.Thread(target=_watch, args=(cluster, stop, end), name="cluster-watch", daemon=True).start()
     try:
