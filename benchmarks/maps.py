@@ -28,7 +28,7 @@ Arrays = dict[str, np.ndarray]
 ITEM = ["classifier.backbone=resnet18", "refine.iterations=1"]
 """The bytes depend on the sizes of the maps, hardly on how well they were learnt."""
 TIMES_SMALLER = 18
-"""Required; see tests/rib/test_map_size.py, which has trained for two steps on every photograph."""
+"""Required; see tests/methods/test_map_size.py, which has trained for two steps on every photograph."""
 
 
 def run(
