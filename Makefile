@@ -13,10 +13,10 @@ quickstart: $(STAMP)
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: $(STAMP)
-	$(PYTEST) -m "not ray and not slow and not on_demand"
+	$(PYTEST) -m "not ray and not lengthy and not slow and not on_demand"
 
 test: quick
-	$(PYTEST) -m "ray and not slow and not on_demand"
+	$(PYTEST) -m "(ray or lengthy) and not slow and not on_demand"
 
 test-slow: $(STAMP)
 	$(PYTEST) -m "slow and not on_demand"

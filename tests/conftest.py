@@ -34,10 +34,30 @@ os.environ.update(
 )
 
 
+LENGTHY = (
+    "benchmarks/",
+    "cluster/test_in_process.py",
+    "commands/test_bench.py",
+    "commands/test_map.py",
+    "commands/test_tracking.py",
+    "commands/test_verify.py",
+    "networks/test_contract.py",
+    "networks/test_deeplab.py",
+    "networks/test_folded.py",
+    "report/test_browser.py",
+    "report/test_pictures.py",
+    "test_object_store.py",
+    "test_tracking.py",
+)
+"""Below tests/: files whose tests take seconds each. `make quick` leaves them to `make test`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
+        if item.path.relative_to(ROOT / "tests").as_posix().startswith(LENGTHY):
+            item.add_marker("lengthy")
 
 
 @pytest.fixture(scope="session")
