@@ -223,9 +223,11 @@ def run_trials(
 ) -> None:
     """Run the trials that are left."""
     definition = request.sweep
-    searched = _searched(definition, runner.experiment, ledger) if _is_search(definition) else None
+    done = [record for record in ledger.records.values() if record.status in LASTING]
+    left = [record for record in ledger.records.values() if record.status not in LASTING]
+    searched = _searched(definition, runner.experiment, done, left) if _is_search(definition) else None
     total = len(ledger.records) if searched is None else searched.search.samples
-    finished = sum(record.draws for record in ledger.records.values() if record.status in LASTING)
+    finished = sum(record.draws for record in done)
     if finished >= total:
         console.print(f"[bold]{escape(request.name)}[/bold]: {total} of {total} trials, done already", highlight=False)
         return
@@ -233,25 +235,27 @@ def run_trials(
         console.print(f"The scheduler starts anew: the {finished} finished trials are not compared with those to come.")
     if finished and searched is not None:
         console.print(f"The search is told of the {finished} finished trials.", highlight=False)
-    left = [Trial(id, record.settings) for id, record in ledger.records.items() if record.status not in LASTING]
+    trials = [Trial(record.id, record.settings) for record in left]
     with show_progress(console, request.name, total, finished, unit="trials") as bar:
         watcher = _Watcher(ledger, console, bar)
-        run_sweep(request.name, definition, left, runner, ledger.out / TUNE_FOLDER, watcher, stop.is_set, searched)
+        run_sweep(request.name, definition, trials, runner, ledger.out / TUNE_FOLDER, watcher, stop.is_set, searched)
 
 
 def _is_search(definition: SweepFile) -> bool:
     return definition.search is not None and definition.search.kind == "optuna"
 
 
-def _searched(definition: SweepFile, base: Experiment, ledger: "Ledger") -> Searched:
+def _searched(
+    definition: SweepFile, base: Experiment, done: Sequence[TrialRecord], left: Sequence[TrialRecord]
+) -> Searched:
     assert definition.search is not None
-    flat, records = flatten(to_values(base)), ledger.records.values()
+    flat = flatten(to_values(base))
     return Searched(
         definition.search,
         {key: axis.without_factors(key, flat) for key, axis in definition.space.items()},
-        sum(record.draws for record in records if record.status in LASTING),
-        [(record.settings, record.value) for record in records if record.status in LASTING],
-        [record.settings for record in records if record.status not in LASTING],
+        sum(record.draws for record in done),
+        [(record.settings, record.value) for record in done],
+        [record.settings for record in left],
         [key for key in definition.space if isinstance(flat[key], int) and not isinstance(flat[key], bool)],
     )
 
@@ -335,11 +339,13 @@ class Ledger:
         has_trials = (out / TRIALS_FOLDER).is_dir()
         self.records: dict[str, TrialRecord] = {}
         for trial in trials:
-            record = known.get(trial.id)
-            if has_trials and (record is None or record.status not in LASTING):
+            record = earlier = known.get(trial.id)
+            if has_trials and (earlier is None or earlier.status not in LASTING):
                 record = read_trial(trial, out, self.key)
             if record is None or record.status not in LASTING:
                 record = TrialRecord.of(trial, "waiting")
+            elif earlier is not None:
+                record.draws = earlier.draws
             self.records[trial.id] = record
 
     def _earlier(self) -> dict[str, Any]:

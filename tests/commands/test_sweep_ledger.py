@@ -111,6 +111,10 @@ def test_a_trial_that_has_its_file_and_nothing_else_is_a_run_s_directory(tmp_pat
 
 def test_draws_are_counted_by_the_ledger(tmp_path):
     ledger = opened(tmp_path)
-    ledger.records["batch_size=5"].draws = 3
+    finish(ledger, "batch_size=10")
+    for record in ledger.records.values():
+        record.status, record.draws = "running", 3
+    ledger.write()
+    assert [record.draws for record in opened(tmp_path).records.values()] == [1, 3]  # what is run again is drawn again
     ledger.put(TrialRecord(**{**vars(ledger.records["batch_size=5"]), "draws": 1, "status": "finished"}))
     assert ledger.records["batch_size=5"].draws == 3
