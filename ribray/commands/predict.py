@@ -41,7 +41,7 @@ from ribray.demo import world as synthetic
 from ribray.errors import UsageError
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.networks.deeplab import Predictor
-from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
+from ribray.pipeline.artifacts import WEIGHTS_FILE, require_recorded
 from ribray.pipeline.finished_run import Artifact, FinishedRun
 from ribray.pipeline.masks import SUFFIX, mask_path
 from ribray.pipeline.stage import connecting
@@ -203,7 +203,7 @@ def _network(finished: FinishedRun) -> Network:
             f"{finished.run.directory} has no trained segmentation network: train it, stage '{segmentation.NAME}', by "
             f"`{finished.command('--stages', segmentation.NAME)}`."
         )
-    require_recorded(artifact.folder, recorded_weights(artifact.record), segmentation.NAME)
+    require_recorded(artifact.folder, segmentation.NAME)
     experiment = _trained_with(finished, artifact)
     classes = _class_names(finished, artifact)
     return Network(

@@ -9,9 +9,8 @@ Weights cost hours. Their SHA-256 stands in the record of their stage, and those
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -88,41 +87,30 @@ def _of_another_size(location: Path, found: tuple[int, ...], size: tuple[int, in
 # --- weights -----------------------------------------------------------------------------------------------------
 
 
-def record_weights(context: Context, stage: str, *names: str) -> None:
-    """Note in a stage's record which files of weights it has written."""
+def record_weights(context: Context, stage: str, name: str) -> None:
+    """Note in a stage's record that it has written a file of weights; refuse one that is there as another."""
     folder = context.own_folder(stage)
-    known = _recorded(folder)
-    for name in names:
-        if name in known:
-            require_recorded(folder, known, stage, name)
-    digests = {name: hash_file(folder / name, f"The weights {folder / name}") for name in names}
-    context.run.update_record(context.stages[stage].folder, **{WEIGHTS_KEY: {**known, **digests}})
+    require_recorded(folder, stage, name)
+    digest = hash_file(folder / name, f"The weights {folder / name}")
+    known = read_record(folder).get(WEIGHTS_KEY) or {}
+    context.run.update_record(context.stages[stage].folder, **{WEIGHTS_KEY: {**known, name: digest}})
 
 
 def trained_weights(context: Context, stage: str, needed_by: str, name: str = WEIGHTS_FILE) -> Path:
     """Return the file of weights that an earlier stage has written."""
     folder = context.require(stage, needed_by)
-    require_recorded(folder, _recorded(folder), stage, name)
+    require_recorded(folder, stage, name)
     return folder / name
 
 
-def require_recorded(folder: Path, recorded: Mapping[str, str], stage: str, name: str = WEIGHTS_FILE) -> None:
+def require_recorded(folder: Path, stage: str, name: str = WEIGHTS_FILE) -> None:
     """Check that a file of weights is the one that its stage wrote, as far as that is on record."""
-    location = folder / name
+    location, recorded = folder / name, read_record(folder).get(WEIGHTS_KEY) or {}
     if name in recorded and hash_file(location, f"The weights {location}") != recorded[name]:
         raise UsageError(
             f"{location} is damaged, or not the file that stage '{stage}' wrote there: put that one back, or use "
             f"--redo {stage} to train again."
         )
-
-
-def _recorded(folder: Path) -> Mapping[str, str]:
-    return recorded_weights(read_record(folder))
-
-
-def recorded_weights(record: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the SHA-256 of weights by file name that a stage's record holds."""
-    return record.get(WEIGHTS_KEY) or {}
 
 
 def hash_file(location: Path, name: str) -> str:

@@ -13,7 +13,7 @@ from ribray.config import Experiment, flatten, to_values
 from ribray.errors import UsageError
 from ribray.networks import Classifier, build_classifier
 from ribray.networks.weights import load_classifier
-from ribray.pipeline.artifacts import WEIGHTS_FILE, recorded_weights, require_recorded
+from ribray.pipeline.artifacts import WEIGHTS_FILE, require_recorded
 from ribray.pipeline.stage import CAM, Context, Stage
 from ribray.runs.directory import EXPERIMENT_FILE
 from ribray.runs.keys import select_configuration
@@ -107,7 +107,7 @@ def trained_classifier(directory: Path, stages: Mapping[str, Stage]) -> tuple[Cl
         raise UsageError(
             f"{directory} has no trained classifier: train it by `{finished.command('--stages', 'classifier')}`."
         )
-    require_recorded(artifact.folder, recorded_weights(artifact.record), "classifier")
+    require_recorded(artifact.folder, "classifier")
     written = artifact.run.read_metrics().classifier
     names = (written and written.classes) or list(finished.context().training_set.classes)
     config = finished.experiment.classifier

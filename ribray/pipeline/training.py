@@ -18,7 +18,7 @@ from ribray.data.dataset import Dataset
 from ribray.data.transforms import shuffled
 from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError
 from ribray.networks.weights import save_network
-from ribray.pipeline.artifacts import WEIGHTS_FILE, hash_file, record_weights, recorded_weights
+from ribray.pipeline.artifacts import WEIGHTS_FILE, WEIGHTS_KEY, hash_file, record_weights
 from ribray.pipeline.stage import MENDED, Context, example, per_second
 from ribray.pipeline.tasks import ReadingTask
 from ribray.progress import Bar, show_progress
@@ -162,7 +162,7 @@ def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) 
     """Forget a training on too few images, but for why: the next one begins anew, or before the first was missed."""
     if not error.can_go_on:
         storage.remove_folder(folder / WORK_FOLDER)
-        if not recorded_weights(context.run.record(context.stages[stage].folder)):
+        if not context.run.record(context.stages[stage].folder).get(WEIGHTS_KEY):
             context.run.remove_stage(stage, context.stages[stage].folder)
     context.replace_failures(stage, _failures(stage, error.unreadable))
 
