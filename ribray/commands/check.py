@@ -99,9 +99,10 @@ class CheckWorker:
         seen = None if size is None else dataset.look_at_mask(id)
         compared = None
         if seen is not None:
-            problems += seen.problems
-            if seen.mask is not None and seen.fits:
-                found = truth.compare(dataset, id, seen.mask)
+            mask, faults = seen
+            problems += faults
+            if mask is not None:
+                found = truth.compare(dataset, id, mask)
                 problems += found.problems
                 compared = found.record
         return {

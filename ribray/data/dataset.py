@@ -32,15 +32,6 @@ class Problem:
     kind: str  # a word or two for a table: ``listed twice``, ``labels``, ``not listed``, ``annotation``, …
 
 
-@dataclass(frozen=True)
-class SeenMask:
-    """A mask as it was read, and what is wrong with it."""
-
-    mask: np.ndarray | None  # (height, width) uint8; None where it cannot be read
-    fits: bool  # whether it is of its image's size
-    problems: tuple[Problem, ...]
-
-
 class Dataset(ABC):
     """One split of a data set. Small, picklable, and opened once: workers get a copy.
 
@@ -123,12 +114,15 @@ class Dataset(ABC):
             self._require_range(id, mask)
         return mask
 
-    def look_at_mask(self, id: str) -> SeenMask | None:
-        """Return an image's mask with all that is wrong with it, of which `mask` raises the first."""
+    def look_at_mask(self, id: str) -> tuple[np.ndarray | None, list[Problem]] | None:
+        """Return an image's mask, None where it does not lie on the image, and all that is wrong with it.
+
+        None where there is no mask; of what is wrong, `mask` raises the first.
+        """
         try:
             mask = self._read_mask(id)
         except ImageError as error:
-            return SeenMask(None, False, (Problem(id, str(error), "mask unreadable"),))
+            return None, [Problem(id, str(error), "mask unreadable")]
         if mask is None:
             return None
         problems = []
@@ -138,7 +132,7 @@ class Dataset(ABC):
             except ImageError as error:
                 problems.append(Problem(id, str(error), kind))
         fits = all(problem.kind != "mask size" for problem in problems)
-        return SeenMask(mask, fits, tuple(problems))
+        return mask if fits else None, problems
 
     def hidden_classes(self, id: str) -> np.ndarray:
         """Return which classes of an image may be without a pixel in a sound mask, (classes,) bool.
