@@ -30,8 +30,6 @@ from ribray.terminal import (
     told,
 )
 
-DEFAULT_OUT = "runs"
-
 app = typer.Typer(
     help="Weakly supervised segmentation with RIB, on Ray: from image-level labels to pixel masks.",
     no_args_is_help=True,
@@ -306,8 +304,8 @@ def import_maps(
     request = _request(recipe, out, settings, "refine", break_lock=break_lock)
 
     def tell(result: Any) -> None:
-        failures = [vars(failure) for failure in result.failures]
-        console.print("", run_summary(RunMetrics(**result.metrics), STAGES, request.directory, failures=failures))
+        metrics, failures = RunMetrics(**result.metrics), [vars(failure) for failure in result.failures]
+        console.print("", run_summary(metrics, STAGES, request.directory, failures=failures))
 
     result = told(lambda: run_import(request, source, console, stop_on_signals()), tell)
     leave(result.stopped, bool(result.failures))
@@ -433,7 +431,7 @@ def _output(out: Path | None, name: str) -> Path:
     """Return the directory to work in, which a job is to name in full."""
     from ribray.cluster.session import inside_job
 
-    location = out or Path(DEFAULT_OUT) / name
+    location = out or Path("runs") / name
     if inside_job() and not location.is_absolute():
         raise UsageError(
             f"--out {location} is relative, and a job runs in a temporary copy of the working directory; "
