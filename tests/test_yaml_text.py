@@ -11,8 +11,8 @@ from ribray.sweep_file import read_sweep, trials_of
 from ribray.yaml_text import YamlError, parse_yaml
 
 REFUSED = {
-    "deep": ("[" * 1500, "nested too deeply"),
-    "deep sections": ("{a: " * 1500, "nested too deeply"),
+    "deep": ("[" * 600, "nested too deeply"),
+    "deep sections": ("{a: " * 600, "nested too deeply"),
     "a long text": (f"a: {'x' * 300_000}", "longer than 262,144 characters"),
     "a long number": (f"a: {'9' * 5000}", "4300 digits"),
     "one key twice": ("a: 1\nb: 2\na: 3", "the key 'a' stands on line 1 and on line 3"),
