@@ -92,8 +92,9 @@ def in_pool(workload: Workload, ids: Sequence[str], workers: int) -> list[Record
     config = ClusterConfig(workers=workers)
 
     def joined(meeting: Path, **arguments: Any) -> RefineWorker:
-        """Return a worker once all of its pool are there, whose processes start seconds apart."""
+        """Return a worker that has warmed up, once all of its pool have: their processes start seconds apart."""
         worker = RefineWorker(**arguments)
+        worker.process(ids[0])
         (meeting / str(os.getpid())).touch()
         deadline = time.monotonic() + PATIENCE
         while len(list(meeting.iterdir())) < workers:

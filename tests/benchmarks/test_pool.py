@@ -80,7 +80,7 @@ def test_the_pool_is_measured_against_the_same_work_without_ray(ray_session):
 
 @pytest.mark.slow
 def test_two_workers_are_measured_against_two_processes(ray_session):
-    result = bench.load("scaling").run(images=12, rounds=1, **TINY)
+    result = bench.load("scaling").run(images=40, rounds=1, **TINY)
     found = values(result)
     share = 100 * found["two pool workers"] / found["two Ray-free processes"]
     assert found["two pool workers, share of two processes"] == pytest.approx(share)
