@@ -258,7 +258,9 @@ def _finish(context: Context, trained: Trained) -> None:
         timing=trained.timing(config.batch_size),
     )
     context.run.write_metrics(NAME, metrics)
-    text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} held-out images"
+    is_apart = set(context.held_out.ids).isdisjoint(context.training_set.ids)
+    where = "held-out images" if is_apart else "images, of which some or all were trained on"
+    text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} {where}"
     context.console.print(f"  final loss {trained.loss:.4f}{text}", highlight=False)
     if unreadable:
         reason = next(iter(unreadable.values()))
