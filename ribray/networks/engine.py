@@ -1,9 +1,9 @@
 """What computes a classifier while its weights move: one small interface, two engines behind it.
 
 The *plain* engine is autograd on any classifier; on a CPU with batch norm folded into convolutions
-(`ribray.networks.norm_folding`). The *folded* one (`ribray.networks.folded`) writes all gradients by hand, too; it takes
-residual networks only, and there it is the default: on a CPU as fast as the plain one in float32, 1.2 times as fast in
-bfloat16 (`benchmarks/README.md`). On a GPU neither was measured.
+(`ribray.networks.norm_folding`). The *folded* one (`ribray.networks.folded`) writes all gradients by hand, too; it
+takes residual networks only, and there it is the default: on a CPU as fast as the plain one in float32, 1.2 times as
+fast in bfloat16 (`benchmarks/README.md`). On a GPU neither was measured.
 
 Shapes: N images, C classes, H W pixels, h w cells of a map.
 """
