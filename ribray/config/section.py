@@ -24,7 +24,7 @@ class Section(BaseModel):
 def _number_if_one(value: Any) -> Any:
     """YAML 1.1 reads ``3e4`` as text; pydantic takes text for a fraction, but for an integer only without exponent."""
     try:
-        return float(value) if isinstance(value, str) and any(digit in value for digit in "0123456789") else value
+        return float(value) if isinstance(value, str) and "e" in value.lower() else value
     except ValueError:
         return value
 

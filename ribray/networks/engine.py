@@ -53,9 +53,11 @@ class Plain:
     def stem(self, images: Tensor) -> Tensor:
         """Return the frozen part's output for ``images`` (N, 3, H, W) float32: channels-last, without gradient."""
         images = images.contiguous(memory_format=torch.channels_last)
-        parts = images.split(1) if self._is_on_cpu else [images]  # what the stem keeps of one image fits into a cache
         with self._autocast(images):
-            return torch.cat([self._classifier.stem(part) for part in parts])
+            if not self._is_on_cpu:
+                return self._classifier.stem(images)
+            # What the stem computes of one image at a time stays in a CPU's cache.
+            return torch.cat([self._classifier.stem(image) for image in images.split(1)])
 
     def cams(self, stem: Tensor) -> Tensor:
         """Return raw class activation maps (N, C, h, w), float32 and without ReLU, from the stem's output."""

@@ -41,7 +41,7 @@ def fold_norms(classifier: Classifier) -> Classifier:
         for norm, conv in _pairs(folded, image).items():
             layer: Any = folded.get_submodule(norm)
             act = getattr(layer, "act", nn.Identity())  # timm's batch norm has its activation within
-            bounds = next((bounds for kind, bounds in _CLAMPS.items() if type(act) is kind), None)
+            bounds = _CLAMPS.get(type(act))
             convolution: Any = folded.get_submodule(conv)
             folded.set_submodule(conv, _ConvNorm(convolution, layer, bounds))
             folded.set_submodule(norm, nn.Identity() if bounds else act)
