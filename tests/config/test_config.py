@@ -207,3 +207,8 @@ def test_any_values_give_an_experiment_or_a_sentence(values):
                 validate_experiment(candidate, "fuzz")
             except UsageError as error:
                 assert str(error).startswith("fuzz: ")
+
+
+def test_a_whole_number_that_is_written_as_text_keeps_all_its_digits():
+    assert load_experiment("voc12", ['seed="9007199254740993"']).seed == 9007199254740993
+    assert load_experiment("voc12", ["segmentation.iterations=3e4"]).segmentation.iterations == 30000
