@@ -40,7 +40,6 @@ app = typer.Typer(
 
 
 def _location(text: str) -> Path:
-    """Return a path or a URL of the command line."""
     from ribray import storage
 
     location = storage.path(text)
@@ -49,7 +48,6 @@ def _location(text: str) -> Path:
 
 
 def _debug(is_wanted: bool) -> bool:
-    """Show the tracebacks of a pool's workers, or not."""
     logging.getLogger("ribray.cluster.pool").setLevel(logging.DEBUG if is_wanted else logging.NOTSET)
     return is_wanted
 
@@ -59,7 +57,6 @@ def _option(name: str, help: str, metavar: str | None = None, **more: Any) -> An
 
 
 def _place(name: str, help: str, metavar: str = "DIR") -> Any:
-    """An option that is a path or a URL."""
     return typer.Option(name, help=help, metavar=metavar, parser=_location)
 
 

@@ -25,8 +25,7 @@ from ribray.formats import MOST_BYTES, parse_json, parse_npz
 
 TEMPORARY_PREFIX = ".writing-"
 
-UPLOAD_SECONDS = 5.0
-"""How often a growing file is put on an object store."""
+UPLOAD_SECONDS = 5.0  # how often a growing file is put on an object store
 
 
 def path(url: str | Path) -> Path:
@@ -59,12 +58,10 @@ def path(url: str | Path) -> Path:
 
 
 def is_local(location: Path) -> bool:
-    """Say whether ``location`` lies on a file system of this machine."""
     return not isinstance(location, UPath) or location.protocol in ("", "file", "local")
 
 
 def absolute(location: str | Path) -> Path:
-    """Return the absolute path of ``location``; URLs are absolute already."""
     location = path(location)
     return location.expanduser().absolute() if is_local(location) else location
 
@@ -108,7 +105,6 @@ def _code(error: Exception) -> int:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an exception says, in one line."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return " ".join(text.split()) or type(error).__name__
 
@@ -135,12 +131,10 @@ def replacing(location: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(location: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
     write_bytes(location, text.encode("utf-8"))
 
 
 def write_json(location: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all. Non-finite numbers are refused by ``json``."""
     write_text(location, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -239,22 +233,18 @@ def set_aside(location: Path) -> Path:
 
 
 def aside(location: Path) -> Path:
-    """Return what `set_aside` calls a damaged file."""
     return location.with_name(f"{location.name}.damaged")
 
 
 def list_files(folder: Path, suffix: str) -> Iterator[Path]:
-    """Yield every finished file below ``folder`` that ends with ``suffix``, in no particular order."""
     return (folder / name for name in _names(folder) if name.endswith(suffix))
 
 
 def list_ids(folder: Path, suffix: str) -> set[str]:
-    """Return the ids of all finished files ID + ``suffix`` below ``folder``."""
     return {name.removesuffix(suffix) for name in _names(folder) if name.endswith(suffix)}
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Yield the names of finished files below ``folder``, relative to it."""
     if not is_local(folder):
         root = folder.path.rstrip("/") + "/"  # type: ignore[attr-defined]
         yield from (key.removeprefix(root) for key in folder.fs.find(root))  # type: ignore[attr-defined]
@@ -278,14 +268,12 @@ def copy(source: Path, target: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy every file below the local folder ``source``."""
     for file in source.rglob("*"):
         if file.is_file():
             write_bytes(target / file.relative_to(source).as_posix(), file.read_bytes())
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it, if it is there."""
     if is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():
@@ -300,7 +288,6 @@ def remove_leftovers(folder: Path, recursive: bool = True) -> None:
 
 
 def require_reachable(location: Path) -> None:
-    """Check that an object store answers, and to these credentials."""
     if is_local(location):
         return
     try:
@@ -331,7 +318,6 @@ class LineFile:
     """
 
     def __init__(self, location: Path) -> None:
-        """Go on at the end of ``location``, which need not exist."""
         self._location = location
         self._stream = None
         if is_local(location):
@@ -342,7 +328,6 @@ class LineFile:
             self._put_length, self._put_time = len(self._text), time.monotonic()
 
     def add(self, line: str) -> None:
-        """Add a line, given without its end."""
         if self._stream is not None:
             self._stream.write(line + "\n")
             return
@@ -351,13 +336,11 @@ class LineFile:
             self.flush()
 
     def flush(self) -> None:
-        """Let the file hold every line."""
         if self._stream is None and len(self._text) > self._put_length:
             write_text(self._location, self._text)
             self._put_length, self._put_time = len(self._text), time.monotonic()
 
     def close(self) -> None:
-        """Write what is left."""
         self.flush()
         if self._stream is not None:
             self._stream.close()

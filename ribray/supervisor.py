@@ -20,10 +20,8 @@ from typing import NoReturn
 
 from ribray.errors import EXIT_LOST, EXIT_STOPPED, ClusterLostError
 
-RESTARTS = 3
-"""How often a command is begun again."""
-QUICK_EXIT = 1
-"""What Ray ends a process with that has lost its node."""
+RESTARTS = 3  # how often a command is begun again
+QUICK_EXIT = 1  # what Ray ends a process with that has lost its node
 STOPPED = "Stopped; the same command continues."
 
 _OWN, _ELSEWHERE = 1, 2
@@ -34,11 +32,7 @@ _restart: int | None = None
 
 
 def supervise(say: Callable[[str], None]) -> None:
-    """Go on in a child process: only there does this return. The parent ends as its child does.
-
-    Raises:
-        ClusterLostError: in the parent, where the command cannot or may not be begun again.
-    """
+    """Go on in a child, where alone this returns; a cluster lost for good is a `ClusterLostError` in the parent."""
     global _restart
     if not hasattr(os, "fork") or sys.gettrace() is not None:  # a debugger follows one process
         return
@@ -88,7 +82,6 @@ def lose(reason: str) -> NoReturn:
 
 
 def end(sentence: str, code: int) -> NoReturn:
-    """End this process at once, from any of its threads."""
     sys.stderr.write(f"\n{sentence}\n")
     sys.stderr.flush()
     os._exit(code)
@@ -110,8 +103,6 @@ def _reason() -> str:
 
 
 class _Signals:
-    """Passes the signals that tell a command to stop on to its child."""
-
     NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
@@ -141,7 +132,6 @@ class _Signals:
 
 
 def _die_with(parent: int) -> None:
-    """Let this process be killed when its parent is."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     else:

@@ -18,12 +18,8 @@ from ribray.cluster.pool import Item, PoolPlan, PoolResult, WorkList, storage_er
 from ribray.cluster.warm import LOST, Crew, crew_of
 from ribray.errors import RibrayError
 
-CALLS_IN_FLIGHT = 2
-"""Per worker: one that runs and one that waits behind it."""
-
-POLL_SECONDS = 0.5
-"""How often the driver looks up from waiting: for a stop request, for progress."""
-
+CALLS_IN_FLIGHT = 2  # per worker: one that runs and one that waits behind it
+POLL_SECONDS = 0.5  # how often the driver looks up from waiting: for a stop request, for progress
 UNCOUNTED_LOSSES = 20
 """An item, or a start, may fail so often by the cluster's own troubles before it is given up all the same."""
 
@@ -32,32 +28,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Slot:
-    """A place in the pool and the actor that holds it now."""
-
     index: int
     actor: Any = None
     starting: "ray.ObjectRef[str] | None" = None
     node: str | None = None
     calls: "deque[tuple[ray.ObjectRef, list[Item]]]" = field(default_factory=deque)
     """In flight, done by the actor one after the other."""
-    since: float = 0.0
-    """When the actor came to the first of its calls."""
-    reserved: list[Item] | None = None
-    """The chunk that this actor gets next, announced to it for prefetching."""
-    failed_starts: Counter[bool] = field(default_factory=Counter)
-    """In a row, apart: those by the cluster's fault."""
+    since: float = 0.0  # when the actor came to the first of its calls
+    reserved: list[Item] | None = None  # the chunk that this actor gets next, announced to it for prefetching
+    failed_starts: Counter[bool] = field(default_factory=Counter)  # in a row, apart: those by the cluster's fault
 
 
 class Actors:
-    """The pool of one stage."""
-
     def __init__(self, plan: PoolPlan, worker_class: Callable[..., Any], arguments: Mapping[str, Any], work: WorkList):
         self._plan, self._worker_class, self._arguments, self._work = plan, worker_class, arguments, work
         self._losses: Counter[Item] = Counter()
         self._suspects: set[Item] = set()
 
     def run(self, stop_requested: Callable[[], bool]) -> PoolResult:
-        """Do every item."""
         asked, stopped = time.monotonic(), False
         self._began: float | None = None
         with crew_of(self._plan, stop_requested) as crew:

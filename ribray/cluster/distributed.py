@@ -27,8 +27,7 @@ from ribray.cluster.single import POLL_SECONDS, RESTARTS, last_line
 from ribray.cluster.training import WORK_FOLDER, Place, TrainingPlan, TrainingTask, train_as_worker
 from ribray.errors import RibrayError
 
-LOOK_SECONDS = 0.1
-"""How often a worker without work looks for a training."""
+LOOK_SECONDS = 0.1  # how often a worker without work looks for a training
 TRAINING, ATTEMPT = ".training", ".attempt"
 """Endings of files in a group's folder: one is there while a training lasts, one is added each time it begins."""
 
@@ -101,7 +100,6 @@ class _Group:
         )
 
     def serves(self, plan: TrainingPlan) -> bool:
-        """Whether a training is one for these workers."""
         return plan.owns_cluster and plan.workers == self._workers and not self._outcome.done()
 
     def train(self, task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
@@ -136,7 +134,6 @@ class _Group:
         return len(list(Path(self._folder.name).glob(f"*{ATTEMPT}"))) == self._count
 
     def end(self) -> None:
-        """Let workers go that wait for a training."""
         if self._folder is not None:
             self._folder.cleanup()
 

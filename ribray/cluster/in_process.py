@@ -23,7 +23,6 @@ def run_items(
     work: WorkList,
     stop_requested: Callable[[], bool],
 ) -> PoolResult:
-    """Do every item, one after the other."""
     with as_worker(plan.threads_per_worker):
         if not work.has_work():
             return PoolResult(0, 0, stop_requested())
@@ -68,7 +67,6 @@ def as_worker(threads: int) -> Iterator[None]:
 
 
 def _keep_state_of_torch(restored: contextlib.ExitStack) -> None:
-    """Have what workers set for their whole process set back at the end."""
     torch = sys.modules["torch"]
     restored.callback(torch.set_num_threads, torch.get_num_threads())
     restored.callback(

@@ -32,9 +32,7 @@ from ribray.cluster.session import Session
 from ribray.config import ClusterConfig
 from ribray.errors import ImageError, RibrayError, UsageError
 
-logger = logging.getLogger(__name__)
-"""At level DEBUG it also shows the tracebacks of a pool's workers."""
-
+logger = logging.getLogger(__name__)  # at level DEBUG it also shows the tracebacks of a pool's workers
 STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors of the place that is written to, which no other image will escape."""
 
@@ -54,17 +52,13 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """Size and shape of a pool."""
-
     name: str
-    workers: int
-    """Actors; 0: this process does the work."""
+    workers: int  # actors; 0: this process does the work
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     threads_per_worker: int = 1
     tries: int = 3
-    chunk_size: int = 1
-    """Items of one call; more than one only where items take milliseconds."""
+    chunk_size: int = 1  # items of one call; more than one only where items take milliseconds
     seconds_per_item: float | None = None
     """A worker that is longer at an item, or at so many times a chunk, is taken to hang; None: none is."""
 
@@ -77,7 +71,6 @@ class PoolPlan:
     def of(
         cls, name: str, config: ClusterConfig, session: Session, chunk_size: int = 1, gpu: bool = True
     ) -> "PoolPlan":
-        """Return the plan that a configuration means on a cluster."""
         gpus = session.gpus_per_worker(config) if gpu else 0.0
         workers = session.pool_size(config, gpu)
         for what, needed, there in ("CPU", config.cpus_per_worker, session.cpus), ("GPU", gpus, session.gpus):
@@ -100,31 +93,21 @@ class PoolPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one item in a worker."""
-
     item: Item
     record: Record | None = None
     error: str | None = None
-    final: bool = False
-    """Whether trying again is pointless."""
-    of_storage: bool = False
-    """Whether the error is of the place that is written to."""
-    traceback: str | None = None
-    """Of an exception that nobody expects."""
+    final: bool = False  # whether trying again is pointless
+    of_storage: bool = False  # whether the error is of the place that is written to
+    traceback: str | None = None  # of an exception that nobody expects
 
 
 @dataclass(frozen=True)
 class PoolResult:
-    """Counters of a finished pool."""
-
     done: int
     failed: int
-    stopped: bool
-    """Whether a stop request ended it early."""
-    seconds: float = 0.0
-    """From the first worker that was ready to the end."""
-    start_seconds: float = 0.0
-    """Until then."""
+    stopped: bool  # whether a stop request ended it early
+    seconds: float = 0.0  # from the first worker that was ready to the end
+    start_seconds: float = 0.0  # until then
 
 
 class Shell:
@@ -203,17 +186,14 @@ class WorkList:
         self.done = self.failed = 0
 
     def has_work(self) -> bool:
-        """Whether anything is left to hand out."""
         if not self._waiting and (chunk := next(self._fresh, None)) is not None:
             self._waiting.append(chunk)
         return bool(self._waiting)
 
     def next_chunk(self) -> list[Item] | None:
-        """Hand out the next items; None where there are none."""
         return self._waiting.popleft() if self.has_work() else None
 
     def put_back(self, chunk: list[Item]) -> None:
-        """Take items back that were not done; they come next."""
         self._waiting.appendleft(chunk)
 
     def take(self, outcome: Outcome) -> None:
@@ -232,7 +212,6 @@ class WorkList:
             self.give_up(outcome.item, outcome.error, outcome.traceback)
 
     def give_up(self, item: Item, error: str, trace: str | None = None) -> None:
-        """Count an item as failed."""
         self.failed += 1
         if trace is not None and (not self._plan.workers or logger.isEnabledFor(logging.DEBUG)):
             logger.warning("%s: %s\n%s", self._plan.name, item, trace.rstrip())
@@ -241,13 +220,10 @@ class WorkList:
 
 
 def storage_error(error: object) -> RibrayError:
-    """Return what ends a stage whose results have no place."""
     return RibrayError(f"Nothing can be written any more ({error}); mend it and start again.")
 
 
 class Pool:
-    """Runs the items of one stage; see the module's description."""
-
     def __init__(self, plan: PoolPlan, worker_class: Callable[..., Any], arguments: Mapping[str, Any]):
         self._plan, self._worker_class, self._arguments = plan, worker_class, dict(arguments)
 

@@ -24,16 +24,12 @@ from ribray.errors import EXIT_USAGE, RibrayError, UsageError
 if TYPE_CHECKING:
     import ray
 
-PROBE_SECONDS = 60.0
-"""How long a node may take to show that it shares the run directory."""
-ANSWER_SECONDS = 10.0
-"""How long a cluster elsewhere may take to answer."""
-START_SECONDS = 180.0
-"""How long Ray may take to start, or to connect to a cluster that answers."""
+PROBE_SECONDS = 60.0  # how long a node may take to show that it shares the run directory
+ANSWER_SECONDS = 10.0  # how long a cluster elsewhere may take to answer
+START_SECONDS = 180.0  # how long Ray may take to start, or to connect to a cluster that answers
 TOO_BUSY = "timed out during startup"
 """What Ray says of a machine on which its processes took more than half a minute to begin."""
-LONGEST = 400
-"""Characters of an error of Ray's that are shown."""
+LONGEST = 400  # characters of an error of Ray's that are shown
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,8 @@ class Session:
     cpus: float
     gpus: float
     memory_gb: float
-    is_local: bool
-    """Whether this process started the cluster on this machine."""
-    in_process: bool = False
-    """Whether there is no Ray, and this process does the work."""
+    is_local: bool  # whether this process started the cluster on this machine
+    in_process: bool = False  # whether there is no Ray, and this process does the work
 
     def gpus_per_worker(self, config: ClusterConfig) -> float:
         """GPUs of one worker: as configured, or a whole one where the cluster has any."""
@@ -90,13 +84,11 @@ class Session:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for the length of a ``with`` block."""
     earlier = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -197,10 +189,7 @@ def address_of(config: ClusterConfig) -> tuple[str | None, str]:
 
 
 def require_reachable(address: str, source: str) -> str:
-    """Return for `ray.init` an address at which a Ray cluster answers, to which this process can connect.
-
-    ``source`` is the setting that it is from, for a sentence.
-    """
+    """Return, for `ray.init`, the address of a cluster that answers; ``source`` is the setting that it is from."""
     from ray._private.services import canonicalize_bootstrap_address
 
     scheme, separator, rest = address.rpartition("://")
@@ -244,7 +233,6 @@ def _limited(sentence: str) -> Iterator[None]:
 
 
 def _as_sentence(error: BaseException) -> str:
-    """Return what an error of Ray's tells, on one line and not without end."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 

@@ -10,8 +10,7 @@ from ribray.cluster.warm import LOST, crew_of
 from ribray.errors import RibrayError
 
 POLL_SECONDS = 0.5
-RESTARTS = 2
-"""How often a training whose worker died, or failed, starts again from its last checkpoint."""
+RESTARTS = 2  # how often a training whose worker died, or failed, starts again from its last checkpoint
 
 
 def train_in_crew(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
@@ -38,6 +37,5 @@ def train_in_crew(task: TrainingTask, plan: TrainingPlan, stop_requested: Callab
 
 
 def last_line(error: BaseException) -> str:
-    """Return the line of an error that says what it is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -25,8 +25,7 @@ from ribray.errors import UsageError
 from ribray.sweep_file import Axis, Search, SweepFile, Trial, rounded, trial_id
 
 POLL_SECONDS = 0.5
-PROCESS_FAILURES = 2
-"""How often the process of a trial may die before the trial has failed."""
+PROCESS_FAILURES = 2  # how often the process of a trial may die before the trial has failed
 VALUE, IMAGES = "value", "images"
 """What a trial reports to Tune: its metric, and how many images a scheduler compares it over."""
 
@@ -76,10 +75,7 @@ def run_sweep(
     stop_requested: Callable[[], bool],
     searched: Searched | None = None,
 ) -> None:
-    """Run trials, or those that a search suggests, until a stop is requested; on a cluster that is connected already.
-
-    Tune's own files go into ``folder``.
-    """
+    """Run trials, or those that a search suggests, until a stop is requested; Tune's own files go into ``folder``."""
     for logger in ("ray.tune", "ray.train", "ray.air"):  # the ledger and the table say it better
         logging.getLogger(logger).setLevel(logging.ERROR)
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -150,8 +146,6 @@ def _trial_of(config: Mapping[str, Any]) -> Trial:
 
 
 class _ToldByTune(tune.Callback):
-    """Passes on what Tune does with trials."""
-
     def __init__(self, watcher: Watcher):
         self._watcher = watcher
 
@@ -176,7 +170,6 @@ class _ToldByTune(tune.Callback):
 
 
 def require_optuna() -> None:
-    """Check that a search can work."""
     try:
         import optuna
     except ImportError:
@@ -199,8 +192,7 @@ class DistinctDraws(Searcher):
         self._space = {key: _distribution(axis, key in searched.integers) for key, axis in searched.space.items()}
         self._left = searched.search.samples - searched.drawn
         self._values = {trial_id(settings): value for settings, value in searched.evaluated}
-        self._draws: dict[str, Any] = {}
-        """By Tune's name of a trial."""
+        self._draws: dict[str, Any] = {}  # by Tune's name of a trial
         seed = searched.search.seed
         if searched.drawn:  # or the first draws would come again
             seed = int(np.random.SeedSequence([seed, searched.drawn]).generate_state(1)[0])
@@ -218,7 +210,6 @@ class DistinctDraws(Searcher):
         return {**self.__dict__, "_drawn_again": None}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the next settings that were not drawn before, or that there are no more."""
         while self._left:
             self._left -= 1
             draw = self.study.ask(self._space)

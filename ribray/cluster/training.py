@@ -41,12 +41,9 @@ Total = Callable[[Tensor], Tensor]
 class TrainingTask(Protocol):
     """What a stage hands over. Everything is deterministic in (task, step), whatever the number of workers."""
 
-    steps: int
-    """Length of the training."""
-    period: int
-    """Steps from one validation to the next; there is another at the end."""
-    precision: str
-    """float32, bfloat16, or auto: bfloat16 on a GPU."""
+    steps: int  # length of the training
+    period: int  # steps from one validation to the next; there is another at the end
+    precision: str  # float32, bfloat16, or auto: bfloat16 on a GPU
     divergence_bound: float = math.inf
     """Training ends as diverged once the loss passes it, up or down, or is not finite."""
     unreadable: dict[str, str]
@@ -55,8 +52,7 @@ class TrainingTask(Protocol):
     def require_readable(self) -> None:
         """Raise `UnreadableError`, on every rank alike, where too few of the images can still have been read."""
 
-    def model(self) -> nn.Module:
-        """Return the network with its starting weights."""
+    def model(self) -> nn.Module: ...
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Return the optimiser; its groups carry the starting learning rates."""
@@ -79,33 +75,23 @@ class TrainingTask(Protocol):
     def conclude(self, model: Any, parts: list[Any]) -> dict[str, Any]:
         """Turn all ranks' parts into numbers; on every rank, so that the network may take something from them too."""
 
-    def save(self, model: Any, destination: Path) -> None:
-        """Write the final weights."""
+    def save(self, model: Any, destination: Path) -> None: ...
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Where a training keeps its files and what it runs on."""
-
-    folder: Path
-    """The stage's folder: log, weights, and what lasts no longer than the training."""
-    weights: str
-    """Name of the final weights in the folder."""
-    workers: int
-    """Ranks; 0: one, in this process."""
+    folder: Path  # the stage's folder: log, weights, and what lasts no longer than the training
+    weights: str  # name of the final weights in the folder
+    workers: int  # ranks; 0: one, in this process
     cpus_per_worker: float
     gpus_per_worker: float
     threads_per_worker: int
-    checkpoint_steps: int = 500
-    """Steps from one checkpoint to the next; every validation has one too."""
-    identity: str = ""
-    """Of what is trained; a checkpoint of anything else is not gone on from."""
-    owns_cluster: bool = False
-    """Whether nobody else computes on the cluster's CPUs while this training does."""
+    checkpoint_steps: int = 500  # steps from one checkpoint to the next; every validation has one too
+    identity: str = ""  # of what is trained; a checkpoint of anything else is not gone on from
+    owns_cluster: bool = False  # whether nobody else computes on the cluster's CPUs while this training does
 
     @property
     def final(self) -> Path:
-        """The file of the final weights."""
         return self.folder / self.weights
 
     @property
@@ -115,7 +101,6 @@ class TrainingPlan:
 
     @property
     def checkpoint(self) -> Path:
-        """The last checkpoint."""
         return self.folder / WORK_FOLDER / CHECKPOINT_FILE
 
     @property
@@ -172,12 +157,7 @@ def _way(plan: TrainingPlan) -> Callable[[TrainingTask, TrainingPlan, Callable[[
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the finished lines of a training log: steps (with ``loss``) and epochs (with ``validation``).
-
-    Raises:
-        DamagedError: a line is something else.
-        RibrayError: the log cannot be read.
-    """
+    """Return the finished lines of a training log: steps (with ``loss``) and epochs (with ``validation``)."""
     location = folder / LOG_FILE
     try:
         content = storage.read_bytes(location)
@@ -209,20 +189,17 @@ class Place:
     device: torch.device
     wrap: Callable[[nn.Module], nn.Module]
     """Brings the network to the device, and among several ranks has its gradients averaged."""
-    report: Callable[[dict[str, Any]], None] = lambda numbers: None
-    """Called with the numbers of every checkpoint."""
+    report: Callable[[dict[str, Any]], None] = lambda numbers: None  # called with the numbers of every checkpoint
     stop_requested: Callable[[], bool] = lambda: False
     """Asked after every step; once true, there is a checkpoint and the training ends."""
 
 
 def alone(plan: TrainingPlan, stop_requested: Callable[[], bool] = lambda: False) -> Place:
-    """Return the place of the only rank, in this process."""
     device = torch.device("cuda:0" if plan.gpus_per_worker else "cpu")
     return Place(0, 1, device, lambda model: model.to(device), stop_requested=stop_requested)
 
 
 def _train_here(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
-    """Train in this process, as one worker would; return False where a stop request ended it."""
     with in_process.as_worker(plan.threads_per_worker), in_process.told("Training failed"):
         return train(task, plan, alone(plan, stop_requested))
 
@@ -239,7 +216,6 @@ def train_as_worker(task: TrainingTask, plan: TrainingPlan, place: Place) -> Non
 
 
 def _refused(said: Mapping[str, Any]) -> RibrayError:
-    """Return the error that a worker has left in a file."""
     sentence, unreadable = str(said.get("sentence")), said.get("unreadable")
     if isinstance(unreadable, dict):
         return UnreadableError(sentence, unreadable, said.get("can_go_on") is True)
@@ -247,11 +223,7 @@ def _refused(said: Mapping[str, Any]) -> RibrayError:
 
 
 def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
-    """Take this rank's part in a training; return False where a stop request ended it.
-
-    Raises:
-        RibrayError: as `run_training` does.
-    """
+    """Take this rank's part in a training; return False where a stop request ended it."""
     rank, world, device = place.rank, place.world, place.device
     model = task.model()
     module = place.wrap(model)
@@ -309,10 +281,7 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
 def _restore(
     location: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[int, dict[str, str]]:
-    """Load the last checkpoint, if there is one; return the step to go on with, and what could not be read up to there.
-
-    A damaged one, and one of another training, count as none; nothing is changed by them.
-    """
+    """Load the last checkpoint, if there is one of use; return the step to go on with, and what could not be read."""
     try:
         state = torch.load(io.BytesIO(storage.read_bytes(location)), map_location=device, weights_only=True)
         _require_fitting(state, identity, model, optimizer)
@@ -328,7 +297,6 @@ def _restore(
 
 
 def _require_fitting(state: Any, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise an exception unless a checkpoint is one of this very training."""
     if state["training"] != identity or not isinstance(state["step"], int):
         raise ValueError("it is of another training")
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -358,11 +326,7 @@ def _save(
 
 
 def _look_at_unreadable(task: TrainingTask, world: int, can_go_on: bool) -> None:
-    """Tell every rank what all could not read, and end the training where that is too much.
-
-    Raises:
-        UnreadableError: it is.
-    """
+    """Tell every rank what all could not read; an `UnreadableError` where that is too much."""
     for missed in _gather(task.unreadable, world):
         task.unreadable |= missed
     try:

@@ -22,10 +22,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ribray.cluster.pool import Item, Outcome, PoolPlan, Shell
 
-WARN_SECONDS = 30.0
-"""How often a pool that waits for resources says so."""
-ANSWER_SECONDS = 30.0
-"""How long a process that had nothing to do may take to answer before another takes its place."""
+WARN_SECONDS = 30.0  # how often a pool that waits for resources says so
+ANSWER_SECONDS = 30.0  # how long a process that had nothing to do may take to answer before another takes its place
 LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -43,25 +41,21 @@ class _Actor:
     """A process that does the items of a worker, or trains, and after that the next worker's."""
 
     def start(self, worker_class: Callable[..., Any], arguments: Mapping[str, Any], threads: int) -> str:
-        """Build a worker and return the id of the node it runs on."""
         _use_threads(threads)
         self._shell: Shell | None = Shell(worker_class, arguments)
         return ray.get_runtime_context().get_node_id()
 
     def process(self, chunk: list[Item], upcoming: list[Item]) -> list[Outcome]:
-        """Do the items of a chunk in order, while what comes next is being loaded."""
         assert self._shell is not None
         return self._shell.process(chunk, upcoming)
 
     def train(self, task: Any, plan: Any) -> None:
-        """Train as the only worker."""
         from ribray.cluster.training import alone, train_as_worker
 
         _use_threads(plan.threads_per_worker)
         train_as_worker(task, plan, alone(plan))
 
     def answer(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what a function says here."""
         return function(*arguments)
 
     def rest(self) -> None:
@@ -91,7 +85,6 @@ class Crew:
         self._actors: list[Any] = [None] * plan.workers
 
     def serves(self, plan: PoolPlan) -> bool:
-        """Whether the places are as many and as large as a plan's workers need."""
         return len(self._actors) >= plan.workers and self._plan.shape == plan.shape
 
     def actor(self, place: int) -> Any:
@@ -104,7 +97,6 @@ class Crew:
         return self._actors[place]
 
     def dismiss(self, place: int) -> None:
-        """Kill the actor in a place."""
         if (actor := self._actors[place]) is not None:
             ray.kill(actor, no_restart=True)
             self._actors[place] = None
@@ -121,7 +113,6 @@ class Crew:
                     self.dismiss(place)
 
     def end(self) -> None:
-        """Kill the actors and give the places back."""
         for place in range(len(self._actors)):
             self.dismiss(place)
         remove_placement_group(self._group)
@@ -170,13 +161,11 @@ def _form(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Crew | None:
 
 # --- between two stages ------------------------------------------------------------------------------------------
 
-_kept: list[Any] | None = None
-"""Processes without work, such as a crew; None while this process is not to keep any."""
+_kept: list[Any] | None = None  # processes without work, such as a crew; None while this process is not to keep any
 
 
 @contextlib.contextmanager
 def keeping() -> Iterator[None]:
-    """Keep processes for the length of a ``with`` block."""
     global _kept
     if _kept is not None:
         yield

@@ -18,25 +18,17 @@ import psutil
 from ribray import supervisor
 from ribray.errors import EXIT_STOPPED
 
-LOOK_SECONDS = 1.0
-"""From one look at the processes of a cluster of this machine to the next."""
-PING_SECONDS = 5.0
-"""From one ping to the next."""
-ANSWER_SECONDS = 3.0
-"""How long an answer to a ping may take."""
-SILENT_PINGS = 10
-"""So many in a row without an answer, and the cluster is lost."""
+LOOK_SECONDS = 1.0  # from one look at the processes of a cluster of this machine to the next
+PING_SECONDS = 5.0  # from one ping to the next
+ANSWER_SECONDS = 3.0  # how long an answer to a ping may take
+SILENT_PINGS = 10  # so many in a row without an answer, and the cluster is lost
 SILENT_PINGS_WHEN_STOPPING = 2
 """The same once the user asked to stop: in so short a time nothing of worth can be finished."""
-PROCESSES = ("raylet", "gcs_server")
-"""Of the head of a cluster; without one of them it has ended."""
-
+PROCESSES = ("raylet", "gcs_server")  # of the head of a cluster; without one of them it has ended
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
 """What a connection by gRPC begins with, and an empty frame of settings."""
-ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""What only a head can be asked."""
-SETTINGS = 4
-"""The type of frame that a server answers with."""
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what only a head can be asked
+SETTINGS = 4  # the type of frame that a server answers with
 
 
 def fault_of(address: str, seconds: float) -> str | None:
@@ -81,10 +73,7 @@ def is_head(address: str, seconds: float) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster is known by from outside."""
-
-    addresses: Sequence[str]
-    """HOST:PORT of this process's node and of the cluster's head."""
+    addresses: Sequence[str]  # HOST:PORT of this process's node and of the cluster's head
     processes: Mapping[str, psutil.Process] = field(default_factory=dict)
     """By name, of a cluster that this process started."""
 
@@ -105,7 +94,6 @@ class Cluster:
         )
 
     def end(self) -> str | None:
-        """Say which of its processes has ended, if one has."""
         for name, process in self.processes.items():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
@@ -114,7 +102,6 @@ class Cluster:
         return None
 
     def silence(self) -> str | None:
-        """Say which of its addresses does not answer, if one does not."""
         for address in self.addresses:
             if (fault := fault_of(address, ANSWER_SECONDS)) is not None:
                 return f"at {address} {fault}"
@@ -146,7 +133,6 @@ def watched(cluster: Cluster, stop: threading.Event) -> Iterator[None]:
 
 
 def require_alive(cluster: Cluster) -> None:
-    """End this process if the cluster is lost."""
     if (fault := cluster.end() or cluster.silence()) is not None:
         cluster.kill()
         supervisor.lose(fault)

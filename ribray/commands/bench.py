@@ -56,7 +56,6 @@ def known_benchmarks() -> dict[str, Path]:
 
 @contextlib.contextmanager
 def _modules_of(folder: Path) -> Iterator[None]:
-    """Let modules of a folder be imported, as for a script there, so that benchmarks can share some."""
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -28,10 +28,8 @@ from ribray.progress import show_progress
 
 NAME = "check"
 REPORT_FILE = "check.json"
-CHUNK = 16
-"""Images of one call: to decode one takes some milliseconds."""
-TAB = "\t"
-"""Between the split and the id of an item; neither can hold it (`ribray.data.lists.check_id`)."""
+CHUNK = 16  # images of one call: to decode one takes some milliseconds
+TAB = "\t"  # between the split and the id of an item; neither can hold it (`ribray.data.lists.check_id`)
 
 MISSING, UNREADABLE, TRUNCATED, VALUES = "missing", "unreadable", "truncated", "values"
 
@@ -40,8 +38,7 @@ MISSING, UNREADABLE, TRUNCATED, VALUES = "missing", "unreadable", "truncated", "
 class Finding:
     """Something wrong with one image of a split."""
 
-    kind: str
-    """A word or two: missing, unreadable, truncated, mask size, mask values, listed twice, …"""
+    kind: str  # a word or two: missing, unreadable, truncated, mask size, mask values, listed twice, …
     split: str
     id: str
     sentence: str
@@ -49,50 +46,35 @@ class Finding:
 
 @dataclass
 class SplitSummary:
-    """What a split holds."""
-
-    images: int
-    """Images that have labels, be it none of the classes."""
-    empty: int
-    """Of these, known to show none of the classes."""
-    classes: dict[str, int]
-    """Images by class."""
+    images: int  # images that have labels, be it none of the classes
+    empty: int  # of these, known to show none of the classes
+    classes: dict[str, int]  # images by class
     with_mask: int = 0
     sizes: "dict[str, tuple[int, int]]" = field(default_factory=dict)
     """Width and height of the smallest, median and largest readable image, by area."""
 
     @property
     def unused(self) -> list[str]:
-        """Classes that no image shows."""
         return [name for name, images in self.classes.items() if not images]
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found."""
-
     splits: dict[str, SplitSummary]
-    findings: list[Finding]
-    """By split, kind and id."""
-    stopped: bool
-    """Whether the user stopped it before every image was looked at."""
-    notes: list[str] = field(default_factory=list)
-    """How the data was read where it could be read in another way."""
+    findings: list[Finding]  # by split, kind and id
+    stopped: bool  # whether the user stopped it before every image was looked at
+    notes: list[str] = field(default_factory=list)  # how the data was read where it could be read in another way
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
 
 
 class CheckWorker:
-    """Reads an image and its mask as every later stage will."""
-
     def __init__(self, datasets: Mapping[str, Dataset]):
         self._datasets = datasets
 
     def process(self, item: str) -> dict[str, Any]:
-        """Return an image's width and height (None of one without readable header), how it was read, whether it has
-        a mask, what its truth is beside its labels, and what is wrong as pairs of kind and sentence.
-        """
+        """Return width and height (or None), how it was read, what its truth is beside its labels, what is wrong."""
         split, _, id = item.partition(TAB)
         dataset = self._datasets[split]
         size, problems, readings = _look_at_image(dataset, id)
@@ -115,7 +97,6 @@ class CheckWorker:
 
 
 def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, list[Problem], tuple[Scale | str, ...]]:
-    """Return width and height as far as they can be known, what is wrong, and how the image was read."""
     try:
         picture = dataset.picture(id)
         height, width = picture.pixels.shape[:2]
@@ -172,7 +153,6 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
 
 
 def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
-    """Write ``check.json`` into ``folder`` and return its path."""
     folder = storage.absolute(folder)
     if storage.is_local(folder):
         storage.require_writable(folder)
@@ -200,8 +180,6 @@ def _open_splits(experiment: Experiment) -> dict[str, Dataset]:
 
 
 class _Split:
-    """What was found of a split."""
-
     def __init__(self, name: str, dataset: Dataset):
         self._name, self._dataset = name, dataset
         counts = dict(zip(dataset.classes, dataset.labels.sum(0).tolist(), strict=True))
@@ -215,7 +193,6 @@ class _Split:
         self._tally, self._without = truth.Tally(dataset), truth.Without()
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:
-        """Count an image that a worker has looked at."""
         if record["size"] is not None:
             self._sizes[tuple(record["size"])] += 1
             if not record["has_mask"]:
@@ -238,7 +215,6 @@ class _Split:
 
 
 def _extent(sizes: Mapping[tuple[int, int], int]) -> dict[str, tuple[int, int]]:
-    """Return the smallest, median and largest of counted sizes, by area."""
     if not sizes:
         return {}
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))

@@ -31,38 +31,28 @@ from ribray.stages import STAGES, evaluate, pseudo
 
 NAME, FOLDER = "export", "exports"
 PSEUDO, PREDICTIONS = "pseudo", "predictions"
-STAGE_OF = {PSEUDO: pseudo.NAME, PREDICTIONS: evaluate.NAME}
-"""Which stage makes the masks that ``--what`` names."""
+STAGE_OF = {PSEUDO: pseudo.NAME, PREDICTIONS: evaluate.NAME}  # which stage makes the masks that ``--what`` names
 COCO, VOC_SERVER = "coco", "voc-server"
 ENDINGS = {COCO: ".json", VOC_SERVER: ".tar.gz"}
 
 SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 """Where the evaluation server looks: task 6, segmentation trained on any data but the test images."""
 SERVER_SPLIT = "test"
-NAMED = 3
-"""Missing images that a message names."""
-READERS = 8
-"""Threads that decode masks."""
-WINDOW = 256
-"""Masks that are decoded, or wait to be written, at one time."""
+NAMED = 3  # missing images that a message names
+READERS = 8  # threads that decode masks
+WINDOW = 256  # masks that are decoded, or wait to be written, at one time
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
-
     file: Path
     images: int
-    annotations: int | None
-    """Of COCO."""
-    missing: int
-    """Images of the split that have no mask and were left out."""
+    annotations: int | None  # of COCO
+    missing: int  # images of the split that have no mask and were left out
 
 
 @dataclass(frozen=True)
 class _Masks:
-    """The masks of one split, of those images that have one."""
-
     dataset: Dataset
     folder: Path
     ids: Sequence[str]
@@ -79,8 +69,7 @@ class _Masks:
         return mask
 
 
-class _Stopped(Exception):
-    """The user asked to stop: what was begun is removed."""
+class _Stopped(Exception): ...
 
 
 def export_masks(
@@ -93,10 +82,7 @@ def export_masks(
     split: str | None = None,
     what: str | None = None,
 ) -> Exported | None:
-    """Write the masks of one split of a run; None where the user stopped it.
-
-    The default of ``split`` are the images that the masks were made of, for ``voc-server`` the test images.
-    """
+    """Write the masks of one split (default: the one they were made of) of a run; None where the user stopped it."""
     if format not in ENDINGS:
         raise UsageError(f"There is no format '{format}'; the formats are {', '.join(ENDINGS)}.")
     what = what or (PSEUDO if format == COCO else PREDICTIONS)
@@ -211,7 +197,6 @@ def _write_coco(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event
 
 
 def _segments(masks: _Masks, id: str) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-    """Return a mask's height and width, and what an annotation says of each class that is in it."""
     dataset = masks.dataset
     mask = masks.read(id, len(dataset.classes), may_ignore=True)
     segments = []

@@ -24,13 +24,10 @@ from ribray.runs.metrics import RefineMetrics
 from ribray.stages import refine
 
 TITLE = "import-maps"
-CHUNK = 8
-"""Images of one call: to read and compress one takes some ten milliseconds."""
+CHUNK = 8  # images of one call: to read and compress one takes some ten milliseconds
 
 
 class ImportWorker:
-    """Turns the maps of one image after the other into a maps file."""
-
     def __init__(self, dataset: Dataset, source: Path, folder: Path):
         self._dataset, self._source, self._folder = dataset, source, folder
 
@@ -70,7 +67,6 @@ def _equal(one: MapRecord, other: MapRecord) -> bool:
 
 
 def import_maps(context: Context, source: Path) -> None:
-    """Import the maps of every wanted image that has none yet."""
     run, dataset, name = context.run, context.training_set, refine.NAME
     folder, wanted = context.own_folder(name), wanted_ids(context)
     _require_some(source, dataset, wanted)
@@ -111,7 +107,6 @@ def _require_some(source: Path, dataset: Dataset, wanted: list[str]) -> None:
 
 
 def _digest(source: Path) -> str:
-    """Return a hash of the names and contents of all maps in a folder."""
     digest = hashlib.sha256()
     files = (file for suffix in (ARCHIVE, SINGLE) for file in storage.list_files(source, suffix))
     for file in sorted(files, key=lambda file: file.relative_to(source).as_posix()):

@@ -59,41 +59,31 @@ RECORD_FILE = "predict.json"
 
 @dataclass(frozen=True)
 class Predicted:
-    """What came of it."""
-
     folder: Path
     images: int
-    done: int
-    """Images that have a mask now."""
-    failures: list[Failure]
-    """Images without one, by the names of their files."""
+    done: int  # images that have a mask now
+    failures: list[Failure]  # images without one, by the names of their files
     stopped: bool
 
 
 @dataclass(frozen=True)
 class Network:
-    """All that a worker needs to know of a run."""
-
     config: SegmentationConfig
     weights: Path
     uses_crf: bool
     classes: tuple[str, ...]
-    palette: np.ndarray
-    """(256, 3) uint8."""
+    palette: np.ndarray  # (256, 3) uint8
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
 
 
 class PredictWorker:
-    """Writes the mask and the overlay of an image."""
-
     def __init__(self, network: Network, source: Path, out: Path):
         self._network, self._source, self._out = network, source, out
         self._predict = Predictor(network.config, len(network.classes), network.weights)
 
     def process(self, item: str) -> dict[str, Any]:
-        """Do the image with this file name below the source."""
         network, id = self._network, id_of(item)
         picture = read_picture(self._source / item)
         image = picture.pixels
@@ -114,10 +104,7 @@ class PredictWorker:
 def predict_images(
     directory: Path, source: Path, out: Path, console: Console, stop: threading.Event, workers: int = 0
 ) -> Predicted:
-    """Predict one image, or every image of a folder and of those below, that ``out`` has no mask and overlay of.
-
-    The work is done by so many workers on Ray, or by this process for 0.
-    """
+    """Predict each image of ``source`` without mask and overlay in ``out``, by workers on Ray or (0) this process."""
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     finished, source, out = FinishedRun.read(directory, STAGES), storage.absolute(source), storage.absolute(out)
     network = _network(finished)
@@ -160,10 +147,7 @@ def predict_images(
 
 
 def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
-    """Return a folder, the file names below it of the images to predict, sorted, and what could not be looked into.
-
-    What lies in ``out`` is no image to predict.
-    """
+    """Return a folder, the sorted names of the images below it that do not lie in ``out``, and what cannot be read."""
     if not source.is_dir():
         if not source.exists():
             raise UsageError(f"{source} does not exist; give an image, or a folder of images.")
@@ -182,12 +166,10 @@ def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
 
 
 def id_of(name: str) -> str:
-    """Return the id of an image file."""
     return str(PurePosixPath(name).with_suffix(""))
 
 
 def _fault(name: str) -> str | None:
-    """Say what is wrong with a file name that can be no mask's."""
     try:
         check_id(id_of(name), "the name of the image")
     except UsageError as error:
@@ -196,7 +178,6 @@ def _fault(name: str) -> str | None:
 
 
 def _network(finished: FinishedRun) -> Network:
-    """Return a run's segmentation network, with the settings that it was trained with."""
     artifact = finished.artifact(segmentation.NAME)
     if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
         raise UsageError(
@@ -225,7 +206,6 @@ def _trained_with(finished: FinishedRun, artifact: Artifact) -> Experiment:
 
 
 def _class_names(finished: FinishedRun, artifact: Artifact) -> tuple[str, ...]:
-    """Return the names of the classes: those that training has written down, or else the data's."""
     earlier = (run.read_metrics().classifier for run in finished.run.lineage)
     written = [artifact.run.read_metrics().segmentation, *earlier]
     names = next((metrics.classes for metrics in written if metrics is not None and metrics.classes), None)

@@ -45,12 +45,7 @@ PLOT_TITLES = {
 
 
 def write_report(directory: Path) -> Path:
-    """Write ``report.html`` into a run's or a sweep's directory, and a run's figures beside it; return where it lies.
-
-    Raises:
-        UsageError: it is neither.
-        RibrayError: its numbers are damaged.
-    """
+    """Write ``report.html`` into a run's or a sweep's directory, and a run's figures beside it; return its path."""
     location = storage.absolute(directory)
     if (location / LEDGER_FILE).is_file():
         html = render_sweep(_sweep_page(location))
@@ -70,8 +65,6 @@ def write_report(directory: Path) -> Path:
 
 
 class _Gathered:
-    """What a run and its variants have made."""
-
     def __init__(self, run: Run) -> None:
         self.run, self.experiment, self.own = run, run.read_experiment(), run.variant or RIB
         """``own`` are the maps that the run's own masks are made from."""
@@ -82,8 +75,7 @@ class _Gathered:
         self.chains = {source: found[source] for source in METHOD_NAMES if source in found}
         """Source of the maps -> the run that goes on from them, plain CAM first."""
         self.splits = self.experiment.evaluate.splits or (self.experiment.data.eval_split,)
-        self.remarks: dict[str, str] = {}
-        """What to say of a section, or of a part of one, that is empty."""
+        self.remarks: dict[str, str] = {}  # what to say of a section, or of a part of one, that is empty
 
     @cached_property
     def training_set(self) -> Dataset | None:
@@ -96,7 +88,6 @@ class _Gathered:
 
     @cached_property
     def held_out(self) -> list[Dataset]:
-        """The images that were predicted."""
         try:
             return evaluate.splits(self.context)
         except RibrayError:
@@ -104,7 +95,6 @@ class _Gathered:
 
     @cached_property
     def reused(self) -> dict[str, Run]:
-        """Stage -> the run that it was made in, if another one."""
         return {name: made.run for name, made in self.artifacts.items() if made and made.run is not self.run}
 
     @cached_property
@@ -120,15 +110,11 @@ class _Gathered:
 
     @property
     def seeds(self) -> dict[str, SeedJudgement]:
-        """What is known of the seeds, by the name of the method."""
         return self.metrics.seed.methods if self.metrics.seed else {}
 
     @cached_property
     def map_files(self) -> dict[str, Path]:
-        """Map file by image id: of the images that the run's numbers are about, in the order of the split.
-
-        Of all there are, where the data cannot be opened any more.
-        """
+        """Map file by image id, in the order of the split; all there are where the data cannot be opened any more."""
         artifact = self.artifacts[refine.NAME]
         if artifact is None:
             return {}
@@ -142,12 +128,10 @@ class _Gathered:
         return {id: map_path(artifact.folder, id) for id in ids if id in done}
 
     def folders(self, stage: str) -> dict[str, Path]:
-        """Return what a stage made of every source of maps."""
         made = {METHOD_NAMES[source]: finished.artifact(stage) for source, finished in self.chains.items()}
         return {name: artifact.folder for name, artifact in made.items() if artifact is not None}
 
     def masks(self, stage: str, title: str) -> dict[str, Path]:
-        """Return a stage's folders of masks by what the masks are called."""
         return {f"{title}, {name}": folder for name, folder in self.folders(stage).items()}
 
     @cached_property
@@ -172,7 +156,6 @@ class _Gathered:
 
     @cached_property
     def gallery(self) -> list[GalleryBlock]:
-        """A few images of every split."""
         if self.training_set is None:
             return []
         train, predicted = self.experiment.data.train_split, self.masks(evaluate.NAME, "prediction")
@@ -186,7 +169,6 @@ class _Gathered:
 
     @property
     def failures(self) -> list[dict[str, Any]]:
-        """Images that failed, those of variants included."""
         return [
             {**vars(failure), "stage": stage_title(failure.stage, None if source == self.own else source)}
             for source, finished in self.chains.items()
@@ -194,7 +176,6 @@ class _Gathered:
         ]
 
     def page(self) -> RunPage:
-        """Return what the page shows."""
         provenance, config, metrics = read_provenance(self.run.directory), self.experiment.refine, self.metrics
         machine, data = provenance.get("machine"), self.experiment.data
         data_name = DATA_NAMES.get(data.kind, data.kind)
@@ -332,7 +313,6 @@ def _sweep_facts(directory: Path, ledger: Mapping[str, Any], definition: Path) -
 
 
 def _command(directory: Path, ledger: Mapping[str, Any], definition: Path) -> str:
-    """Return the command that goes on with the sweep."""
     recipe = (ledger.get("base") or {}).get("recipe")
     try:
         own = read_yaml(definition).get("base")

@@ -32,61 +32,46 @@ from ribray.tracking import Tracker, sync_command
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked for."""
-
     experiment: Experiment
     recipe: str
     out: Path
     stages: Sequence[str] = tuple(STAGES)
     redo: str | None = None
     fork: Path | None = None
-    break_lock: bool = False
-    """Whether to take the place of a process that left its lock on an object store."""
+    break_lock: bool = False  # whether to take the place of a process that left its lock on an object store
 
     @property
     def directory(self) -> Path:
-        """The run directory that is worked in."""
         return self.fork or self.out
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to."""
-
     metrics: dict[str, Any]
     failures: list[Failure]
     figures: list[Path]
-    sync_commands: list[str]
-    """Upload the offline W&B files of the run and its variants."""
-    stopped: bool
-    """Whether the user stopped it."""
+    sync_commands: list[str]  # upload the offline W&B files of the run and its variants
+    stopped: bool  # whether the user stopped it
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What would become of one stage."""
-
     stage: str
     total: int
     done: int
     unit: str
-    source: str
-    """``here``, ``new``, or the directory of the run that it is reused from."""
-    estimate: Estimate | None
-    """Of what is left; None where it cannot be known beforehand."""
+    source: str  # ``here``, ``new``, or the directory of the run that it is reused from
+    estimate: Estimate | None  # of what is left; None where it cannot be known beforehand
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far one stage of a run is."""
-
     stage: str
     total: int
     done: int
     unit: str
     failed: int
-    result: str
-    """Its numbers in a few words."""
+    result: str  # its numbers in a few words
     variant: str | None = None
 
 
@@ -100,7 +85,6 @@ class Part:
 
     @property
     def title(self) -> str:
-        """What stands before the names of its stages."""
         return f"{self.variant}: " if self.variant else ""
 
 
@@ -167,7 +151,6 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
 
 
 def run_import(request: Request, source: Path, console: Console, stop: threading.Event) -> Result:
-    """Take maps made elsewhere in place of stage ``refine``."""
     with _opened(request, console, stop) as parts:
         context = parts[0].context
         run = context.run
@@ -224,7 +207,6 @@ DRAWN_FROM = 20_000
 
 
 def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
-    """Draw the run's pictures anew."""
     context = parts[0].context
     figures, folder = [], context.run.directory / "figures"
     if context.has(refine.NAME):
@@ -239,7 +221,6 @@ def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
 
 
 def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[MaskBlock]:
-    """Return what the picture of masks shows: of images that were refined, and of held-out ones."""
     context = parts[0].context
     training: dict[str, Path] = {}
     predictions: dict[str, Path] = {}
@@ -308,7 +289,6 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
 
 @contextlib.contextmanager
 def _opened(request: Request, console: Console, stop: threading.Event) -> Iterator[list[Part]]:
-    """Hold the run directory, with its data at hand, for the length of a ``with`` block."""
     parent = _forked(request)
     with contextlib.ExitStack() as held:
 
@@ -325,7 +305,6 @@ def _opened(request: Request, console: Console, stop: threading.Event) -> Iterat
 
 
 def _forked(request: Request) -> Run | None:
-    """Return the run that a fork starts from; None without a fork."""
     if request.fork is None:
         return None
     parent = Run.read(request.out)
@@ -337,10 +316,7 @@ def _forked(request: Request) -> Run | None:
 def _parts(
     request: Request, run: Run, open_run: Callable[[Path, Run], Run], console: Console, stop: threading.Event
 ) -> list[Part]:
-    """Return the run, and after it the variant on plain CAMs where one is asked for.
-
-    A run directory that is a variant itself goes on as one.
-    """
+    """Return the run (which may itself be a variant), and after it the variant on plain CAMs where one is asked for."""
     experiment = request.experiment
     source = experiment.masks.source
     main = Context(experiment.on_first_source(), run, STAGES, console, Tracker(experiment, run), stop)
@@ -398,7 +374,6 @@ def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
 
 
 def _forget(part: Part, names: Sequence[str]) -> None:
-    """Remove stages, so that they are made again."""
     run, own = part.context.run, [name for name in names if name in part.stages]
     for name in own:
         run.remove_stage(name, STAGES[name].folder)
@@ -414,7 +389,6 @@ def serves(stage: Stage, work: Work) -> bool:
 
 
 def _from(stage: str) -> tuple[str, ...]:
-    """Return a stage and all that build on it."""
     if stage not in STAGES:
         raise UsageError(f"--redo {stage}: there is no such stage; the stages are {', '.join(STAGES)}.")
     return tuple(name for name in STAGES if name == stage or feeds(stage, (name,)))

@@ -37,15 +37,12 @@ from ribray.sweep_file import SweepFile, Trial, base_experiment, base_run, trial
 from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command
 
 BASE_FOLDER, TUNE_FOLDER, SWEEP_FILE = "base", "tune", "sweep.yaml"
-LASTING = ("finished", "diverged", "stopped")
-"""What a trial stays when the sweep is started again; others are run."""
+LASTING = ("finished", "diverged", "stopped")  # what a trial stays when the sweep is started again; others are run
 NO_PART_OF_A_RESULT = ("cluster.", "tracking.", "data.least_readable")
 
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What a user asked for."""
-
     sweep: SweepFile
     source: Path  # the sweep file
     title: str  # what it is, in a line
@@ -55,14 +52,11 @@ class SweepRequest:
 
     @property
     def name(self) -> str:
-        """Of the sweep, and of its trials' group in W&B."""
         return self.source.stem
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep came to."""
-
     ledger: dict[str, Any]
     files: list[Path]  # table and plots
     sync_command: str | None  # uploads the offline W&B files of all trials
@@ -70,7 +64,6 @@ class SweepResult:
 
     @property
     def failed(self) -> bool:
-        """Whether a trial, or an image of one, failed."""
         return any(trial["status"] == "failed" or trial["failed_images"] for trial in self.ledger["trials"])
 
 
@@ -221,7 +214,6 @@ def _base_run(
 def run_trials(
     request: SweepRequest, ledger: "Ledger", runner: TrialRunner, console: Console, stop: threading.Event
 ) -> None:
-    """Run the trials that are left."""
     definition = request.sweep
     done = [record for record in ledger.records.values() if record.status in LASTING]
     left = [record for record in ledger.records.values() if record.status not in LASTING]
@@ -262,8 +254,6 @@ def _searched(
 
 @dataclass(frozen=True)
 class _Watcher:
-    """Keeps the ledger, and shows on the terminal how far the trials are."""
-
     ledger: "Ledger"
     console: Console
     bar: Bar
@@ -297,7 +287,6 @@ class _Watcher:
         self.bar.advance(1, 0)
 
     def waiting(self) -> None:
-        """Tell what the last line in the log of a running trial tells."""
         running = [record for record in self.ledger.records.values() if record.status == "running"]
         if running:
             line = last_line(log_file(self.ledger.out / running[-1].directory))
@@ -367,7 +356,6 @@ class Ledger:
         return earlier
 
     def put(self, record: TrialRecord) -> None:
-        """Write down what came of a trial."""
         if record.id in self.records:
             record.draws = self.records[record.id].draws
         self.records[record.id] = record

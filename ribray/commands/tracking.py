@@ -35,7 +35,6 @@ def open_trackers(contexts: Sequence[Context]) -> Iterator[None]:
 
 
 def log_run(context: Context, figures: Sequence[Path]) -> None:
-    """Log what a run has come to, and what an earlier process did not come to log."""
     for stage in STAGES.values():
         for training in stage.trainings:
             log_training(context, context.run.directory / stage.folder / training)
@@ -49,7 +48,6 @@ def log_run(context: Context, figures: Sequence[Path]) -> None:
 
 
 def _per_class(metrics: RunMetrics, source: str) -> dict[str, Any]:
-    """Return a table of the IoU per class for every stage that was judged, a column per method."""
     chains = {source: metrics, **metrics.variants}
     tables = {}
     for stage in STAGES.values():
@@ -77,7 +75,6 @@ def _throughput(timing: Mapping[str, Timing]) -> Any:
 
 
 def _curves(metrics: RunMetrics, source: str) -> dict[str, Any]:
-    """Return the mIoU over what decides about it: thresholds, and steps."""
     charts = {}
     if metrics.seed is not None:
         found = {METHOD_NAMES[name]: part.curve for name, part in metrics.seed.methods.items() if part.curve}

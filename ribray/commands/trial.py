@@ -22,16 +22,12 @@ from ribray.stages import STAGES
 from ribray.sweep_file import SweepFile, Trial
 from ribray.tracking import TRIALS_FOLDER
 
-LOCK_SECONDS = 60.0
-"""How long a trial waits for the process of an interrupted sweep to let go of its directory."""
-LOG_END = 4096
-"""Bytes of a trial's log that are looked at for its last line."""
+LOCK_SECONDS = 60.0  # how long a trial waits for the process of an interrupted sweep to let go of its directory
+LOG_END = 4096  # bytes of a trial's log that are looked at for its last line
 
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """Runs trials, in whatever process."""
-
     definition: SweepFile
     experiment: Experiment  # the base's
     base: Path  # directory of the run that trials reuse
@@ -105,7 +101,6 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _diverged_numbers(directory: Path) -> dict[str, Any]:
-    """Return how far the training that diverged came, from its log."""
     numbers: dict[str, Any] = {}
     for name in (name for name, stage in STAGES.items() if stage.trainings):
         losses = [line["loss"] for line in read_log(directory / STAGES[name].folder) if "loss" in line]
@@ -119,7 +114,6 @@ def _diverged_numbers(directory: Path) -> dict[str, Any]:
 
 
 def log_file(directory: Path) -> Path:
-    """Return what a trial prints into: beside its directory, which is a run's."""
     return directory.parent / f"{directory.name}.log"
 
 

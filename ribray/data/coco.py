@@ -39,10 +39,7 @@ class CocoDataset(Dataset):
     def __init__(
         self, instances: Instances, source: Path, folder: Path, name: str, notes: Sequence[str], labelled: bool = True
     ) -> None:
-        """Keep the index of a split, whose annotations are in ``source``; where there are none, that is the folder.
-
-        What is wrong with an image is a finding where images are only to be predicted (not ``labelled``).
-        """
+        """Keep the index of a split, whose annotations are in ``source``; where there are none, that is the folder."""
         self.source, self.folder, self._instances = source, folder, instances
         super().__init__(
             name,
@@ -117,7 +114,7 @@ class CocoDataset(Dataset):
         return (height, width) if height and width else image_size(self.image_path(id))
 
     def _read_instances(self, id: str) -> list[tuple[int, Any]]:
-        """Read the instances of an image again: mask value and segmentation of each."""
+        """Read the mask value and the segmentation of each instance of an image again."""
         index, row = self._instances, self.index(id)
         found = []
         try:
@@ -135,7 +132,6 @@ class CocoDataset(Dataset):
         self._require_stated(id, (mask.shape[0], mask.shape[1]))
 
     def _require_stated(self, id: str, stated: tuple[int, int]) -> None:
-        """Refuse an image of another size than the file gives it."""
         path = self.image_path(id)
         real = image_size(path)
         if stated == real:
@@ -148,7 +144,6 @@ class CocoDataset(Dataset):
         )
 
     def _swapped(self, id: str, stated: tuple[int, int]) -> str:
-        """Say what is wrong with an image whose sizes are those of its file before EXIF turns it."""
         real = stated[::-1]
         extent = reach(segmentation for _, segmentation in self._read_instances(id))
         fit_shown, fit_file = _holds(real, extent), _holds(stated, extent)
@@ -181,7 +176,6 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _holds(size: tuple[int, int], extent: tuple[float, float]) -> bool:
-    """Whether outlines stay inside a picture of this height and width."""
     return all(reached <= side + _MARGIN for reached, side in zip(extent, size, strict=True))
 
 
@@ -243,7 +237,6 @@ def _read(file: Path) -> bytes:
 
 
 def _notes(index: Instances, source: Path, folder: Path) -> Iterator[str]:
-    """Say how annotations and names were read where they could be read in another way."""
     if index.example is not None:
         name, path = index.example
         yield (
@@ -257,7 +250,6 @@ def _notes(index: Instances, source: Path, folder: Path) -> Iterator[str]:
 
 
 def _of_crowds(index: Instances, source: Path) -> str:
-    """Say what crowds are taken for, how many there are, and how many images hold nothing else."""
     count, total = int(index.crowds.sum()), len(index.crowds)
     rows = np.repeat(np.arange(len(index.ids)), np.diff(index.first))
     alone = int(index.labels.any(1).sum()) - len(np.unique(rows[~index.crowds]))

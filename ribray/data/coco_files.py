@@ -44,8 +44,6 @@ _NAMED = 8  # names that a sentence lists at most
 
 
 class Layout(NamedTuple):
-    """Which files hold a split."""
-
     annotations: Path | None  # None where a split without annotations is only to be predicted
     folder: Path
     doubt: str | None = None  # what is wrong unless the pictures are found in ``folder``
@@ -98,7 +96,6 @@ def _folders(root: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
-    """Return the lists of images and the folders of a split that may have no annotations."""
     lists = [file for name in names if (file := root / _IMAGE_INFO.format(name)).is_file()]
     return lists + [folder for folder in _folders(root, names) if folder.is_dir()]
 
@@ -133,8 +130,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Located(NamedTuple):
-    """Which picture each of some names means."""
-
     paths: list[str | None]  # below the folder, where the picture need not be; None where no picture can be named
     faults: dict[int, str]  # why not, by place: the end of a sentence that begins with the place
     searched: list[int]  # places of names that were no path below the folder, but whose picture was found
@@ -180,7 +175,6 @@ def as_they_are(paths: Sequence[str]) -> Located:
 
 
 def shown(name: str) -> str:
-    """Return a name in quotes as it can stand in a sentence."""
     short = shortened(name)
     return f"'{short}'" if short.isprintable() else ascii(short)
 
@@ -233,8 +227,6 @@ class _NoPictureError(Exception):
 
 
 class _Name(NamedTuple):
-    """A name taken apart."""
-
     parts: tuple[str, ...]
     is_elsewhere: bool  # begins elsewhere than in the folder: with a host, a drive, a root, or ``..``
     is_stray: bool = False  # begins in a folder that is not there
@@ -254,8 +246,6 @@ class _Name(NamedTuple):
 
 
 class _Finder:
-    """Finds the picture that a name means."""
-
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._folder, self._names, self._pictures = folder, names, Pictures(folder)
         self._heads: dict[Path, bool] = {}

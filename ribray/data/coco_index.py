@@ -31,8 +31,6 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class Categories(NamedTuple):
-    """The classes, as a file of annotations has them."""
-
     entries: Sequence[tuple[int, str]]  # ids and names
     source: str  # what to call the file in messages
 
@@ -74,8 +72,6 @@ class _Image(NamedTuple):
 
 @dataclass
 class _Found:
-    """What one pass over the file collects, in the file's order."""
-
     images: list[_Image] = field(default_factory=list)
     categories: list[tuple[int, str]] = field(default_factory=list)
     image_ids: list[Hashable] = field(default_factory=list)  # of the annotations, like the rest
@@ -104,7 +100,6 @@ def parse_instances(
 
 
 def parse_categories(content: bytes, source: str) -> Categories:
-    """Return the categories of COCO instances JSON, which may have none."""
     return Categories(_parse(content, source, frozenset({"categories"})).categories, source)
 
 
@@ -312,10 +307,7 @@ def _order_categories(categories: Categories, used: Sequence[int]) -> tuple[dict
 
 
 def _same_ids(found: _Found) -> tuple[list[Hashable], list[Hashable]]:
-    """Return the ids of the images, and those that annotations name, so that the same image has the same id.
-
-    They are numbers where all images have such, ``"7"`` included, and text otherwise.
-    """
+    """Return the ids of images and of annotations as numbers, where all images have such, or else as text."""
     ids = [image.id for image in found.images]
     if {type(id) for id in (*ids, *found.image_ids)} <= {int}:
         return ids, found.image_ids
@@ -338,7 +330,6 @@ class _Order:
 
 
 def _order_images(keys: Sequence[Hashable], located: Located, source: str) -> _Order:
-    """Find for each image id its entry, and what is wrong with entries."""
     order = _Order([path or "" for path in located.paths])
     owners: dict[str, int] = {}  # row by id
     firsts: dict[Hashable, int] = {}
@@ -369,7 +360,6 @@ def _order_images(keys: Sequence[Hashable], located: Located, source: str) -> _O
 
 
 def _without_image(keys: Sequence[Hashable], order: _Order, source: str) -> list[Problem]:
-    """Return one problem per image that annotations name and that is not there."""
     problems: dict[Hashable, Problem] = {}
     unknown = set(keys) - order.rows.keys()
     for place, key in enumerate(keys if unknown else ()):

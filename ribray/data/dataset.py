@@ -85,17 +85,14 @@ class Dataset(ABC):
         return {id: place for place, id in enumerate(self.ids)}
 
     def index(self, id: str) -> int:
-        """Return the row of an image."""
         if id not in self._places:
             raise UsageError(f"'{id}' is not among the {len(self)} images of {self.name}{nearest(id, self.ids)}.")
         return self._places[id]
 
     def image(self, id: str) -> np.ndarray:
-        """Read an image, (H, W, 3) uint8."""
         return self.picture(id).pixels
 
     def picture(self, id: str) -> Picture:
-        """Read an image, and how it was read."""
         return read_picture(self.image_path(id))
 
     def size(self, id: str) -> tuple[int, int]:
@@ -156,8 +153,7 @@ class Dataset(ABC):
 
     @property
     @abstractmethod
-    def has_masks(self) -> bool:
-        """Whether there is truth for (some of) the images."""
+    def has_masks(self) -> bool: ...
 
     @abstractmethod
     def image_path(self, id: str) -> Path:

@@ -34,11 +34,9 @@ class Listing:
 
     @property
     def photographs(self) -> list[str]:
-        """Those that are named like a photograph, links that lead nowhere included."""
         return [name for name in self.names if is_photograph(name)]
 
     def gaps(self, root: Path) -> dict[str, str]:
-        """Return what could not be listed below ``root``, by name, each with a sentence."""
         links = {name: f"is a link that leads nowhere (to {target})" for name, target in self.broken.items()}
         folders = {
             name: f"cannot be listed ({reason}), so nothing in it is read" for name, reason in self.closed.items()
@@ -162,7 +160,6 @@ class FilesById:
         return id if id in self else None
 
     def names(self, id: str) -> list[str]:
-        """Return the names of an id's files, relative to the folder."""
         return self._files.get(composed(id), [])
 
     @cached_property

@@ -61,7 +61,6 @@ class FolderDataset(Dataset):
     separator = SEPARATOR
 
     def __init__(self, root: Path, split: str, labelled: bool = True) -> None:
-        """Read labels and the split's list, and look which images there are; those without labels may be left out."""
         self.root = root
         content = _Content(root, labelled)
         rows = content.labels.rows
@@ -103,13 +102,10 @@ class FolderDataset(Dataset):
 
 
 def open_folder(data: DataConfig, split: str, root: Path, labelled: bool = True) -> FolderDataset:
-    """Open a split of a folder of photographs."""
     return FolderDataset(root, split, labelled)
 
 
 class _Content:
-    """All that a root holds, whichever split of it is opened."""
-
     def __init__(self, root: Path, labelled: bool) -> None:
         self.root = root
         self.listing = list_files(root)
@@ -134,11 +130,9 @@ class _Content:
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """Names of files as the file system has them, by their composed form."""
         return {composed(name): name for name in self.listing.names}
 
     def split(self, split: str) -> tuple[tuple[str, ...], list[Problem]]:
-        """Return the ids of a split, and a problem for each that is listed again."""
         check_id(split, "The name of a split")
         name = f"{SPLITS}/{split}.txt"
         if self._holds(name):
@@ -186,7 +180,6 @@ class _Content:
         return found
 
     def _like_table(self) -> str | None:
-        """Name a file that may be meant by labels.csv, and say what to do about it."""
         inner = [name for name in self.listing.names if name.casefold().endswith(f"/{LABELS}")]
         if inner and inner[0].count("/") == 1:
             return f"{self.root / inner[0]}: set data.root to its folder, or move the file and write ids from here"
@@ -197,7 +190,6 @@ class _Content:
         return None if name is None else f"{self.root / name}: if it holds the labels, save it as {LABELS}"
 
     def _name_classes(self, known: ClassList | None, labelled: bool) -> Sequence[str]:
-        """Return the names of classes.txt, or every name in use."""
         labels, notes = self.labels, self.labels.notes
         used = sorted({name for names in labels.rows.values() for name in names})
         if known is not None:
@@ -221,7 +213,6 @@ class _Content:
         return [labels.decomposed.get(name, name) for name in used] or [UNNAMED]
 
     def _require_known(self, classes: Sequence[str]) -> None:
-        """Refuse a class that is not in classes.txt, with the name that was probably meant."""
         known, table = [composed(name) for name in classes], self.root / LABELS
         columns = ((f"has a column '{name}'", name) for name in map(composed, self.labels.columns))
         cells = ((f"gives {id} the class '{name}'", name) for id, names in self.labels.rows.items() for name in names)
@@ -230,7 +221,6 @@ class _Content:
                 raise UsageError(f"{table} {what}, which is not in {CLASSES}{_meant(name, known)}.")
 
     def not_listed(self, id: str, split: str) -> Problem:
-        """Say that an image has no labels."""
         if id not in self.photographs.files:
             file = self.root / SPLITS / f"{split}.txt"
             sentence = f"{file} lists {id}, which has neither an image nor a row in {LABELS}{self.absences.of(id)}."
@@ -254,10 +244,7 @@ class _Content:
         return Absences(self.root, self.photographs, unlisted, self.listing)
 
     def _folders_like_masks(self) -> dict[str, str]:
-        """Return folders of PNG files without labels beside images of their names: their masks, under another name.
-
-        By the folder's name: the id of an image whose mask seems to lie there.
-        """
+        """Return folders of what seem to be masks under another name, each with an image that has one there."""
         inside: dict[str, list[str]] = {}
         for id, name in self.photographs.files.items():
             if (folder := id.partition("/")[0]).casefold() in _LIKE_MASKS and folder != id:
@@ -274,7 +261,6 @@ class _Content:
         return found
 
     def findings(self) -> list[Problem]:
-        """Return what is wrong with anything but a listed image."""
         found = [*self.masks.findings]
         for folder, id in self._aside.items():
             sentence = f"{self.root / folder} is not read: if it holds masks, that of {id} belongs at {MASKS}/{id}.png."
@@ -302,7 +288,6 @@ class _Content:
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
-    """Say which name of classes.txt is probably meant by another."""
     if (same := in_other_case(name, known)) is not None:
         return f"; '{same}' is, which differs in case only"
     for other in known:

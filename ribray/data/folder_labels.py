@@ -117,7 +117,6 @@ def parse_labels(text: str, source: str, id_of: IdOf, is_image: Callable[[str], 
 
 
 def _read(text: str, source: str) -> tuple[list[str], list[_Row], list[str]]:
-    """Return the names of the columns, the rows that are not empty, and what to note."""
     written = lines(text)
     start = 1 if written[0].strip().lower().startswith("sep=") else 0  # by which Excel says how it separates
     reader = csv.reader([])
@@ -205,7 +204,6 @@ def _is_flags(rows: Sequence[_Row], place: int) -> bool:
 def _flag_columns(
     header: Sequence[str], id_column: int, rows: Sequence[_Row], source: str
 ) -> tuple[dict[int, str], str]:
-    """Return the columns that are classes, and what to note."""
     classes: dict[int, str] = {}
     passed_over = []
     for place, name in enumerate(header):
@@ -242,7 +240,6 @@ def _flag_columns(
 
 
 def _put_together(labels: Labels, entries: Mapping[str, Mapping[int, tuple[str, ...]]], source: str) -> None:
-    """Give each image the classes of all its lines, where each of these is that of an object."""
     several = 0
     for id, found in entries.items():
         together = tuple(sorted({name for names in found.values() for name in names}))
@@ -268,8 +265,6 @@ def _put_together(labels: Labels, entries: Mapping[str, Mapping[int, tuple[str, 
 
 @dataclass(frozen=True)
 class ClassList:
-    """The names of classes.txt, in order."""
-
     file: Path
     names: tuple[str, ...]
     numbered: tuple[str, ...] = ()  # without the numbers in front of them, where each line has the next one
@@ -315,11 +310,7 @@ def read_class_list(file: Path) -> ClassList:
 
 
 def read_class_folders(root: Path, files: dict[str, str], classes: Collection[str] | None) -> Labels | None:
-    """Read labels from the names of folders; None where the photographs do not lie in folders.
-
-    ``files`` are the paths below the root, by id. Where ``classes`` are known, a folder may have one of these names
-    only.
-    """
+    """Read labels from the names of folders (of ``classes`` only, if known); None where there are no folders."""
     inside = {id: parts for id, name in files.items() if len(parts := name.split("/")) > 1}
     if 2 * len(inside) <= len(files):
         return None
@@ -345,7 +336,6 @@ def read_class_folders(root: Path, files: dict[str, str], classes: Collection[st
 
 
 def _require_classes(root: Path, names: Sequence[str], classes: Collection[str] | None) -> None:
-    """Refuse names of folders that are not, or may not be, those of classes."""
     if reserved := next(filter(is_background, names), None):
         raise UsageError(
             f"{root} has a folder '{reserved}' and no labels.csv, but no class can have that name: write a labels.csv, "
@@ -362,12 +352,10 @@ def _require_classes(root: Path, names: Sequence[str], classes: Collection[str] 
 
 
 def no_labels(root: Path, hint: str = "") -> UsageError:
-    """Say that there is no labels.csv, and what to write."""
     what = "write a line 'id,classes' and then one for each image, such as 'beach/0001,dog;person'"
     return UsageError(f"{root / 'labels.csv'} does not exist: {what}{f' ({hint})' if hint else ''}.")
 
 
 def some(names: Sequence[str]) -> str:
-    """Return names with commas between them, of many the first."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

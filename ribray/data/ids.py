@@ -30,7 +30,6 @@ class Photographs:
     """
 
     def __init__(self, root: Path, names: Iterable[str], listing: Listing) -> None:
-        """Keep the photographs of these names, which stand in a listing of the root."""
         self.files: dict[str, str] = {}
         for name in names:
             id = composed(without_ending(name))
@@ -90,7 +89,6 @@ class Photographs:
         return "/".join(part for part in parts if part != ".") or text
 
     def _under_listed_name(self, path: str) -> str:
-        """Replace a linked folder by the name that its files are listed below."""
         parts = path.split("/")
         for count in range(len(parts) - 1, 0, -1):
             if (listed := self._same.get("/".join(parts[:count]))) is not None:
@@ -142,7 +140,6 @@ class MaskFiles:
         self._note_formats(name for name in names if name.lower().endswith(_OTHER_FORMATS))
 
     def _take(self, name: str) -> bool:
-        """Keep a mask if it belongs to an image."""
         id = self._id(name[: -len(MASK_SUFFIX)])
         if id not in self._ids:
             return False
@@ -162,7 +159,6 @@ class MaskFiles:
             return ""
 
     def _note_strays(self, strays: list[str]) -> None:
-        """Say of each file that belongs to no image what comes nearest."""
         without_mask = [id for id in self._ids if id not in self.files] if strays else []
         stems = {name: name[: -len(MASK_SUFFIX)] for name in strays}
         owners = {name: self._owner_but_for_affix(stem) for name, stem in stems.items()}

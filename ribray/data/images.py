@@ -50,8 +50,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd 
 
 @dataclass(frozen=True)
 class Picture:
-    """A photograph as it was read."""
-
     pixels: np.ndarray  # (H, W, 3) uint8, RGB
     scale: Scale | None = None  # how more than eight bits were brought to eight
     choices: tuple[str, ...] = ()  # what else it holds that could be read in another way, and how it was read
@@ -74,7 +72,6 @@ class Picture:
 
     @property
     def remarks(self) -> tuple[Scale | str, ...]:
-        """All that a person should know of it, in words that go for many pictures."""
         return self.readings if self.blank is None else (*self.readings, self.blank)
 
 
@@ -90,7 +87,6 @@ BLANK = {
 
 
 def is_photograph(name: str) -> bool:
-    """Whether a file is named like a photograph."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -127,7 +123,6 @@ def read_picture(path: Path) -> Picture:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return the pixels that `read_picture` reads, (H, W, 3) uint8, RGB."""
     return read_picture(path).pixels
 
 
@@ -200,7 +195,6 @@ def _opened(stream: IO[bytes], formats: tuple[str, ...]) -> ImageFile.ImageFile:
 
 @contextmanager
 def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
-    """Turn what Pillow and the file system raise about ``path`` into one sentence."""
     try:
         yield
     except ImageError:
@@ -222,7 +216,6 @@ def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
 
 
 def _instead_of(path: Path, expected: str) -> str:
-    """Say what a file is that no decoder recognises."""
     try:
         with path.open("rb") as stream:
             start = stream.read(512)

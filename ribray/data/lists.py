@@ -38,8 +38,6 @@ Known = Callable[[str], str | None]
 
 @dataclass
 class IdList:
-    """What a list of ids says."""
-
     source: str  # what to call it in messages
     ids: tuple[str, ...] = ()  # each once, in the order of the list
     problems: list[Problem] = field(default_factory=list)  # one for each id that was listed again
@@ -59,7 +57,6 @@ def id_finder(ids: Iterable[str]) -> Known:
 
 
 def read_list(path: Path, known: Known | None = None) -> IdList:
-    """Read a list file and all that its lines say, as `parse_list` does."""
     return parse_list(read_text(path), str(path), known)
 
 
@@ -97,7 +94,6 @@ def each_once(text: str, source: str, id_of: Callable[[str, str], str]) -> tuple
 
 
 def _parse_line(line: str, where: str, known: Known | None, found: IdList) -> str:
-    """Return the id of one line, and add to ``found`` what else the line says."""
     if (id := _of_path(line, known, found)) is not None:
         return id
     if pair := _PAIR.fullmatch(line):

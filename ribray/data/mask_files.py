@@ -88,7 +88,6 @@ def read_mask_file(path: Path, id: str | None = None) -> tuple[NDArray[np.uint8]
 
 
 def _decode(content: bytes) -> tuple[str, NDArray[np.uint8], str | None]:
-    """Return the mode of a PNG, its pixels and the text of its counts."""
     if not content.endswith(_PNG_END):
         raise ValueError("its end is missing")
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:

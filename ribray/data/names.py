@@ -31,12 +31,10 @@ def composed(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text without space around it, and with single blanks inside."""
     return " ".join(text.split())
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """Return a text of any length in a form for a message."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
@@ -139,7 +137,6 @@ def _parts(name: str, between: re.Pattern[str]) -> list[str]:
 
 
 def _is_joined(name: str, classes: Collection[str]) -> bool:
-    """Whether a name is made of names of other classes."""
     parts = [part.casefold() for part in _parts(name, _JOINTS)]
     return len(parts) > 1 and {other.casefold() for other in classes}.issuperset(parts)
 

@@ -42,7 +42,6 @@ class Near:
         return None
 
     def hint(self, name: str) -> str:
-        """Return `` (did you mean 'x'?)``, or nothing where no name is near."""
         found = self.find(name)
         return "" if found is None else f" (did you mean {found!r}?)"
 

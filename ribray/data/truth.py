@@ -44,8 +44,6 @@ _READERS = 16  # threads; most of the time goes into waiting for files and into 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A mask beside the labels of its image."""
-
     values: np.ndarray  # those that occur in the mask, rising
     problems: tuple[Problem, ...]  # where they disagree
     hidden: tuple[int, ...]  # columns of classes that are labelled and without a pixel, and the data set says why
@@ -244,14 +242,11 @@ class Tally:
 
 
 class Without:
-    """Counts images that have no mask, and keeps the first few names."""
-
     def __init__(self) -> None:
         self.images = 0
         self._names: list[str] = []
 
     def add(self, id: str) -> None:
-        """Count an image; they may come in any order."""
         self.images += 1
         bisect.insort(self._names, id)
         del self._names[_SHOWN:]

@@ -191,7 +191,6 @@ def _bare(name: str) -> str:
 
 
 def _list_notes(root: Path, listed: IdList, truth: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
-    """Yield how lines were read that have a sign, or name files of elsewhere."""
     yield from listed.notes
     if listed.signs:
         column = class_of_list(Path(listed.source).stem, classes)
@@ -217,7 +216,6 @@ def _list_notes(root: Path, listed: IdList, truth: Sequence[str], classes: Seque
 
 
 def _nearest_root(root: Path) -> str:
-    """Say where the folder of pictures may be instead."""
     for above in (root.parent, root.parent.parent):
         if (above / PICTURES).is_dir():
             return f"did you mean data.root={above}?"
@@ -236,7 +234,6 @@ def _nearest_root(root: Path) -> str:
 
 
 def _case_notes(root: Path) -> Iterator[str]:
-    """Yield which folders are not read since their names are written in another case."""
     absent = [name for name in (ANNOTATIONS, MASKS, _AUGMENTED_MASKS) if not (root / name).is_dir()]
     for entry in root.iterdir() if absent else ():
         for name in absent:
@@ -273,7 +270,7 @@ def _missing_pictures(root: Path, ids: Iterable[str], pictures: FilesById) -> It
 
 
 def _elsewhere(root: Path, pictures: FilesById) -> dict[str, str]:
-    """Return what would be pictures if they lay in their folder, or had their endings, by what would be their ids."""
+    """Return what would be pictures in their folder, or with their endings, by what would be their ids."""
     found: dict[str, str] = {}
     own = [entry for entry in root.iterdir() if entry.name not in _OWN_FOLDERS and not entry.name.startswith(".")]
     for entry in (*own, *(inner for folder in own if folder.is_dir() for inner in folder.iterdir())):

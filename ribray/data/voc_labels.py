@@ -41,8 +41,6 @@ _READERS = 16  # threads; most of the time goes into waiting for the disk and in
 
 
 class UnknownClassError(ImageError):
-    """An annotation names what is no class."""
-
     def __init__(self, sentence: str, names: Sequence[str]) -> None:
         super().__init__(sentence)
         self.names = tuple(names)
@@ -114,7 +112,6 @@ def class_lists(root: Path, base: str, classes: Sequence[str]) -> dict[int, Path
 
 
 def _lists_of(root: Path, base: str) -> list[Path]:
-    """Return the files that are named as lists of a class are, sorted."""
     found = (file for file in (root / MAIN).glob("*.txt") if file.stem.endswith(f"_{base}"))
     return sorted(found, key=lambda file: file.name)
 
@@ -204,11 +201,9 @@ class VocLabels:
 
     @cached_property
     def _with_list(self) -> str:
-        """The names of classes that have a list."""
         return ", ".join(file.stem.removesuffix(f"_{self._base}") for file in _lists_of(self._root, self._base))
 
     def _without_labels(self, id: str) -> Problem:
-        """Say that an image has no labels."""
         sentence = f"{id} has no labels: neither {self._annotations.folder}/{id}.xml nor a mask {MASKS}/{id}.png exists"
         if self._with_list:
             sentence += (
@@ -220,7 +215,6 @@ class VocLabels:
         return Problem(id, f"{sentence}.", "labels")
 
     def findings(self, rows: Sequence[np.ndarray | Problem]) -> Iterator[Problem]:
-        """Yield the signs of a list that other labels contradict."""
         if self._column is None:
             return
         name = self._classes[self._column]
@@ -253,10 +247,7 @@ class VocLabels:
             yield f"{self._on_unknown_names(counts, np.any(known, axis=0))} Until then these images are left out."
 
     def _on_unknown_names(self, counts: Mapping[str, int], used: np.ndarray) -> str:
-        """Say which names are no classes, in a form to be pasted into a recipe.
-
-        ``counts`` has the images by name, ``used`` (classes,) bool tells whether a class is in an image.
-        """
+        """Say which names are no classes, for a recipe; ``used`` (classes,) bool: is a class in an image?"""
         folder = self._root / ANNOTATIONS
         cased = {name: other for name in sorted(counts) if (other := in_other_case(name, self._classes)) is not None}
         if len(cased) == len(counts):

@@ -44,7 +44,6 @@ class Canvas:
 
     @property
     def scale(self) -> float:
-        """Pixels per unit."""
         return len(self.mask) / UNITS
 
     def patch(self, y: float, x: float, radius: float) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
@@ -128,7 +127,6 @@ def draw_landscape(rng: np.random.Generator, size: int) -> Canvas:
 
 
 def _stone(rng: np.random.Generator, canvas: Canvas) -> None:
-    """One flat shape of low saturation, for the network to pay no attention to."""
     y, x, angle = rng.uniform(0, UNITS), rng.uniform(0, UNITS), rng.uniform(0, math.pi)
     a, b = rng.uniform(5, 19), rng.uniform(4, 12)
     place, dy, dx = canvas.patch(y, x, a + b)
@@ -169,8 +167,6 @@ PATTERNS: tuple[Pattern, ...] = (
 
 @dataclass(frozen=True)
 class Creature:
-    """One creature to be drawn: its kinds, place and build, in units and radians."""
-
     kind: int | None  # of head; None: it has no head
     family: int  # of body
     y: float  # middle of the body
@@ -206,7 +202,6 @@ class Creature:
 
     @property
     def neck(self) -> tuple[float, float]:
-        """Where the middle of the head lies, (ahead, down)."""
         return self.a + 0.3 * self.head, -0.3 * self.b
 
     def point(self, ahead: float, down: float) -> tuple[float, float]:
@@ -249,7 +244,6 @@ def _placed(rng: np.random.Generator, before: float, after: float, part: int, pa
 
 
 def draw_body(rng: np.random.Generator, canvas: Canvas, creature: Creature, label: int) -> None:
-    """Paint legs and body, in the family's hue and pattern."""
     hue = creature.family / FAMILIES + rng.uniform(-0.03, 0.03)
     colour = hsv(hue, 0.45 * rng.uniform(0.6, 1.2), rng.uniform(0.6, 0.85))
     amplitude, phase_u, phase_v = rng.uniform(0.12, 0.35), rng.uniform(), rng.uniform()

@@ -28,7 +28,6 @@ class Block(nn.Module):
         return functional.relu(self.bn2(self.conv2(inner)) + self.bn3(self.shortcut(x)))
 
     def parts(self) -> Residual:
-        """Return the layers of both paths."""
         return Residual([(self.conv1, self.bn1), (self.conv2, self.bn2)], (self.shortcut, self.bn3))
 
 
@@ -68,17 +67,13 @@ class SmallBackbone(ResidualBackbone):
         return self.block3(self.block2(stem))
 
     def stem_modules(self) -> list[nn.Module]:
-        """Return what is frozen in every task but pretraining."""
         return [self.conv1, self.bn1, self.block1]
 
     def entry(self) -> ConvNorm:
-        """Return the convolution of stride 2."""
         return self.conv1, self.bn1
 
     def stem_blocks(self) -> list[Residual]:
-        """Return the first block."""
         return [self.block1.parts()]
 
     def trunk_blocks(self) -> list[Residual]:
-        """Return the second and the third block."""
         return [self.block2.parts(), self.block3.parts()]

@@ -66,8 +66,6 @@ def pretrain(
 
 
 class _Namer(nn.Module):
-    """Backbone, global average pooling, and one logit per attribute."""
-
     def __init__(self) -> None:
         super().__init__()
         self.backbone = SmallBackbone()
@@ -102,7 +100,6 @@ def _single_creatures(seed: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _turned(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture (N, 3, S, S) flipped and transposed at random."""
     flip_x, flip_y, transpose = torch.rand(3, len(batch), 1, 1, 1, generator=generator) < 0.5
     batch = torch.where(flip_x, batch.flip(3), batch)
     batch = torch.where(flip_y, batch.flip(2), batch)

@@ -74,8 +74,6 @@ def open_synthetic(data: DataConfig, split: str, root: Path, labelled: bool = Tr
 
 
 class DrawnWorld(VocDataset):
-    """A split of a world that `make_world` has written."""
-
     def __init__(self, root: Path, split: str, config: SyntheticConfig) -> None:
         super().__init__(root, split, class_names(config.classes), palette(config.classes))
         self._size = config.image_size
@@ -130,7 +128,6 @@ def _with_size(fingerprint: str, size: int) -> str:
 
 
 def picture_id(split: str, index: int) -> str:
-    """The id of a picture, such as `train_0007`."""
     return f"{split}_{index:04d}"
 
 
