@@ -5,9 +5,12 @@ The *plain* engine is autograd on any classifier; on a CPU with batch norm folde
 takes residual networks only, and there it is the default: on a CPU as fast as the plain one in float32, 1.2 times as
 fast in bfloat16 (`benchmarks/README.md`). On a GPU neither was measured.
 
+Where the image moves and the weights do not, `Frozen` computes: the gradient goes on through the stem to the pixels.
+
 Shapes: N images, C classes, H W pixels, h w cells of a map.
 """
 
+import copy
 from typing import Literal, Protocol
 
 import torch
@@ -72,6 +75,26 @@ class Plain:
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=self._reduced is not None)
+
+
+class Frozen:
+    """Autograd to the images through a copy of a classifier whose weights never change; bfloat16 by autocast.
+
+    Args:
+        classifier: on any device; it stays as it is.
+        dtype: bfloat16, or what its parameters have.
+    """
+
+    def __init__(self, classifier: Classifier, dtype: torch.dtype) -> None:
+        own = copy.deepcopy(classifier).requires_grad_(False)
+        self._classifier = fold_norms(own) if own.head.weight.device.type == "cpu" else own
+        self._reduced = dtype != own.head.weight.dtype
+
+    def cams(self, images: Tensor) -> Tensor:
+        """Return raw class activation maps (N, C, h, w), without ReLU, of ``images`` (N, 3, H, W)."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._reduced):
+            return self._classifier.cams(self._classifier.backbone.stem(images))
 
 
 def engine_for(classifier: Classifier, dtype: torch.dtype, kind: Kind | None = None) -> Engine:

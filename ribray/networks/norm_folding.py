@@ -79,22 +79,28 @@ def _pairs(classifier: Classifier, image: Tensor) -> dict[str, str]:
 
 
 class _ConvNorm(nn.Module):
-    """A convolution and the batch norm behind it as one convolution."""
+    """A convolution and the batch norm behind it as one convolution; what does not learn is folded once."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, bounds: tuple[float, float] | None) -> None:
         super().__init__()
         self.conv, self.norm, self.bounds = conv, norm, bounds
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        self._fixed = None if learns else self._fold()
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._fixed or self._fold()
+        if torch.is_autocast_enabled(x.device.type):
+            x, weight, bias = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight, bias))
+        return _Convolution.apply(x, weight, bias, self.conv, self.bounds)
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the one convolution."""
         conv, norm = self.conv, self.norm
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None and variance is not None
         scale = norm.weight * (variance + norm.eps).rsqrt()  # (c,)
-        weight = conv.weight * scale[:, None, None, None]
         bias = norm.bias + scale * (-mean if conv.bias is None else conv.bias - mean)
-        if torch.is_autocast_enabled(x.device.type):
-            x, weight, bias = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight, bias))
-        return _Convolution.apply(x, weight, bias, conv, self.bounds)
+        return conv.weight * scale[:, None, None, None], bias
 
 
 class _Convolution(torch.autograd.Function):
@@ -113,23 +119,24 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight, out = ctx.saved_tensors
-        conv, wants_x = ctx.conv, ctx.needs_input_grad[0]
+        conv, (wants_x, wants_weight, wants_bias, *_) = ctx.conv, ctx.needs_input_grad
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if out is not None:
             gradient = torch.ops.aten.hardtanh_backward(gradient, out, *ctx.bounds)
-        of_bias = gradient.sum((0, 2, 3))  # in oneDNN's backward pass it takes many times as long
+        of_bias = gradient.sum((0, 2, 3)) if wants_bias else None  # in oneDNN's it takes many times as long
         geometry = [conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups]
-        of_x = None
+        of_x = of_weight = None
         if wants_x and _is_depthwise(conv):  # its gradient is one with the kernel turned around
             of_x = functional.conv2d(gradient, weight.flip(2, 3), None, 1, conv.padding, conv.dilation, conv.groups)
         if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
-            rows, seen = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (gradient, x))  # (N·h·w, channels)
-            of_weight = (rows.t() @ seen)[:, :, None, None]
             of_x = functional.conv2d(gradient, weight.transpose(0, 1)) if wants_x else None
-        else:
-            wanted = [wants_x and of_x is None, True, False]
+            if wants_weight:
+                rows, seen = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (gradient, x))  # (N·h·w, channels)
+                of_weight = (rows.t() @ seen)[:, :, None, None]
+        elif wants_weight or of_x is None:
+            wanted = [wants_x and of_x is None, wants_weight, False]
             found, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, wanted)
             of_x = found if of_x is None else of_x
         return of_x, of_weight, of_bias, None, None

@@ -1,6 +1,7 @@
 """What every backbone promises, and that each part of the method works on it. Images are 64×64, weights random."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ribray.methods.rib import FINISHED, Refiner
 from ribray.networks import BACKBONES, Classifier, build_backbone, build_classifier
 from ribray.networks.backbone import ResidualBackbone
 from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
-from ribray.networks.engine import Engine, Plain, engine_for
+from ribray.networks.engine import Engine, Frozen, Plain, engine_for
 from ribray.networks.folded import Folded
 from ribray.networks.irnet import IRNet
 from ribray.networks.norm_folding import fold_norms
@@ -242,3 +243,26 @@ def test_the_folded_engine_computes_what_the_plain_one_does_or_refuses(classifie
     )
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() <= 1e-10 * other.norm()
+
+
+@on(METHOD + WIDE)
+def test_the_frozen_engine_leads_gradients_to_the_pixels_and_to_no_weight(classifier: Classifier) -> None:
+    """Against the network itself in float64, its stem with gradient; only the pixels want one."""
+    classifier = copy.deepcopy(classifier).double()
+    kept = state(classifier)
+
+    def maps_and_gradient(cams: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        pixels = images(side=48).double().requires_grad_()
+        maps = cams(pixels)
+        (gradient,) = torch.autograd.grad(maps.relu().mean((2, 3)).square().sum(), pixels)
+        return [maps.detach(), gradient]
+
+    network = Frozen(classifier, torch.float64)
+    expected = maps_and_gradient(lambda pixels: classifier.cams(classifier.backbone.stem(pixels)))
+    for one, other in zip(maps_and_gradient(network.cams), expected, strict=True):
+        assert other.norm() > 0
+        assert (one - other).norm() <= 1e-10 * other.norm()
+    assert not network.cams(images(side=48).double()).requires_grad
+    assert all(each.grad is None for each in classifier.parameters())
+    assert all(each.requires_grad for each in classifier.learnable_groups()[0])
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in state(classifier).items())
