@@ -77,11 +77,7 @@ SetOption = Annotated[list[str] | None, _option("--set", "Change one configurati
 
 
 def main(arguments: list[str] | None = None, supervised: bool | None = None) -> None:
-    """Run the command line, of this process by default; every expected error is one sentence.
-
-    The work is done in a child process (see `ribray.supervisor`) where it is to be supervised; by default where the
-    arguments are this process's.
-    """
+    """Run the command line, in a supervised child where the arguments are this process's; errors are one sentence."""
     try:
         if arguments is None if supervised is None else supervised:
             supervisor.supervise(say)
@@ -101,7 +97,6 @@ def main(arguments: list[str] | None = None, supervised: bool | None = None) -> 
 
 
 def job(command: str, *options: str) -> None:
-    """Do a job's entry point: a command with the arguments of this process and these options."""
     main([command, *sys.argv[1:], *options], supervised=True)
 
 

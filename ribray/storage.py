@@ -29,14 +29,7 @@ UPLOAD_SECONDS = 5.0  # how often a growing file is put on an object store
 
 
 def path(url: str | Path) -> Path:
-    """Return ``url`` as a path: a local one, or a `UPath` with the same methods for ``s3://`` and the like.
-
-    Who may read and write there is the environment's business (``AWS_ACCESS_KEY_ID``, roles, files of credentials);
-    listings are always asked for anew, since other processes write too.
-
-    Raises:
-        UsageError: the protocol is unknown or not installed, or the URL carries credentials.
-    """
+    """Return ``url`` as a path: a local one, or a `UPath` with the same methods for ``s3://`` and the like."""
     if isinstance(url, UPath) or "://" not in str(url):
         return UPath(url)
     parts = urlsplit(str(url))
@@ -83,7 +76,6 @@ def write_bytes(location: Path, content: bytes) -> None:
 
 
 def create_bytes(location: Path, content: bytes) -> None:
-    """Put an object on an object store; raises `FileExistsError` if there is one."""
     _put(location, content, mode="create")
 
 
@@ -182,7 +174,6 @@ def read_json(location: Path, remedy: str = MADE_AGAIN) -> Any:
 
 
 def read_object(location: Path, remedy: str = MADE_AGAIN) -> dict[str, Any]:
-    """Read a JSON file that holds keys and values; raises as `read_json`."""
     value = read_json(location, remedy)
     if not isinstance(value, dict):
         raise DamagedError(f"{location} is damaged (it holds no keys and values); {remedy}.")
@@ -256,7 +247,6 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Let ``target`` hold what ``source`` holds: linked where a file system can do that, and never half of it."""
     if is_local(source) and is_local(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -281,7 +271,6 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, recursive: bool = True) -> None:
-    """Remove what killed writers left in ``folder`` (an object store keeps no half of an object)."""
     if is_local(folder):
         for leftover in (folder.rglob if recursive else folder.glob)(f"{TEMPORARY_PREFIX}*"):
             leftover.unlink(missing_ok=True)
@@ -297,7 +286,6 @@ def require_reachable(location: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make ``folder`` and prove that a file can be written there."""
     probe = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         if is_local(folder):
@@ -311,11 +299,7 @@ def require_writable(folder: Path) -> None:
 
 
 class LineFile:
-    """A text file that grows by lines, written by one process.
-
-    Locally a line is in the file at once. An object store has no growing files: there the whole is put again every
-    few seconds, and on `flush`.
-    """
+    """A text file that grows by lines; on an object store, the whole is put again every few seconds, and on `flush`."""
 
     def __init__(self, location: Path) -> None:
         self._location = location

@@ -59,13 +59,11 @@ def supervise(say: Callable[[str], None]) -> None:
 
 
 def is_restarted() -> bool:
-    """Whether the command was begun before, so that what it is to forget is forgotten."""
     return bool(_restart)
 
 
 @contextlib.contextmanager
 def connected(is_own: bool) -> Iterator[None]:
-    """Note for the length of a ``with`` block that this process is connected to Ray."""
     _page[0] = _OWN if is_own else _ELSEWHERE
     try:
         yield
@@ -147,7 +145,6 @@ def _watch(parent: int) -> None:
 
 
 def _end_as(code: int) -> NoReturn:
-    """End as a child did: with its exit code, or by its signal."""
     if code < 0:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
             signal.signal(-code, signal.SIG_DFL)

@@ -5,7 +5,7 @@ import pytest
 from safetensors.torch import save_file
 
 from benchmarks.quickstart_study import VARIANTS, measure
-from ribray.demo.pretraining import pretrain
+from tools.pretraining import pretrain
 
 pytestmark = [pytest.mark.on_demand, pytest.mark.timeout(1500), pytest.mark.usefixtures("ray_session")]
 

@@ -221,7 +221,6 @@ def _is_clusters_fault(error: Exception, node: str | None) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    """Return the telling line of a Ray error, which spreads over many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
     return (telling or lines or [type(error).__name__])[-1]

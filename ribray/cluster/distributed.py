@@ -9,11 +9,10 @@ import contextlib
 import gc
 import os
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 
 from ribray import storage
 from ribray.cluster import warm
-from ribray.cluster.single import POLL_SECONDS, RESTARTS, last_line
+from ribray.cluster.session import in_thread
 from ribray.cluster.training import WORK_FOLDER, Place, TrainingPlan, TrainingTask, train_as_worker
 from ribray.errors import RibrayError
 
@@ -42,9 +41,9 @@ def train_on_ray(task: TrainingTask, plan: TrainingPlan, stop_requested: Callabl
         is_done = group.train(task, plan, stop_requested)
     except ray.train.WorkerGroupError as error:
         rank, failure = min(error.worker_failures.items())
-        raise RibrayError(f"Training worker {rank} failed: {last_line(failure)}") from error
+        raise RibrayError(f"Training worker {rank} failed: {warm.last_line(failure)}") from error
     except ray.train.TrainingFailedError as error:
-        raise RibrayError(f"Training failed: {last_line(error)}") from error
+        raise RibrayError(f"Training failed: {warm.last_line(error)}") from error
     finally:
         if is_done and group.can_go_on(plan):
             warm.keep(group)
@@ -61,18 +60,7 @@ class _Group:
     def __init__(self, task: TrainingTask, plan: TrainingPlan):
         self._workers, self._count = plan.workers, 0
         self._folder = tempfile.TemporaryDirectory(prefix="ribray-training-") if plan.owns_cluster else None
-        self._outcome: Future[None] = Future()
-        trainer = self._trainer(task, plan)
-
-        def fit() -> None:
-            try:
-                trainer.fit()
-                self._outcome.set_result(None)
-            except BaseException as error:  # noqa: BLE001  (raised again where the outcome is asked for)
-                self._outcome.set_exception(error)
-
-        # In the main thread Ray Train would take Ctrl-C for itself and end the process.
-        threading.Thread(target=fit, name="ray-train", daemon=True).start()
+        self._outcome = in_thread(self._trainer(task, plan).fit, "ray-train")
 
     def _trainer(self, task: TrainingTask, plan: TrainingPlan) -> ray.train.torch.TorchTrainer:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # workers that are done leave sooner
@@ -95,7 +83,7 @@ class _Group:
                 name=WORK_FOLDER,
                 storage_path=storage_path,
                 storage_filesystem=filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+                failure_config=ray.train.FailureConfig(max_failures=warm.RESTARTS),
             ),
         )
 
@@ -111,7 +99,7 @@ class _Group:
         ends = plan.final, plan.refusal
         with contextlib.nullcontext() if self._folder is None else self._tell(Path(self._folder.name), task, plan):
             while not stop_requested():
-                if wait([self._outcome], timeout=POLL_SECONDS).done:
+                if wait([self._outcome], timeout=warm.POLL_SECONDS).done:
                     self._outcome.result()
                     return True
                 if any(end.exists() for end in ends):

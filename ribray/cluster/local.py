@@ -39,7 +39,6 @@ def options(cpus: int) -> dict[str, object]:
 
 
 def _provide_folder() -> None:
-    """Let Ray keep its files in `/tmp`, and say so, where the folder that it is told to use will not do."""
     name = next((name for name in FOLDERS if name in os.environ), None)
     told = Path(os.environ[name] if name is not None else "/tmp")
     if (fault := _fault(told / "ray")) is None:
@@ -57,7 +56,6 @@ def _provide_folder() -> None:
 
 
 def _fault(folder: Path) -> str | None:
-    """Say why a folder will not do, in a few words; it is made if there is none."""
     if not folder.is_absolute():
         return "it is no absolute path"
     if len(os.fsencode(folder / SOCKET)) > SOCKET_BYTES:

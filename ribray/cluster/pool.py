@@ -18,19 +18,25 @@ and gets every item done once:
 Results never travel through the driver: it holds the items still to do, and counters.
 """
 
+import contextlib
 import errno
 import itertools
 import logging
+import sys
+import time
 import traceback
 from bdb import BdbQuit
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ribray.cluster.session import Session
+from ribray.cluster.session import Session, environment
 from ribray.config import ClusterConfig
 from ribray.errors import ImageError, RibrayError, UsageError
+
+if TYPE_CHECKING:
+    from ribray.progress import Bar
 
 logger = logging.getLogger(__name__)  # at level DEBUG it also shows the tracebacks of a pool's workers
 STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -41,13 +47,6 @@ STORAGE_FALTERS = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETI
 
 Item = str
 Record = Mapping[str, Any]
-
-
-class Progress(Protocol):
-    """What the pool reports to while it works."""
-
-    def advance(self, done: int, failed: int) -> None:
-        """Count items done and failed since the last call (zeros: a sign of life)."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,6 @@ class Shell:
         return [Outcome(item, record=records[item]) if item in records else self._process_item(item) for item in chunk]
 
     def _prefetch(self, item: Item) -> None:
-        """Begin to load an item; an error is kept until it is the item's turn."""
         self._unloaded.pop(item, None)
         if (prefetch := getattr(self._worker, "prefetch", None)) is not None:
             try:
@@ -176,7 +174,7 @@ class WorkList:
         items: Iterable[Item],
         on_done: Callable[[Item, Record], None],
         on_failed: Callable[[Item, str, int, str | None], None],
-        progress: Progress,
+        progress: "Bar",
     ):
         source = iter(items)
         self._fresh = iter(lambda: list(itertools.islice(source, plan.chunk_size)), [])
@@ -232,7 +230,7 @@ class Pool:
         items: Iterable[Item],
         on_done: Callable[[Item, Record], None],
         on_failed: Callable[[Item, str, int, str | None], None],
-        progress: Progress,
+        progress: "Bar",
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> PoolResult:
         """Do every item, taken lazily and in order; once a stop is requested, none is started any more.
@@ -242,9 +240,64 @@ class Pool:
         """
         work = WorkList(self._plan, items, on_done, on_failed, progress)
         if not self._plan.workers:
-            from ribray.cluster.in_process import run_items
-
-            return run_items(self._plan, self._worker_class, self._arguments, work, stop_requested)
+            return self._run_here(work, stop_requested)
         from ribray.cluster.actors import Actors
 
         return Actors(self._plan, self._worker_class, self._arguments, work).run(stop_requested)
+
+    def _run_here(self, work: WorkList, stop_requested: Callable[[], bool]) -> PoolResult:
+        with as_worker(self._plan.threads_per_worker):
+            if not work.has_work():
+                return PoolResult(0, 0, stop_requested())
+            asked = time.monotonic()
+            with told(f"A worker of pool '{self._plan.name}' cannot start"):
+                shell = Shell(self._worker_class, self._arguments)
+            began = time.monotonic()
+            chunk = work.next_chunk()
+            while not (stopped := stop_requested()) and chunk is not None:
+                upcoming = work.next_chunk()
+                try:
+                    outcomes = shell.process(chunk, upcoming or [])
+                except OSError as error:
+                    raise storage_error(error) from None
+                for outcome in outcomes:
+                    work.take(outcome)
+                chunk = upcoming or work.next_chunk()  # the last one may have to be tried again
+            return PoolResult(work.done, work.failed, stopped, time.monotonic() - began, began - asked)
+
+
+# --- in this process ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Show the traceback of an exception that nobody expects, and raise a sentence in its place."""
+    try:
+        yield
+    except (RibrayError, BdbQuit):
+        raise
+    except Exception as error:
+        logger.warning("%s", traceback.format_exc().rstrip())
+        raise RibrayError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def as_worker(threads: int) -> Iterator[None]:
+    """Compute with so many threads, as a worker does, for the length of a ``with`` block."""
+    with contextlib.ExitStack() as restored:
+        restored.enter_context(environment("OMP_NUM_THREADS", str(threads)))  # for what is imported from here on
+        if "torch" in sys.modules:
+            _keep_state_of_torch(restored)
+            sys.modules["torch"].set_num_threads(threads)
+        yield
+
+
+def _keep_state_of_torch(restored: contextlib.ExitStack) -> None:
+    torch = sys.modules["torch"]
+    restored.callback(torch.set_num_threads, torch.get_num_threads())
+    restored.callback(
+        torch.use_deterministic_algorithms,
+        torch.are_deterministic_algorithms_enabled(),
+        warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    restored.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)

@@ -7,9 +7,11 @@ import contextlib
 import logging
 import os
 import signal
+import textwrap
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +45,6 @@ class Session:
     in_process: bool = False  # whether there is no Ray, and this process does the work
 
     def gpus_per_worker(self, config: ClusterConfig) -> float:
-        """GPUs of one worker: as configured, or a whole one where the cluster has any."""
         if config.gpus_per_worker is not None:
             return config.gpus_per_worker
         return 1.0 if self.gpus >= 1 else 0.0
@@ -60,7 +61,6 @@ class Session:
         return max(1, min(by_cores, int(self.memory_gb / config.memory_gb_per_worker)))
 
     def gpus_per_training_worker(self, config: ClusterConfig, workers: int) -> float:
-        """GPUs of one of `workers` training workers: at most one, a share of one where there are fewer."""
         workers = max(1, workers)
         return min(1.0, self.gpus_per_worker(config), self.gpus / workers)
 
@@ -100,6 +100,21 @@ def environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = earlier
 
 
+def in_thread(work: Callable[[], Any], name: str) -> Future[None]:
+    """Do work in a thread, which ends with the process: in the main one, Ray Train and Tune take over Ctrl-C."""
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            outcome.set_result(None)
+        except BaseException as error:  # noqa: BLE001  (raised again where the outcome is asked for)
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return outcome
+
+
 def inside_job() -> bool:
     """Whether this process is the entrypoint of ``ray job submit``."""
     return "job_submission_id" in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
@@ -107,12 +122,10 @@ def inside_job() -> bool:
 
 @contextlib.contextmanager
 def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Event | None = None) -> Iterator[Session]:
-    """Connect to Ray for the length of a ``with`` block.
+    """Connect, for the length of a ``with`` block, to the cluster that is configured or that this job runs on.
 
-    Without an address the cluster of the surrounding job is used, else one of this machine is started; it has as
-    many CPUs as the machine, or as the configuration asks for. Where Ray is connected already (a test, a sweep's
-    trial), that connection is used and left open. If the cluster dies, this process ends (see `ribray.supervisor`).
-    With ``workers: 0`` there is no connection: this process does the work.
+    Else one of this machine is started. Where Ray is connected already (a sweep's trial), that connection is used and
+    left open; with ``workers: 0`` there is none. If the cluster dies, this process ends (see `ribray.supervisor`).
     """
     if config.workers == 0:
         with _this_machine(config) as session:
@@ -149,7 +162,6 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
 
 @contextlib.contextmanager
 def _this_machine(config: ClusterConfig) -> Iterator[Session]:
-    """Describe this machine, with the GPU that this process sees unless it is to use none."""
     with contextlib.ExitStack() as restored:
         if config.gpus_per_worker == 0:
             restored.enter_context(environment("CUDA_VISIBLE_DEVICES", ""))
@@ -174,11 +186,12 @@ def _init(options: dict[str, Any], what: str) -> None:
         except Exception as error:  # noqa: BLE001  (Ray raises almost anything)
             ray.shutdown()
             if not tries_left or TOO_BUSY not in str(error):
-                raise UsageError(f"{what}: {_as_sentence(error.__cause__ or error)}") from None
+                cause = error.__cause__ or error
+                reason = textwrap.shorten(str(cause) or type(cause).__name__, LONGEST, placeholder=" …")
+                raise UsageError(f"{what}: {reason}") from None
 
 
 def address_of(config: ClusterConfig) -> tuple[str | None, str]:
-    """Return the address of a cluster elsewhere and the setting that it is from; None for one of this machine."""
     address, source = config.address, f"cluster.address={config.address}"
     if not address:
         address = os.environ.get("RAY_ADDRESS")
@@ -222,7 +235,6 @@ def require_reachable(address: str, source: str) -> str:
 
 @contextlib.contextmanager
 def _limited(sentence: str) -> Iterator[None]:
-    """End this process, from another thread, if the ``with`` block takes too long."""
     limit = threading.Timer(START_SECONDS, supervisor.end, (f"error: {sentence}", EXIT_USAGE))
     limit.daemon = True
     limit.start()
@@ -230,11 +242,6 @@ def _limited(sentence: str) -> Iterator[None]:
         yield
     finally:
         limit.cancel()
-
-
-def _as_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 @contextlib.contextmanager

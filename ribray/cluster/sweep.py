@@ -8,10 +8,9 @@ never read: a sweep goes on from what its trials have written.
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +20,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from ribray import storage
+from ribray.cluster.session import in_thread
 from ribray.errors import UsageError
 from ribray.sweep_file import Axis, Search, SweepFile, Trial, rounded, trial_id
 
@@ -41,16 +41,14 @@ class Watcher(Protocol):
 
     def begun(self, trial: Trial) -> None: ...
 
-    def ended(self, trial: Trial) -> None:
-        """The trial is over, after its last report or because the scheduler ended it."""
+    def ended(self, trial: Trial) -> None: ...
 
     def died(self, trial: Trial, error: str) -> None: ...
 
     def drawn_again(self, trial: Trial) -> None:
         """A search suggests a trial that there is; it is not run again."""
 
-    def waiting(self) -> None:
-        """Called every half second."""
+    def waiting(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -121,17 +119,7 @@ def run_sweep(
 
 
 def _fit(tuner: tune.Tuner, stop_requested: Callable[[], bool], while_waiting: Callable[[], None]) -> None:
-    """Run Tune in a thread: in the main one it would take Ctrl-C for itself."""
-    outcome: Future[None] = Future()
-
-    def fit() -> None:
-        try:
-            tuner.fit()
-            outcome.set_result(None)
-        except BaseException as error:  # noqa: BLE001  (raised again where the outcome is asked for)
-            outcome.set_exception(error)
-
-    threading.Thread(target=fit, name="ray-tune", daemon=True).start()
+    outcome = in_thread(tuner.fit, "ray-tune")
     while not wait([outcome], timeout=POLL_SECONDS).done:
         while_waiting()
         if stop_requested():
@@ -160,10 +148,9 @@ class _ToldByTune(tune.Callback):
         self._watcher.ended(_trial_of(trial.config))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        died = any("ActorDiedError" in line or "ActorUnavailableError" in line for line in lines)
-        error = "its process died" if died else lines[-1] if lines else "no reason is known"
-        self._watcher.died(_trial_of(trial.config), error)
+        error = str(trial.get_error() or "").strip() or "no reason is known"
+        died = "ActorDiedError" in error or "ActorUnavailableError" in error
+        self._watcher.died(_trial_of(trial.config), "its process died" if died else error.splitlines()[-1].strip())
 
 
 # --- a search ----------------------------------------------------------------------------------------------------
@@ -178,10 +165,9 @@ def require_optuna() -> None:
 
 
 class DistinctDraws(Searcher):
-    """Optuna's suggestions, of which equal ones are one trial: each counts as a sample, and is run the first time only.
+    """Optuna's suggestions, trials that were begun first; a draw that comes again counts as a sample, and is not run.
 
-    A draw that comes again is answered with the metric of its trial; while that has none, Optuna forgets the draw.
-    Trials that were begun are suggested first.
+    It is answered with the metric of its trial; while that has none, Optuna forgets the draw.
     """
 
     def __init__(self, searched: Searched, mode: Literal["max", "min"], drawn_again: Callable[[Trial], None]):
@@ -232,7 +218,6 @@ class DistinctDraws(Searcher):
 
 
 def _state(value: float | None, failed: bool = False) -> Any:
-    """Return how Optuna calls the end of a trial; one that diverged is a bad one, one that failed is none."""
     from optuna.trial import TrialState
 
     return TrialState.COMPLETE if value is not None else TrialState.FAIL if failed else TrialState.PRUNED

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ribray import storage
-from ribray.cluster import in_process
+from ribray.cluster.pool import as_worker, told
 from ribray.errors import DamagedError, DivergedError, RibrayError, UnreadableError
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,11 @@ class TrainingTask(Protocol):
     unreadable: dict[str, str]
     """Images that could not be read so far, and why: this rank's; at a validation or checkpoint those of all ranks."""
 
-    def require_readable(self) -> None:
-        """Raise `UnreadableError`, on every rank alike, where too few of the images can still have been read."""
+    def require_readable(self) -> None: ...
 
     def model(self) -> nn.Module: ...
 
-    def optimizer(self, model: Any) -> torch.optim.Optimizer:
-        """Return the optimiser; its groups carry the starting learning rates."""
+    def optimizer(self, model: Any) -> torch.optim.Optimizer: ...
 
     def decay(self, step: int) -> float:
         """Return the factor on every group's starting learning rate at ``step``."""
@@ -69,8 +68,7 @@ class TrainingTask(Protocol):
         A mean over pixels therefore has this rank's sum above, and the count of all ranks, from ``total``, below.
         """
 
-    def validate(self, model: Any, step: int, rank: int, world: int, device: torch.device) -> Any:
-        """Return this rank's part of the validation after ``step`` steps."""
+    def validate(self, model: Any, step: int, rank: int, world: int, device: torch.device) -> Any: ...
 
     def conclude(self, model: Any, parts: list[Any]) -> dict[str, Any]:
         """Turn all ranks' parts into numbers; on every rank, so that the network may take something from them too."""
@@ -115,16 +113,10 @@ def run_training(
     stop_requested: Callable[[], bool] = lambda: False,
     on_started: Callable[[float], None] = lambda seconds: None,
 ) -> list[dict[str, Any]] | None:
-    """Train, or go on from the last checkpoint in the folder.
+    """Train, or go on from the last checkpoint; return the log's lines, None where a stop request ended the training.
 
-    One worker trains in a process of the pools, several on Ray Train. At the end ``on_started`` is told how many
-    seconds it took until the first step began. Returns the log's lines; None where a stop request ended the training,
-    which then goes on from its last checkpoint.
-
-    Raises:
-        DivergedError: the loss left its bound; the log holds the steps up to there.
-        UnreadableError: too few of the images can be read.
-        RibrayError: as the task raised it in a worker, or one sentence on why the training failed.
+    ``on_started`` is told how many seconds it took until the first step began. A training that fails is a
+    `RibrayError`: a `DivergedError`, an `UnreadableError`, as the task raised it in a worker, or a sentence on why.
     """
     asked = time.time()
     plan.refusal.unlink(missing_ok=True)
@@ -148,7 +140,7 @@ def _way(plan: TrainingPlan) -> Callable[[TrainingTask, TrainingPlan, Callable[[
     if not plan.workers:
         return _train_here
     if plan.workers == 1:
-        from ribray.cluster.single import train_in_crew
+        from ribray.cluster.warm import train_in_crew
 
         return train_in_crew
     from ribray.cluster.distributed import train_on_ray
@@ -200,7 +192,7 @@ def alone(plan: TrainingPlan, stop_requested: Callable[[], bool] = lambda: False
 
 
 def _train_here(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
-    with in_process.as_worker(plan.threads_per_worker), in_process.told("Training failed"):
+    with as_worker(plan.threads_per_worker), told("Training failed"):
         return train(task, plan, alone(plan, stop_requested))
 
 
@@ -235,7 +227,7 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
     module.train()
     if rank == 0 and not plan.start.exists():
         storage.write_json(plan.start, {"time": time.time()})
-    with contextlib.closing(_Log(plan.folder, rank, first_step)) as log:
+    with contextlib.closing(_open_log(plan.folder, rank, first_step)) as log:
         for step, batch in enumerate(task.batches(first_step, rank, world), start=first_step):
             for group, rate in zip(optimizer.param_groups, starting_rates, strict=True):
                 group["lr"] = rate * task.decay(step)
@@ -247,7 +239,8 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
             loss = float(_sum_over_ranks(part.detach(), world))
             epoch, done = step // task.period, step + 1
             finite = loss if math.isfinite(loss) else None
-            log.add({"epoch": epoch, "step": step, "loss": finite, "lr": optimizer.param_groups[0]["lr"]})
+            line = {"epoch": epoch, "step": step}
+            log.add(json.dumps(line | {"loss": finite, "lr": optimizer.param_groups[0]["lr"]}))
             _require_bounded(loss, step, task.divergence_bound)
             metrics, is_last = {}, done == task.steps
             validates = is_last or done % task.period == 0
@@ -263,7 +256,7 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
                 with torch.no_grad(), _autocast(task.precision, device):
                     metrics = task.conclude(model, _gather(seen, world))
                 module.train()
-                log.add({"epoch": epoch, "step": step, "validation": metrics})
+                log.add(json.dumps(line | {"validation": metrics}))
             if is_last:
                 if rank == 0:
                     task.save(model, plan.final)
@@ -326,7 +319,6 @@ def _save(
 
 
 def _look_at_unreadable(task: TrainingTask, world: int, can_go_on: bool) -> None:
-    """Tell every rank what all could not read; an `UnreadableError` where that is too much."""
     for missed in _gather(task.unreadable, world):
         task.unreadable |= missed
     try:
@@ -336,27 +328,13 @@ def _look_at_unreadable(task: TrainingTask, world: int, can_go_on: bool) -> None
         raise
 
 
-class _Log:
-    """The training's log, which rank 0 writes; lines of steps to be done again are dropped from it first."""
-
-    def __init__(self, folder: Path, rank: int, first_step: int) -> None:
-        self._file: storage.LineFile | None = None
-        if rank == 0:
-            kept = [line for line in read_log(folder) if line["step"] < first_step]
-            storage.write_text(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in kept))
-            self._file = storage.LineFile(folder / LOG_FILE)
-
-    def add(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.add(json.dumps(line))
-
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+def _open_log(folder: Path, rank: int, first_step: int) -> storage.LineFile:
+    """Open the training's log, which rank 0 writes; lines of steps to be done again are dropped from it first."""
+    if rank:
+        return storage.LineFile(Path(os.devnull))
+    kept = [line for line in read_log(folder) if line["step"] < first_step]
+    storage.write_text(folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in kept))
+    return storage.LineFile(folder / LOG_FILE)
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

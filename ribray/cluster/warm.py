@@ -14,15 +14,21 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ribray.cluster.pool import Item, Outcome, PoolPlan, Shell
+from ribray.errors import RibrayError
+
+if TYPE_CHECKING:
+    from ribray.cluster.training import TrainingPlan, TrainingTask
 
 WARN_SECONDS = 30.0  # how often a pool that waits for resources says so
+POLL_SECONDS = 0.5
+RESTARTS = 2  # how often a training whose worker died, or failed, starts again from its last checkpoint
 ANSWER_SECONDS = 30.0  # how long a process that had nothing to do may take to answer before another takes its place
 LOST = (
     ray.exceptions.RayActorError,
@@ -49,8 +55,8 @@ class _Actor:
         assert self._shell is not None
         return self._shell.process(chunk, upcoming)
 
-    def train(self, task: Any, plan: Any) -> None:
-        from ribray.cluster.training import alone, train_as_worker
+    def train(self, task: "TrainingTask", plan: "TrainingPlan") -> None:
+        from ribray.cluster.training import alone, train_as_worker  # which imports torch
 
         _use_threads(plan.threads_per_worker)
         train_as_worker(task, plan, alone(plan))
@@ -159,6 +165,33 @@ def _form(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Crew | None:
     return None
 
 
+def train_in_crew(task: "TrainingTask", plan: "TrainingPlan", stop_requested: Callable[[], bool]) -> bool:
+    """Train; return False where a stop request ended it: what was done since the last checkpoint is done again."""
+    cpus, gpus, threads = plan.cpus_per_worker, plan.gpus_per_worker, plan.threads_per_worker
+    pool = PoolPlan(f"training {plan.folder.name}", 1, cpus, gpus, threads)
+    with crew_of(pool, stop_requested) as crew:
+        if crew is None:
+            return False
+        restarts_left = RESTARTS
+        while True:
+            training = crew.actor(0).train.remote(task, plan)
+            while not ray.wait([training], timeout=POLL_SECONDS)[0]:
+                if stop_requested():
+                    return False
+            try:
+                ray.get(training)
+                return True
+            except (ray.exceptions.RayTaskError, *LOST) as error:
+                crew.dismiss(0)
+                if restarts_left == 0:
+                    raise RibrayError(f"Training worker 0 failed: {last_line(error)}") from error
+                restarts_left -= 1
+
+
+def last_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+
+
 # --- between two stages ------------------------------------------------------------------------------------------
 
 _kept: list[Any] | None = None  # processes without work, such as a crew; None while this process is not to keep any
@@ -197,7 +230,6 @@ def take(kind: type[Any], plan: Any) -> Any:
 
 
 def clear_the_way() -> None:
-    """End what is kept and holds resources; to be called before anything waits for some."""
     kept = _kept or []
     for processes in [processes for processes in kept if processes.is_in_the_way]:
         kept.remove(processes)

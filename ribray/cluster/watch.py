@@ -32,10 +32,7 @@ SETTINGS = 4  # the type of frame that a server answers with
 
 
 def fault_of(address: str, seconds: float) -> str | None:
-    """Say why nobody answers by gRPC at HOST:PORT, in a clause; None where somebody does.
-
-    Neither a token nor Ray's protocol is needed for that, so it holds for clusters of any version.
-    """
+    """Say why nobody answers by gRPC at HOST:PORT (no token or protocol is needed for that), in a clause, or None."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as connection:
@@ -57,10 +54,7 @@ def fault_of(address: str, seconds: float) -> str | None:
 
 
 def is_head(address: str, seconds: float) -> bool:
-    """Whether what answers by gRPC at HOST:PORT is the head of a Ray cluster, of any version, with a token or without.
-
-    A client's port, a node's own, and a web server of HTTP/2 are none.
-    """
+    """Whether the head of a Ray cluster, of any version, answers at HOST:PORT, and no client's port or web server."""
     import grpc
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:

@@ -4,6 +4,7 @@ It belongs to no run: it trains nothing, has no key, and writes one file, ``chec
 fail, or be counted wrongly, is a *finding*; how often a class occurs, or that it never does, is only told.
 """
 
+import contextlib
 import itertools
 import threading
 import time
@@ -34,10 +35,8 @@ TAB = "\t"  # between the split and the id of an item; neither can hold it (`rib
 MISSING, UNREADABLE, TRUNCATED, VALUES = "missing", "unreadable", "truncated", "values"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Finding:
-    """Something wrong with one image of a split."""
-
     kind: str  # a word or two: missing, unreadable, truncated, mask size, mask values, listed twice, …
     split: str
     id: str
@@ -109,22 +108,21 @@ def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, l
         height, width = image_size(dataset.image_path(id))
         return (width, height), [Problem(id, sentence, kind)], ()  # the header is sound, the pixels are not
     except ImageError:
-        return None, [Problem(id, sentence, UNREADABLE if _exists(dataset, id) else MISSING)], ()
-
-
-def _exists(dataset: Dataset, id: str) -> bool:
-    try:
-        return dataset.image_path(id).exists()
-    except (ImageError, OSError):
-        return False
+        exists = False
+        with contextlib.suppress(ImageError, OSError):
+            exists = dataset.image_path(id).exists()
+        return None, [Problem(id, sentence, UNREADABLE if exists else MISSING)], ()
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------
 
 
 def check_data(experiment: Experiment, console: Console, stop: threading.Event) -> CheckReport:
-    """Look at every image and mask of the splits that an experiment uses, in a pool of workers."""
-    datasets = _open_splits(experiment)
+    data = experiment.data
+    if data.root is None:
+        raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
+    used = dict.fromkeys((data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split))
+    datasets = {split: open_dataset(data, split, data.root) for split in used}
     splits = {name: _Split(name, dataset) for name, dataset in datasets.items()}
 
     def on_done(item: str, record: Mapping[str, Any]) -> None:
@@ -146,7 +144,7 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     readings = [note for name, split in splits.items() for note in tell_readings(split.readings, f" of '{name}'")]
     return CheckReport(
         {name: split.summary for name, split in splits.items()},
-        [finding for split in splits.values() for finding in split.sorted_findings()],
+        [finding for split in splits.values() for finding in sorted(split.findings)],
         result.stopped,
         [*dict.fromkeys(notes), *missing, *readings],
     )
@@ -169,14 +167,6 @@ def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> P
         },
     )
     return folder / REPORT_FILE
-
-
-def _open_splits(experiment: Experiment) -> dict[str, Dataset]:
-    data = experiment.data
-    if data.root is None:
-        raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
-    splits = (data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split)
-    return {split: open_dataset(data, split, data.root) for split in dict.fromkeys(splits)}
 
 
 class _Split:
@@ -209,9 +199,6 @@ class _Split:
         if (numbering := self._tally.numbering(f"the masks of {self._dataset.name}")) is not None:
             self.findings.add(Finding(truth.NUMBERS, self._name, self._name, numbering))
         return self._without.note(self._dataset.name, self.summary.with_mask)
-
-    def sorted_findings(self) -> list[Finding]:
-        return sorted(self.findings, key=lambda one: (one.kind, one.id, one.sentence))
 
 
 def _extent(sizes: Mapping[tuple[int, int], int]) -> dict[str, tuple[int, int]]:

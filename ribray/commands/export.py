@@ -101,12 +101,7 @@ def export_masks(
     if file.is_dir():
         raise UsageError(f"{file} is a folder; --out must name the file to write.")
     require_outside(file, allowed=FOLDER)
-    masks = _find_masks(finished, what, split)
-    missing = len(masks.dataset) - len(masks.ids)
-    if format == VOC_SERVER:
-        _require_all(finished, masks, split)
-    elif not masks.ids:
-        raise _no_masks(finished, what, split)
+    masks = _find_masks(finished, what, split, require_all=format == VOC_SERVER)
     storage.require_writable(file.parent)
     try:
         with show_progress(console, NAME, len(masks.ids)) as bar, storage.replacing(file) as stream:
@@ -115,34 +110,27 @@ def export_masks(
         return None
     except OSError as error:
         raise RibrayError(f"{file} cannot be written: {error.strerror or error}.") from None
-    return Exported(file, len(masks.ids), annotations, missing)
+    return Exported(file, len(masks.ids), annotations, len(masks.dataset) - len(masks.ids))
 
 
-def _find_masks(finished: FinishedRun, what: str, split: str) -> _Masks:
-    dataset = finished.context().images(split)
-    artifact = finished.current(STAGE_OF[what])
-    folder = artifact.folder if artifact else finished.run.directory
-    done = finished_masks(folder) if artifact else set()
-    return _Masks(dataset, folder, [id for id in dataset.ids if id in done])
-
-
-def _no_masks(finished: FinishedRun, what: str, split: str) -> UsageError:
-    command = finished.command("--stages", STAGE_OF[what]) if what == PSEUDO else _evaluation(finished, split)
-    return UsageError(f"{finished.run.directory} has no {what} masks of split '{split}': make them by `{command}`.")
-
-
-def _require_all(finished: FinishedRun, masks: _Masks, split: str) -> None:
-    there = set(masks.ids)
-    if missing := [id for id in masks.dataset.ids if id not in there]:
+def _find_masks(finished: FinishedRun, what: str, split: str, require_all: bool) -> _Masks:
+    dataset, artifact = finished.context().images(split), finished.current(STAGE_OF[what])
+    done = finished_masks(artifact.folder) if artifact else set()
+    missing = [id for id in dataset.ids if id not in done]
+    has_no = f"{finished.run.directory} has no"
+    if require_all and missing:
         named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
         raise UsageError(
-            f"{finished.run.directory} has no prediction of {len(missing)} of the {len(masks.dataset)} images of split "
-            f"'{split}' ({named}): make them by `{_evaluation(finished, split)}`."
+            f"{has_no} prediction of {len(missing)} of the {len(dataset)} images of split '{split}' ({named}): make "
+            f"them by `{_evaluation(finished, split)}`."
         )
+    if artifact is None or len(missing) == len(dataset):
+        command = finished.command("--stages", STAGE_OF[what]) if what == PSEUDO else _evaluation(finished, split)
+        raise UsageError(f"{has_no} {what} masks of split '{split}': make them by `{command}`.")
+    return _Masks(dataset, artifact.folder, [id for id in dataset.ids if id in done])
 
 
 def _evaluation(finished: FinishedRun, split: str) -> str:
-    """Return the command that predicts a split beside those that are predicted already."""
     experiment = finished.experiment
     splits = dict.fromkeys([*(experiment.evaluate.splits or (experiment.data.eval_split,)), split])
     return finished.command(f'--set "evaluate.splits=[{",".join(splits)}]"', "--stages", evaluate.NAME)
@@ -166,12 +154,10 @@ def _in_order(
 
 
 def _write_coco(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event) -> int:
-    """Write COCO instances JSON and return the number of annotations.
+    """Write COCO instances JSON, of which only the images are held in memory; return the number of annotations.
 
-    An annotation is one class of one image, in compressed run lengths: connected components are not split, so it is
-    no instance where an image shows several. Ignored pixels are in no annotation. Classes, and images of data in COCO
-    layout, have the data's own numbers; an image's ``name`` is its id in the run. Only the entries of the images are
-    held in memory.
+    An annotation is one class of one image, whose connected components are not split. Classes, and images of data in
+    COCO layout, have the data's own numbers; an image's ``name`` is its id in the run.
     """
     dataset = masks.dataset
     images: list[str] = []

@@ -32,7 +32,6 @@ class ImportWorker:
         self._dataset, self._source, self._folder = dataset, source, folder
 
     def process(self, item: str) -> dict[str, Any]:
-        """Write an image's maps file; one that is known to be empty needs no maps."""
         dataset = self._dataset
         size = image_size(dataset.image_path(item))
         present = np.flatnonzero(dataset.labels[dataset.index(item)]).tolist()

@@ -16,7 +16,7 @@ import hashlib
 import io
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -142,7 +142,9 @@ def predict_images(
     for sentence in tell_readings(remarks):
         say(f"Note: {sentence}")
     failed = sorted(failures.values(), key=lambda one: one.id)
-    _write_failures(out, failed)
+    if failed or (out / FAILURES_FILE).exists():
+        text = "".join(f"{failure.to_json()}\n" for failure in failed)
+        storage.write_bytes(out / FAILURES_FILE, text.encode("utf-8", "backslashreplace"))  # names may be no Unicode
     return Predicted(out, len(names), earlier + made, failed, stopped)
 
 
@@ -197,7 +199,6 @@ def _network(finished: FinishedRun) -> Network:
 
 
 def _trained_with(finished: FinishedRun, artifact: Artifact) -> Experiment:
-    """Return the experiment with the network of the stage's record; experiment.yaml may have changed since."""
     prefix = f"{segmentation.NAME}."
     recorded = artifact.record["inputs"]["configuration"]
     own = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
@@ -215,7 +216,6 @@ def _class_names(finished: FinishedRun, artifact: Artifact) -> tuple[str, ...]:
 
 
 def _palette(artifact: Artifact, experiment: Experiment, classes: int) -> np.ndarray:
-    """Return the colours of the run's data, (256, 3) uint8: those that training wrote down, or those of its kind."""
     metrics = artifact.run.read_metrics().segmentation
     if metrics is not None and (written := metrics.colours):
         colours = colour_map()
@@ -225,7 +225,6 @@ def _palette(artifact: Artifact, experiment: Experiment, classes: int) -> np.nda
 
 
 def _claim(out: Path, network: Network, root: Path) -> None:
-    """Make ``out`` the place of these predictions, unless it holds others, or other files."""
     with network.weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {"weights": digest, "crf": network.uses_crf, "source": str(root), "classes": list(network.classes)}
@@ -239,10 +238,3 @@ def _claim(out: Path, network: Network, root: Path) -> None:
     storage.require_writable(out)
     storage.write_json(out / RECORD_FILE, record)
     storage.remove_leftovers(out)
-
-
-def _write_failures(out: Path, failures: Iterable[Failure]) -> None:
-    rows = [failure.to_json() for failure in failures]
-    if rows or (out / FAILURES_FILE).exists():
-        text = "".join(f"{row}\n" for row in rows)
-        storage.write_bytes(out / FAILURES_FILE, text.encode("utf-8", "backslashreplace"))  # names may be no Unicode

@@ -77,7 +77,7 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class Part:
-    """A run directory and the stages that it holds: the run itself, or a variant of it on other maps."""
+    """The run itself, or a variant of it on other maps, and the stages that it holds."""
 
     context: Context
     stages: tuple[str, ...]
@@ -126,7 +126,7 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
 
 
 def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) -> list[StageError]:
-    """Run the stages that are asked for, but none that needs one that came to nothing; return the errors of these."""
+    """Run the stages that do not need one that came to nothing; return the errors of those that did."""
     errors: list[StageError] = []
     failed_before: list[str] = []
     for part in parts:
@@ -165,7 +165,6 @@ def run_import(request: Request, source: Path, console: Console, stop: threading
 
 
 def _import_spares(context: Context, name: str) -> str | None:
-    """Say why an import leaves nothing to do for a stage; None where there is."""
     if context.imported(name) is not None:
         work = STAGES[name].work(context)
         return f"{work.done} of {work.total} {work.unit}, imported"

@@ -301,7 +301,6 @@ class Ledger:
     """What the sweep is, and every trial with what came of it; written as ``sweep.json`` whenever that changes."""
 
     def __init__(self, out: Path, request: SweepRequest, base: Experiment, trials: Sequence[Trial]):
-        """Bring what an earlier start of the sweep has left in line with the trials there are to be."""
         definition, named = request.sweep, base_run(request.sweep)
         configuration = flatten(to_values(base)).items()
         self.out = out

@@ -70,7 +70,6 @@ class TrialRunner:
         return record
 
     def _metrics(self, directory: Path) -> dict[str, Any]:
-        """Return the metrics of a trial's stages; of one that it reuses, those of the run that it was made in."""
         own, *older = (run.metrics() for run in Run.read(directory).lineage)
         for name in self.definition.stages:
             own |= next(({name: metrics[name]} for metrics in [own, *older] if name in metrics), {})
@@ -91,7 +90,6 @@ def _run_when_free(request: Request, console: Console) -> Result:
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every number, and every pair of numbers that is an interval, by dotted name."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             if name not in ("per_class", "timing"):

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from ribray import storage
 from ribray.config import DataConfig
 from ribray.data.coco_files import Pictures, find_layout, other_annotations, shown
 from ribray.data.coco_index import Categories, Instances, index_pictures, parse_categories, parse_instances
@@ -26,7 +25,7 @@ from ribray.data.coco_masks import draw_mask, is_blank, reach
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.files import list_files
 from ribray.data.images import Picture, image_size, is_turned
-from ribray.data.lists import id_fault
+from ribray.data.lists import id_fault, read_bytes
 from ribray.errors import ImageError, UsageError
 
 _LOOKED_FOR = 10  # images that are looked for where the folder of a split is in doubt
@@ -80,7 +79,7 @@ class CocoDataset(Dataset):
         return self._instances.image_ids[row], self._instances.paths[row]
 
     def hidden_classes(self, id: str) -> np.ndarray:
-        """Return which classes may be without a pixel in a sound mask: of crowds, or behind other objects."""
+        """Return which classes may be without a pixel: of crowds, or behind other objects."""
         hidden = self.labels[self.index(id)].copy()
         size = self._size(id)
         for value, segmentation in self._read_instances(id):
@@ -180,11 +179,7 @@ def _holds(size: tuple[int, int], extent: tuple[float, float]) -> bool:
 
 
 def open_coco(data: DataConfig, split: str, root: Path, labelled: bool = True) -> CocoDataset:
-    """Open a split such as ``train``, or by a full name such as ``train2017``.
-
-    Where images are only to be predicted, not ``labelled``, a list of images, or a folder of them, will do. A split
-    without any classes of its own has those of ``data.train_split``.
-    """
+    """Open a split such as ``train`` or ``train2017``; of one to be predicted, a list of images or a folder will do."""
     if fault := id_fault(split):
         raise UsageError(f"The name of a split is {shown(split)}, which {fault}: it is part of a file's name.")
     layout = find_layout(root, split, labelled)
@@ -204,7 +199,7 @@ def open_coco(data: DataConfig, split: str, root: Path, labelled: bool = True) -
         notes.append(f"{source} has no categories: the classes are those of {categories.source}.")
         return categories
 
-    instances = parse_instances(_read(source), str(source), folder, labelled, None if labelled else borrow)
+    instances = parse_instances(read_bytes(source), str(source), folder, labelled, None if labelled else borrow)
     if layout.doubt and not any((folder / path).is_file() for path in instances.paths[:_LOOKED_FOR]):
         raise UsageError(layout.doubt)
     return CocoDataset(instances, source, folder, name, notes, labelled)
@@ -219,7 +214,7 @@ def _categories_of(root: Path, split: str, besides: Path | None) -> Categories:
         if file is None or file == besides:
             continue
         try:
-            categories = parse_categories(_read(file), str(file))
+            categories = parse_categories(read_bytes(file), str(file))
         except UsageError:
             if file == own:
                 raise
@@ -227,13 +222,6 @@ def _categories_of(root: Path, split: str, besides: Path | None) -> Categories:
         if categories.entries:
             return categories
     raise UsageError(f"No file of annotations in {root} has categories, so that the classes are not known.")
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {storage.reason(error)}.") from None
 
 
 def _notes(index: Instances, source: Path, folder: Path) -> Iterator[str]:

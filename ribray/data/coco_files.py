@@ -7,7 +7,7 @@ one way only (the layouts of CVAT, Roboflow and Label Studio, paths of another m
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from posixpath import basename
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from ribray.data.files import list_files, without_root
 from ribray.data.images import is_photograph, without_ending
 from ribray.data.lists import id_fault
 from ribray.data.names import composed, shortened
+from ribray.data.near import last_part
 from ribray.errors import UsageError
 
 YEARS = ("2014", "2017")
@@ -51,10 +52,7 @@ class Layout(NamedTuple):
 
 
 def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
-    """Find the annotations and the pictures of a split such as ``train`` or ``train2017``.
-
-    Where images are only to be predicted, not ``labelled``, a list of images or a folder will do.
-    """
+    """Find annotations and pictures of a split; where it is only predicted, a list of images or a folder will do."""
     names = (split, *(f"{split}{year}" for year in YEARS))
     forms = _FORMS if labelled else (*_FORMS, _IMAGE_INFO)
     found = [(file, name) for form in forms for name in names if (file := root / form.format(name)).is_file()]
@@ -70,7 +68,7 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
     if file.name == _ROBOFLOW:
         return Layout(file, file.parent, note=f"{note} {file.parent}.")
     own_names = dict.fromkeys((name, name.replace("-dev", ""), split))
-    candidates = [*_folders(root, own_names), *(root / place for place in _SHARED_FOLDERS)]
+    candidates = [*_places(root, own_names, _FOLDERS), *(root / place for place in _SHARED_FOLDERS)]
     folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
     if folder is None:
         folders_there = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
@@ -91,13 +89,13 @@ def other_annotations(root: Path) -> list[Path]:
     return sorted(file for file in files if not file.name.startswith((*_OTHER_TASKS, ".")))
 
 
-def _folders(root: Path, names: Iterable[str]) -> list[Path]:
-    return [root / form.format(name) for name in names for form in _FOLDERS]
+def _places(root: Path, names: Iterable[str], forms: Iterable[str]) -> list[Path]:
+    return [root / form.format(name) for name in names for form in forms]
 
 
 def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
-    lists = [file for name in names if (file := root / _IMAGE_INFO.format(name)).is_file()]
-    return lists + [folder for folder in _folders(root, names) if folder.is_dir()]
+    lists = [file for file in _places(root, names, [_IMAGE_INFO]) if file.is_file()]
+    return lists + [folder for folder in _places(root, names, _FOLDERS) if folder.is_dir()]
 
 
 def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool) -> str:
@@ -136,11 +134,7 @@ class Located(NamedTuple):
 
 
 def locate(names: Sequence[str], folder: Path) -> Located:
-    """Find the picture that each ``file_name`` means; the folder is listed only if a name is no plain path below it.
-
-    Names are paths with the separators of any system, absolute ones of another machine, URLs, and such without ending.
-    No path leads out of the folder.
-    """
+    """Find the picture below the folder, which is listed only if need be, that each ``file_name`` means."""
     finder = _Finder(folder, names)
     paths: list[str | None] = []
     faults: dict[int, str] = {}
@@ -210,7 +204,7 @@ class Pictures:
 
 
 def _likeness(path: str) -> str:
-    return composed(basename(without_ending(unquote(path)))).casefold()
+    return last_part(composed(unquote(path)))
 
 
 # --- the search for a picture ------------------------------------------------------------------------------------
@@ -248,13 +242,10 @@ class _Name(NamedTuple):
 class _Finder:
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._folder, self._names, self._pictures = folder, names, Pictures(folder)
-        self._heads: dict[Path, bool] = {}
+        self._is_folder = cache(lambda place: place.is_dir())
 
     def find(self, text: str) -> tuple[str, bool, bool]:
-        """Return the picture of a name, and of a loose name, which is no path below the folder, whether it is there.
-
-        Of a loose name the beginning was passed over, or the ending added.
-        """
+        """Return a name's picture; whether the name is loose, no path below the folder; if so, whether it is there."""
         name = self._take_apart(text)
         if name.is_exact and name.has_ending and name.path.isascii():
             return name.path, False, False
@@ -294,11 +285,6 @@ class _Finder:
         names = map(_parse, self._names)
         heads = {name.parts[0] for name in names if len(name.parts) > 1 and not name.is_elsewhere}
         return any(self._is_folder(self._folder / head) for head in heads if id_fault(head) is None)
-
-    def _is_folder(self, place: Path) -> bool:
-        if place not in self._heads:
-            self._heads[place] = place.is_dir()
-        return self._heads[place]
 
 
 def _parse(text: str) -> _Name:

@@ -87,11 +87,7 @@ def parse_instances(
     labelled: bool = True,
     borrow: Callable[[], Categories] | None = None,
 ) -> Instances:
-    """Index COCO instances JSON, whose pictures lie in ``folder``.
-
-    Images whose labels cannot be known are left out if ``labelled``. Where the file has no categories, those that
-    ``borrow`` returns are taken.
-    """
+    """Index COCO instances JSON; images of unknown labels are left out if ``labelled``, ``borrow`` has categories."""
     found = _parse(content, source, _ARRAYS)
     if not found.images or not (found.categories or borrow):
         raise UsageError(f"{source} has no images or no categories: COCO instances have both, and annotations.")
@@ -291,7 +287,6 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
 
 
 def _order_categories(categories: Categories, used: Sequence[int]) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Return the class of each category id, and the names of the classes, both in the order of the ids."""
     ordered, source = sorted(categories.entries), categories.source
     for id, name in ordered:
         if is_background(name):

@@ -15,11 +15,7 @@ _MAX_RUN_DIGITS = 7  # of five bits each, more than any image needs
 
 
 def draw_mask(instances: Sequence[tuple[int, Any]], height: int, width: int, where: str) -> np.ndarray:
-    """Draw instances (mask value and segmentation) into one mask, (height, width) uint8, the larger ones first.
-
-    ``where`` says what to call an instance in messages. A segmentation that is missing, empty or broken is an
-    `ImageError`: its object would count as background.
-    """
+    """Draw instances (mask value, segmentation), the largest first; (H, W) uint8. ``where`` is an instance's name."""
     outlines = [_to_rle(segmentation, height, width, where) for _, segmentation in instances]
     areas = np.array([int(rasteriser.area(outline)) for outline in outlines], dtype=np.int64)
     mask = np.full((height, width), BACKGROUND, dtype=np.uint8)

@@ -100,11 +100,7 @@ class Dataset(ABC):
         return image_size(self.image_path(id))
 
     def mask(self, id: str) -> np.ndarray | None:
-        """Read an image's truth, (H, W) uint8: 0 background, class + 1, 255 ignore; None where there is none.
-
-        Raises:
-            ImageError: the mask is damaged, has another size than the image, or values of no class.
-        """
+        """Read the truth, (H, W) uint8: 0 background, class + 1, 255 ignore; None where there is none."""
         mask = self._read_mask(id)
         if mask is not None:
             self._require_size(id, mask)
@@ -112,10 +108,7 @@ class Dataset(ABC):
         return mask
 
     def look_at_mask(self, id: str) -> tuple[np.ndarray | None, list[Problem]] | None:
-        """Return an image's mask, None where it does not lie on the image, and all that is wrong with it.
-
-        None where there is no mask; of what is wrong, `mask` raises the first.
-        """
+        """Return a mask (None where it is not on the image) and all that is wrong with it; None without a mask."""
         try:
             mask = self._read_mask(id)
         except ImageError as error:
@@ -132,14 +125,10 @@ class Dataset(ABC):
         return mask if fits else None, problems
 
     def hidden_classes(self, id: str) -> np.ndarray:
-        """Return which classes of an image may be without a pixel in a sound mask, (classes,) bool.
-
-        Their objects may lie below ignored pixels alone, as COCO's crowds do, or behind others.
-        """
+        """Return which classes may be without a pixel in a sound mask, (classes,) bool: of crowds, or behind others."""
         return np.zeros(len(self.classes), dtype=bool)
 
     def fingerprint(self) -> str:
-        """Return a hash of ids, labels and class names; pixels do not enter."""
         return fingerprint_of(self.ids, self.labels, self.classes)
 
     @property

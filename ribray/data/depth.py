@@ -42,10 +42,7 @@ class Scale(NamedTuple):
 
 
 def deep_colour(image: ImageFile.ImageFile, path: Path) -> str | None:
-    """Return how an opened, not yet decoded image stores 16-bit colours, of which Pillow keeps the high bytes.
-
-    That is Pillow's name for it, such as ``RGB;16B``; None where the image has no 16-bit colours.
-    """
+    """Return Pillow's name for how an image, not yet decoded, stores 16-bit colours, such as ``RGB;16B``, or None."""
     modes = {tile.args if isinstance(tile.args, str) else str(tile.args[0]) for tile in image.tile if tile.args}
     name = next(iter(modes), "")
     if image.mode in ("RGB", "RGBA") and ";16" in name:

@@ -58,12 +58,7 @@ def without_root(parts: Sequence[str], root: Sequence[str]) -> Sequence[str]:
 
 
 def list_files(root: Path, without: Path | None = None, below_each_name: bool = False) -> Listing:
-    """List a folder with all folders below, on an object store by one request for a listing.
-
-    Each folder is listed once, whatever leads there: below its own name before that of a link to it. So a link to a
-    folder around it ends no walk and finds nothing twice. If ``below_each_name``, a linked folder is listed below each
-    of its names, and one that cannot be listed is an `OSError`. Files in ``without`` are left out.
-    """
+    """List a folder with all below it, each once, whatever links lead there (unless ``below_each_name``)."""
     if storage.is_local(root):
         left_out = os.fspath(without) if without is not None and storage.is_local(without) else None
         return _walk(os.fspath(root), left_out, below_each_name)
@@ -121,18 +116,12 @@ def _walk(top: str, without: str | None, below_each_name: bool) -> Listing:
 
 
 class FilesById:
-    """The files of a folder and of those below it, by id: the path below the folder without ending.
-
-    Ids are the same in either Unicode form, and given in the composed one. A folder that is not there holds nothing.
-
-    Attributes:
-        others: names of files with other endings.
-    """
+    """The files below a folder, which need not exist, by id: the path without ending, in Unicode's composed form."""
 
     def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
         """Of files with one id that whose ending comes first in ``suffixes`` is first, and ``.jpg`` before ``.JPG``."""
         self.folder = folder
-        self.others: list[str] = []
+        self.others: list[str] = []  # names of files with other endings
         self._files: dict[str, list[str]] = {}
         found = list_files(folder, below_each_name=True) if folder.is_dir() else Listing(())
         for name in sorted((*found.names, *found.broken)):

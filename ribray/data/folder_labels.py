@@ -80,10 +80,7 @@ IdOf = Callable[[str, str], str]
 
 
 def parse_labels(text: str, source: str, id_of: IdOf, is_image: Callable[[str], bool]) -> Labels:
-    """Parse labels.csv, whose first line names the columns; those that are not needed are passed over.
-
-    ``is_image`` decides which of several columns is that of ids.
-    """
+    """Parse labels.csv; ``is_image`` decides which of several columns is that of ids."""
     header, rows, notes = _read(text, source)
     id_column = _id_column(header, rows, source, id_of, is_image)
     class_column = _class_column(header, id_column, rows, source)

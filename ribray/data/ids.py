@@ -23,14 +23,10 @@ _OTHER_FORMATS = tuple({*IMAGE_SUFFIXES, ".npy", ".npz", ".mat", ".json", ".xml"
 
 
 class Photographs:
-    """The photographs below a root by id: the path below it without ending, in Unicode's composed form.
-
-    Attributes:
-        files: path below the root as the file system has it, by id, sorted by path.
-    """
+    """The photographs below a root by id: the path below it without ending, in Unicode's composed form."""
 
     def __init__(self, root: Path, names: Iterable[str], listing: Listing) -> None:
-        self.files: dict[str, str] = {}
+        self.files: dict[str, str] = {}  # path as the file system has it, by id, sorted by path
         for name in names:
             id = composed(without_ending(name))
             check_id(id, f"the name of an image below {root}")
@@ -105,7 +101,6 @@ class Absences:
         self._others = {composed(name.rpartition(".")[0]): name for name in listing.names if not is_photograph(name)}
 
     def of(self, id: str) -> str:
-        """Return what to add to the sentence that there is no image ``id``, or nothing."""
         for folder in ("/".join(id.split("/")[:count]) for count in range(1, id.count("/") + 1)):
             if (target := self._listing.broken.get(folder)) is not None:
                 return f": {self._root / folder} is a link that leads nowhere (to {target})"
@@ -123,17 +118,11 @@ class Absences:
 
 
 class MaskFiles:
-    """The masks in a folder.
-
-    Attributes:
-        files: path below the folder, by id.
-        findings: files that belong to no image or are no PNG, and second masks of one image.
-    """
+    """The masks in a folder, and findings: files that belong to no image or are no PNG, and second masks."""
 
     def __init__(self, folder: Path, names: Iterable[str], photographs: Photographs, ids: Collection[str]) -> None:
-        """Find the owner of each file, of which ``names`` are the sorted paths below the folder, among all ``ids``."""
         self._folder, self._photographs, self._ids = folder, photographs, ids
-        self.files: dict[str, str] = {}
+        self.files: dict[str, str] = {}  # path below the folder, by id
         self.findings: list[Problem] = []
         names = list(names)
         self._note_strays([name for name in names if name.lower().endswith(MASK_SUFFIX) and not self._take(name)])

@@ -57,7 +57,6 @@ class Picture:
 
     @property
     def readings(self) -> tuple[Scale | str, ...]:
-        """How it was read where that could be done in another way, in words that go for many pictures."""
         return self.choices if self.scale is None else (self.scale, *self.choices)
 
     @property
@@ -97,11 +96,7 @@ def without_ending(name: str) -> str:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read a photograph as a viewer shows it: turned as EXIF says, in colour, eight bits, alpha over white.
-
-    Raises:
-        ImageError: it is missing, damaged, no image, or unreasonably large, or its values have no agreed brightness.
-    """
+    """Read a photograph as a viewer shows it: turned as EXIF says, in colour, eight bits, alpha over white."""
     content = _read_bytes(path)
     with _decoding(path), _opened(io.BytesIO(content), _FORMATS) as image:
         scale, choices = None, []
@@ -185,7 +180,6 @@ def _header(path: Path) -> Iterator[ImageFile.ImageFile]:
 
 
 def _opened(stream: IO[bytes], formats: tuple[str, ...]) -> ImageFile.ImageFile:
-    """Read the header of an image and refuse one that would fill the memory."""
     image = Image.open(stream, formats=formats)
     if image.width * image.height > _MAX_PIXELS:
         image.close()

@@ -61,21 +61,14 @@ def read_list(path: Path, known: Known | None = None) -> IdList:
 
 
 def parse_list(text: str, source: str, known: Known | None = None) -> IdList:
-    """Parse a list of ids; blank lines, spaces around ids and any kind of line end are fine.
-
-    ``known`` finds the images that there are. A line that is such an id as it stands is that id, whatever else it
-    could be read as (``beach 1``, ``scan.png``); without it, no line is taken for an id with a sign.
-    """
+    """Parse a list of ids; a line that ``known`` has as it stands is that id, whatever it could be (``beach 1``)."""
     found = IdList(source)
     found.ids, found.problems = each_once(text, source, lambda line, where: _parse_line(line, where, known, found))
     return found
 
 
 def each_once(text: str, source: str, id_of: Callable[[str, str], str]) -> tuple[tuple[str, ...], list[Problem]]:
-    """Return the ids of a list's lines, each once, and a problem for each that is listed again.
-
-    ``id_of`` finds the id of a line, given where it stands.
-    """
+    """Return the ids that ``id_of`` finds in a list's lines, each once, and a problem for each that is listed again."""
     first_lines: dict[str, int] = {}
     ids: list[str] = []
     problems: dict[str, Problem] = {}
@@ -120,7 +113,6 @@ def _parse_line(line: str, where: str, known: Known | None, found: IdList) -> st
 
 
 def _parse_path(text: str, where: str, known: Known | None, found: IdList) -> str:
-    """Return the id that a path of a picture stands for, whether there is such a picture or not."""
     if (id := _of_path(text, known, found)) is not None:
         return id
     path, root = _below_pictures(text)
@@ -163,10 +155,7 @@ def _below_pictures(text: str) -> tuple[str, str | None]:
 
 
 def check_id(id: str, where: str, shown: str | None = None) -> None:
-    """Refuse an id that could name anything but a file below a root.
-
-    The message names ``where`` it stands, such as ``line 3 of train.txt``, and what is ``shown`` of it.
-    """
+    """Refuse an id that could name anything but a file below a root; ``where`` it stands, what is ``shown`` of it."""
     if fault := id_fault(id):
         raise UsageError(
             f"{where} is {shortened(id if shown is None else shown)!r}, which {fault}: an image id is the image's path "
@@ -189,16 +178,20 @@ def id_fault(id: str) -> str | None:
     return next((fault for fault, is_so in faults.items() if is_so), None)
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file, with or without byte-order mark."""
+def read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist.") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {storage.reason(error)}.") from None
+
+
+def read_text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
 
 
 def lines(text: str) -> list[str]:

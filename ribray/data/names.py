@@ -39,7 +39,6 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a name of any file system in a form for a message: escaped where it cannot be printed."""
     return text if text.isprintable() else ascii(text)
 
 
@@ -70,10 +69,7 @@ def require_distinct(classes: Sequence[str], source: str) -> None:
 
 
 def doubtful_names(classes: Sequence[str], source: str, separator: str = "") -> Iterator[tuple[str, str]]:
-    """Yield classes whose names may not mean what they seem to, each with a sentence.
-
-    ``separator`` stands between several names where the layout has them in one cell.
-    """
+    """Yield classes whose names may not mean what they seem to; ``separator`` stands between several in one cell."""
     for name in classes:
         for doubt in _doubts(name, classes, separator):
             yield name, f"{source} {doubt}"

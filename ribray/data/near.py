@@ -85,7 +85,6 @@ def _parts(name: str) -> Iterator[str]:
 
 
 def unique(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, str]:
-    """Return names by key, without the keys that several have."""
     found: dict[Hashable, str] = {}
     repeated = set()
     for key, name in pairs:
@@ -95,7 +94,6 @@ def unique(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, str]:
 
 
 def last_part(name: str) -> str:
-    """Return a name without folders, ending and case."""
     return without_ending(name.rpartition("/")[2]).casefold()
 
 

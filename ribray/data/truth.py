@@ -50,7 +50,6 @@ class Comparison:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `Tally.add` counts, as JSON values."""
         kinds = [problem.kind for problem in self.problems]
         return {"values": self.values.tolist(), "kinds": kinds, "hidden": list(self.hidden)}
 
@@ -122,13 +121,7 @@ def _named(values: np.ndarray, classes: Sequence[str]) -> str:
 
 
 class Tally:
-    """Counts over the masks of a split: where they disagree with labels, and which values go with which classes.
-
-    Attributes:
-        images: masks compared.
-        disagreeing: of these, those that disagree.
-        kinds: masks by kind of disagreement.
-    """
+    """Counts over the masks of a split: where they disagree with labels, and which values go with which classes."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.name, self._classes = dataset.name, dataset.classes
@@ -155,7 +148,6 @@ class Tally:
 
     @property
     def is_large(self) -> bool:
-        """Whether so many masks disagree that what they judge means little."""
         return self.disagreeing >= _LARGE_SHARE * self.images
 
     def sentence(self) -> str | None:
@@ -261,10 +253,7 @@ class Without:
 
 
 def require_foreground(dataset: Dataset, ids: Sequence[str], is_stopped: Callable[[], bool]) -> None:
-    """Refuse to judge by masks none of which shows a class, if for some of them the data set does not say why.
-
-    Looks at one mask where that is in order. Images without a label, or with a mask that cannot be used, say nothing.
-    """
+    """Refuse to judge by masks none of which shows a class, if for some of them the data set does not say why."""
     lacking, first = 0, None
     values, classes = np.zeros(_VALUES, bool), np.zeros(len(dataset.classes), bool)
     has_label = np.asarray(dataset.labels.any(axis=1))

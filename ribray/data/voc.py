@@ -59,12 +59,7 @@ class VocDataset(Dataset):
         labelled: bool = True,
         notes: Iterable[str] = (),
     ) -> None:
-        """Read the split's list and the image-level labels of every image, and look which pictures there are.
-
-        ``classes`` are the names of the mask values 1, 2, …, ``notes`` say how they were found. Not ``labelled`` are
-        images that are only predicted, such as those of the test split: no label is read, and none is left out. Where
-        ImageSets has no list at all, these are all pictures.
-        """
+        """Read the list, the labels (if any are needed) and which pictures there are; ``notes``: on classes."""
         self.root = root
         if not (root / PICTURES).is_dir():
             raise UsageError(f"{root} has no folder {PICTURES}: {_nearest_root(root)}")
@@ -106,7 +101,6 @@ class VocDataset(Dataset):
         return self._pictures.get(id, f"{id}.jpg")
 
     def hidden_classes(self, id: str) -> np.ndarray:
-        """Return which classes have but objects marked difficult, (classes,) bool: VOC need not outline these."""
         try:
             names = difficult_names((self.root / ANNOTATIONS / f"{id}.xml").read_bytes())
         except OSError:
@@ -174,7 +168,6 @@ def _all_lists(root: Path) -> Iterator[Path]:
 
 
 def _misplaced(root: Path, split: str) -> Path | None:
-    """Return a list of the split's name that does not lie where lists do, or is spelt a little differently."""
     names = {_bare(f"{split}.txt"), _bare(split)}
     roots = [root, *(folder for folder in root.iterdir() if folder.name.casefold() == _IMAGE_SETS.casefold())]
     folders = [*roots, *(inner for folder in roots[1:] if folder.is_dir() for inner in folder.iterdir())]
@@ -287,7 +280,6 @@ def _without_suffix(name: str) -> str:
 
 
 def _findings(root: Path, listed: IdList, pictures: FilesById, masks: Sequence[FilesById]) -> Iterator[Problem]:
-    """Yield what is wrong with files: a second picture of an image, and masks that belong to none or are no PNG."""
     for id in listed.ids:
         names = pictures.names(id)
         if len(names) > 1:

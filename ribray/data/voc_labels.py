@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -47,11 +47,8 @@ class UnknownClassError(ImageError):
 
 
 def parse_annotation(content: bytes, classes: Sequence[str], source: str) -> np.ndarray:
-    """Return which classes a VOC annotation lists, (classes,) bool; objects marked difficult count.
-
-    An annotation without objects is an image known to be empty. ``source`` is what to call the file in messages.
-    """
-    columns = _columns(tuple(classes))
+    """Return which classes a VOC annotation lists, (classes,) bool: none where it is known to be empty."""
+    columns = {composed(name): column for column, name in enumerate(classes)}
     names = dict.fromkeys(name for name, _ in _objects(content, source))
     if "" in names:
         raise ImageError(f"{source} has an object without a name.")
@@ -72,11 +69,6 @@ def difficult_names(content: bytes) -> set[str]:
     except ImageError:
         return set()
     return {name for name, mark in objects if mark == "1"} - {name for name, mark in objects if mark != "1"}
-
-
-@cache
-def _columns(classes: tuple[str, ...]) -> dict[str, int]:
-    return {composed(name): column for column, name in enumerate(classes)}
 
 
 def _objects(content: bytes, source: str) -> list[tuple[str, str]]:
@@ -142,10 +134,7 @@ class VocLabels:
         self._by_lists = 0
 
     def find(self, missing: Mapping[str, str]) -> list[np.ndarray | Problem]:
-        """Return the classes of every listed image, (classes,) bool, or why they cannot be known.
-
-        ``missing`` has a sentence for each image without a picture.
-        """
+        """Return each image's classes, (classes,) bool, or why they are unknown; ``missing``: why it has no picture."""
         ids = self._listed.ids
         with ThreadPoolExecutor(_READERS) as readers:
             found = list(readers.map(self._read_or_problem, ids))
@@ -229,11 +218,7 @@ class VocLabels:
                 yield Problem(id, sentence, "sign")
 
     def notes(self, rows: Sequence[np.ndarray | Problem]) -> Iterator[str]:
-        """Yield how labels were read, where they could be read in another way.
-
-        Raises:
-            UsageError: no image has labels, since the annotations name other classes.
-        """
+        """Yield how labels were read, if in another way; a `UsageError` if annotations name only other classes."""
         if self._by_lists:
             yield (
                 f"{self._by_lists} images have neither annotation nor mask: their labels are those of the lists "

@@ -1,1 +1,1 @@
-"""The drawn world of the quickstart, its small network, and how that network was pretrained."""
+"""The drawn world of the quickstart and its small network, which `tools/pretraining.py` has made."""

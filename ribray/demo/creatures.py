@@ -64,11 +64,8 @@ class Canvas:
         label: int | None = None,
         opacity: float = 1.0,
     ) -> None:
-        """Lay `colour` (…, 3) over a shape, given by its edge's `distance` (h, w) in units, negative inside.
-
-        The edge is one pixel of partial cover; the mask takes `label` where at least half a pixel is covered.
-        """
-        cover = np.clip(0.5 - distance * self.scale, 0, 1)
+        """Lay `colour` (…, 3) over a shape, given by its edge's `distance` (h, w) in units, negative inside."""
+        cover = np.clip(0.5 - distance * self.scale, 0, 1)  # the edge is one pixel of partial cover
         pixels = self.pixels[place]
         pixels += (opacity * cover)[..., None] * (colour - pixels)
         if label is not None:
@@ -113,7 +110,6 @@ def _smooth(grid: np.ndarray, size: int) -> np.ndarray:
 
 
 def draw_landscape(rng: np.random.Generator, size: int) -> Canvas:
-    """An empty picture: two soft hues flowing into one another, with a few pale, flat stones on them."""
     hue, value = rng.uniform(), rng.uniform(0.5, 0.85)
     other_hue = hue + rng.uniform(-0.2, 0.2)
     start, end = (hsv(each, rng.uniform(0.1, 0.32), value) for each in (hue, other_hue))
@@ -217,10 +213,7 @@ def draw_build(
     scale: float,
     cell: tuple[int, int, int] = (0, 0, 1),
 ) -> Creature:
-    """A creature of random build, at a random place in its cell, and all of it in the picture.
-
-    `cell` is (row, column, n) of a grid of n×n over the picture.
-    """
+    """A random creature, all of it in the picture, at a random place in its cell: (row, column, n) of n×n."""
     a, b = scale * rng.uniform(24, 38), scale * rng.uniform(14, 22)
     head, tilt = scale * rng.uniform(5.5, 8), rng.uniform(-0.5, 0.5)
     facing = 1 if rng.uniform() < 0.5 else -1
@@ -233,10 +226,7 @@ def draw_build(
 
 
 def _placed(rng: np.random.Generator, before: float, after: float, part: int, parts: int) -> float:
-    """A random place, along one axis, for what reaches from −`before` to `after`.
-
-    It is all in its part of the picture where it fits there, and in any case inside the picture.
-    """
+    """A random place along an axis for what reaches from −`before` to `after`: in its part, or at least inside."""
     side = UNITS / parts
     slack = max(side - before - after, 0)
     place = side * part + (side - before - after) / 2 + before + rng.uniform(-0.5, 0.5) * slack
@@ -280,7 +270,6 @@ def head_style(kind: int) -> tuple[float, float, int]:
 
 
 def draw_head(rng: np.random.Generator, canvas: Canvas, creature: Creature, label: int) -> None:
-    """Paint the head in the two tones of its kind, with an eye that looks ahead."""
     assert creature.kind is not None
     face, cap, shape = head_style(creature.kind)
     value, size = rng.uniform(0.85, 1.0), creature.head
@@ -299,12 +288,7 @@ def draw_head(rng: np.random.Generator, canvas: Canvas, creature: Creature, labe
 def draw(
     split: str, index: int, seed: int, size: int = 112, classes: int = 6
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture `index` of a split.
-
-    Returns:
-        image (size, size, 3) uint8; mask (size, size) uint8, 0 background, otherwise class index + 1;
-        labels (classes,) bool.
-    """
+    """Picture `index` of a split: image (size, size, 3) uint8, mask (size, size) uint8, labels (classes,) bool."""
     rng, kinds = kinds_of(split, index, seed, classes)
     canvas = draw_landscape(rng, size)
     row, column = divmod(int(rng.integers(4)), 2)
@@ -331,25 +315,6 @@ def kinds_of(split: str, index: int, seed: int, classes: int) -> tuple[np.random
     return rng, kinds
 
 
-def draw_single(seed: int, index: int, size: int = 112) -> tuple[np.ndarray, int | None, int | None]:
-    """A picture to pretrain on: one creature, or none in a tenth of them, and a head in half of those.
-
-    Returns:
-        image (size, size, 3) uint8, family of body or None, kind of head or None.
-    """
-    rng = keyed_rng("single creature", seed, index)
-    family = None if rng.uniform() < 0.1 else int(rng.integers(FAMILIES))
-    kind = None if family is None or rng.uniform() < 0.5 else int(rng.integers(HUES))
-    canvas = draw_landscape(rng, size)
-    if family is not None:
-        creature = draw_build(rng, kind, family, rng.uniform(0.55, 1.1))
-        draw_body(rng, canvas, creature, 1)
-        if kind is not None:
-            draw_head(rng, canvas, creature, 1)
-    return finished(rng, canvas), family, kind
-
-
 def finished(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
-    """The canvas as a photograph: with pixel noise, (size, size, 3) uint8."""
     noise = rng.standard_normal(canvas.pixels.shape, np.float32) * np.float32(NOISE)
     return np.clip(np.rint(canvas.pixels + noise), 0, 255).astype(np.uint8)

@@ -38,10 +38,7 @@ def class_names(count: int) -> tuple[str, ...]:
 
 
 def make_world(root: Path, config: SyntheticConfig, seed: int) -> None:
-    """Write a world in VOC layout, with its class names and a manifest; a world that is there already stays.
-
-    The manifest says "finished" only at the end, so that a world whose making was interrupted is made again.
-    """
+    """Write a world in VOC layout; its manifest says "finished" only at the end, so that the rest is made again."""
     manifest = _manifest(config, seed)
     if _is_finished(root, manifest):
         return
@@ -83,10 +80,7 @@ class DrawnWorld(VocDataset):
 
 
 class UndrawnWorld(Dataset):
-    """A split of a world that `make_world` has not written, and that looks the same: pictures are drawn when asked for.
-
-    It is for those who only look, at a run that has not begun or whose world was removed.
-    """
+    """A split of a world that is not written, for those who only look: pictures are drawn when asked for."""
 
     def __init__(self, root: Path, split: str, config: SyntheticConfig, seed: int) -> None:
         self._root, self._split, self._config, self._seed = root, split, config, seed
@@ -149,7 +143,6 @@ def _manifest(config: SyntheticConfig, seed: int) -> dict[str, int]:
 
 
 def _is_finished(root: Path, manifest: dict[str, int]) -> bool:
-    """Whether this very world lies in `root`; refuses a `root` that holds something else."""
     if not (root / MANIFEST).exists():
         if root.exists() and next(iter(root.iterdir()), None) is not None:
             raise UsageError(f"{root} holds other data: give data.root a new or empty folder for the synthetic world.")

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ribray.data.transforms import normalise
-from ribray.demo import pretraining
-from ribray.demo.creatures import FAMILIES, draw, draw_single
+from ribray.demo.creatures import FAMILIES, draw
 from ribray.demo.network import SmallBackbone
 from ribray.networks.classifier import Classifier
 from ribray.networks.weights import load_backbone_weights
+from tests.conftest import ROOT
+from tools import pretraining
 
-SHIPPED = Path(pretraining.__file__).with_name("network.safetensors")
+SHIPPED = ROOT / "ribray/demo/network.safetensors"
 REACH = 28  # pixels around the middle of a cell
 
 
@@ -93,7 +94,7 @@ def test_shipped_features_tell_the_families_of_bodies_apart():
     backbone = pretrained()
     features, families = [], []
     for index in range(240):
-        image, family, kind = draw_single(99, index)
+        image, family, kind = pretraining.draw_single(99, index)
         if family is not None and kind is None:
             features.append(last_level(backbone, image).mean((1, 2)))
             families.append(family)

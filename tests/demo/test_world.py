@@ -12,9 +12,10 @@ from ribray.config import DataConfig, SyntheticConfig
 from ribray.data import open_dataset
 from ribray.data.voc import VocDataset
 from ribray.demo import world
-from ribray.demo.creatures import FAMILIES, HUES, draw, draw_single, head_style
+from ribray.demo.creatures import FAMILIES, HUES, draw, head_style
 from ribray.demo.world import class_names, make_world, palette
 from ribray.errors import UsageError
+from tools.pretraining import draw_single
 
 SMALL = SyntheticConfig(image_size=64, classes=3, train_images=5, eval_images=2)
 MOST_CLASSES = 200

@@ -3,7 +3,7 @@
 The backbone learns to tell the families of bodies and the kinds of heads of single creatures; a classifier of
 heads starts from there. What is shipped was made by
 
-    python -m ribray.demo.pretraining --out ribray/demo/network.safetensors
+    python -m tools.pretraining --out ribray/demo/network.safetensors
 
 in about two and a half minutes on one CPU core. Where arithmetic rounds otherwise (another processor, library or
 number of threads) other weights come out, whose seeds differ by a point or two of mIoU.
@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ribray.data.transforms import normalise
-from ribray.demo.creatures import FAMILIES, HUES, draw_single
+from ribray.data.transforms import keyed_rng, normalise
+from ribray.demo.creatures import FAMILIES, HUES, draw_body, draw_build, draw_head, draw_landscape, finished
 from ribray.demo.network import SmallBackbone
 from ribray.networks.weights import drawn_with
 
@@ -76,7 +77,6 @@ class _Namer(nn.Module):
 
 
 def _network(seed: int) -> _Namer:
-    """A network with weights of its own seed; the global random state stays as it was."""
     with drawn_with(seed):
         network = _Namer()
         for module in network.modules():
@@ -84,6 +84,20 @@ def _network(seed: int) -> _Namer:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     nn.init.constant_(network.head.bias, FIRST_BIAS)
     return network
+
+
+def draw_single(seed: int, index: int, size: int = 112) -> tuple[np.ndarray, int | None, int | None]:
+    """A picture to pretrain on, and its family of body and kind of head: one creature, or none in a tenth of them."""
+    rng = keyed_rng("single creature", seed, index)
+    family = None if rng.uniform() < 0.1 else int(rng.integers(FAMILIES))
+    kind = None if family is None or rng.uniform() < 0.5 else int(rng.integers(HUES))
+    canvas = draw_landscape(rng, size)
+    if family is not None:
+        creature = draw_build(rng, kind, family, rng.uniform(0.55, 1.1))
+        draw_body(rng, canvas, creature, 1)
+        if kind is not None:
+            draw_head(rng, canvas, creature, 1)
+    return finished(rng, canvas), family, kind
 
 
 def _single_creatures(seed: int, count: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +121,6 @@ def _turned(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def save(state: dict[str, Tensor], out: Path) -> None:
-    """Write a backbone's weights as safetensors, in half precision; loading casts them back."""
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, out)
