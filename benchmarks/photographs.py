@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from ribray.api import RIB
-from ribray.config import load_experiment
+from ribray.config import RIBConfig, load_experiment
 from ribray.data import open_dataset
 from ribray.data.dataset import IGNORE
 from ribray.data.transforms import normalise
@@ -255,7 +255,7 @@ def measure(head: Head, photographs: Sequence[Photograph], **changes: Any) -> di
     settings = CENTRE | changes
     ribs = {"on": RIB(head.classifier, device="cpu", **settings)}
     ribs["off"] = RIB(head.classifier, device="cpu", **settings, explode_ratio=NO_TEST)
-    tallies = {test: StopTally(settings["iterations"]) for test in ribs}
+    tallies = {test: StopTally(RIBConfig(iterations=settings["iterations"])) for test in ribs}
     seconds = dict.fromkeys(ribs, 0.0)
     rows: dict[str, list[Any]] = {test: [] for test in ribs}
     members = [head.chosen(each) for each in photographs]

@@ -63,7 +63,7 @@ def by_step(run: Path) -> dict[str, float]:
     for file in sorted((run / "maps").rglob("*.npz")):
         record, truth = MapRecord.read(file), dataset.mask(file.stem)
         for step, curve in enumerate(curves):
-            maps = localization_maps(record, min(step, len(record.by_step) - 1))
+            maps = localization_maps(record, ("rib", step))
             curve.add(*winner(maps, record.classes), truth)
     return {f"after step {step}": curve.best().miou for step, curve in enumerate(curves, start=1)}
 

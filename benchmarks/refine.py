@@ -130,8 +130,8 @@ class ProductWay(Way):
         arguments = workload.arguments() | {"precision": precision, "folder": self._folder}
         self.worker = RefineWorker(**arguments)
         if engine is not None:
-            chosen = self.worker._refiner
-            self.worker._refiner = Refiner(chosen.classifier, chosen.config, precision, chosen.device, engine)
+            chosen = self.worker._method
+            self.worker._method = Refiner(chosen.classifier, chosen.config, precision, chosen.device, engine)
         self._watch()
 
     def work(self, id: str, upcoming: str) -> None:
@@ -140,13 +140,13 @@ class ProductWay(Way):
             self.worker.process(id)
 
     def result(self, id: str) -> list[np.ndarray]:
-        return MapRecord.read(map_path(self._folder, id), id).refined
+        return MapRecord.read(map_path(self._folder, id), id).maps["rib"]
 
     def _watch(self) -> None:
         """Have the worker's own code tell the clock where it is."""
         around = self.clock.around
         worker: Any = self.worker
-        refiner, network = worker._refiner, worker._refiner.network
+        refiner, network = worker._method, worker._method.network
         see = refiner._see_target
 
         def see_target(*arguments: Any, **options: Any) -> Any:

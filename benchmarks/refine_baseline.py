@@ -14,7 +14,7 @@ import torch
 from clock import Clock
 from torch import Tensor
 
-from ribray.config import RefineConfig
+from ribray.config import RIBConfig
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import augment, keyed_rng, normalise, normalise_crops, rescaled
 from ribray.methods.extras import ExtraOrder
@@ -36,7 +36,7 @@ class Baseline:
     """
 
     def __init__(
-        self, classifier: Classifier, dataset: Dataset, config: RefineConfig, device: torch.device, clock: Clock
+        self, classifier: Classifier, dataset: Dataset, config: RIBConfig, device: torch.device, clock: Clock
     ) -> None:
         self.classifier = classifier.to(device).eval()
         self.initial = {name: tensor.clone() for name, tensor in self.classifier.state_dict().items()}

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ribray import storage
-from ribray.config import RefineConfig, explain_invalid
+from ribray.config import ENDED, RIBConfig, explain_invalid
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.images import Picture, read_image
 from ribray.data.transforms import Normalisation, normalise, rescaled
@@ -34,7 +34,6 @@ from ribray.methods.extras import ExtraOrder
 from ribray.methods.maps import MapRecord, localization_maps, to_arrays
 from ribray.methods.preparation import Preparation
 from ribray.methods.rib import Refiner
-from ribray.methods.stop_reasons import ENDED
 from ribray.networks.adopt import Part, adopt, class_names, is_softmax, trained_side
 from ribray.networks.classifier import Classifier
 from ribray.networks.pretrained import open_network
@@ -193,7 +192,7 @@ class RIB:
         names: list[str] | None,
         is_softmax: bool,
         side: int | None,
-        config: RefineConfig,
+        config: RIBConfig,
         device: str | torch.device,
     ) -> None:
         if names is not None and len(names) != classifier.classes:
@@ -230,7 +229,8 @@ class RIB:
         self._refiner.config = config = self.config.model_copy(update={"keep_steps": by_step})
         with ThreadPoolExecutor(1) as threads:
             order = ExtraOrder(gallery.ids, gallery.labels, config.seed)
-            preparation = Preparation(TARGET, gallery, order, config, threads, self._normalisation)
+            needs = Refiner.extra_samples(config)
+            preparation = Preparation(TARGET, gallery, config.scales, threads, self._normalisation, needs, order)
             try:
                 refinement = self._refiner.refine(
                     preparation.target().views, present, lambda step: preparation.batch(self._refiner.device)
@@ -242,13 +242,15 @@ class RIB:
         return Result(
             image=pixels,
             maps=localization_maps(record),
-            cams=localization_maps(record, "initial"),
+            cams=localization_maps(record, "cam"),
             classes=chosen,
             names=tuple(self.name(index) for index in chosen),
             losses=tuple(refinement.losses),
             steps=refinement.steps,
             stop_reason=refinement.stop_reason,
-            by_step=tuple(localization_maps(record, step) for step in range(len(record.by_step))),
+            by_step=tuple(
+                localization_maps(record, ("rib", step)) for step in range(refinement.steps if by_step else 0)
+            ),
             notes=_notes(len(gallery.ids) - 1, order.available(TARGET, present), preparation.unreadable.values()),
             mask_values=tuple(index + 1 for index in chosen) if self._classifier.classes < IGNORE else (),
         )
@@ -365,20 +367,20 @@ class _Gallery:
         return read_pixels(self._images[id])
 
 
-def read_settings(settings: dict[str, Any]) -> RefineConfig:
+def read_settings(settings: dict[str, Any]) -> RIBConfig:
     """Return settings of a refinement, checked; one that does not matter to a single image is refused."""
-    known = [name for name in RefineConfig.model_fields if name not in NOT_READ]
+    known = [name for name in RIBConfig.model_fields if name not in NOT_READ]
     for name in settings:
         if name not in known:
             hint = _nearest(difflib.get_close_matches(name, known, n=1))
             raise UsageError(f"RIB has no setting '{name}'{hint}; it has {', '.join(known)}.")
     if "scales" in settings and "loss_scales" not in settings:
-        standard = RefineConfig().loss_scales
+        standard = RIBConfig().loss_scales
         settings = {**settings, "loss_scales": [each for each in settings["scales"] if each in standard or each == 1.0]}
     try:
-        return RefineConfig.model_validate(settings)
+        return RIBConfig.model_validate(settings)
     except ValidationError as error:
-        raise UsageError(explain_invalid(error, RefineConfig)) from None
+        raise UsageError(explain_invalid(error, RIBConfig)) from None
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -114,7 +114,7 @@ def _print_results(request: "Request", metrics: "RunMetrics") -> None:
     splits = experiment.evaluate.splits or (experiment.data.eval_split,)
     tables: list[Any] = []
     if metrics.seed and "seed" in request.stages:
-        tables.append(seed_table(metrics.seed.methods))
+        tables.append(seed_table(metrics.seed.maps))
     if {"seed", *MASK_STAGES}.intersection(request.stages):
         tables.append(chain_table(metrics, STAGES, own=own, splits=splits))
     if "evaluate" in request.stages:

@@ -54,11 +54,15 @@ class ImportWorker:
 
 
 def _equal(one: MapRecord, other: MapRecord) -> bool:
-    maps = zip((*one.initial, *one.refined), (*other.initial, *other.refined), strict=True)
     return (
         np.array_equal(one.classes, other.classes)
         and one.size == other.size
-        and all(np.array_equal(some, others) for some, others in maps)
+        and one.maps.keys() == other.maps.keys()
+        and all(
+            np.array_equal(some, others)
+            for name in one.maps
+            for some, others in zip(one.maps[name], other.maps[name], strict=True)
+        )
     )
 
 

@@ -14,14 +14,14 @@ from rich.console import Console
 
 from ribray import storage
 from ribray.api import NOT_READ, RIB, ClassName, Result, read_settings
-from ribray.config import change
+from ribray.config import ENDED, change
 from ribray.data.dataset import Dataset
 from ribray.data.files import list_files
 from ribray.data.folder import LABELS, WHOLE, FolderDataset
 from ribray.data.images import read_image
 from ribray.data.transforms import rescaled
 from ribray.errors import ImageError, RibrayError, UsageError
-from ribray.methods.stop_reasons import ENDED, StopTally, stop_hint, stopped_early
+from ribray.methods.stop_reasons import StopTally, stop_hint, stopped_early
 from ribray.networks.pretrained import open_network
 from ribray.networks.weights import IMAGENET
 from ribray.progress import Bar, show_progress
@@ -128,7 +128,7 @@ def _map_all(
     stop: threading.Event,
 ) -> StopTally:
     """Return how the refinements ended."""
-    out, taken, tally = storage.absolute(request.out), set[str](), StopTally(rib.config.iterations)
+    out, taken, tally = storage.absolute(request.out), set[str](), StopTally(rib.config)
     notes: set[str] = set()
     for photograph in photographs:
         if stop.is_set():

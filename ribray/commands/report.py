@@ -110,7 +110,7 @@ class _Gathered:
 
     @property
     def seeds(self) -> dict[str, SeedJudgement]:
-        return self.metrics.seed.methods if self.metrics.seed else {}
+        return self.metrics.seed.maps if self.metrics.seed else {}
 
     @cached_property
     def map_files(self) -> dict[str, Path]:

@@ -198,7 +198,7 @@ def _run_stage(part: Part, stage: Stage) -> None:
 def _show_seed(context: Context) -> None:
     """Print the seed's table while later stages, which take longer, are still to come."""
     if (metrics := context.run.read_metrics().seed) is not None:
-        context.console.print("", seed_table(metrics.methods), "")
+        context.console.print("", seed_table(metrics.maps), "")
 
 
 DRAWN_FROM = 20_000
@@ -213,7 +213,7 @@ def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
         files = {id: map_path(maps, id) for id in refined_ids(context)[:DRAWN_FROM]}
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
-    seeds = metrics.seed.methods if metrics.seed else {}
+    seeds = metrics.seed.maps if metrics.seed else {}
     if any(part.curve for part in seeds.values()):
         figures.append(draw_curve(seeds, folder / "seed_curve.png"))
     return [figure for figure in figures if figure is not None]
@@ -224,7 +224,7 @@ def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[Mask
     training: dict[str, Path] = {}
     predictions: dict[str, Path] = {}
     for part in parts:
-        source = METHOD_NAMES[part.context.experiment.masks.source]
+        source = METHOD_NAMES[part.context.experiment.sources[0]]
         for name, folders, title in (
             (confident.NAME, training, "confident labels"),
             (pseudo.NAME, training, "pseudo mask"),
@@ -234,7 +234,7 @@ def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[Mask
                 folders[f"{title}, {source}"] = part.context.artifact(name)
     blocks = []
     if training:
-        method = context.experiment.masks.source
+        method = context.experiment.sources[0]
         blocks.append(MaskBlock("training images", context.training_set, list(map_files), training, map_files, method))
     if predictions:
         blocks += [
@@ -275,7 +275,7 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
     statuses = []
     runs: list[tuple[str | None, Run]] = [(None, run), *run.variants().items()]
     for variant, run in runs:
-        experiment = run.read_experiment().on_first_source()
+        experiment = run.read_experiment().on_own_source()
         context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
         numbers, failures = run.read_metrics().stages(), Counter(failure.stage for failure in run.failures())
         for name, stage in STAGES.items():
@@ -318,14 +318,14 @@ def _parts(
     """Return the run (which may itself be a variant), and after it the variant on plain CAMs where one is asked for."""
     experiment = request.experiment
     source = experiment.masks.source
-    main = Context(experiment.on_first_source(), run, STAGES, console, Tracker(experiment, run), stop)
+    main = Context(experiment.on_own_source(), run, STAGES, console, Tracker(experiment, run), stop)
     if source == "rib" or run.variant is not None:
         return [Part(main, tuple(STAGES))]
     part = Part(main, tuple(STAGES) if source == "both" else tuple(name for name in STAGES if name not in MASK_STAGES))
     if not set(request.stages).intersection(MASK_STAGES):
         return [part]
     sub_run = open_run(run.variant_directory(CAM), run)
-    on_cams = experiment.on_cams()
+    on_cams = experiment.on_source("cam")
     variant = Context(on_cams, sub_run, STAGES, console, Tracker(on_cams, sub_run), stop, main.resources)
     variant.share_session(main)
     return [part, Part(variant, MASK_STAGES, CAM)]

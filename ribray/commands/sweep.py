@@ -190,7 +190,7 @@ def _base_run(
         run_chain(own, console, stop)
         return own.out
     run = Run.read(named)
-    context = Context(base.on_first_source(), run, STAGES, Console(quiet=True), Tracker(base, run))
+    context = Context(base.on_own_source(), run, STAGES, Console(quiet=True), Tracker(base, run))
     for name in shared:
         key, stage = context.key(name), STAGES[name]
         record = run.record(stage.folder)

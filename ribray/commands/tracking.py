@@ -38,7 +38,7 @@ def log_run(context: Context, figures: Sequence[Path]) -> None:
     for stage in STAGES.values():
         for training in stage.trainings:
             log_training(context, context.run.directory / stage.folder / training)
-    metrics, source = context.run.read_metrics(), context.experiment.masks.source
+    metrics, source = context.run.read_metrics(), context.experiment.sources[0]
 
     def media() -> dict[str, Any]:
         throughput = {"tables/throughput": _throughput(metrics.timing)}
@@ -77,10 +77,10 @@ def _throughput(timing: Mapping[str, Timing]) -> Any:
 def _curves(metrics: RunMetrics, source: str) -> dict[str, Any]:
     charts = {}
     if metrics.seed is not None:
-        found = {METHOD_NAMES[name]: part.curve for name, part in metrics.seed.methods.items() if part.curve}
+        found = {METHOD_NAMES[name]: part.curve for name, part in metrics.seed.maps.items() if part.curve}
         if found:
             charts["curves/seed"] = _over_thresholds("Seed mIoU in percent", found)
-        if metrics.seed.rib is not None and (by_step := metrics.seed.rib.by_step):
+        if (rib := metrics.seed.maps.get(RIB)) is not None and (by_step := rib.by_step):
             steps, lines = [one.step for one in by_step], {METHOD_NAMES[RIB]: [one.miou for one in by_step]}
             charts["curves/seed_by_step"] = curves("Seed mIoU in percent", "step", steps, lines)
     walk = metrics.pseudo and metrics.pseudo.walk

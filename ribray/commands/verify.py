@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ribray import storage
-from ribray.config import RefineConfig
+from ribray.config import RIBConfig
 from ribray.data.transforms import normalise, target_views
 from ribray.errors import UsageError
 from ribray.irn.loss import irn_loss, pair_labels
@@ -25,7 +25,8 @@ from ribray.irn.random_walk import random_walk
 from ribray.masks.confident import cut, foreground_reading
 from ribray.masks.crf import LABEL_CRF, require_crf
 from ribray.methods.maps import MapRecord, localization_maps, to_arrays
-from ribray.methods.rib import Refinement, Refiner, Trace
+from ribray.methods.method import Refined
+from ribray.methods.rib import Refiner, Trace
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
 from ribray.networks import Classifier, build_backbone
 from ribray.networks.engine import Kind
@@ -179,7 +180,7 @@ def _check_refinement(case: Case, device: str) -> Iterator[Check]:
     yield case.exact("stop_reason", refinement.stop_reason, _stop_reason(case))
     yield case.exact("keys", refinement.classes.tolist(), case["keys"].tolist())
     yield case.close("losses", np.array(refinement.losses), _LOSS_TOLERANCE)
-    yield case.close("target_losses", np.array(refinement.target_losses), _LOSS_TOLERANCE)
+    yield case.close("target_losses", np.array(refinement.numbers["target_losses"]), _LOSS_TOLERANCE)
     yield case.close("logits_first", trace.logits[0], _LOSS_TOLERANCE)
     yield case.close("logits_last", trace.logits[-1], _LOSS_TOLERANCE)
     yield from _check_steps(case, refinement, trace)
@@ -187,12 +188,12 @@ def _check_refinement(case: Case, device: str) -> Iterator[Check]:
     yield case.close("cam_full", localization_maps(record, size="full"), _MAP_TOLERANCE)
 
 
-def _check_steps(case: Case, refinement: Refinement, trace: Trace) -> Iterator[Check]:
+def _check_steps(case: Case, refinement: Refined, trace: Trace) -> Iterator[Check]:
     """Compare what each step added at each scale; a scale that never ran was recorded as zeros."""
     for step in range(int(case["steps_done"])):
         added = trace.maps[step] if step < len(trace.maps) else []
         for scale in range(len(case["scales"])):
-            maps = added[scale] if scale < len(added) else np.zeros_like(refinement.initial[scale])
+            maps = added[scale] if scale < len(added) else np.zeros_like(refinement.maps["cam"][scale])
             yield case.close(f"cam_step{step}_scale{scale}", maps, _MAP_TOLERANCE)
 
 
@@ -210,7 +211,7 @@ def _recorded_classifier(seed: int) -> Classifier:
     return classifier
 
 
-def _refine_config(case: Case) -> RefineConfig:
+def _refine_config(case: Case) -> RIBConfig:
     label, pooling = case["label"], str(case["pooling"])
     if pooling not in _POOLINGS or len(label) != _HEAD_CLASSES:
         raise UsageError(f"The recorded case {case.title} has pooling {pooling!r} and {len(label)} classes.")
@@ -227,7 +228,7 @@ def _refine_config(case: Case) -> RefineConfig:
     }
     same = ("lr", "weight_decay", "stop_threshold", "explode_threshold", "explode_ratio")
     values.update({name: float(case[name]) for name in same})
-    return RefineConfig(**values)
+    return RIBConfig(**values)
 
 
 def _extras(case: Case, step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,14 +7,28 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from ribray.config.data import DataConfig
-from ribray.config.masks import IrnConfig, MasksConfig, PseudoConfig
-from ribray.config.methods import RefineConfig, SeedEvalConfig
+from ribray.config.masks import BOTH, IrnConfig, MasksConfig, PseudoConfig
+from ribray.config.methods import (
+    CAM,
+    MethodConfig,
+    MethodsConfig,
+    RefineConfig,
+    RIBConfig,
+    SeedEvalConfig,
+    by_method,
+    nested,
+    settings_class,
+    short,
+    with_methods,
+)
 from ribray.config.networks import ClassifierConfig, EvaluateConfig, SegmentationConfig
 from ribray.config.running import ClusterConfig, TrackingConfig
 from ribray.config.section import Section, Seed, given
 from ribray.config.sentences import explain_invalid, shorten
 from ribray.errors import UsageError
 from ribray.yaml_text import YamlError, parse_yaml
+
+METHOD = "refine.method"
 
 
 class Experiment(Section):
@@ -25,7 +39,7 @@ class Experiment(Section):
     recipe that equal its own ``seed``, and leaves others as they are."""
     data: DataConfig
     classifier: ClassifierConfig = ClassifierConfig()
-    refine: RefineConfig = RefineConfig()
+    refine: RefineConfig = RIBConfig()
     seed_eval: SeedEvalConfig = SeedEvalConfig()
     masks: MasksConfig = MasksConfig()
     irn: IrnConfig = IrnConfig()
@@ -37,21 +51,65 @@ class Experiment(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _spread_seed(cls, values: Any) -> Any:
+    def _spread(cls, values: Any) -> Any:
+        """Give sections the seed of the experiment, and masks the maps of its method, where they have none."""
         if not isinstance(values, Mapping):
             return values
-        spread = dict(values)
+        spread, seed = dict(values), values.get("seed", 0)
         for name in seeded_sections():
             section = spread.get(name, {})
             if isinstance(section, Mapping):
-                spread[name] = {**section, "seed": section.get("seed", values.get("seed", 0))}
+                spread[name] = {**section, "seed": section.get("seed", seed)}
+        refine, masks = spread.get("refine", {}), spread.get("masks", {})
+        if isinstance(refine, Mapping):
+            parts = by_method(refine)
+            for part in parts.values():
+                if "seed" in settings_class(part["method"]).model_fields:
+                    part.setdefault("seed", seed)
+            spread["refine"] = nested(parts)
+            if isinstance(masks, Mapping):
+                spread["masks"] = {"source": _standard_source(refine), **masks}
         return spread
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
-        if self.refine.resize_long[1] < 16:
-            raise ValueError("refine.resize_long must reach at least 16 pixels")
+        if unknown := [name for name in self.sources if name not in self.maps]:
+            raise ValueError(f"masks.source: the run has no maps '{unknown[0]}'; it has {', '.join(self.maps)}")
         return self
+
+    @property
+    def methods(self) -> dict[str, MethodConfig]:
+        """The settings of every method, in order, by the last part of its name."""
+        if isinstance(self.refine, MethodsConfig):
+            return self.refine.methods
+        return {short(self.refine.method): self.refine}
+
+    @property
+    def maps(self) -> dict[str, str]:
+        """The names of all maps that the run makes, each with the method that makes it; the plain ones first."""
+        methods = self.methods
+        return {CAM: next(iter(methods)), **{own: name for name, config in methods.items() for own in config.maps}}
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The maps that masks are made from."""
+        source = self.masks.source
+        if source == BOTH:
+            return self._standard_source, CAM
+        return (source,) if isinstance(source, str) else source
+
+    @property
+    def own_source(self) -> str:
+        """The maps whose masks lie in the run's own directory; those of others are variants of it."""
+        return next((source for source in self.sources if source != CAM), self._standard_source)
+
+    @property
+    def _standard_source(self) -> str:
+        return next(name for name in self.maps if name != CAM)
+
+    def only(self, method: str) -> "Experiment":
+        """Return this experiment with one of its methods."""
+        return self.model_copy(update={"refine": self.methods[method]})
 
     def with_values(self, values: Mapping[str, Any], source: str = "the experiment") -> "Experiment":
         """Return the experiment with other values of some keys (``refine.lr``), checked as those of a recipe are.
@@ -66,22 +124,29 @@ class Experiment(Section):
         name = self.irn.backbone or self.classifier.backbone
         return name, 8 if name == "small" else self.classifier.output_stride
 
-    def on_first_source(self) -> "Experiment":
-        """Return this experiment as a run's own directory holds it: of ``both`` sources of masks with the first."""
-        if self.masks.source != "both":
-            return self
-        return self.model_copy(update={"masks": self.masks.model_copy(update={"source": "rib"})})
+    def on_own_source(self) -> "Experiment":
+        """Return this experiment as a run's own directory holds it: of several sources of masks with one."""
+        return self if len(self.sources) == 1 else self.on_source(self.own_source)
 
-    def on_cams(self) -> "Experiment":
-        """Return this experiment with masks made from plain CAMs, at thresholds of their own."""
+    def on_source(self, source: str) -> "Experiment":
+        """Return this experiment with masks made from one kind of maps; plain CAMs have thresholds of their own."""
         cam = self.masks.cam
-        masks = {"source": "cam", **given(fg_threshold=cam.fg_threshold, bg_threshold=cam.bg_threshold)}
-        pseudo = given(threshold=cam.pseudo_threshold, ignore_band=cam.ignore_band)
+        masks: dict[str, Any] = {"source": source}
+        pseudo: dict[str, Any] = {}
+        if source == CAM:
+            masks |= given(fg_threshold=cam.fg_threshold, bg_threshold=cam.bg_threshold)
+            pseudo = given(threshold=cam.pseudo_threshold, ignore_band=cam.ignore_band)
         if "threshold" in pseudo:  # which a band would hide
             pseudo.setdefault("ignore_band", None)
         return self.model_copy(
             update={"masks": self.masks.model_copy(update=masks), "pseudo": self.pseudo.model_copy(update=pseudo)}
         )
+
+
+def _standard_source(refine: Mapping[str, Any]) -> str:
+    """Return the maps that masks are made from where none are named, of a raw section ``refine``."""
+    first = next(iter(by_method(refine).values()))
+    return next(iter(settings_class(first["method"]).maps))
 
 
 def validate_experiment(values: Mapping[str, Any], source: str) -> Experiment:
@@ -109,7 +174,9 @@ def change(values: Mapping[str, Any], overrides: Iterable[str | Mapping[str, Any
             settings += [(key, value, key) for key, value in override.items()]
     if any(key == "seed" for key, _, _ in settings):
         _forget_spread_seeds(changed)
-    for key, value, shown in settings:
+    for _, value, shown in (setting for setting in settings if setting[0] == METHOD):
+        _change_methods(changed, value, shown)
+    for key, value, shown in (setting for setting in settings if setting[0] != METHOD):
         *sections, last = key.split(".")
         target = changed
         for section in sections:
@@ -120,6 +187,17 @@ def change(values: Mapping[str, Any], overrides: Iterable[str | Mapping[str, Any
             target = target[section]
         target[last] = value
     return changed
+
+
+def _change_methods(values: dict[str, Any], names: Any, shown: str) -> None:
+    """Set a recipe's methods; masks that were made from the maps of its own are made from the new ones'."""
+    section, masks = values.get("refine", {}), values.get("masks", {})
+    try:
+        values["refine"] = with_methods(section, names)
+        if isinstance(masks, Mapping) and masks.get("source") == _standard_source(section):
+            values["masks"] = {key: value for key, value in masks.items() if key != "source"}
+    except ValueError as error:
+        raise UsageError(f"{shown}: {error}.") from None
 
 
 def _parse_override(override: str) -> tuple[str, Any, str]:
@@ -135,16 +213,25 @@ def _parse_override(override: str) -> tuple[str, Any, str]:
 
 
 def seeded_sections() -> list[str]:
+    """Return the sections with a seed, but for that of the methods."""
     sections = {name: field.annotation for name, field in Experiment.model_fields.items()}
     return [name for name, section in sections.items() if "seed" in getattr(section, "model_fields", ())]
 
 
 def _forget_spread_seeds(values: dict[str, Any]) -> None:
     """Remove the sections' seeds that equal the experiment's own: a resolved recipe has them all written out."""
-    for name in seeded_sections() if "seed" in values else ():
-        section = values.get(name)
-        if isinstance(section, dict) and "seed" in section and section["seed"] == values["seed"]:
-            values[name] = {key: value for key, value in section.items() if key != "seed"}
+    if "seed" not in values:
+        return
+
+    def without(section: Any) -> Any:
+        is_spread = isinstance(section, dict) and section.get("seed", ...) == values["seed"]
+        return {key: value for key, value in section.items() if key != "seed"} if is_spread else section
+
+    for name in (*seeded_sections(), "refine"):
+        if name in values:
+            values[name] = without(values[name])
+    if isinstance(values.get("refine"), dict):
+        values["refine"] = {key: without(value) for key, value in values["refine"].items()}
 
 
 def to_values(experiment: Experiment) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """How maps become masks."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ribray.config.section import (
     Backbone,
@@ -18,6 +18,9 @@ from ribray.config.section import (
     require_range,
     require_shares,
 )
+
+BOTH = "both"
+"""The source of masks that stands for a method's maps and plain CAMs."""
 
 
 class CamConfig(Section):
@@ -38,11 +41,21 @@ class CamConfig(Section):
         return self
 
 
+def _names(source: Any) -> Any:
+    names = [source] if isinstance(source, str) else source
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("source is the name of a map or a list of names")
+    if len(set(names)) < len(names):
+        raise ValueError("source names a map twice")
+    return source
+
+
 class MasksConfig(Section):
     """Which maps become masks, and the confident labels that IRN learns from (docs/method.md, section 4)."""
 
-    source: Literal["rib", "cam", "both"] = "rib"
-    """rib: refined maps; cam: plain CAMs (the paper's IRN row), made in variants/cam; both: one after the other."""
+    source: Annotated[str | tuple[str, ...], BeforeValidator(_names)] = "rib"
+    """Maps by name: rib, refined ones; cam, plain CAMs (the paper's IRN row), made in variants/cam; or a list of names;
+    both: the method's and cam. Default: the (first) method's."""
     crf: Literal["dense", "none"] = "dense"
     """Dense CRF on the confident labels; it needs the extra ribray[crf]."""
     crf_srgb: Positive = 5.0

@@ -1,1 +1,1 @@
-"""RIB refinement: pooling, loss, extra samples, one image, its localization maps. Pure torch."""
+"""The methods that refine the maps of one image, and what they share: files, extra samples, pooling. Pure torch."""

@@ -21,8 +21,7 @@ from ribray.data.dataset import nearest
 from ribray.errors import ImageError, RibrayError
 from ribray.formats import parse_npy
 from ribray.methods.maps import to_arrays
-from ribray.methods.rib import Refinement
-from ribray.methods.stop_reasons import FINISHED
+from ribray.methods.method import Refined
 
 ARCHIVE, SINGLE = ".npz", ".npy"
 SCALES = (1.0,)
@@ -60,7 +59,7 @@ def _read_single(file: Path) -> np.ndarray:
 def imported_arrays(
     given: Mapping[str, np.ndarray], classes: Sequence[str], present: Sequence[int], size: tuple[int, int], id: str
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of a maps file; initial and refined are the same.
+    """Return the arrays of a maps file; cam and rib are the same.
 
     Args:
         given: a map per class name; those of absent classes are left out.
@@ -85,9 +84,7 @@ def imported_arrays(
     if any(stack.shape != largest for stack in maps):
         raise ImageError(f"The maps of {id} are of different sizes: all classes must have the same.")
     stack = [np.stack(maps)]
-    nothing: list[float] = []
-    refinement = Refinement(np.array(present, np.int64), stack, stack, None, nothing, nothing, 0, FINISHED)
-    return to_arrays(refinement, size, SCALES)
+    return to_arrays(Refined(np.array(present, np.int64), {"cam": stack, "rib": stack}, steps=0), size, SCALES)
 
 
 def _checked(cells: np.ndarray, name: str, id: str) -> np.ndarray:

@@ -1,8 +1,10 @@
 """The maps file of one image, and the localization maps computed from it (docs/method.md, section 2).
 
-A file holds, for the present classes only, the sum of the class activation maps at the network's own stride:
-after step 0 (``initial``, the plain map) and at the end (``refined``), optionally after every step. Any
-larger size is computed on reading.
+A file holds, for the present classes only, the sums of a method's maps at the network's own stride: ``cam`` (the plain
+class activation map), the method's own, and optionally these after every step. Any larger size is computed on reading.
+
+The names of the maps stand in the file. RIB's are older than other methods: its arrays are ``initial`` (cam),
+``refined`` (rib) and ``step_k``.
 
 Shapes: P present classes, H W the image's pixels, h_i w_i the cells of scale i.
 """
@@ -17,44 +19,34 @@ import torch
 from torch.nn.functional import interpolate
 
 from ribray import storage
+from ribray.config import CAM
 from ribray.errors import DamagedError, RibrayError
-from ribray.methods.rib import Refinement
-from ribray.methods.stop_reasons import FINISHED
+from ribray.methods.method import Maps, Refined
 
-Which = Literal["initial", "refined"] | int
+Which = str | tuple[str, int]
+"""A map by its name, or by its name and k: after the steps 0 … k (the last one where there are fewer)."""
 Size = Literal["full", "stride4"]
 
+_NAMES, _SERIES = "maps", "numbers"
+"""Arrays of a file: what its maps, and its further series of numbers, are called."""
+_RIB = {CAM: "initial", "rib": "refined"}
+"""What arrays are called in files without names."""
+_RIB_SERIES = ("target_losses",)
 _DIVISION_GUARD = 1e-5
 
 
-@dataclass(frozen=True)
-class MapRecord:
+@dataclass(frozen=True, kw_only=True)
+class MapRecord(Refined):
     """The content of a maps file.
 
     Attributes:
-        classes: (P,) int64, the present classes in increasing order; empty for an image without any object.
         size: height and width of the image.
         scales: scales of the views.
-        initial: per scale (P, h_i, w_i) float32, the sum after step 0.
-        refined: per scale (P, h_i, w_i) float32, the sum over all steps.
-        by_step: ``by_step[k][i]``, the sums after every step; empty where they were not kept.
-        losses: loss of every step that updated the network.
-        target_losses: the target's summed logits of every step that came to them.
-        steps: steps begun; 0 for an image without any object.
-        stop_reason: "finished", "target_loss" or "explosion".
         id: of the image; empty in arrays that come from no file of a run.
     """
 
-    classes: np.ndarray
     size: tuple[int, int]
     scales: tuple[float, ...]
-    initial: list[np.ndarray]
-    refined: list[np.ndarray]
-    by_step: list[list[np.ndarray]]
-    losses: np.ndarray
-    target_losses: np.ndarray
-    steps: int
-    stop_reason: str
     id: str = ""
 
     @classmethod
@@ -94,56 +86,67 @@ class MapRecord:
         def sums(name: str) -> list[np.ndarray]:
             return [_map(arrays, f"{name}_{scale}", len(classes)) for scale in range(len(scales))]
 
-        initial, refined = sums("initial"), sums("refined")
-        by_step: list[list[np.ndarray]] = []
-        while f"step_{len(by_step)}_0" in arrays:
-            by_step.append(sums(f"step_{len(by_step)}"))
-        for later in (refined, *by_step):
-            for scale, (maps, first) in enumerate(zip(later, initial, strict=True)):
-                if maps.shape != first.shape:
-                    raise ValueError(f"scale {scale} has maps of shapes {first.shape} and {maps.shape}")
+        is_of_rib = _NAMES not in arrays
+        names = list(_RIB) if is_of_rib else arrays[_NAMES].tolist()
+        maps = {name: sums(_RIB[name] if is_of_rib else name) for name in names}
+        by_step: dict[str, list[Maps]] = {}
+        for name in names:
+            step = "step" if is_of_rib and name != CAM else f"{name}_step"
+            while f"{step}_{len(by_step.get(name, ()))}_0" in arrays:
+                by_step.setdefault(name, []).append(sums(f"{step}_{len(by_step.get(name, ()))}"))
+        for later in (*maps.values(), *(kept for steps in by_step.values() for kept in steps)):
+            for scale, (one, first) in enumerate(zip(later, maps[names[0]], strict=True)):
+                if one.shape != first.shape:
+                    raise ValueError(f"scale {scale} has maps of shapes {first.shape} and {one.shape}")
+        series = _RIB_SERIES if is_of_rib else arrays[_SERIES].tolist()
         return cls(
             classes=classes,
             size=(height, width),
             scales=tuple(scales),
-            initial=initial,
-            refined=refined,
+            maps=maps,
             by_step=by_step,
             losses=arrays["losses"],
-            target_losses=arrays["target_losses"],
+            numbers={name: arrays[name] for name in series},
             steps=int(arrays["steps"]),
             stop_reason=str(arrays["stop_reason"]),
             id=str(arrays.get("id", "")),
         )
 
 
-def to_arrays(refinement: Refinement, size: tuple[int, int], scales: Sequence[float]) -> dict[str, np.ndarray]:
+def to_arrays(refined: Refined, size: tuple[int, int], scales: Sequence[float]) -> dict[str, np.ndarray]:
     """Return the arrays of a maps file.
 
     Args:
-        refinement: of an image with at least one present class.
+        refined: what a method has made of an image.
         size: the image's height and width.
         scales: the scales of its views.
     """
     arrays = {"size": np.array(size, dtype=np.int64), "scales": np.array(scales, dtype=np.float64)}
-    arrays["classes"] = refinement.classes.astype(np.int64)
-    for scale, (initial, refined) in enumerate(zip(refinement.initial, refinement.refined, strict=True)):
-        arrays[f"initial_{scale}"] = initial
-        arrays[f"refined_{scale}"] = refined
-    for step, sums in enumerate(refinement.by_step or []):
-        for scale, maps in enumerate(sums):
-            arrays[f"step_{step}_{scale}"] = maps
-    arrays["losses"] = np.array(refinement.losses, dtype=np.float64)
-    arrays["target_losses"] = np.array(refinement.target_losses, dtype=np.float64)
-    arrays["steps"] = np.array(refinement.steps, dtype=np.int64)
-    arrays["stop_reason"] = np.array(refinement.stop_reason)
+    arrays["classes"] = refined.classes.astype(np.int64)
+    is_of_rib = refined.maps.keys() == _RIB.keys()
+    if not is_of_rib:
+        arrays |= {_NAMES: np.array(list(refined.maps)), _SERIES: np.array(list(refined.numbers), dtype=np.str_)}
+    for scale in range(len(scales)):
+        for name, maps in refined.maps.items():
+            arrays[f"{_RIB[name] if is_of_rib else name}_{scale}"] = maps[scale]
+    for name, steps in refined.by_step.items():
+        for step, sums in enumerate(steps):
+            for scale, cells in enumerate(sums):
+                arrays[f"{'' if is_of_rib else f'{name}_'}step_{step}_{scale}"] = cells
+    arrays["losses"] = np.array(refined.losses, dtype=np.float64)
+    for name in _RIB_SERIES if is_of_rib else refined.numbers:
+        arrays[name] = np.array(refined.numbers.get(name, ()), dtype=np.float64)
+    arrays["steps"] = np.array(refined.steps, dtype=np.int64)
+    arrays["stop_reason"] = np.array(refined.stop_reason)
     return arrays
 
 
-def empty_arrays(size: tuple[int, int], scales: Sequence[float]) -> dict[str, np.ndarray]:
-    """Return the arrays of a maps file for an image that is known to have no object."""
+def empty_arrays(
+    size: tuple[int, int], scales: Sequence[float], names: Sequence[str] = tuple(_RIB)
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a maps file for an image that is known to have no object, of maps by ``names``."""
     nothing = [np.zeros((0, 1, 1), np.float32) for _ in scales]
-    return to_arrays(Refinement(np.zeros(0, np.int64), nothing, nothing, None, [], [], 0, FINISHED), size, scales)
+    return to_arrays(Refined(np.zeros(0, np.int64), dict.fromkeys(names, nothing), steps=0), size, scales)
 
 
 def write_maps(location: Path, id: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -155,7 +158,7 @@ def write_maps(location: Path, id: str, arrays: Mapping[str, np.ndarray]) -> Non
     storage.write_npz(location, **arrays, id=np.array(id))
 
 
-def localization_maps(record: MapRecord, which: Which = "refined", size: Size = "full") -> np.ndarray:
+def localization_maps(record: MapRecord, which: Which | None = None, size: Size = "full") -> np.ndarray:
     """Return localization maps (P, height, width) float32, each class divided by its maximum.
 
     The sums of all scales are resized bilinearly, cropped and added; the division by (maximum + 1e-5) comes
@@ -163,12 +166,11 @@ def localization_maps(record: MapRecord, which: Which = "refined", size: Size = 
 
     Args:
         record: content of a maps file.
-        which: "initial" (the plain class activation map), "refined", or k for the sum after steps 0 … k
-            (after the last one where the refinement stopped earlier).
+        which: the name of a map, such as "cam"; or name and k for the sum after steps 0 … k; default: the method's own.
         size: "full": H×W; "stride4": every fourth pixel, ((H−1)//4+1, (W−1)//4+1).
 
     Raises:
-        RibrayError: the sums after each step were not kept.
+        RibrayError: there is no such map, or its sums after each step were not kept.
     """
     height, width = record.size
     if size == "stride4":
@@ -184,16 +186,19 @@ def localization_maps(record: MapRecord, which: Which = "refined", size: Size = 
     return (total / (total.amax((1, 2), keepdim=True) + _DIVISION_GUARD)).numpy()
 
 
-def _sums(record: MapRecord, which: Which) -> list[np.ndarray]:
-    if which == "initial":
-        return record.initial
-    if which == "refined":
-        return record.refined
-    if not record.by_step:
-        raise RibrayError("These maps were made without refine.keep_steps: only 'initial' and 'refined' are kept.")
-    if not isinstance(which, int) or which < 0:
-        raise ValueError(f"which is 'initial', 'refined' or the index of a step, not {which!r}.")
-    return record.by_step[min(which, len(record.by_step) - 1)]
+def _sums(record: MapRecord, which: Which | None) -> Maps:
+    name, step = (which, None) if isinstance(which, str | None) else which
+    name = name or record.own
+    if name not in record.maps:
+        raise RibrayError(f"There are maps {', '.join(record.maps)}, and none named '{name}'.")
+    if step is None:
+        return record.maps[name]
+    if name not in record.by_step:
+        raise RibrayError(f"These maps '{name}' were made without refine.keep_steps: only the last ones are kept.")
+    if step < 0:
+        raise ValueError(f"Steps count from 0, not {step}.")
+    steps = record.by_step[name]
+    return steps[min(step, len(steps) - 1)]
 
 
 def _map(arrays: Mapping[str, np.ndarray], name: str, classes: int) -> np.ndarray:

@@ -11,12 +11,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from ribray.config import RefineConfig
 from ribray.data.depth import Scale
 from ribray.data.images import Picture
 from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, target_views
 from ribray.errors import ImageError
 from ribray.methods.extras import ExtraOrder
+from ribray.methods.method import ExtraSamples
 
 _Loaded = TypeVar("_Loaded")
 
@@ -71,33 +71,35 @@ class Preparation:
         self,
         id: str,
         dataset: Source,
-        order: ExtraOrder,
-        config: RefineConfig,
+        scales: Sequence[float],
         threads: ThreadPoolExecutor,
         normalisation: Normalisation,
+        extras: ExtraSamples | None = None,
+        order: ExtraOrder | None = None,
     ):
-        self._id, self._dataset, self._config, self._threads = id, dataset, config, threads
-        self._normalisation = normalisation
-        present = np.flatnonzero(dataset.labels[dataset.index(id)])
-        candidates = order.candidates(id, present.tolist())
-        self.only_empty = config.batch_size > 1 and candidates.size > 0 and not dataset.labels[candidates[0]].any()
+        self._id, self._dataset, self._scales, self._threads = id, dataset, scales, threads
+        self._normalisation, self._extras = normalisation, extras
+        present = np.flatnonzero(dataset.labels[dataset.index(id)]).tolist()
+        candidates = order.candidates(id, present) if extras is not None and order is not None else np.zeros(0, int)
+        self.only_empty = candidates.size > 0 and not dataset.labels[candidates[0]].any()
         """Whether no image but those without any class could serve as an extra sample."""
-        self.is_alone = self.only_empty and config.loss == "rib"
-        """Whether none is drawn: without a label it would add nothing to the loss."""
+        self.is_alone = self.only_empty and extras is not None and extras.wants_class
+        """Whether none is drawn, as those that there are would be of no use."""
         self._available = 0 if self.is_alone else len(candidates)
-        self._order = order.draw(id, present.tolist())
+        self._order = order.draw(id, present) if order is not None else iter(())
         self._drawn: Counter[int] = Counter()
         self.unreadable: dict[int, str] = {}
         self.waited = 0.0
         """Seconds in which the refinement had to wait for a thread."""
         self._target = threads.submit(self._see)
         self._queue: deque[tuple[int, Future[_Crop]]] = deque()
-        self._submit(self.per_step * (config.iterations - 1))
+        self._submit(self.per_step * extras.steps if extras is not None else 0)
 
     @property
     def per_step(self) -> int:
         """Samples of a step: what is configured, or every image there is as far as it is known to be readable."""
-        return min(self._config.batch_size - 1, self._available - len(self.unreadable))
+        wanted = 0 if self._extras is None else self._extras.per_step
+        return min(wanted, self._available - len(self.unreadable))
 
     def _submit(self, count: int) -> None:
         for place in itertools.islice(self._order, count):
@@ -107,13 +109,14 @@ class Preparation:
     def _see(self) -> Target:
         picture = self._dataset.picture(self._id)
         height, width = picture.pixels.shape[:2]
-        views = target_views(picture.pixels, self._config.scales, self._normalisation)
+        views = target_views(picture.pixels, self._scales, self._normalisation)
         return Target((height, width), [_ready_to_copy(view) for view in views], picture.remarks)
 
     def _cut(self, place: int, turn: int) -> _Crop:
-        extra = self._dataset.ids[place]
-        rng = keyed_rng("extra", self._config.seed, self._id, extra, turn)
-        pixels, box = augment(self._dataset.image(extra), rng, self._config.resize_long, self._config.crop_size)
+        extras, id = self._extras, self._dataset.ids[place]
+        assert extras is not None
+        rng = keyed_rng("extra", extras.seed, self._id, id, turn)
+        pixels, box = augment(self._dataset.image(id), rng, extras.resize_long, extras.crop_size)
         return _Crop(place, pixels, box)
 
     def target(self) -> Target:

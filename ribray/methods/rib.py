@@ -9,56 +9,30 @@ Shapes:
     of their crops, h w cells of a map (different at each scale).
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ribray.config import RefineConfig
+from ribray.config import CAM, RIBConfig
 from ribray.errors import ImageError
 from ribray.methods.loss import refinement_loss
+from ribray.methods.method import Extras, ExtraSamples, Method, Refined, merge_views, to_maps
 from ribray.methods.pooling import pool
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
 from ribray.networks.classifier import Classifier
-from ribray.networks.engine import Kind, engine_for
+from ribray.networks.engine import Kind
 
-Extras = Callable[[int], tuple[Tensor, Tensor] | None]
-"""From a step to its extra samples: images (n, 3, S, S) float32, labels (n, C) bool; None: there are none."""
+RIB = "rib"
+STEM_SHARE, BACKWARD_FACTOR = 0.28, 2.0
+"""Of a forward pass: the frozen stem's share (docs/method.md, section 2), and what a backward pass costs more."""
 
 _DIVISION_GUARD = 1e-5
 _DECAY_POWER = 0.9
 _EXTRAS_AT_ONCE_ON_CPU = 10  # no more memory than the target's views take; the loss is a sum over rows
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """What the refinement of one image leaves behind. Maps are sums over steps, at the network's own stride.
-
-    Attributes:
-        classes: (P,) int64, the present classes in increasing order.
-        initial: per scale (P, h, w) float32, the sum after step 0: the plain class activation map.
-        refined: per scale (P, h, w) float32, the sum over all steps.
-        by_step: the sums after each step, ``by_step[k][i]`` for scale i; None unless ``keep_steps`` is set.
-        losses: the loss of every step whose update was used, that is of all but the last step (a traced
-            refinement has the last step's, too).
-        target_losses: the sum of the target's logits of its present classes, for every step that came to
-            logits.
-        steps: steps begun, including one that an explosion ended.
-        stop_reason: "finished", "target_loss" or "explosion".
-    """
-
-    classes: np.ndarray
-    initial: list[np.ndarray]
-    refined: list[np.ndarray]
-    by_step: list[list[np.ndarray]] | None
-    losses: list[float]
-    target_losses: list[float]
-    steps: int
-    stop_reason: str
 
 
 @dataclass
@@ -74,39 +48,34 @@ class Trace:
     maps: list[list[np.ndarray]] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
 
+    def add(self, maps: Sequence[Tensor], logits: Tensor | None) -> None:
+        """Note what a step added, and its logits where it came to them."""
+        self.maps.append(to_maps(maps))
+        if logits is not None:
+            self.logits.append(logits.cpu().numpy())
 
-class Refiner:
+
+class Refiner(Method):
     """Refines images one after the other, each from the same initial weights W₀.
 
-    The classifier handed over is this object's to change: after ``refine`` it has the last image's weights. A
-    result depends on W₀, the configuration and the arguments of ``refine`` alone, never on earlier images.
-
-    Args:
-        classifier: with the weights W₀.
-        config: settings of the refinement; ``scales`` must begin with 1.0.
-        precision: "float32", the reference (TF32 off), or "bfloat16": convolutions in bfloat16 with copies of
-            float32 weights; their sums of gradients, the head and the pooling in float32.
-        device: where to compute.
-        engine: "plain" or "folded"; default: what `ribray.networks.engine.engine_for` chooses.
+    After ``refine`` the classifier has the last image's weights. A result depends on W₀, the configuration and the
+    arguments of ``refine`` alone, never on earlier images. In bfloat16 convolutions take copies of float32 weights;
+    their sums of gradients, the head and the pooling stay in float32.
     """
+
+    Settings = RIBConfig
 
     def __init__(
         self,
         classifier: Classifier,
-        config: RefineConfig,
+        config: RIBConfig,
         precision: str = "float32",
         device: str | torch.device = "cpu",
         engine: Kind | None = None,
     ) -> None:
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision is float32 or bfloat16, not {precision!r}.")
         if config.scales[0] != 1.0:
             raise ValueError(f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}.")
-        self.config = config
-        self.device = torch.device(device)
-        self.classifier = classifier.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        dtype = torch.bfloat16 if precision == "bfloat16" else self.classifier.head.weight.dtype
-        self.network = engine_for(self.classifier, dtype, engine)
+        super().__init__(classifier, config, precision, device, engine)
         self.loss = refinement_loss(config.loss)
         self.in_loss = [scale in config.loss_scales for scale in config.scales]
         backbone, head = self.classifier.learnable_groups()
@@ -120,48 +89,37 @@ class Refiner:
 
     def refine(
         self, views: Sequence[Tensor], present: Sequence[int], extras: Extras, trace: Trace | None = None
-    ) -> Refinement:
-        """Refine the maps of one image.
+    ) -> Refined:
+        """Refine the maps of one image; its losses are those of every step whose update was used.
 
         Args:
-            views: per scale (2, 3, H, W) float32, the normalised image and its horizontal flip.
-            present: the image's classes.
-            extras: called at most once a step, in order, for samples that share no class with the image.
+            views: as in `Method.refine`, present and extras, too.
             trace: collects inner values; the last step then computes its extra samples and its loss, too.
 
         Raises:
-            ValueError: no present class, an unknown one, or another number of views than scales.
             ImageError: the loss or a map is not finite.
         """
-        self._check(views, present)
+        self.check(views, present)
         classes = torch.tensor(sorted(present), device=self.device)  # (P,)
         labels = torch.zeros(1, self.classifier.classes, dtype=torch.bool, device=self.device)
         labels[0, classes] = True  # (1, C)
         sums: list[Tensor] = []  # per scale (P, h, w)
-        snapshots: list[list[Tensor]] = []
+        kept: list[list[Tensor]] = []
         losses: list[Tensor] = []
         target_losses: list[float] = []
 
-        with self._exact_float32():
+        with self.exact_float32():
             self.restore()
-            optimizer = torch.optim.SGD(
-                [{"params": parameters, "lr": lr} for parameters, lr in self.groups],
-                momentum=self.config.momentum,
-                weight_decay=self.config.weight_decay,
-                fused=True,
-            )
+            optimizer = self._new_optimizer()
             stems = [self._stem(view) for view in views]  # computed once: the stem never learns
             for step in range(self.config.iterations):
                 last = step == self.config.iterations - 1
                 target = self._see_target(stems, classes, labels, step, learn=not last)
-                if step == 0:
-                    sums = list(target.maps)
-                for scale, added in enumerate(target.maps if step else []):
-                    sums[scale] = sums[scale] + added
+                sums = _added(sums, target.maps)
                 if step == 0 or self.config.keep_steps:
-                    snapshots.append(list(sums))
+                    kept.append(sums)
 
-                stop = _StopTest(target, losses[-1:], self.config, step)
+                stop, logits = _StopTest(target, losses[-1:], self.config, step), None
                 if self.reads_before_update:
                     stop.read()
                 useful = not (last or stop.reason)  # on a GPU the reason may still be on its way
@@ -173,24 +131,28 @@ class Refiner:
                 if stop.reason != EXPLOSION:
                     target_losses.append(stop.target_loss)
                 if trace is not None:
-                    trace.maps.append([added.cpu().numpy() for added in target.maps])
-                    if stop.reason != EXPLOSION:
-                        trace.logits.append(logits.cpu().numpy())
+                    trace.add(target.maps, None if stop.reason == EXPLOSION else logits)
                 if stop.reason:
                     break
             optimizer.zero_grad()
 
         traced_last = trace is not None and stop.reason != EXPLOSION
-        by_step = [_arrays(snapshot) for snapshot in snapshots]
-        return Refinement(
+        return Refined(
             classes=classes.cpu().numpy(),
-            initial=by_step[0],
-            refined=_arrays(sums),
-            by_step=by_step if self.config.keep_steps else None,
-            losses=[loss.item() for loss in losses[: step + traced_last]],
-            target_losses=target_losses,
+            maps={CAM: to_maps(kept[0]), RIB: to_maps(sums)},
             steps=step + 1,
             stop_reason=stop.reason or FINISHED,
+            by_step={RIB: [to_maps(each) for each in kept]} if self.config.keep_steps else {},
+            losses=[loss.item() for loss in losses[: step + traced_last]],
+            numbers={"target_losses": target_losses},
+        )
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            [{"params": parameters, "lr": lr} for parameters, lr in self.groups],
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
+            fused=True,
         )
 
     def _see_target(
@@ -203,7 +165,7 @@ class Refiner:
         for scale, stem in enumerate(stems):
             with torch.set_grad_enabled(learn and self.in_loss[scale]):
                 cams = self.network.cams(stem)  # (V, C, h, w)
-            merged = _merge_views(cams.detach().index_select(1, classes))  # (P, h, w)
+            merged = merge_views(cams.detach().index_select(1, classes))  # (P, h, w)
             maps.append(merged.where(~exploded, 0.0))
             if scale == 0 and step > 0:
                 exploded = self._explodes(merged)
@@ -274,34 +236,36 @@ class Refiner:
         config = self.config
         return pool(cams, labels, config.pooling, config.pooling_threshold, config.pooling_first_classes)
 
-    @contextlib.contextmanager
-    def _exact_float32(self) -> Iterator[None]:
-        """Keep a GPU from rounding float32 to TF32, and from choosing its algorithms by timing them."""
-        matmul = torch.backends.cuda.matmul
-        allowed = matmul.allow_tf32
-        deterministic = self.config.deterministic or torch.are_deterministic_algorithms_enabled()
-        try:
-            matmul.allow_tf32 = False
-            with torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=deterministic, allow_tf32=False
-            ):
-                yield
-        finally:
-            matmul.allow_tf32 = allowed
-
     @torch.no_grad()
     def restore(self) -> None:
         """Give the classifier its initial weights W₀ again."""
         torch._foreach_copy_(self.learnable, self.initial_weights)
         self.network.refresh()
 
-    def _check(self, views: Sequence[Tensor], present: Sequence[int]) -> None:
-        if not len(present):
-            raise ValueError("An image without any present class cannot be refined.")
-        if len(set(present)) != len(present) or min(present) < 0 or max(present) >= self.classifier.classes:
-            raise ValueError(f"Present classes {list(present)} do not fit {self.classifier.classes} classes.")
-        if len(views) != len(self.config.scales):
-            raise ValueError(f"There are {len(views)} views for {len(self.config.scales)} scales.")
+    @classmethod
+    def extra_samples(cls, config: RIBConfig) -> ExtraSamples | None:
+        """Return the B - 1 samples of all steps but the last, which updates nothing."""
+        if config.batch_size == 1:
+            return None
+        return ExtraSamples(
+            per_step=config.batch_size - 1,
+            steps=config.iterations - 1,
+            crop_size=config.crop_size,
+            resize_long=config.resize_long,
+            seed=config.seed,
+            wants_class=config.loss == "rib",  # without a label it would add nothing to the loss
+            alone_with="refine.batch_size=1",
+        )
+
+    @classmethod
+    def cost(cls, config: RIBConfig, area: float, classes: float, extras: int) -> float:
+        """Return the pixels of K steps: the target's stem passes once, and the last step has no backward pass."""
+        pixels = area * sum(2 * scale**2 for scale in config.scales)
+        learned = area * sum(2 * scale**2 for scale in config.loss_scales)
+        trunk = 1 - STEM_SHARE
+        return config.iterations * trunk * pixels + (config.iterations - 1) * (
+            BACKWARD_FACTOR * trunk * learned + (1 + BACKWARD_FACTOR * trunk) * extras * config.crop_size**2
+        )
 
 
 @dataclass(frozen=True)
@@ -328,7 +292,7 @@ class _StopTest:
     was queued afterwards.
     """
 
-    def __init__(self, target: _TargetPass, previous_loss: list[Tensor], config: RefineConfig, step: int) -> None:
+    def __init__(self, target: _TargetPass, previous_loss: list[Tensor], config: RIBConfig, step: int) -> None:
         total = sum((maps.sum() for maps in target.maps), start=torch.zeros((), device=target.exploded.device))
         numbers = [target.exploded, target.target_loss, total, *previous_loss]
         values = torch.stack([number.to(torch.float32) for number in numbers])
@@ -365,11 +329,8 @@ class _StopTest:
             self.reason = TARGET_LOSS
 
 
-def _merge_views(cams: Tensor) -> Tensor:
-    """Return ReLU(view) + un-flipped ReLU(flipped view), (P, h, w), of ``cams`` (2, P, h, w)."""
-    view, flipped = cams.relu()
-    return view + flipped.flip(-1)
-
-
-def _arrays(tensors: list[Tensor]) -> list[np.ndarray]:
-    return [tensor.cpu().numpy() for tensor in tensors]
+def _added(sums: list[Tensor], maps: list[Tensor]) -> list[Tensor]:
+    """Return the sums with a step's maps added, of which an explosion leaves the last ones out."""
+    if not sums:
+        return list(maps)
+    return [*(total + added for total, added in zip(sums, maps, strict=False)), *sums[len(maps) :]]

@@ -6,34 +6,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-FINISHED = "finished"
+from ribray.config import MethodConfig
+from ribray.methods.method import FINISHED
+
 TARGET_LOSS = "target_loss"
 EXPLOSION = "explosion"
-REASONS = (FINISHED, TARGET_LOSS, EXPLOSION)
 
-ENDED = {
-    EXPLOSION: "the explosion test ended it: most of the image lit up",
-    TARGET_LOSS: "the target loss passed stop_threshold",
-}
-"""Reasons for which fewer steps were taken than were asked for."""
 _TESTS = {EXPLOSION: ("explosion test", "explode_ratio"), TARGET_LOSS: ("target loss", "stop_threshold")}
-"""The same, shortly, and the setting that puts the test off."""
+"""Reasons shortly, and the setting that puts the test off; of others their name says it."""
 MEAN_STEPS = "mean_steps"
 STUDY = "settings_for_a_network"
 """The sweep that looks for settings."""
 
 
 class StopTally:
-    """Counts how refinements of the same number of steps ended.
+    """Counts how refinements by one method ended.
 
     Attributes:
-        counts: images by reason, all of `REASONS`.
+        counts: images by reason, all that its settings know.
     """
 
-    def __init__(self, iterations: int) -> None:
-        self._iterations = iterations
+    def __init__(self, config: MethodConfig) -> None:
+        self._iterations = config.steps
         self._steps = 0
-        self.counts = dict.fromkeys(REASONS, 0)
+        self.counts = dict.fromkeys((FINISHED, *config.early), 0)
 
     def add(self, reason: str, steps: int) -> None:
         """Count a refinement that began so many steps; none, as of an image without any class, is not counted.
@@ -42,7 +38,8 @@ class StopTally:
         """
         if steps:
             is_whole = reason == TARGET_LOSS and steps == self._iterations
-            self.counts[FINISHED if is_whole else reason] += 1
+            reason = FINISHED if is_whole else reason
+            self.counts[reason] = self.counts.get(reason, 0) + 1
             self._steps += steps
 
     def summary(self) -> dict[str, Any]:
@@ -53,7 +50,9 @@ class StopTally:
 
 def stopped_early(counts: Mapping[str, int]) -> str | None:
     """Return how many images each test ended, such as "explosion test 10 of 28, target loss 3"; None where none did."""
-    found = [f"{name} {counts[reason]}" for reason, (name, _) in _TESTS.items() if counts.get(reason)]
+    names = {reason: name for reason, (name, _) in _TESTS.items()}
+    names |= {reason: reason.replace("_", " ") for reason in counts if reason not in (FINISHED, *names)}
+    found = [f"{name} {counts[reason]}" for reason, name in names.items() if counts.get(reason)]
     return ", ".join([f"{found[0]} of {sum(counts.values())}", *found[1:]]) if found else None
 
 
@@ -61,7 +60,7 @@ def stop_hint(counts: Mapping[str, int], iterations: int) -> str | None:
     """Return one sentence on the settings to change where most images ended early; else None."""
     images = sum(counts.values())
     early = images - counts.get(FINISHED, 0)
-    if iterations < 2 or 2 * early <= images:
+    if iterations < 2 or 2 * early <= images or not any(counts.get(reason) for reason in _TESTS):
         return None
     later = " or ".join(f"a larger {setting}" for reason, (_, setting) in _TESTS.items() if counts.get(reason))
     return (

@@ -96,7 +96,7 @@ class FinishedRun:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        return flatten(to_values(self.experiment.on_first_source()))
+        return flatten(to_values(self.experiment.on_own_source()))
 
 
 def trained_classifier(directory: Path, stages: Mapping[str, Stage]) -> tuple[Classifier, list[str], dict[str, Any]]:

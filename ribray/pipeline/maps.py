@@ -106,4 +106,4 @@ def read_maps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the localization maps (P, h, w) that masks are made from, and their classes (P,)."""
     record = read_map(map_path(folder, id), id, dataset, (image.shape[0], image.shape[1]))
-    return localization_maps(record, "refined" if source == "rib" else "initial", size), record.classes
+    return localization_maps(record, source, size), record.classes

@@ -157,8 +157,8 @@ def read_losses(files: Sequence[Path]) -> RefinementLosses | None:
             record = MapRecord.read(file)
         except RibrayError:
             continue
-        if len(record.target_losses):
-            found.append((record.losses, record.target_losses))
+        if len(pooled := record.numbers.get("target_losses", ())):
+            found.append((np.asarray(record.losses), np.asarray(pooled)))
     if not found:
         return None
     losses, targets = ([record[place] for record in found] for place in (0, 1))

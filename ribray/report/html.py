@@ -149,7 +149,7 @@ LOSS_REMARK = "line: mean of a stretch of steps, band: its lowest and highest"
 def render_run(page: RunPage) -> str:
     """Return the page of a run."""
     metrics, stages, own, splits, losses = page.metrics, page.stages, page.own, page.splits, page.refinement
-    found, seed = stations(metrics, stages, own), metrics.seed.methods if metrics.seed else {}
+    found, seed = stations(metrics, stages, own), metrics.seed.maps if metrics.seed else {}
     chain = [charts.stations_chart(found, "From maps to masks")] if len(found) > 1 else []
     curves, by_step = charts.curves_of(seed), charts.steps_chart(seed, "Over the steps")
     seeds = [charts.threshold_chart(curves, "Over the threshold")] if curves else []

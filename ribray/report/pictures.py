@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ribray import storage
+from ribray.config import ENDED
 from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, colour_map, foreign_values
 from ribray.data.mask_files import read_mask_file
 from ribray.errors import RibrayError
 from ribray.masks.seed import seed
 from ribray.methods.maps import MapRecord, Which, localization_maps
-from ribray.methods.stop_reasons import ENDED
 from ribray.report.figures import ImageRow, image_figure
 from ribray.report.overlays import heat_overlay, mask_colour, mask_overlay
 from ribray.report.stations import CAM, METHOD_NAMES, RIB
@@ -30,7 +30,7 @@ TILE_PIXELS, GROWTH_PIXELS = 288, 176
 """Longer side of a picture of the gallery, and of a map in its row of steps."""
 MOST_STEPS = 10
 """Of more steps so many are shown in the gallery, evenly spaced."""
-MAPS: dict[str, Which] = {CAM: "initial", RIB: "refined"}
+MAPS: dict[str, Which] = {CAM: CAM, RIB: RIB}
 Shown = TypeVar("Shown")
 
 
@@ -137,8 +137,8 @@ def draw_growth(dataset: Dataset, map_files: Mapping[str, Path], destination: Pa
         seen = _read(dataset, id, {}, map_files[id])
         if seen is None or seen.record is None:
             return None
-        kept = len(seen.record.by_step)  # a refinement that stopped early keeps its last sum
-        shown: dict[str, Which] = {f"step {step}": min(step, kept) - 1 for step in STEPS_SHOWN}
+        kept = len(seen.record.by_step.get(RIB, ()))  # a refinement that stopped early keeps its last sum
+        shown: dict[str, Which] = {f"step {step}": (RIB, min(step, kept) - 1) for step in STEPS_SHOWN}
         shown = {METHOD_NAMES[CAM]: MAPS[CAM], **(shown if kept else {METHOD_NAMES[RIB]: MAPS[RIB]})}
         maps = {heading: localization_maps(seen.record, which) for heading, which in shown.items()}
         return ImageRow(seen.image, seen.names(), maps, dataset.palette, seen.truth)
@@ -313,9 +313,9 @@ def _growth(image: NDArray[np.uint8], record: MapRecord) -> list[Tile]:
     if not len(record.classes):
         return []
     shown: dict[str, Which] = {METHOD_NAMES[method]: which for method, which in MAPS.items()}
-    if count := len(record.by_step):
+    if count := len(record.by_step.get(RIB, ())):
         steps = np.unique(np.linspace(0, count - 1, min(count, MOST_STEPS)).round().astype(int)).tolist()
-        shown = {f"step {step + 1}" if step else METHOD_NAMES[CAM]: step for step in steps}
+        shown = {f"step {step + 1}" if step else METHOD_NAMES[CAM]: (RIB, step) for step in steps}
     return [
         _tile(caption, heat_overlay(image, localization_maps(record, which)), GROWTH_PIXELS)
         for caption, which in shown.items()

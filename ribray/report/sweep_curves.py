@@ -156,7 +156,7 @@ def _seeds(sweep: Sweep, rows: Sequence[SweepRow], method: str) -> list[SeedJudg
     """Return a method's numbers of the rows' finished trials that have judged a seed themselves."""
     finished = [trial for row in rows for trial in row.trials if trial["status"] == FINISHED]
     read = (Run(sweep.directory(trial)).read_metrics().seed for trial in finished)
-    return [seed.methods[method] for seed in read if seed is not None and method in seed.methods]
+    return [seed.maps[method] for seed in read if seed is not None and method in seed.maps]
 
 
 def draw_steps(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:

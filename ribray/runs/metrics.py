@@ -3,7 +3,7 @@
 A stage writes one object: ``run.write_metrics("irn", IrnMetrics(loss=0.1, …))``. A key that is not given is not
 written, so that a field is None both where its key is missing and where its value is ``null``.
 
-To read, take ``metrics = run.read_metrics()`` and go on by attribute: ``metrics.seed.rib.miou``,
+To read, take ``metrics = run.read_metrics()`` and go on by attribute: ``metrics.seed.maps["rib"].miou``,
 ``metrics.timing["refine"].seconds``, ``metrics.variants["cam"].pseudo``. A stage without numbers is None; ``stages()``
 has those with numbers by name, also those that are not known here, whose keys are attributes all the same.
 """
@@ -141,19 +141,18 @@ class RefineMetrics(StageMetrics):
 
 
 class SeedMetrics(StageMetrics):
-    """By the maps that the seed is cut from."""
+    """By the name of the maps that the seed is cut from, which is an attribute's name, too."""
 
-    cam: SeedJudgement | None = None
-    rib: SeedJudgement | None = None
+    __pydantic_extra__: dict[str, SeedJudgement]
 
     @property
-    def methods(self) -> dict[str, SeedJudgement]:
-        """By the name of the method, plain CAM first."""
-        return {name: part for name in ("cam", "rib") if (part := getattr(self, name)) is not None}
+    def maps(self) -> dict[str, SeedJudgement]:
+        """By the name of the maps: the plain ones first, the others in the order in which they stand there."""
+        return dict(sorted(self.__pydantic_extra__.items(), key=lambda item: item[0] != "cam"))
 
     @property
     def counted(self) -> Any:
-        return self.rib
+        return next(reversed(self.maps.values()), None)
 
 
 class ConfidentMetrics(StageMetrics):
@@ -222,6 +221,14 @@ class RunMetrics(Numbers):
     variants: dict[str, "RunMetrics"] = {}
     timing: dict[str, Timing] = {}
     """By stage; empty where nothing was timed."""
+
+    @property
+    def refinements(self) -> dict[str, RefineMetrics]:
+        """Return the numbers of stage `refine` by the method; all but RIB's are of a stage of their own."""
+        prefix = "refine_"
+        others = {name.removeprefix(prefix): part for name, part in self.stages().items() if name.startswith(prefix)}
+        found = {"rib": self.refine} if self.refine is not None else {}
+        return found | {name: RefineMetrics.model_validate(part.to_json()) for name, part in others.items()}
 
     def stages(self) -> dict[str, StageMetrics]:
         """Return the numbers of every stage that has any, by its name."""

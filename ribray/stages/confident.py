@@ -25,12 +25,12 @@ class ConfidentWorker(MaskWorker):
 
     def __init__(self, dataset: Dataset, folder: Path, judge: Dataset, maps: Path, experiment: Experiment):
         super().__init__(dataset, folder, judge)
-        self._maps, self._config = maps, experiment.masks
+        self._maps, self._config, self._source = maps, experiment.masks, experiment.sources[0]
         self._crf = crf_on_labels(experiment.masks.crf, experiment.masks.crf_srgb)
 
     def make(self, id: str) -> NewMask:
         image = self.dataset.image(id)
-        maps, present = read_maps(self._maps, id, self._config.source, "full", self.dataset, image)
+        maps, present = read_maps(self._maps, id, self._source, "full", self.dataset, image)
         return NewMask(cut(image, maps, present, self._config.fg_threshold, self._config.bg_threshold, self._crf))
 
     def finish(self, id: str, made: NewMask) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class PseudoWorker(MaskWorker):
     def _prepare(self, id: str) -> _Prepared:
         config = self._experiment.pseudo
         image = self.dataset.image(id)
-        source = self._experiment.masks.source
+        source = self._experiment.sources[0]
         maps, present = read_maps(self._maps, id, source, "stride4", self.dataset, image)
         (views,) = target_views(image, (1.0,), self._network.backbone.normalisation)
         boundary = self._network.boundary_probability(views.to(self._device))

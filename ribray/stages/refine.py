@@ -14,15 +14,15 @@ import torch
 
 from ribray import storage
 from ribray.cluster.session import usable_cores
-from ribray.config import TIMM_PREFIX, RefineConfig
+from ribray.config import CAM, TIMM_PREFIX, MethodConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.extras import ExtraOrder
 from ribray.methods.maps import MapRecord, empty_arrays, to_arrays, write_maps
+from ribray.methods.method import method_class, require_whole
 from ribray.methods.preparation import Preparation
-from ribray.methods.rib import Refiner
 from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stopped_early
 from ribray.networks import build_classifier
 from ribray.networks.weights import drawn_with, load_classifier
@@ -53,7 +53,7 @@ class RefineWorker:
         dataset: Dataset,
         classifier: Mapping[str, Any],
         weights: Path,
-        config: RefineConfig,
+        config: MethodConfig,
         precision: str,
         folder: Path,
         loader_threads: int,
@@ -65,10 +65,12 @@ class RefineWorker:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = build_classifier(classes=len(dataset.classes), **classifier)
         load_classifier(model, weights)
-        self._refiner = Refiner(model, config, precision, self._device)
+        method = method_class(config.method)
+        self._method, self._extras = method(model, config, precision, self._device), method.extra_samples(config)
         self._normalisation = model.backbone.normalisation
         self._dataset, self._config, self._folder = dataset, config, folder
-        self._order = ExtraOrder(dataset.ids, dataset.labels, config.seed)
+        extras = self._extras
+        self._order = None if extras is None else ExtraOrder(dataset.ids, dataset.labels, extras.seed)
         self._threads = ThreadPoolExecutor(loader_threads, thread_name_prefix="loader")
         self._prepared: dict[str, Preparation] = {}
 
@@ -84,26 +86,25 @@ class RefineWorker:
         if present.size == 0:
             picture = self._dataset.picture(item)
             height, width = picture.pixels.shape[:2]
-            write_maps(map_path(self._folder, item), item, empty_arrays((height, width), self._config.scales))
+            arrays = empty_arrays((height, width), self._config.scales, (CAM, *self._config.maps))
+            write_maps(map_path(self._folder, item), item, arrays)
             return {"steps": 0, "remarks": picture.remarks, **_times(began)}
         preparation = self._prepared.pop(item, None) or self._prepare(item)
         try:
-            if self._config.batch_size > 1 and preparation.per_step == 0 and not preparation.is_alone:
+            if self._extras is not None and preparation.per_step == 0 and not preparation.is_alone:
                 raise ImageError(
                     f"{item} has no image to draw extra samples from: every other one shares a class with it; "
-                    "add images without its classes, be it without any, or set refine.batch_size=1."
+                    f"add images without its classes, be it without any, or set {self._extras.alone_with}."
                 )
             target = preparation.target()
-            refinement = self._refiner.refine(
-                target.views, present.tolist(), lambda step: preparation.batch(self._device)
-            )
+            refined = self._method.refine(target.views, present.tolist(), lambda step: preparation.batch(self._device))
         finally:
             preparation.cancel()
-        arrays = to_arrays(refinement, target.size, self._config.scales)
-        write_maps(map_path(self._folder, item), item, arrays)
+        require_whole(refined, self._config, present.tolist())
+        write_maps(map_path(self._folder, item), item, to_arrays(refined, target.size, self._config.scales))
         return {
-            "steps": refinement.steps,
-            "stop_reason": refinement.stop_reason,
+            "steps": refined.steps,
+            "stop_reason": refined.stop_reason,
             "extras": preparation.per_step,
             "only_empty": preparation.only_empty,
             "remarks": target.remarks,
@@ -113,7 +114,8 @@ class RefineWorker:
         }
 
     def _prepare(self, item: str) -> Preparation:
-        return Preparation(item, self._dataset, self._order, self._config, self._threads, self._normalisation)
+        scales, normalisation = self._config.scales, self._normalisation
+        return Preparation(item, self._dataset, scales, self._threads, normalisation, self._extras, self._order)
 
 
 def _times(began: float) -> dict[str, Any]:
@@ -201,7 +203,7 @@ class _Notes:
         self._few: int | None = None
         self._only_empty = 0
         self._remarks: Counter[Scale | str] = Counter()
-        self._tally = StopTally(context.experiment.refine.iterations)
+        self._tally = StopTally(context.experiment.refine)
         self.stops: dict[str, Any] = {}
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:

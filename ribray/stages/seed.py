@@ -32,7 +32,7 @@ CURVE_FILE, STEPS_FILE = "curve.csv", "steps.csv"
 CHUNK = 8
 """Images of one call: a map takes some five milliseconds, and an image has two, or one for every step."""
 
-METHODS: dict[str, Which] = {"cam": "initial", "rib": "refined"}
+METHODS: dict[str, Which] = {"cam": "cam", "rib": "rib"}
 """What is compared, and which maps of a map file it is made of."""
 
 
@@ -55,10 +55,11 @@ class SeedWorker:
         record = read_map(map_path(self._folder, item), item, self._dataset, size)
         curves = {method: self._count(record, which, truth) for method, which in METHODS.items()}
         steps = None
-        if self._by_step and (record.by_step or not len(record.classes)):
+        kept = len(record.by_step.get("rib", ()))
+        if self._by_step and (kept or not len(record.classes)):
             # The first step's map is the plain one and the last step's the refined one.
-            between = [self._count(record, step, truth) for step in range(1, len(record.by_step) - 1)]
-            steps = [curves["cam"], *between, curves["rib"]][: max(len(record.by_step), 1)]
+            between = [self._count(record, ("rib", step), truth) for step in range(1, kept - 1)]
+            steps = [curves["cam"], *between, curves["rib"]][: max(kept, 1)]
         return {
             "curves": curves,
             "steps": steps,
@@ -119,7 +120,7 @@ class _Counts:
         self.curves = {method: Bootstrapped(ThresholdCurve(classes, self.thresholds)) for method in METHODS}
         steps = config.refine.iterations if config.refine.keep_steps else 0
         self.steps = StepCurves(ThresholdCurve(classes, self.thresholds) for _ in range(steps))
-        self.ended = StopTally(config.refine.iterations)
+        self.ended = StopTally(config.refine)
         self.truth = Tally(dataset)
         self._dataset = dataset
 
@@ -154,7 +155,9 @@ def _execute(context: Context) -> None:
     unrefined = sum(failure.stage == REFINE and failure.id in wanted for failure in context.run.failures())
     judged = _judge(context, counts, ["background", *dataset.classes], len(failures) + unrefined)
     timing = per_second(result.done, result.seconds, result.start_seconds)
-    context.finish(NAME, SeedMetrics(**judged, timing=timing), [id for id in ids if id not in failures])
+    context.finish(
+        NAME, SeedMetrics.model_validate({**judged, "timing": timing}), [id for id in ids if id not in failures]
+    )
 
 
 def _judge(context: Context, counts: _Counts, names: Sequence[str], failed: int) -> dict[str, SeedJudgement]:
@@ -194,8 +197,8 @@ STAGE = Stage(
     execute=_execute,
     writes=("cam.miou", "cam.threshold", "rib.miou", "rib.threshold"),
     check=judging.require_truth_of_wanted,
-    headline=lambda metrics: mean_ious(*metrics.methods.values()) if len(metrics.methods) > 1 else None,
+    headline=lambda metrics: mean_ious(*metrics.maps.values()) if len(metrics.maps) > 1 else None,
     judged=lambda metrics: [
-        Judged("seed, best threshold", part, source=method) for method, part in metrics.methods.items()
+        Judged("seed, best threshold", part, source=method) for method, part in metrics.maps.items()
     ],
 )

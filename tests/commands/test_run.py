@@ -37,8 +37,8 @@ def test_every_wanted_image_ends_as_a_map_and_the_seed_is_judged(undisturbed):
     assert not (undisturbed / "failures.jsonl").exists()
     record = MapRecord.read(next((undisturbed / "maps").rglob("*.npz")))
     assert record.steps == 3
-    assert len(record.by_step) == 3
-    np.testing.assert_array_equal(localization_maps(record, 0), localization_maps(record, "initial"))
+    assert len(record.by_step["rib"]) == 3
+    np.testing.assert_array_equal(localization_maps(record, ("rib", 0)), localization_maps(record, "cam"))
 
 
 def test_two_workers_and_one_give_the_same_bytes_and_metrics(undisturbed, trained, copy_of):

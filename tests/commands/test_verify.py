@@ -125,8 +125,8 @@ def change(folder: Path, **changes: np.ndarray | None) -> None:
 
 
 def test_it_is_the_products_refinement_that_is_checked(one_case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merge = refine._merge_views
-    monkeypatch.setattr(refine, "_merge_views", lambda cams: merge(cams) * 1.001)
+    merge = refine.merge_views
+    monkeypatch.setattr(refine, "merge_views", lambda cams: merge(cams) * 1.001)
     off = {check.quantity for check in verify(one_case) if not check.ok}
     assert {"cam_step0_scale0", "cam_step1_scale0"} <= off
 

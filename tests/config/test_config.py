@@ -57,16 +57,16 @@ def test_a_threshold_for_plain_cams_drops_the_band_that_would_hide_it():
         ([threshold], (0.3, None)),
     ):
         experiment = load_experiment("voc12", overrides)
-        pseudo = experiment.on_cams().pseudo
+        pseudo = experiment.on_source("cam").pseudo
         assert (pseudo.threshold, pseudo.ignore_band) == expected
-        assert experiment.on_first_source().pseudo == experiment.pseudo
+        assert experiment.on_own_source().pseudo == experiment.pseudo
 
 
 @pytest.mark.parametrize(("source", "own"), [("rib", "rib"), ("cam", "cam"), ("both", "rib")])
 def test_a_runs_own_directory_holds_the_first_source(source, own):
     experiment = load_experiment("voc12", [f"masks.source={source}"])
-    assert experiment.on_first_source().masks.source == own
-    assert experiment.on_cams().masks.source == "cam"
+    assert experiment.on_own_source().masks.source == own
+    assert experiment.on_source("cam").masks.source == "cam"
 
 
 def test_printed_configuration_is_a_recipe_with_the_same_meaning(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ribray.commands.check import TAB, CheckWorker
-from ribray.config import DataConfig, RefineConfig, load_experiment
+from ribray.config import DataConfig, RIBConfig, load_experiment
 from ribray.data import open_dataset
 from ribray.data.depth import Scale
 from ribray.data.images import read_mask
@@ -99,7 +99,7 @@ def test_saliency_maps_of_0_and_1_give_the_pseudo_masks_of_those_of_0_and_255(tm
     dataset = open_dataset(DataConfig(kind="folder", root=str(tmp_path / "data")), "all")
     torch.manual_seed(3)
     save_network(build_classifier("small", 3, 8), tmp_path / "classifier.safetensors")
-    config = RefineConfig(iterations=1, batch_size=1, scales=(1.0,), loss_scales=(1.0,))
+    config = RIBConfig(iterations=1, batch_size=1, scales=(1.0,), loss_scales=(1.0,))
     network = {"backbone": "small", "output_stride": 8}
     weights = tmp_path / "classifier.safetensors"
     RefineWorker(dataset, network, weights, config, "float32", tmp_path / "maps", 1).process("img00")

@@ -18,7 +18,7 @@ def imported(given, present=(0,), size=(44, 60)):
 def test_a_map_at_full_size_comes_back_as_it_was(size):
     cells = np.random.default_rng(0).random(size).astype(np.float32)
     record = imported({"cat": cells}, size=size)
-    for which in ("initial", "refined"):
+    for which in ("cam", "rib"):
         np.testing.assert_allclose(localization_maps(record, which)[0], cells / (cells.max() + 1e-5), rtol=1e-6)
 
 
@@ -46,8 +46,8 @@ def test_only_present_classes_are_kept_in_the_order_of_the_data():
     given = {name: np.full((44, 60), value, np.float64) for name, value in zip(CLASSES, (1, 2, 3), strict=True)}
     record = imported(dict(reversed(given.items())), present=(0, 2))
     assert record.classes.tolist() == [0, 2]
-    assert record.refined[0].dtype == np.float32
-    assert record.refined[0][:, 0, 0].tolist() == [1, 3]
+    assert record.maps["rib"][0].dtype == np.float32
+    assert record.maps["rib"][0][:, 0, 0].tolist() == [1, 3]
     assert record.steps == 0
 
 

@@ -10,24 +10,23 @@ from PIL import Image
 from ribray import storage
 from ribray.errors import RibrayError
 from ribray.methods.maps import MapRecord, empty_arrays, localization_maps, to_arrays
-from ribray.methods.rib import Refinement
+from ribray.methods.method import Refined
 
 SCALES = (1.0, 0.5)
 SIZE = (50, 70)
 
 
-def make_refinement(keep_steps: bool = True, classes: int = 2) -> Refinement:
+def make_refinement(keep_steps: bool = True, classes: int = 2, own: str = "rib") -> Refined:
     rng = np.random.default_rng(0)
     shapes = [(classes, 4, 5), (classes, 2, 3)]
     steps = [[rng.random(shape, dtype=np.float32) for shape in shapes] for _ in range(3)]
     by_step = [[sum(steps[: k + 1][j][i] for j in range(k + 1)) for i in range(2)] for k in range(3)]
-    return Refinement(
+    return Refined(
         classes=np.arange(classes) + 3,
-        initial=by_step[0],
-        refined=by_step[-1],
-        by_step=by_step if keep_steps else None,
+        maps={"cam": by_step[0], own: by_step[-1]},
+        by_step={own: by_step} if keep_steps else {},
         losses=[1.0, -2.0],
-        target_losses=[0.5, 1.5, 2.5],
+        numbers={"target_losses" if own == "rib" else "scores": [0.5, 1.5, 2.5]},
         steps=3,
         stop_reason="finished",
     )
@@ -48,20 +47,31 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
+@pytest.mark.parametrize("own", ["rib", "occlusion"])
 @pytest.mark.parametrize("keep_steps", [True, False])
-def test_what_is_written_is_read_back_exactly(tmp_path: Path, keep_steps: bool) -> None:
-    refinement = make_refinement(keep_steps)
+def test_what_is_written_is_read_back_exactly(tmp_path: Path, keep_steps: bool, own: str) -> None:
+    refinement = make_refinement(keep_steps, own=own)
     storage.write_npz(tmp_path / "x.npz", **to_arrays(refinement, SIZE, SCALES))
     record = MapRecord.read(tmp_path / "x.npz")
     assert record.classes.tolist() == [3, 4]
     assert (record.size, record.scales) == (SIZE, SCALES)
     assert (record.steps, record.stop_reason) == (3, "finished")
     assert record.losses.tolist() == [1.0, -2.0]
-    assert record.target_losses.tolist() == [0.5, 1.5, 2.5]
-    for scale in range(2):
-        assert record.initial[scale].tobytes() == refinement.initial[scale].tobytes()
-        assert record.refined[scale].tobytes() == refinement.refined[scale].tobytes()
-    assert len(record.by_step) == (3 if keep_steps else 0)
+    assert [(name, list(values)) for name, values in record.numbers.items()] == [*refinement.numbers.items()]
+    assert (list(record.maps), record.own) == (["cam", own], own)
+    for name, sums in refinement.maps.items():
+        assert [each.tobytes() for each in record.maps[name]] == [each.tobytes() for each in sums]
+    assert list(record.by_step) == ([own] if keep_steps else [])
+    for step, sums in enumerate(refinement.by_step.get(own, ())):
+        assert [each.tobytes() for each in record.by_step[own][step]] == [each.tobytes() for each in sums]
+
+
+def test_arrays_of_rib_have_the_names_that_older_files_have() -> None:
+    names = list(to_arrays(make_refinement(), SIZE, SCALES))
+    maps = ["initial_0", "refined_0", "initial_1", "refined_1"]
+    steps = [f"step_{step}_{scale}" for step in range(3) for scale in range(2)]
+    series = ["losses", "target_losses", "steps", "stop_reason"]
+    assert names == ["size", "scales", "classes", *maps, *steps, *series]
 
 
 @pytest.mark.parametrize(("size", "shape", "resized"), [("full", (50, 70), (64, 80)), ("stride4", (13, 18), (13, 18))])
@@ -69,9 +79,10 @@ def test_localization_maps_follow_the_method(size: str, shape: tuple[int, int], 
     refinement = make_refinement()
     record = MapRecord.from_arrays(to_arrays(refinement, SIZE, SCALES))
     for which, sums in (
-        ("initial", refinement.initial),
-        ("refined", refinement.refined),
-        (1, refinement.by_step[1]),
+        ("cam", refinement.maps["cam"]),
+        ("rib", refinement.maps["rib"]),
+        (None, refinement.maps["rib"]),
+        (("rib", 1), refinement.by_step["rib"][1]),
     ):
         maps = localization_maps(record, which, size)
         assert maps.shape == (2, *shape)
@@ -83,20 +94,22 @@ def test_localization_maps_follow_the_method(size: str, shape: tuple[int, int], 
 
 def test_a_step_beyond_the_last_one_is_the_refined_map() -> None:
     record = MapRecord.from_arrays(to_arrays(make_refinement(), SIZE, SCALES))
-    assert np.array_equal(localization_maps(record, 2), localization_maps(record, "refined"))
-    assert np.array_equal(localization_maps(record, 9), localization_maps(record, "refined"))
-    assert np.array_equal(localization_maps(record, 0), localization_maps(record, "initial"))
+    assert np.array_equal(localization_maps(record, ("rib", 2)), localization_maps(record, "rib"))
+    assert np.array_equal(localization_maps(record, ("rib", 9)), localization_maps(record, "rib"))
+    assert np.array_equal(localization_maps(record, ("rib", 0)), localization_maps(record, "cam"))
 
 
 def test_steps_that_were_not_kept_cannot_be_asked_for() -> None:
     record = MapRecord.from_arrays(to_arrays(make_refinement(keep_steps=False), SIZE, SCALES))
     with pytest.raises(RibrayError, match="keep_steps"):
-        localization_maps(record, 0)
+        localization_maps(record, ("rib", 0))
+    with pytest.raises(RibrayError, match="maps cam, rib, and none named 'advcam'"):
+        localization_maps(record, "advcam")
 
 
 def test_a_class_that_never_lit_up_gives_zeros() -> None:
     refinement = make_refinement()
-    for maps in refinement.refined:
+    for maps in refinement.maps["rib"]:
         maps[1] = 0
     maps = localization_maps(MapRecord.from_arrays(to_arrays(refinement, SIZE, SCALES)))
     assert maps[0].max() == pytest.approx(1, abs=1e-4)
@@ -107,8 +120,8 @@ def test_an_image_without_object_has_a_file_without_classes(tmp_path: Path) -> N
     storage.write_npz(tmp_path / "x.npz", **empty_arrays(SIZE, SCALES))
     record = MapRecord.read(tmp_path / "x.npz")
     assert (len(record.classes), record.steps, record.stop_reason) == (0, 0, "finished")
-    assert localization_maps(record, "refined", "full").shape == (0, 50, 70)
-    assert localization_maps(record, "initial", "stride4").shape == (0, 13, 18)
+    assert localization_maps(record, "rib", "full").shape == (0, 50, 70)
+    assert localization_maps(record, "cam", "stride4").shape == (0, 13, 18)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +164,7 @@ def test_a_file_takes_an_eighteenth_of_the_reference_format(tmp_path: Path) -> N
         smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).clip(0) + 0.01
         initial.append(smooth[None] * rng.normal(1, 0.02, (1, height, width)).astype(np.float32))
         refined.append(initial[-1] * 7.3 + smooth[None])
-    refinement = Refinement(np.array([4]), initial, refined, None, [0.0] * 9, [0.0] * 10, 10, "finished")
+    refinement = Refined(np.array([4]), {"cam": initial, "rib": refined}, 10, "finished", {}, [0.0] * 9)
     storage.write_npz(tmp_path / "x.npz", **to_arrays(refinement, (375, 500), (1.0, 0.5, 1.5, 2.0)))
     reference = 4 * (94 * 125 + 375 * 500)  # stride-4 and full-size map, float32
     assert (tmp_path / "x.npz").stat().st_size * 18 <= reference

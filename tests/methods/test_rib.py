@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ribray.config import RefineConfig
+from ribray.config import RIBConfig
 from ribray.errors import ImageError
-from ribray.methods.rib import Refinement, Refiner, Trace
+from ribray.methods.method import Refined
+from ribray.methods.rib import Refiner, Trace
 from ribray.networks import Classifier, build_classifier
 
 CLASSES = 5
@@ -36,7 +37,7 @@ BASE: dict[str, Any] = {
 # --- the oracle ---------------------------------------------------------------------------------------------
 
 
-def oracle_logit(cam: Tensor, present: bool, index: int, config: RefineConfig) -> Tensor:
+def oracle_logit(cam: Tensor, present: bool, index: int, config: RIBConfig) -> Tensor:
     limit = config.pooling_first_classes
     if config.pooling == "gndrp" and present and (limit is None or index < limit):
         peak = cam.max().item()
@@ -45,7 +46,7 @@ def oracle_logit(cam: Tensor, present: bool, index: int, config: RefineConfig) -
     return cam.sum() / cam.numel()
 
 
-def oracle_rows(cams: Tensor, labels: list[list[bool]], config: RefineConfig) -> list[list[Tensor]]:
+def oracle_rows(cams: Tensor, labels: list[list[bool]], config: RIBConfig) -> list[list[Tensor]]:
     return [
         [oracle_logit(cams[row, index], labels[row][index], index, config) for index in range(CLASSES)]
         for row in range(len(cams))
@@ -68,7 +69,7 @@ def oracle_loss(rows: list[list[Tensor]], labels: list[list[bool]], name: str) -
     return total
 
 
-def oracle(classifier: Classifier, config: RefineConfig, views: list[Tensor], extras: Callable) -> dict[str, Any]:
+def oracle(classifier: Classifier, config: RIBConfig, views: list[Tensor], extras: Callable) -> dict[str, Any]:
     network = copy.deepcopy(classifier)
     learning = ("layer3.", "layer4.", "block2.", "block3.")
     parameters = [one for name, one in network.backbone.named_parameters() if name.startswith(learning)]
@@ -155,7 +156,7 @@ def make_extras(step: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     return torch.randn(6, 3, 32, 32, generator=generator, dtype=dtype), labels  # more than one part on a CPU
 
 
-def refine(config: RefineConfig, views: list[Tensor], trace: Trace | None = None, **changes: Any) -> Refinement:
+def refine(config: RIBConfig, views: list[Tensor], trace: Trace | None = None, **changes: Any) -> Refined:
     refiner = Refiner(make_classifier(), config)
     for name, value in changes.items():
         setattr(refiner, name, value)
@@ -167,14 +168,14 @@ def relative_error(computed: Any, expected: Any) -> float:
     return float(np.abs(np.asarray(computed) - expected).max() / np.abs(expected).max())
 
 
-def assert_equals_oracle(result: Refinement, expected: dict[str, Any]) -> None:
+def assert_equals_oracle(result: Refined, expected: dict[str, Any]) -> None:
     assert result.stop_reason == expected["stop"]
     assert result.steps == expected["steps"]
     assert result.classes.tolist() == PRESENT
     for scale in range(len(SCALES)):
-        assert relative_error(result.initial[scale], expected["by_step"][0][scale]) < 1e-9
-        assert relative_error(result.refined[scale], expected["refined"][scale]) < 1e-9
-    assert relative_error(result.target_losses, expected["target_losses"]) < 1e-6  # kept in float32
+        assert relative_error(result.maps["cam"][scale], expected["by_step"][0][scale]) < 1e-9
+        assert relative_error(result.maps["rib"][scale], expected["refined"][scale]) < 1e-9
+    assert relative_error(result.numbers["target_losses"], expected["target_losses"]) < 1e-6  # kept in float32
     updates = expected["losses"][: expected["steps"] - 1]
     assert len(result.losses) == len(updates)
     if updates:
@@ -183,7 +184,7 @@ def assert_equals_oracle(result: Refinement, expected: dict[str, Any]) -> None:
 
 def free_run(**settings: Any) -> dict[str, Any]:
     """The oracle's run with no stop rule in the way, to choose thresholds from."""
-    return oracle(make_classifier(), RefineConfig(**{**BASE, **settings}), make_views(), make_extras)
+    return oracle(make_classifier(), RIBConfig(**{**BASE, **settings}), make_views(), make_extras)
 
 
 # --- the method ---------------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def free_run(**settings: Any) -> dict[str, Any]:
     ids=str,
 )
 def test_refinement_equals_a_plain_reading_of_the_method(settings: dict[str, Any]) -> None:
-    config = RefineConfig(**{**BASE, **settings})
+    config = RIBConfig(**{**BASE, **settings})
     expected = oracle(make_classifier(), config, make_views(), make_extras)
     plain = expected["by_step"][0][0] * config.iterations
     assert relative_error(expected["refined"][0], plain) > 1e-3, "this case would not notice a missing update"
@@ -213,7 +214,7 @@ def test_refinement_equals_a_plain_reading_of_the_method(settings: dict[str, Any
 
 
 def test_refinement_of_a_resnet_equals_a_plain_reading_of_the_method() -> None:
-    config = RefineConfig(**{**BASE, "iterations": 2, "lr": 1e-5})
+    config = RIBConfig(**{**BASE, "iterations": 2, "lr": 1e-5})
     classifier = make_classifier(backbone="resnet18")
     expected = oracle(classifier, config, make_views(), make_extras)
     assert relative_error(expected["refined"][0], expected["by_step"][0][0] * 2) > 1e-3
@@ -226,18 +227,18 @@ def test_target_loss_beyond_its_threshold_stops_at_that_step(stop_at: int, reads
     losses = [abs(loss) for loss in free_run(pooling="gap")["target_losses"]]
     assert losses == sorted(losses)
     below = losses[stop_at - 1] if stop_at else 0.0
-    config = RefineConfig(**{**BASE, "pooling": "gap", "stop_threshold": (below + losses[stop_at]) / 2})
+    config = RIBConfig(**{**BASE, "pooling": "gap", "stop_threshold": (below + losses[stop_at]) / 2})
     expected = oracle(make_classifier(), config, make_views(), make_extras)
     assert (expected["stop"], expected["steps"]) == ("target_loss", stop_at + 1)
     assert_equals_oracle(refine(config, make_views(), reads_before_update=reads_before_update), expected)
 
 
-def exploding(step: int) -> RefineConfig:
+def exploding(step: int) -> RIBConfig:
     """A configuration whose refinement explodes at ``step``: every step covers more than the one before."""
     shares = free_run(explode_threshold=0.5)["shares"]
     assert shares == sorted(set(shares))
     ratio = (shares[step - 1] + shares[step]) / 2 if step > 1 else shares[0] / 2  # step 0 is above it, to no effect
-    return RefineConfig(**{**BASE, "explode_threshold": 0.5, "explode_ratio": ratio})
+    return RIBConfig(**{**BASE, "explode_threshold": 0.5, "explode_ratio": ratio})
 
 
 @pytest.mark.parametrize("reads_before_update", [True, False], ids=["as on a CPU", "as on a GPU"])
@@ -248,32 +249,32 @@ def test_explosion_keeps_only_scale_one_of_its_step(explodes_at: int, reads_befo
     assert (expected["stop"], expected["steps"]) == ("explosion", explodes_at + 1)
     result = refine(config, make_views(), reads_before_update=reads_before_update)
     assert_equals_oracle(result, expected)
-    assert len(result.target_losses) == result.steps - 1
-    *_, before, after = result.by_step
+    assert len(result.numbers["target_losses"]) == result.steps - 1
+    *_, before, after = result.by_step["rib"]
     assert (after[0] != before[0]).any()
     assert all(np.array_equal(after[scale], before[scale]) for scale in (1, 2))
 
 
 def test_a_share_of_exactly_the_ratio_is_no_explosion() -> None:
     share = free_run(explode_threshold=0.5)["shares"][-1]
-    at = RefineConfig(**{**BASE, "explode_threshold": 0.5, "explode_ratio": share})
-    below = RefineConfig(**{**BASE, "explode_threshold": 0.5, "explode_ratio": np.nextafter(share, 0)})
+    at = RIBConfig(**{**BASE, "explode_threshold": 0.5, "explode_ratio": share})
+    below = RIBConfig(**{**BASE, "explode_threshold": 0.5, "explode_ratio": np.nextafter(share, 0)})
     assert refine(at, make_views()).stop_reason == "finished"
     assert refine(below, make_views()).stop_reason == "explosion"
 
 
 def test_step_zero_never_explodes() -> None:
-    config = RefineConfig(**{**BASE, "explode_threshold": 1e-6, "explode_ratio": 1e-6})
+    config = RIBConfig(**{**BASE, "explode_threshold": 1e-6, "explode_ratio": 1e-6})
     result = refine(config, make_views())
     assert (result.stop_reason, result.steps, len(result.losses)) == ("explosion", 2, 1)
 
 
 def test_both_ways_of_reading_stop_tests_give_the_same_bytes() -> None:
-    config = RefineConfig(**BASE)
+    config = RIBConfig(**BASE)
     first = refine(config, make_views(), reads_before_update=True)
     second = refine(config, make_views(), reads_before_update=False)
     assert first.losses == second.losses
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(first.refined, second.refined, strict=True))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(first.maps["rib"], second.maps["rib"], strict=True))
 
 
 # --- promises -----------------------------------------------------------------------------------------------
@@ -284,9 +285,9 @@ def test_an_image_gives_the_same_bytes_whatever_was_refined_before(precision: st
     def result(refiner: Refiner, seed: int) -> list[bytes]:
         views = make_views(seed, torch.float32)
         refinement = refiner.refine(views, PRESENT, lambda step: make_extras(step, torch.float32))
-        return [maps.tobytes() for maps in (*refinement.initial, *refinement.refined)]
+        return [maps.tobytes() for maps in (*refinement.maps["cam"], *refinement.maps["rib"])]
 
-    config = RefineConfig(**{**BASE, "momentum": 0.9, "iterations": 3})
+    config = RIBConfig(**{**BASE, "momentum": 0.9, "iterations": 3})
     alone = result(Refiner(make_classifier(torch.float32), config, precision), 0)
     busy = Refiner(make_classifier(torch.float32), config, precision)
     others = [result(busy, seed) for seed in (1, 2)]
@@ -295,7 +296,7 @@ def test_an_image_gives_the_same_bytes_whatever_was_refined_before(precision: st
 
 
 def test_bfloat16_follows_float32_and_keeps_float32_weights() -> None:
-    config = RefineConfig(**{**BASE, "iterations": 3, "lr": 1e-3, "pooling": "gap"})
+    config = RIBConfig(**{**BASE, "iterations": 3, "lr": 1e-3, "pooling": "gap"})
     results = []
     for precision in ("float32", "bfloat16"):
         refiner = Refiner(make_classifier(torch.float32), config, precision)
@@ -304,30 +305,32 @@ def test_bfloat16_follows_float32_and_keeps_float32_weights() -> None:
         assert {parameter.dtype for parameter in refiner.learnable} == {torch.float32}
     exact, fast = results
     for scale in range(len(SCALES)):
-        assert fast.refined[scale].dtype == np.float32
-        assert 0 < relative_error(fast.refined[scale], exact.refined[scale]) < 0.05
+        assert fast.maps["rib"][scale].dtype == np.float32
+        assert 0 < relative_error(fast.maps["rib"][scale], exact.maps["rib"][scale]) < 0.05
 
 
 def test_kept_steps_begin_with_the_initial_and_end_with_the_refined_maps() -> None:
-    config = RefineConfig(**{**BASE, "keep_steps": True})
+    config = RIBConfig(**{**BASE, "keep_steps": True})
     result = refine(config, make_views())
-    assert len(result.by_step) == result.steps == 4
+    assert len(result.by_step["rib"]) == result.steps == 4
     for scale in range(len(SCALES)):
-        assert np.array_equal(result.by_step[0][scale], result.initial[scale])
-        assert np.array_equal(result.by_step[-1][scale], result.refined[scale])
-        assert all((b[scale] >= a[scale]).all() for a, b in zip(result.by_step, result.by_step[1:], strict=False))
-    without = refine(RefineConfig(**BASE), make_views())
-    assert without.by_step is None
-    assert all(np.array_equal(a, b) for a, b in zip(result.refined, without.refined, strict=True))
+        assert np.array_equal(result.by_step["rib"][0][scale], result.maps["cam"][scale])
+        assert np.array_equal(result.by_step["rib"][-1][scale], result.maps["rib"][scale])
+        assert all(
+            (b[scale] >= a[scale]).all() for a, b in zip(result.by_step["rib"], result.by_step["rib"][1:], strict=False)
+        )
+    without = refine(RIBConfig(**BASE), make_views())
+    assert without.by_step == {}
+    assert all(np.array_equal(a, b) for a, b in zip(result.maps["rib"], without.maps["rib"], strict=True))
 
 
 def test_a_longer_schedule_is_not_a_continued_shorter_one() -> None:
     """The learning rate decays over K, so the maps after two of four steps are not those of K = 2."""
-    four = refine(RefineConfig(**{**BASE, "keep_steps": True}), make_views())
-    two = refine(RefineConfig(**{**BASE, "iterations": 2}), make_views())
-    assert np.array_equal(four.by_step[1][0], two.refined[0])  # step 0 has the same rate at any K
-    three = refine(RefineConfig(**{**BASE, "iterations": 3}), make_views())
-    assert not np.array_equal(four.by_step[2][0], three.refined[0])
+    four = refine(RIBConfig(**{**BASE, "keep_steps": True}), make_views())
+    two = refine(RIBConfig(**{**BASE, "iterations": 2}), make_views())
+    assert np.array_equal(four.by_step["rib"][1][0], two.maps["rib"][0])  # step 0 has the same rate at any K
+    three = refine(RIBConfig(**{**BASE, "iterations": 3}), make_views())
+    assert not np.array_equal(four.by_step["rib"][2][0], three.maps["rib"][0])
 
 
 def test_the_last_step_draws_no_extras_unless_traced() -> None:
@@ -337,7 +340,7 @@ def test_the_last_step_draws_no_extras_unless_traced() -> None:
         asked.append(step)
         return make_extras(step)
 
-    refiner = Refiner(make_classifier(), RefineConfig(**BASE))
+    refiner = Refiner(make_classifier(), RIBConfig(**BASE))
     plain = refiner.refine(make_views(), PRESENT, extras)
     assert asked == [0, 1, 2]
     trace = Trace()
@@ -346,20 +349,20 @@ def test_the_last_step_draws_no_extras_unless_traced() -> None:
     assert traced.losses[:3] == plain.losses
     assert len(traced.losses) == 4
     assert [logits.shape for logits in trace.logits] == [(4 + 6, CLASSES)] * 4
-    assert all(np.array_equal(a, b) for a, b in zip(plain.refined, traced.refined, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(plain.maps["rib"], traced.maps["rib"], strict=True))
     total = sum(maps[0] for maps in trace.maps)
-    np.testing.assert_allclose(total, plain.refined[0], rtol=1e-12)
+    np.testing.assert_allclose(total, plain.maps["rib"][0], rtol=1e-12)
 
 
 def test_a_step_that_stops_costs_a_cpu_no_extras() -> None:
     asked: list[int] = []
-    config = RefineConfig(**{**BASE, "stop_threshold": 1e-9})
+    config = RIBConfig(**{**BASE, "stop_threshold": 1e-9})
     Refiner(make_classifier(), config).refine(make_views(), PRESENT, lambda step: asked.append(step))
     assert asked == []
 
 
 def test_an_image_without_possible_extras_is_refined_on_its_own_rows() -> None:
-    config = RefineConfig(**BASE)
+    config = RIBConfig(**BASE)
     refiner = Refiner(make_classifier(), config)
     result = refiner.refine(make_views(), PRESENT, lambda step: None)
     expected = oracle(make_classifier(), config, make_views(), lambda step: None)
@@ -367,7 +370,7 @@ def test_an_image_without_possible_extras_is_refined_on_its_own_rows() -> None:
 
 
 def test_scales_outside_the_loss_and_the_stem_get_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    refiner = Refiner(make_classifier(), RefineConfig(**{**BASE, "loss_scales": (1.0,)}))
+    refiner = Refiner(make_classifier(), RIBConfig(**{**BASE, "loss_scales": (1.0,)}))
     seen: list[tuple[int, bool, bool]] = []
     cams = refiner.network.cams
 
@@ -382,7 +385,7 @@ def test_scales_outside_the_loss_and_the_stem_get_no_gradient(monkeypatch: pytes
 
 
 def test_the_stem_sees_the_target_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    refiner = Refiner(make_classifier(), RefineConfig(**BASE))
+    refiner = Refiner(make_classifier(), RIBConfig(**BASE))
     calls: list[int] = []
     stem = refiner.network.stem
     monkeypatch.setattr(refiner.network, "stem", lambda images: calls.append(len(images)) or stem(images))
@@ -393,28 +396,28 @@ def test_the_stem_sees_the_target_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("pooling", ["gndrp", "gap"])
 @pytest.mark.parametrize("reads_before_update", [True, False])
 def test_a_loss_that_is_not_finite_is_an_error_of_this_image(pooling: str, reads_before_update: bool) -> None:
-    config = RefineConfig(**{**BASE, "lr": 1e200, "pooling": pooling})
+    config = RIBConfig(**{**BASE, "lr": 1e200, "pooling": pooling})
     with pytest.raises(ImageError, match=r"refinement step [23] of 4"):
         refine(config, make_views(), reads_before_update=reads_before_update)
     views = make_views()
     views[1][0, 0, 0, 0] = math.nan  # scale 0.5, which the loss does not see
     with pytest.raises(ImageError, match="not finite in refinement step 1 of 4"):
-        refine(RefineConfig(**BASE), views)
+        refine(RIBConfig(**BASE), views)
 
 
 def test_an_error_leaves_the_next_image_unharmed() -> None:
-    refiner = Refiner(make_classifier(), RefineConfig(**BASE))
+    refiner = Refiner(make_classifier(), RIBConfig(**BASE))
     before = refiner.refine(make_views(), PRESENT, make_extras)
     broken = make_views()
     broken[0][:] = math.nan
     with pytest.raises(ImageError):
         refiner.refine(broken, PRESENT, make_extras)
     after = refiner.refine(make_views(), PRESENT, make_extras)
-    assert all(np.array_equal(a, b) for a, b in zip(before.refined, after.refined, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before.maps["rib"], after.maps["rib"], strict=True))
 
 
 def test_wrong_arguments_are_refused() -> None:
-    refiner = Refiner(make_classifier(), RefineConfig(**BASE))
+    refiner = Refiner(make_classifier(), RIBConfig(**BASE))
     with pytest.raises(ValueError, match="without any present class"):
         refiner.refine(make_views(), [], make_extras)
     with pytest.raises(ValueError, match="do not fit 5 classes"):
@@ -422,7 +425,7 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="2 views for 3 scales"):
         refiner.refine(make_views()[:2], PRESENT, make_extras)
     with pytest.raises(ValueError, match="precision"):
-        Refiner(make_classifier(), RefineConfig(**BASE), "float16")
-    unordered = RefineConfig(**BASE).model_copy(update={"scales": (0.5, 1.0)})
+        Refiner(make_classifier(), RIBConfig(**BASE), "float16")
+    unordered = RIBConfig(**BASE).model_copy(update={"scales": (0.5, 1.0)})
     with pytest.raises(ValueError, match=r"must be 1\.0"):
         Refiner(make_classifier(), unordered)

@@ -2,11 +2,12 @@
 
 import pytest
 
+from ribray.config import RIBConfig
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS, StopTally, stop_hint, stopped_early
 
 
 def test_refinements_are_counted_by_reason_and_images_without_steps_are_not():
-    tally = StopTally(iterations=10)
+    tally = StopTally(RIBConfig(iterations=10))
     assert tally.summary() == {"stop_reasons": {FINISHED: 0, TARGET_LOSS: 0, EXPLOSION: 0}, "mean_steps": None}
     for reason, steps in ((FINISHED, 10), (EXPLOSION, 4), (EXPLOSION, 10), (TARGET_LOSS, 2), (FINISHED, 0)):
         tally.add(reason, steps)
@@ -14,7 +15,7 @@ def test_refinements_are_counted_by_reason_and_images_without_steps_are_not():
 
 
 def test_a_target_loss_passed_in_the_last_step_ends_nothing():
-    tally = StopTally(iterations=3)
+    tally = StopTally(RIBConfig(iterations=3))
     tally.add(TARGET_LOSS, 3)
     tally.add(TARGET_LOSS, 2)
     assert tally.counts == {FINISHED: 1, TARGET_LOSS: 1, EXPLOSION: 0}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ribray.config import RefineConfig
+from ribray.config import RIBConfig
 from ribray.errors import UsageError
 from ribray.irn.loss import irn_loss
 from ribray.methods.rib import FINISHED, Refiner
@@ -140,7 +140,7 @@ def test_a_step_of_training_moves_all_but_the_stem_and_lowers_the_loss(classifie
 def test_refinement_adds_the_maps_of_a_moved_network(classifier: Classifier) -> None:
     with torch.no_grad():
         strongest = int(classifier.cams(classifier.stem(images())).amax((0, 2, 3)).argmax())
-    config = RefineConfig(
+    config = RIBConfig(
         iterations=2, lr=1e-5, scales=(1.0, 0.5), loss_scales=(1.0,), explode_ratio=1.0, stop_threshold=1e9
     )
     refiner = Refiner(copy.deepcopy(classifier), config)
@@ -150,7 +150,7 @@ def test_refinement_adds_the_maps_of_a_moved_network(classifier: Classifier) -> 
     assert (result.stop_reason, result.steps) == (FINISHED, 2)
     assert np.isfinite(result.losses).all()
     stride = classifier.backbone.strides[-1]
-    for scale, initial, refined in zip(config.scales, result.initial, result.refined, strict=True):
+    for scale, initial, refined in zip(config.scales, *result.maps.values(), strict=True):
         assert refined.shape == (1, *[-(-int(SIDE * scale) // stride)] * 2)
         assert np.isfinite(refined).all()
         assert not np.array_equal(refined, 2 * initial), "the second step saw other weights"

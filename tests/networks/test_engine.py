@@ -3,14 +3,12 @@
 import numpy as np
 import torch
 
-from ribray.config import RefineConfig
+from ribray.config import RIBConfig
 from ribray.methods.rib import Refiner
 from ribray.networks import build_classifier
 from ribray.networks.engine import Plain
 
-STEPS = RefineConfig(
-    iterations=3, lr=1e-4, scales=(1.0, 0.5), loss_scales=(1.0,), explode_ratio=1.0, stop_threshold=1e6
-)
+STEPS = RIBConfig(iterations=3, lr=1e-4, scales=(1.0, 0.5), loss_scales=(1.0,), explode_ratio=1.0, stop_threshold=1e6)
 
 
 def refined(engine: str) -> list[np.ndarray]:
@@ -22,7 +20,7 @@ def refined(engine: str) -> list[np.ndarray]:
     generator = torch.Generator().manual_seed(1)
     views = [torch.randn(2, 3, side, side, generator=generator) for side in (128, 64)]
     crops = torch.randn(3, 3, 48, 48, generator=generator), torch.eye(4, dtype=torch.bool)[:3]
-    return Refiner(classifier, STEPS, engine=engine).refine(views, [3], lambda step: crops).refined
+    return Refiner(classifier, STEPS, engine=engine).refine(views, [3], lambda step: crops).maps["rib"]
 
 
 def test_both_engines_refine_the_same() -> None:

@@ -44,7 +44,7 @@ def test_the_same_maps_look_the_same_in_every_chart():
 
 
 def test_steps_are_drawn_over_the_plain_cam_where_they_were_kept():
-    chart = steps_chart(RunMetrics(**metrics()).seed.methods)
+    chart = steps_chart(RunMetrics(**metrics()).seed.maps)
     plain, rib = chart.lines
     assert list(plain.y) == [36.0, 36.0]
     assert list(rib.x) == list(range(1, 11))

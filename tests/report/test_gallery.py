@@ -8,7 +8,7 @@ from ribray.data import open_dataset
 from ribray.data.mask_files import write_mask
 from ribray.demo.world import make_world
 from ribray.methods.maps import to_arrays, write_maps
-from ribray.methods.rib import Refinement
+from ribray.methods.method import Refined
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED
 from ribray.report.charts import read_losses
 from ribray.report.pictures import TILE_PIXELS, gallery_block
@@ -33,9 +33,9 @@ def write_map(dataset, folder, id, steps=3, kept=True, ended=FINISHED):
         cells = np.zeros((len(present), 8, 8), np.float32)
         cells[:, :step] = 1.0
         by_step.append([cells, cells])
-    sums = by_step if kept else None
+    sums, maps = {"rib": by_step} if kept else {}, {"cam": by_step[0], "rib": by_step[-1]}
     losses, targets = [-10.0 * step for step in range(steps - 1)], [5.0 * step for step in range(steps)]
-    refinement = Refinement(present, by_step[0], by_step[-1], sums, losses, targets, steps, ended)
+    refinement = Refined(present, maps, steps, ended, sums, losses, {"target_losses": targets})
     write_maps(folder / f"{id}.npz", id, to_arrays(refinement, (64, 64), SCALES))
     return folder / f"{id}.npz"
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_or_does_not_fit_gives_way(dataset, maps, masks):
 def test_maps_of_a_class_that_the_data_does_not_have_give_way(dataset, tmp_path):
     id = dataset.ids[0]
     cells = [np.ones((1, 8, 8), np.float32)] * 2
-    strange = Refinement(np.array([17]), cells, cells, None, [], [], 1, FINISHED)
+    strange = Refined(np.array([17]), {"cam": cells, "rib": cells})
     write_maps(tmp_path / "strange.npz", id, to_arrays(strange, (64, 64), SCALES))
     assert gallery_block("", dataset, {}, {id: tmp_path / "strange.npz"}) is None
 

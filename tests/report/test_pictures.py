@@ -7,8 +7,7 @@ from PIL import Image
 from ribray.data.mask_files import write_mask
 from ribray.data.voc import VocDataset
 from ribray.methods.maps import empty_arrays, to_arrays, write_maps
-from ribray.methods.rib import Refinement
-from ribray.methods.stop_reasons import FINISHED
+from ribray.methods.method import Refined
 from ribray.report.overlays import mask_colour
 from ribray.report.pictures import MaskBlock, draw_masks
 
@@ -60,7 +59,7 @@ def test_maps_are_drawn_between_the_truth_and_the_masks(photographs, truths, tmp
         size = photographs.image(id).shape[:2]
         present = np.flatnonzero(photographs.labels[photographs.index(id)])
         maps = [np.random.default_rng(0).random((len(present), 8, 8), np.float32)]
-        refinement = Refinement(present, maps, maps, None, [], [], 1, FINISHED)
+        refinement = Refined(present, {"cam": maps, "rib": maps})
         arrays = to_arrays(refinement, size, (1.0,)) if len(present) else empty_arrays(size, (1.0,))
         files[id] = tmp_path / "maps" / f"{id}.npz"
         write_maps(files[id], id, arrays)

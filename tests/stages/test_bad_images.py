@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ribray.config import DataConfig, RefineConfig
+from ribray.config import DataConfig, RIBConfig
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.data.voc import VOC_CLASSES
@@ -118,7 +118,7 @@ def open_folder(root: Path) -> Dataset:
 
 
 def worker(dataset: Dataset, checkpoint: Path, folder: Path, **changes) -> RefineWorker:
-    config = RefineConfig(**(SMALL_STEPS | changes))
+    config = RIBConfig(**(SMALL_STEPS | changes))
     network = {"backbone": "small", "output_stride": 8}
     return RefineWorker(dataset, network, checkpoint, config, "float32", folder, loader_threads=2)
 
@@ -165,11 +165,11 @@ def test_a_loss_that_is_not_finite_is_the_images_failure_and_not_the_next_ones(p
     refiner = worker(dataset, checkpoint, tmp_path / "maps")
     refiner.process("dog0")
     expected = map_path(tmp_path / "maps", "dog0").read_bytes()
-    rates = refiner._refiner.groups
-    refiner._refiner.groups = [(parameters, 1e30) for parameters, _ in rates]
+    rates = refiner._method.groups
+    refiner._method.groups = [(parameters, 1e30) for parameters, _ in rates]
     with pytest.raises(ImageError):
         refiner.process("cat0")
-    refiner._refiner.groups = rates
+    refiner._method.groups = rates
     refiner.process("dog0")
     assert map_path(tmp_path / "maps", "dog0").read_bytes() == expected
 
@@ -187,7 +187,7 @@ def test_images_smaller_than_a_stride_are_refined_and_serve_as_extras(photograph
         assert refiner.process(id)["extras"] == 3
         record = MapRecord.read(map_path(tmp_path / "maps", id))
         assert record.size == (size if id == "cat0" else (44, 60))
-        assert np.isfinite(record.refined[0]).all()
+        assert np.isfinite(record.maps["rib"][0]).all()
     Image.fromarray(np.zeros(size, np.uint8)).save(photographs / "masks" / "cat0.png")
     judged = SeedWorker(dataset, tmp_path / "maps", (0.2, 0.4)).process("cat0")
     assert judged["refined"] > 0

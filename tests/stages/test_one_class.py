@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ribray.config import ClassifierConfig, DataConfig, RefineConfig
+from ribray.config import ClassifierConfig, DataConfig, RIBConfig
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import ImageError
@@ -46,7 +46,7 @@ def checkpoint(root: Path, classes: int = 1) -> Path:
 def refined(dataset: Dataset, out: Path, id: str = "has0", **changes: object) -> tuple[dict, bytes]:
     """Return the record and the map file of an image."""
     out.mkdir(exist_ok=True)
-    network, config = {"backbone": "small", "output_stride": 8}, RefineConfig(**STEPS | changes)
+    network, config = {"backbone": "small", "output_stride": 8}, RIBConfig(**STEPS | changes)
     weights = checkpoint(out, len(dataset.classes))
     record = RefineWorker(dataset, network, weights, config, "float32", out, loader_threads=1).process(id)
     return record, map_path(out, id).read_bytes()

@@ -16,7 +16,7 @@ from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import seed, winner
 from ribray.methods import maps
 from ribray.methods.maps import MapRecord, empty_arrays, localization_maps, to_arrays
-from ribray.methods.rib import Refinement
+from ribray.methods.method import Refined
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED
 from ribray.pipeline.maps import map_path
 from ribray.stages.seed import SeedWorker, StepCurves
@@ -110,15 +110,14 @@ def test_of_images_known_to_be_empty_alone_there_is_no_mean(photographs, recipe,
 # --- images that stopped early -----------------------------------------------------------------------------------
 
 
-def refinement(classes: list[int], steps: int, kept: bool = True) -> Refinement:
+def refinement(classes: list[int], steps: int, kept: bool = True) -> Refined:
     """Draw the growing maps of some steps."""
     rng = np.random.default_rng([steps, *classes])
     by_step = list(rng.random((steps, 1, len(classes), 3, 4), np.float32).cumsum(axis=0))
     sums = [list(one) for one in by_step]
     stop_reason = FINISHED if steps == STEPS else EXPLOSION
-    return Refinement(
-        np.array(classes), sums[0], sums[-1], sums if kept else None, [0.0] * steps, [0.0] * steps, steps, stop_reason
-    )
+    maps = {"cam": sums[0], "rib": sums[-1]}
+    return Refined(np.array(classes), maps, steps, stop_reason, {"rib": sums} if kept else {}, [0.0] * steps)
 
 
 def write_maps(folder: Path, kept: bool = True) -> dict[str, MapRecord]:
@@ -162,8 +161,7 @@ def test_an_image_that_stopped_early_keeps_its_last_map(dataset, tmp_path):
         for threshold in THRESHOLDS:
             total = np.zeros((len(CLASSES) + 1, len(CLASSES) + 1), np.int64)
             for id, record in records.items():
-                last = len(record.by_step) - 1
-                maps = localization_maps(record, min(step, last) if record.by_step else "initial")
+                maps = localization_maps(record, ("rib", step) if record.by_step else "cam")
                 total += confusion(dataset.mask(id), seed(maps, record.classes, threshold), len(CLASSES) + 1)
             means[threshold] = float(miou(total))
         best = max(means, key=means.__getitem__)

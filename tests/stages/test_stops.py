@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ribray.methods.maps import empty_arrays, to_arrays, write_maps
-from ribray.methods.rib import Refinement
+from ribray.methods.method import Refined
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED
 from ribray.pipeline.maps import map_path
 from ribray.pipeline.stage import Context
@@ -31,7 +31,7 @@ def record(reason, steps):
 
 def write(folder, id, reason, steps):
     maps = [np.ones((1, 2, 2), np.float32)]
-    arrays = to_arrays(Refinement(np.array([0]), maps, maps, None, [], [], steps, reason), (16, 16), (1.0,))
+    arrays = to_arrays(Refined(np.array([0]), {"cam": maps, "rib": maps}, steps, reason), (16, 16), (1.0,))
     map_path(folder, id).parent.mkdir(parents=True, exist_ok=True)
     write_maps(map_path(folder, id), id, arrays if steps else empty_arrays((16, 16), (1.0,)))
 
