@@ -165,7 +165,7 @@ class SweepFile(Section):
     space: dict[str, Axis]  # by configuration key
     repeats: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 1
     """Seeds 0 … N-1 of the first stage of a trial that has a seed."""
-    metric: str  # dotted path in metrics.json, such as seed.rib.miou
+    metric: str  # dotted path in metrics.json, such as seed.rib.miou; see `metric_of`
     mode: Literal["max", "min"] = "max"
     max_concurrent: Count = 1  # trials at a time
     workers_per_trial: Count | None = None  # cluster.workers of a trial; default: the base's
@@ -223,6 +223,13 @@ class Trial:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Trial":
         return cls(trial_id(settings), settings)
+
+
+def metric_of(metric: str, settings: Mapping[str, Any]) -> str:
+    """Return a sweep's metric for one trial: ``{method}`` in it is the trial's value of a key such as refine.method."""
+    for key, value in settings.items():
+        metric = metric.replace(f"{{{key.rpartition('.')[2]}}}", str(value))
+    return metric
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

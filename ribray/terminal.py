@@ -17,6 +17,7 @@ from ribray.errors import EXIT_FAILURES, EXIT_STOPPED, StageError
 
 if TYPE_CHECKING:
     from ribray.commands.run import Request, Result
+    from ribray.report.comparison import Stages
     from ribray.runs.metrics import RunMetrics
 
 ONE_SIGNAL_SECONDS = 0.3
@@ -89,36 +90,37 @@ def told(work: Callable[[], "Result"], tell: Callable[["Result"], None]) -> "Res
 
 def print_run(request: "Request", result: "Result") -> None:
     from ribray.report.summaries import run_summary
-    from ribray.runs.metrics import RunMetrics
-    from ribray.stages import STAGES
+    from ribray.runs.run import Run
+    from ribray.stages import stages_of
 
-    metrics = RunMetrics(**result.metrics)
+    run = Run.read(request.directory)
+    metrics = run.read_metrics()
     console.print()
-    _print_results(request, metrics)
+    stages = stages_of(request.experiment)
+    _print_results(request, metrics, stages, run.variant or request.experiment.own_source)
     failures = [vars(failure) for failure in result.failures]
     if metrics.timing or failures:
-        console.print(run_summary(metrics, STAGES, request.directory, failures=failures))
+        console.print(run_summary(metrics, stages, request.directory, failures=failures))
     for figure in result.figures:
         say_place("picture", figure)
     for command in result.sync_commands:
         say_place("W&B", command)
 
 
-def _print_results(request: "Request", metrics: "RunMetrics") -> None:
+def _print_results(request: "Request", metrics: "RunMetrics", stages: "Stages", own: str) -> None:
     """Print the tables of those stages that were asked for."""
     from ribray.report.tables import chain_table, evaluation_tables, seed_table
-    from ribray.runs.run import Run
-    from ribray.stages import MASK_STAGES, STAGES
+    from ribray.stages import MASK_STAGES
 
-    experiment, own = request.experiment, Run.read(request.directory).variant or "rib"
+    experiment = request.experiment
     splits = experiment.evaluate.splits or (experiment.data.eval_split,)
     tables: list[Any] = []
     if metrics.seed and "seed" in request.stages:
         tables.append(seed_table(metrics.seed.maps))
     if {"seed", *MASK_STAGES}.intersection(request.stages):
-        tables.append(chain_table(metrics, STAGES, own=own, splits=splits))
+        tables.append(chain_table(metrics, stages, own, splits=splits))
     if "evaluate" in request.stages:
-        tables += evaluation_tables(metrics, STAGES, splits, own=own)
+        tables += evaluation_tables(metrics, stages, own, splits)
     for table in tables:
         if table is not None:
             console.print(table, "")

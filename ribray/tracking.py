@@ -57,7 +57,7 @@ class Tracker:
 
     def __init__(self, experiment: Experiment, run: Run):
         self._config, self._run, self._directory = experiment.tracking, run, run.directory
-        self._has_variant = experiment.masks.source != "rib"
+        self._has_variant = experiment.sources != (experiment.own_source,)
         self._wandb: Any = None
         self.trouble: str | None = None
         """What W&B could not do, as a sentence."""

@@ -8,8 +8,8 @@ from PIL import Image
 
 from ribray.evaluation.published import MEAN, table
 from ribray.report.charts import RefinementLosses
-from ribray.report.html import RunPage, SweepPage
-from ribray.report.pictures import GalleryBlock, GalleryImage, Tile
+from ribray.report.html import Refinement, RunPage, SweepPage
+from ribray.report.pictures import GROWTH, GalleryBlock, GalleryImage, Strip, Tile
 from ribray.runs.metrics import RunMetrics
 from ribray.stages import STAGES
 
@@ -76,15 +76,21 @@ def picture(seed, size=(60, 80)):
 def gallery():
     tiles = [Tile(caption, picture(place)) for place, caption in enumerate(("image", "truth", "seed, RIB", MARKUP))]
     growth = [Tile(f"step {step}", picture(step)) for step in range(1, 11)]
-    refined = GalleryImage(MARKUP, CLASSES[1:3], tiles, growth, "stopped after step 3")
+    refined = GalleryImage(MARKUP, CLASSES[1:3], tiles, [Strip(GROWTH, growth, "stopped after step 3")])
     held_out = GalleryImage("val_1", (), tiles)
     legend = {SCRIPT: np.array([200, 10, 10], np.uint8), "unknown": np.array([200, 200, 200], np.uint8)}
     return [GalleryBlock("Training images", [refined] * 2, legend), GalleryBlock("Held out", [held_out] * 3, legend)]
 
 
+def refinement(**changes):
+    """How RIB has refined the images."""
+    steps = np.arange(1, 10)[:, None] * np.array([[-12.0, -10.0, -8.0]])
+    losses = RefinementLosses({"losses": steps, "target_losses": -steps}, 200)
+    return replace(Refinement("rib", "rib", "refine", 10, f"small, {MARKUP}", losses, 50.0), **changes)
+
+
 def run_page(**changes):
     """The page of a run that has done everything."""
-    steps = np.arange(1, 10)[:, None] * np.array([[-12.0, -10.0, -8.0]])
     page = RunPage(
         name=f"run {MARKUP}",
         directory=f"/runs/{MARKUP}",
@@ -96,15 +102,12 @@ def run_page(**changes):
         stages=STAGES,
         data="the drawn world",
         batch_size=20,
-        stop_threshold=50.0,
-        iterations=10,
         logs={
             "Classifier": {"training": log(75, 0.8, 0.2, validation=True)},
             "IRN": {"plain CAM": log(300, 2.0, 1.2), "RIB": log(300, 2.0, 1.0)},
             "Segmentation": {"RIB": log(250, 12.0, 0.5), "RIB, re-trained": log(250, 11.0, 0.4)},
         },
-        refinement=RefinementLosses(steps, -steps, 200),
-        refined=f"small, {MARKUP}",
+        refinements=[refinement()],
         machine=f"a laptop {MARKUP}",
         reused={"classifier": MARKUP},
         failures=[
@@ -133,7 +136,14 @@ def published_page(name):
 def empty_page():
     """The page of a run that has begun and done nothing."""
     return run_page(
-        metrics=RunMetrics(), logs={}, refinement=None, failures=[], gallery=[], reused={}, machine=None, facts={}
+        metrics=RunMetrics(),
+        logs={},
+        refinements=[refinement(losses=None)],
+        failures=[],
+        gallery=[],
+        reused={},
+        machine=None,
+        facts={},
     )
 
 

@@ -13,26 +13,26 @@ from typing import Any
 
 from ribray import storage
 from ribray.cluster.training import read_log
-from ribray.config import read_yaml
+from ribray.config import RIBConfig, label, read_yaml
 from ribray.data.dataset import Dataset
 from ribray.data.images import read_image
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.pipeline.artifacts import FIRST_FOLDER
 from ribray.pipeline.finished_run import FinishedRun
-from ribray.pipeline.maps import finished_ids, map_path, wanted_ids
+from ribray.pipeline.maps import finished_ids, map_files, map_path, refine_stage, wanted_ids
 from ribray.report import sweep_rows
 from ribray.report.charts import draw_curve, loss_chart, read_losses, steps_chart
-from ribray.report.html import RunPage, SweepPage, render_run, render_sweep
+from ribray.report.comparison import RETRAINED, ordered
+from ribray.report.html import Refinement, RunPage, SweepPage, render_run, render_sweep
 from ribray.report.ledger import read_ledger
 from ribray.report.pictures import GalleryBlock, MaskBlock, draw_growth, draw_masks, gallery_block
 from ribray.report.plots import write_png
-from ribray.report.stations import METHOD_NAMES, RETRAINED, RIB
-from ribray.report.tables import stage_title
+from ribray.report.stage_tables import stage_title
 from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE
 from ribray.runs.metrics import RunMetrics, SeedJudgement, Timing
 from ribray.runs.records import read_provenance
 from ribray.runs.run import Run
-from ribray.stages import STAGES, classifier, confident, evaluate, irn, pseudo, refine, segmentation
+from ribray.stages import classifier, confident, evaluate, irn, pseudo, segmentation, stages_of
 
 REPORT_FILE, FIGURES_FOLDER = "report.html", "figures"
 GROWTH_FILE, MASKS_FILE, CURVE_FILE = "maps.png", "masks.png", "seed_curve.png"
@@ -66,14 +66,15 @@ def write_report(directory: Path) -> Path:
 
 class _Gathered:
     def __init__(self, run: Run) -> None:
-        self.run, self.experiment, self.own = run, run.read_experiment(), run.variant or RIB
-        """``own`` are the maps that the run's own masks are made from."""
-        main = FinishedRun(run, self.experiment, STAGES)
-        self.context, self.artifacts = main.context(), {stage: main.artifact(stage) for stage in STAGES}
-        found = {name: FinishedRun(one, one.read_experiment(), STAGES) for name, one in run.variants().items()}
+        self.run, self.experiment = run, run.read_experiment()
+        self.stages = stages_of(self.experiment)
+        main = FinishedRun(run, self.experiment, self.stages)
+        self.context, self.artifacts = main.context(), {stage: main.artifact(stage) for stage in self.stages}
+        found = {name: FinishedRun(one, one.read_experiment(), self.stages) for name, one in run.variants().items()}
+        self.own = self.context.own_maps
         found[self.own] = main
-        self.chains = {source: found[source] for source in METHOD_NAMES if source in found}
-        """Source of the maps -> the run that goes on from them, plain CAM first."""
+        self.chains = {maps: found[maps] for maps in ordered(found)}
+        """Name of the maps -> the run that goes on from them, plain CAM first."""
         self.splits = self.experiment.evaluate.splits or (self.experiment.data.eval_split,)
         self.remarks: dict[str, str] = {}  # what to say of a section, or of a part of one, that is empty
 
@@ -113,22 +114,22 @@ class _Gathered:
         return self.metrics.seed.maps if self.metrics.seed else {}
 
     @cached_property
-    def map_files(self) -> dict[str, Path]:
-        """Map file by image id, in the order of the split; all there are where the data cannot be opened any more."""
-        artifact = self.artifacts[refine.NAME]
-        if artifact is None:
-            return {}
-        done = finished_ids(artifact.folder)
-        ids: Sequence[str] = sorted(done)
+    def map_files(self) -> dict[str, list[Path]]:
+        """Map files by image id, of every method one: of the images that the run's numbers are about, in their order.
+
+        Of all there are, where the data cannot be opened any more.
+        """
+        made = [artifact.folder for name in self.experiment.methods if (artifact := self.artifacts[refine_stage(name)])]
+        ids: Sequence[str] = sorted(set().union(*map(finished_ids, made)))
         if self.training_set is not None:
             try:
                 ids = wanted_ids(self.context)
             except RibrayError:  # the list of images is gone
                 ids = self.training_set.ids
-        return {id: map_path(artifact.folder, id) for id in ids if id in done}
+        return map_files(made, ids)
 
     def folders(self, stage: str) -> dict[str, Path]:
-        made = {METHOD_NAMES[source]: finished.artifact(stage) for source, finished in self.chains.items()}
+        made = {label(maps): finished.artifact(stage) for maps, finished in self.chains.items()}
         return {name: artifact.folder for name, artifact in made.items() if artifact is not None}
 
     def masks(self, stage: str, title: str) -> dict[str, Path]:
@@ -176,20 +177,19 @@ class _Gathered:
         ]
 
     def page(self) -> RunPage:
-        provenance, config, metrics = read_provenance(self.run.directory), self.experiment.refine, self.metrics
+        provenance, metrics = read_provenance(self.run.directory), self.metrics
         machine, data = provenance.get("machine"), self.experiment.data
         data_name = DATA_NAMES.get(data.kind, data.kind)
         gallery, logs = self.gallery, self.logs  # what they meet goes into the remarks
-        if imported := metrics.refine and metrics.refine.imported:
-            told = f"The maps were imported from {imported}"
-            self.remarks["refinement"] = f"{told}: they hold no losses of a refinement."
-            self.remarks["pace"] = f"{told}, so no pace of a refinement was measured."
+        for numbers in metrics.refinements.values():
+            if numbers.imported:
+                told = f"The maps were imported from {numbers.imported}"
+                self.remarks["refinement"] = f"{told}: they hold no losses of a refinement."
+                self.remarks["pace"] = f"{told}, so no pace of a refinement was measured."
         images = f"{data_name}, {data.train_split}"
         if self.training_set is not None:
             images += f": {len(self.training_set):,} images of {len(self.training_set.classes)} classes"
         refined = [f"{len(self.map_files):,} refined"] if self.map_files else []
-        precision = (metrics.refine and metrics.refine.precision) or config.precision
-        settings = f"{self.experiment.classifier.backbone}, K = {config.iterations}, B = {config.batch_size}, scales "
         return RunPage(
             name=self.run.directory.name,
             directory=str(self.run.directory),
@@ -198,14 +198,11 @@ class _Gathered:
             metrics=metrics,
             own=self.own,
             splits=self.splits,
-            stages=STAGES,
+            stages=self.stages,
             data=data_name,
-            batch_size=config.batch_size,
-            stop_threshold=config.stop_threshold,
-            iterations=config.iterations,
+            batch_size=rib.batch_size if isinstance(rib := self.experiment.methods.get("rib"), RIBConfig) else None,
             logs=logs,
-            refinement=read_losses(list(self.map_files.values())),
-            refined=f"{settings}{', '.join(f'{scale:g}' for scale in config.scales)}, {precision}",
+            refinements=[self._refinement(name) for name in self.experiment.methods],
             machine=None if machine is None else str(machine),
             reused={stage: str(run.directory) for stage, run in self.reused.items() if stage in metrics.stages()},
             failures=self.failures,
@@ -213,6 +210,24 @@ class _Gathered:
             facts=_facts(provenance, self.run),
             configuration=(self.run.directory / EXPERIMENT_FILE).read_text(encoding="utf-8-sig"),
             remarks=self.remarks,
+        )
+
+    def _refinement(self, method: str) -> Refinement:
+        config, stage = self.experiment.methods[method], refine_stage(method)
+        numbers, artifact = self.metrics.refinements.get(method), self.artifacts[stage]
+        batch_size = f", B = {config.batch_size}" if isinstance(config, RIBConfig) else ""
+        precision = (numbers and numbers.precision) or config.precision
+        settings = f"{self.experiment.classifier.backbone}, K = {config.steps}{batch_size}, scales "
+        settings += f"{', '.join(f'{scale:g}' for scale in config.scales)}, {precision}"
+        files = [map_path(artifact.folder, id) for id in self.map_files] if artifact else []
+        return Refinement(
+            method=method,
+            maps=list(config.maps)[-1],
+            stage=stage,
+            steps=config.steps,
+            settings=settings,
+            losses=read_losses(files),
+            stop_threshold=config.stop_threshold if isinstance(config, RIBConfig) else None,
         )
 
 

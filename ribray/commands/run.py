@@ -14,19 +14,19 @@ from rich.markup import escape
 from ribray import storage
 from ribray.commands.import_maps import TITLE, import_maps
 from ribray.commands.tracking import log_run, open_trackers
-from ribray.config import Experiment
+from ribray.config import Experiment, label
 from ribray.demo.world import make_world
 from ribray.errors import StageError, UsageError
-from ribray.pipeline.maps import map_path, refined_ids
+from ribray.pipeline.maps import map_files, refine_stage, wanted_ids
 from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
 from ribray.report.charts import draw_curve
-from ribray.report.pictures import MaskBlock, draw_growth, draw_masks
-from ribray.report.stations import METHOD_NAMES
-from ribray.report.tables import headline, seed_table
+from ribray.report.pictures import MapFiles, MaskBlock, draw_growth, draw_masks
+from ribray.report.stage_tables import headline
+from ribray.report.tables import seed_table
 from ribray.runs.metrics import RunMetrics
 from ribray.runs.records import Failure
 from ribray.runs.run import Run
-from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, refine, seed
+from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, seed
 from ribray.tracking import Tracker, sync_command
 
 
@@ -208,9 +208,9 @@ DRAWN_FROM = 20_000
 def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
     context = parts[0].context
     figures, folder = [], context.run.directory / "figures"
-    if context.has(refine.NAME):
-        maps = context.artifact(refine.NAME)
-        files = {id: map_path(maps, id) for id in refined_ids(context)[:DRAWN_FROM]}
+    stages = map(refine_stage, context.experiment.methods)
+    if folders := [context.artifact(name) for name in stages if context.has(name)]:
+        files = map_files(folders, wanted_ids(context)[:DRAWN_FROM])
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
     seeds = metrics.seed.maps if metrics.seed else {}
@@ -219,12 +219,12 @@ def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
     return [figure for figure in figures if figure is not None]
 
 
-def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[MaskBlock]:
+def _mask_blocks(parts: Sequence[Part], files: MapFiles) -> list[MaskBlock]:
     context = parts[0].context
     training: dict[str, Path] = {}
     predictions: dict[str, Path] = {}
     for part in parts:
-        source = METHOD_NAMES[part.context.experiment.sources[0]]
+        source = label(part.context.own_maps)
         for name, folders, title in (
             (confident.NAME, training, "confident labels"),
             (pseudo.NAME, training, "pseudo mask"),
@@ -234,8 +234,8 @@ def _mask_blocks(parts: Sequence[Part], map_files: dict[str, Path]) -> list[Mask
                 folders[f"{title}, {source}"] = part.context.artifact(name)
     blocks = []
     if training:
-        method = context.experiment.sources[0]
-        blocks.append(MaskBlock("training images", context.training_set, list(map_files), training, map_files, method))
+        shown = context.training_set, list(files), training, files, context.own_maps
+        blocks.append(MaskBlock("training images", *shown))
     if predictions:
         blocks += [
             MaskBlock("held-out images", dataset, dataset.ids, predictions) for dataset in evaluate.splits(context)

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ribray.config import label
 from ribray.errors import DivergedError
 from ribray.pipeline.stage import Context
 from ribray.pipeline.training import log_training
-from ribray.report.stations import METHOD_NAMES, RIB
+from ribray.report.comparison import chains, ordered
 from ribray.runs.metrics import Curve, RunMetrics, Timing
 from ribray.stages import STAGES
 from ribray.tracking import curves, table
@@ -38,7 +39,7 @@ def log_run(context: Context, figures: Sequence[Path]) -> None:
     for stage in STAGES.values():
         for training in stage.trainings:
             log_training(context, context.run.directory / stage.folder / training)
-    metrics, source = context.run.read_metrics(), context.experiment.sources[0]
+    metrics, source = context.run.read_metrics(), context.own_maps
 
     def media() -> dict[str, Any]:
         throughput = {"tables/throughput": _throughput(metrics.timing)}
@@ -48,13 +49,12 @@ def log_run(context: Context, figures: Sequence[Path]) -> None:
 
 
 def _per_class(metrics: RunMetrics, source: str) -> dict[str, Any]:
-    chains = {source: metrics, **metrics.variants}
     tables = {}
     for stage in STAGES.values():
         columns = {
-            f"{METHOD_NAMES[part.source or name]}{part.heading}": part.numbers.per_class
-            for name in sorted(chains, key=list(METHOD_NAMES).index)
-            if (numbers := chains[name].stages().get(stage.name)) is not None
+            f"{label(part.source or maps)}{part.heading}": part.numbers.per_class
+            for maps, chain in chains(metrics, source).items()
+            if (numbers := chain.stages().get(stage.name)) is not None
             for part in stage.judged(numbers)
         }
         if columns:
@@ -75,18 +75,19 @@ def _throughput(timing: Mapping[str, Timing]) -> Any:
 
 
 def _curves(metrics: RunMetrics, source: str) -> dict[str, Any]:
-    charts = {}
-    if metrics.seed is not None:
-        found = {METHOD_NAMES[name]: part.curve for name, part in metrics.seed.maps.items() if part.curve}
-        if found:
-            charts["curves/seed"] = _over_thresholds("Seed mIoU in percent", found)
-        if (rib := metrics.seed.maps.get(RIB)) is not None and (by_step := rib.by_step):
-            steps, lines = [one.step for one in by_step], {METHOD_NAMES[RIB]: [one.miou for one in by_step]}
-            charts["curves/seed_by_step"] = curves("Seed mIoU in percent", "step", steps, lines)
+    charts, seeds = {}, metrics.seed.maps if metrics.seed else {}
+    if found := {label(maps): curve for maps in ordered(seeds) if (curve := seeds[maps].curve)}:
+        charts["curves/seed"] = _over_thresholds("Seed mIoU in percent", found)
+    if grown := {label(maps): by_step for maps in ordered(seeds) if (by_step := seeds[maps].by_step)}:
+        steps = [one.step for one in max(grown.values(), key=len)]
+        lines = {  # of one x-axis
+            name: [by_step[place].miou if place < len(by_step) else None for place in range(len(steps))]
+            for name, by_step in grown.items()
+        }
+        charts["curves/seed_by_step"] = curves("Seed mIoU in percent", "step", steps, lines)
     walk = metrics.pseudo and metrics.pseudo.walk
     if walk and walk.curve:
-        name = METHOD_NAMES[source]
-        charts["curves/random_walk"] = _over_thresholds("Random walk's mIoU in percent", {name: walk.curve})
+        charts["curves/random_walk"] = _over_thresholds("Random walk's mIoU in percent", {label(source): walk.curve})
     return charts
 
 

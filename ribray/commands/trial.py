@@ -19,7 +19,7 @@ from ribray.errors import DivergedError, HeldError, RibrayError
 from ribray.report.ledger import TrialRecord
 from ribray.runs.run import Run
 from ribray.stages import STAGES
-from ribray.sweep_file import SweepFile, Trial
+from ribray.sweep_file import SweepFile, Trial, metric_of
 from ribray.tracking import TRIALS_FOLDER
 
 LOCK_SECONDS = 60.0  # how long a trial waits for the process of an interrupted sweep to let go of its directory
@@ -63,10 +63,11 @@ class TrialRunner:
             return TrialRecord.of(trial, "failed", error=str(error))
         numbers, failed = dict(_numbers(self._metrics(request.directory))), len(result.failures)
         record = TrialRecord.of(trial, "finished", metrics=numbers, failed_images=failed)
-        record.value = numbers.get(self.definition.metric)
+        metric = metric_of(self.definition.metric, trial.settings)
+        record.value = numbers.get(metric)
         if record.value is None:
             record.status = "failed"
-            record.error = f"It wrote no {self.definition.metric}: is there a truth, with pixels of classes?"
+            record.error = f"It wrote no {metric}: is there a truth, with pixels of classes?"
         return record
 
     def _metrics(self, directory: Path) -> dict[str, Any]:

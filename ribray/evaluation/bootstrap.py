@@ -23,8 +23,8 @@ from ribray.evaluation.threshold_curve import ThresholdCurve
 REPLICATES = 400
 COVERAGE = 95.0
 """Percent of the replicates that lie in an interval."""
-INTERVAL = "miou_interval"
-"""Name of the interval in a run's metrics: [low, high] in percent."""
+INTERVAL, MEANS = "miou_interval", "miou_replicates"
+"""Names in a run's metrics: of the interval, [low, high] in percent, and of every replicate's mean IoU."""
 
 
 class Bootstrap:
@@ -57,11 +57,22 @@ class Bootstrap:
         """Return the percentile interval of the mean IoU, in percent: low and high; None of fewer than two images, or
         where there is no pixel.
         """
-        values = self.miou(reading)
-        if self.images < 2 or np.isnan(values).all():
-            return None
-        low, high = np.nanpercentile(values, [50 - COVERAGE / 2, 50 + COVERAGE / 2])
-        return float(low), float(high)
+        return _interval(self.miou(reading)) if self.images > 1 else None
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    if np.isnan(values).all():
+        return None
+    low, high = np.nanpercentile(values, [50 - COVERAGE / 2, 50 + COVERAGE / 2])
+    return float(low), float(high)
+
+
+def gain_interval(before: Sequence[float | None], after: Sequence[float | None]) -> tuple[float, float] | None:
+    """Return the percentile interval of a difference of mean IoUs, in points; both are `MEANS` of a run's metrics.
+
+    A replicate weighs each image alike on both sides, so what makes images hard for both does not widen the interval.
+    """
+    return _interval(np.array(after, float) - np.array(before, float))
 
 
 def image_weights(id: str, replicates: int = REPLICATES) -> NDArray[np.int64]:
@@ -93,4 +104,9 @@ class Bootstrapped(Generic[C]):
         """Return the summary of the counts by class names (background first), with the interval beside its mean IoU."""
         summary = self.counts.summary(names)
         interval = self._bootstrap.interval(self.counts.quoted()) if self.counts.has_foreground else None
-        return {"miou": summary["miou"], INTERVAL: None if interval is None else list(interval), **summary}
+        if interval is None:
+            return {"miou": summary["miou"], INTERVAL: None, **summary}
+        means = [
+            None if np.isnan(mean) else round(mean, 4) for mean in self._bootstrap.miou(self.counts.quoted()).tolist()
+        ]
+        return {"miou": summary["miou"], INTERVAL: list(interval), MEANS: means, **summary}

@@ -1,8 +1,9 @@
 """What papers published, kept beside the code as CSV: what a run can be compared with.
 
-All of it is by Lee et al., *Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation* (RIB, NeurIPS
-2021), as printed there, rounding included: tables S1 to S3 of the appendix and figures of the text, in percent, and how
-long the refinement took.
+Tables S1 to S3 are by Lee et al., *Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation* (RIB,
+NeurIPS 2021), as printed there, rounding included. Figures of a text, and times, are theirs or those of Lee, Kim, Yoon,
+*Anti-Adversarially Manipulated Attributions for Weakly and Semi-Supervised Semantic Segmentation* (AdvCAM, CVPR 2021).
+Figures are in percent.
 """
 
 import csv
@@ -19,6 +20,8 @@ MEAN = "miou"
 RIB = "RIB (Ours)"
 RIB_SALIENCY = "RIB-Sal (Ours)"
 IRN = "IRN"
+MAPS = {RIB: "rib", RIB_SALIENCY: "rib", "AdvCAM": "advcam"}
+"""Published method -> the name of the same maps in a run."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ class PublishedFigure:
 
 @dataclass(frozen=True)
 class PublishedTime:
-    """The time that RIB took for a set of images."""
+    """The time that a method took for a set of images."""
 
+    method: str
     images: int
     minutes: float
     devices: str
@@ -105,24 +109,38 @@ def table(name: str) -> PublishedTable:
     return PublishedTable(name, title, read())
 
 
+def figures_in_text() -> list[PublishedFigure]:
+    """Return the figures that stand in a paper's text and in no table."""
+    return [
+        PublishedFigure(
+            line["quantity"],
+            line["method"],
+            line["split"],
+            float(line["miou"]),
+            float(line["std"]) if line["std"] else None,
+            int(line["repeats"]) if line["repeats"] else None,
+            line["source"],
+        )
+        for line in _lines("figures_in_text.csv")
+    ]
+
+
 def figure_in_text(quantity: str, method: str = RIB) -> PublishedFigure:
-    """Return one figure that stands in the paper's text and in no table, such as the quantity "seed"."""
-    lines = _lines("figures_in_text.csv")
-    for line in lines:
-        if (line["quantity"], line["method"]) == (quantity, method):
-            std, repeats = (
-                float(line["std"]) if line["std"] else None,
-                int(line["repeats"]) if line["repeats"] else None,
-            )
-            return PublishedFigure(quantity, method, line["split"], float(line["miou"]), std, repeats, line["source"])
-    known = ", ".join(f"{line['quantity']} ({line['method']})" for line in lines)
+    """Return one of `figures_in_text`, such as the quantity "seed"."""
+    found = figures_in_text()
+    for figure in found:
+        if (figure.quantity, figure.method) == (quantity, method):
+            return figure
+    known = ", ".join(f"{figure.quantity} ({figure.method})" for figure in found)
     raise UsageError(f"No figure is published for {quantity} ({method}); there are {known}.")
 
 
 def refinement_times() -> tuple[PublishedTime, ...]:
-    """Return the published times, in the paper's order."""
+    """Return the published times, those of the RIB paper first, in its order."""
     return tuple(
-        PublishedTime(int(line["images"]), float(line["minutes"]), line["devices"], line["data"], line["source"])
+        PublishedTime(
+            line["method"], int(line["images"]), float(line["minutes"]), line["devices"], line["data"], line["source"]
+        )
         for line in _lines("refinement_time.csv")
     )
 

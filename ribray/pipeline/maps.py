@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ribray import storage
+from ribray.config.methods import RIB
 from ribray.data.dataset import Dataset
 from ribray.data.lists import id_finder, read_list
 from ribray.data.near import Near
@@ -24,6 +25,11 @@ SUFFIX = ".npz"
 SUBFOLDERS = 256
 LISTINGS = 16
 """Subfolders that are listed, or files that are read, at a time: an object store answers late, but many at once."""
+
+
+def refine_stage(method: str) -> str:
+    """Return the stage that makes a method's maps."""
+    return REFINE if method == RIB else f"{REFINE}_{method}"
 
 
 def map_path(folder: Path, id: str) -> Path:
@@ -55,6 +61,14 @@ def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
     with ThreadPoolExecutor(LISTINGS) as threads:
         list(threads.map(look, range(SUBFOLDERS)))
     return finished
+
+
+def map_files(folders: Sequence[Path], ids: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the map files of those images that have any, one from each folder that has one."""
+    there = [are_finished(folder, ids) for folder in folders]
+    files = [[map_path(folder, id) for folder in folders] for id in ids]
+    found = {id: [*itertools.compress(files[place], (each[place] for each in there))] for place, id in enumerate(ids)}
+    return {id: of_image for id, of_image in found.items() if of_image}
 
 
 def finished_ids(folder: Path) -> set[str]:

@@ -191,6 +191,11 @@ class Context:
         return self.dataset(self.experiment.data.train_split)
 
     @property
+    def own_maps(self) -> str:
+        """The name of the maps that the masks in this run directory are made from."""
+        return self.run.variant or self.experiment.own_source
+
+    @property
     def held_out(self) -> Dataset:
         """The split that the classifier and the segmentation network are judged on."""
         return self.dataset(self.experiment.data.eval_split)

@@ -16,22 +16,18 @@ def _known(value: float | None, form: str) -> Cell:
 
 
 def number(value: float | None) -> Cell:
-    """A number, such as percent, with one decimal."""
     return _known(value, ".1f")
 
 
 def bar(value: float | None) -> Cell:
-    """A percentage that is drawn too."""
     return replace(number(value), share=value)
 
 
 def threshold(value: float | None) -> Cell:
-    """A threshold with two decimals."""
     return _known(value, ".2f")
 
 
 def count(value: int | None) -> Cell:
-    """A count with its thousands apart."""
     return _known(value, ",d")
 
 
@@ -41,7 +37,6 @@ def failed(value: int | None) -> Cell:
 
 
 def interval(bounds: Sequence[float] | None) -> Cell:
-    """Low and high of an interval with one decimal: 56.0 to 57.1."""
     return Cell(NOTHING if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}")
 
 
@@ -51,7 +46,6 @@ def difference(before: float | None, after: float | None) -> float | None:
 
 
 def gain(before: float | None, after: float | None) -> Cell:
-    """What was gained, in points with its sign."""
     value = difference(before, after)
     if value is None:
         return Cell(NOTHING)
@@ -69,7 +63,6 @@ def duration(seconds: float | None, share: float | None = None) -> Cell:
 
 
 def strong(row: Sequence[Cell]) -> list[Cell]:
-    """Return a row of which every cell is bold."""
     return [replace(cell, look=f"strong {cell.look}".strip()) for cell in row]
 
 

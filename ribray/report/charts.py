@@ -1,4 +1,4 @@
-"""Charts of a run: mIoU over thresholds, steps and stations, and losses."""
+"""Charts of a run: mIoU over thresholds, over steps and from maps to masks, and losses."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ribray.config import CAM, label
+from ribray.config.methods import LABELS
 from ribray.errors import RibrayError
 from ribray.methods.maps import MapRecord
+from ribray.report.comparison import Comparison, look_number, ordered
 from ribray.report.plots import LOOKS, Chart, DotChart, Line, Look, write_png
-from ribray.report.stations import CAM, METHOD_NAMES, RIB, Station
-from ribray.report.tables import ordered
 from ribray.runs.metrics import SeedJudgement
 
-LOOK_OF = {METHOD_NAMES[CAM]: LOOKS[0], METHOD_NAMES[RIB]: LOOKS[1]}
-"""The same maps look the same in every chart."""
 MOST_POINTS = 60
 """Series of more than twice as many are drawn as means of so many stretches, the lowest and highest value of each as
 a band."""
@@ -26,26 +25,28 @@ LOG_RATIO = 20.0
 MOST_FILES = 200
 """Of more map files so many are read, evenly spaced."""
 QUANTILES = (0.1, 0.5, 0.9)
+LOSSES, TARGET_LOSSES = "losses", "target_losses"
+SERIES = {LOSSES: ("Loss of the refinement", "L_{}"), TARGET_LOSSES: ("Logits of the target", "summed logits")}
+"""Series of numbers in map files -> title and axis of their chart; of others the name says it."""
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
-"""Method -> ((T,) rising thresholds, (T,) mIoU in percent)."""
+"""What maps are called -> ((T,) rising thresholds, (T,) mIoU in percent)."""
 
 
 def _looks(names: Iterable[str]) -> Iterator[Look]:
-    """Yield how each line looks: as everywhere, or in a way that no other of them has."""
-    names = list(names)
-    taken = {LOOK_OF[name] for name in names if name in LOOK_OF}
-    free = itertools.cycle([look for look in LOOKS if look not in taken] or LOOKS)
+    """Yield how each line looks: maps as in every other chart, others in a way that no line has."""
+    names, known = list(names), {label(maps): LOOKS[look_number(maps) or 0] for maps in LABELS}
+    free = itertools.cycle([look for look in LOOKS if look not in map(known.get, names)] or LOOKS)
     for name in names:
-        yield LOOK_OF[name] if name in LOOK_OF else next(free)
+        yield known.get(name) or next(free)
 
 
 # --- mIoU --------------------------------------------------------------------------------------------------------
 
 
 def curves_of(seed: Mapping[str, SeedJudgement]) -> dict[str, tuple[ArrayLike, ArrayLike]]:
-    """Return the curves of seeds by method, plain CAM first."""
+    """Return the curves of seeds by what their maps are called, plain CAM first."""
     return {
-        METHOD_NAMES.get(name, name): (np.array(curve.thresholds, float), np.array(curve.miou, float))
+        label(name): (np.array(curve.thresholds, float), np.array(curve.miou, float))
         for name in ordered(seed)
         if (curve := seed[name].curve) is not None
     }
@@ -71,33 +72,34 @@ def threshold_chart(curves: Curves, title: str = "") -> Chart:
 
 
 def draw_curve(seed: Mapping[str, SeedJudgement], destination: Path) -> Path:
-    """Draw the seed's mIoU over the threshold for every method."""
     write_png([threshold_chart(curves_of(seed), "Seed mIoU over the background threshold")], destination)
     return destination
 
 
 def steps_chart(seed: Mapping[str, SeedJudgement], title: str = "") -> Chart | None:
     """Return the seed's mIoU by refinement step, each at its own best threshold; None where steps were not kept."""
-    by_step = seed[RIB].by_step if RIB in seed else None
-    if not by_step:
+    grown = {label(maps): by_step for maps in ordered(seed) if (by_step := seed[maps].by_step)}
+    if not grown:
         return None
-    steps, means = [point.step for point in by_step], [point.miou for point in by_step]
-    lines = [Line(f"RIB, {means[-1]:.1f} after step {steps[-1]}", steps, means, LOOKS[1], is_dotted=True)]
-    plain = seed[CAM].miou if CAM in seed else None
-    if plain is not None and len(steps) > 1:
-        lines.insert(0, Line(f"plain CAM, {plain:.1f}", [steps[0], steps[-1]], [plain, plain], LOOKS[0]))
+    lines = []
+    for (name, by_step), look in zip(grown.items(), _looks(grown), strict=True):
+        steps, means = [point.step for point in by_step], [point.miou for point in by_step]
+        lines.append(Line(f"{name}, {means[-1]:.1f} after step {steps[-1]}", steps, means, look, is_dotted=True))
+    plain, last = seed[CAM].miou if CAM in seed else None, max(by_step[-1].step for by_step in grown.values())
+    if plain is not None and last > 1:
+        lines.insert(0, Line(f"{label(CAM)}, {plain:.1f}", [1, last], [plain, plain], LOOKS[0]))
     return Chart(title, "step k", "mIoU, %", lines, counts=True)
 
 
-def stations_chart(found: Sequence[Station], title: str = "") -> DotChart:
-    """Return the mIoU at every station of the chain, for every source of maps."""
+def comparison_chart(found: Sequence[Comparison], title: str = "") -> DotChart:
+    """Return the mIoU of all that was judged, from the seed to the segmentation, for every kind of maps."""
+    kinds = ordered(maps for compared in found for maps in compared.numbers)
     series = {}
-    for source, name in METHOD_NAMES.items():
-        numbers = [station.numbers.get(source) for station in found]
+    for maps, look in zip(kinds, _looks(map(label, kinds)), strict=True):
+        numbers = [compared.numbers.get(maps) for compared in found]
         values = [(each.miou, each.miou_interval) if each and each.miou is not None else None for each in numbers]
-        if any(values):
-            series[name] = (LOOK_OF[name], values)
-    return DotChart(title, "mIoU, %", [station.label for station in found], series)
+        series[label(maps)] = (look, values)
+    return DotChart(title, "mIoU, %", [compared.label for compared in found], series)
 
 
 # --- losses of trainings -----------------------------------------------------------------------------------------
@@ -141,49 +143,47 @@ def _thinned(name: str, points: NDArray[np.float64], look: Look) -> Line:
 class RefinementLosses:
     """Quantiles over images, step by step; a step counts the images that came to it."""
 
-    losses: NDArray[np.float64]
-    """(steps, quantiles) L_RIB of the steps that updated the network."""
-    targets: NDArray[np.float64]
-    """(steps, quantiles) the target's summed logits."""
-    images: int
-    """That were looked at."""
+    series: Mapping[str, NDArray[np.float64]]
+    """(steps, quantiles) by name: `LOSSES`, and the further numbers of a method."""
+    images: int  # that were looked at
 
 
 def read_losses(files: Sequence[Path]) -> RefinementLosses | None:
     """Read losses from map files; None where no file that can be read holds any, as with imported maps."""
-    found = []
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    images = 0
     for file in files[:: max(1, -(-len(files) // MOST_FILES))]:
         try:
             record = MapRecord.read(file)
         except RibrayError:
             continue
-        if len(pooled := record.numbers.get("target_losses", ())):
-            found.append((np.asarray(record.losses), np.asarray(pooled)))
-    if not found:
-        return None
-    losses, targets = ([record[place] for record in found] for place in (0, 1))
-    return RefinementLosses(_quantiles(losses), _quantiles(targets), len(found))
+        known = {name: values for name, values in {LOSSES: record.losses, **record.numbers}.items() if len(values)}
+        for name, values in known.items():
+            found.setdefault(name, []).append(np.asarray(values, float))
+        images += bool(known)
+    return RefinementLosses({name: _quantiles(series) for name, series in found.items()}, images) if images else None
 
 
 def _quantiles(series: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the quantiles of each step, (steps, quantiles), of series of different lengths."""
     values = [[one[step] for one in series if len(one) > step] for step in range(max(map(len, series)))]
-    return np.array([np.quantile(of_step, QUANTILES) for of_step in values]).reshape(len(values), len(QUANTILES))
+    return np.array([np.quantile(of_step, QUANTILES) for of_step in values])
 
 
-def refinement_charts(losses: RefinementLosses, stop_threshold: float) -> list[Chart]:
-    """Return L_RIB and the target's logits over the steps of the refinement, medians over images."""
+def refinement_charts(
+    losses: RefinementLosses, name: str, stop_threshold: float | None = None, whose: str = ""
+) -> list[Chart]:
+    """Return the loss and further numbers over the steps of a method's refinement, medians over images.
+
+    ``whose`` stands behind the titles.
+    """
     charts = []
-    for quantiles, title, label, look in (
-        (losses.losses, "Loss of the refinement", "L_RIB", LOOKS[1]),
-        (losses.targets, "Logits of the target", "summed logits", LOOKS[2]),
-    ):
-        if len(quantiles):
-            low, middle, high = quantiles.T
-            steps = np.arange(1, len(quantiles) + 1)
-            lines = [Line("median over images", steps, middle, look, band=(low, high), is_dotted=True)]
-            if quantiles is losses.targets and stop_threshold <= 2 * float(high.max()):
-                ends = [1, len(quantiles)]
-                lines.append(Line(f"stop threshold {stop_threshold:g}", ends, [stop_threshold] * 2, LOOKS[3]))
-            charts.append(Chart(title, "step k", label, lines, counts=True))
+    for (series, quantiles), look in zip(losses.series.items(), itertools.cycle(LOOKS[1:])):
+        title, what = SERIES.get(series, (series.replace("_", " ").capitalize(), series.replace("_", " ")))
+        low, middle, high = quantiles.T
+        steps = np.arange(1, len(quantiles) + 1)
+        lines = [Line("median over images", steps, middle, look, band=(low, high), is_dotted=True)]
+        if series == TARGET_LOSSES and stop_threshold is not None and stop_threshold <= 2 * float(high.max()):
+            ends = [1, len(quantiles)]
+            lines.append(Line(f"stop threshold {stop_threshold:g}", ends, [stop_threshold] * 2, LOOKS[3]))
+        charts.append(Chart(f"{title}{whose}", "step k", what.format(name), lines, counts=True))
     return charts

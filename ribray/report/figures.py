@@ -31,15 +31,12 @@ LEGEND_LINE_INCHES, SWATCH_INCHES = 0.22, 0.36
 class ImageRow:
     """What a figure shows of one image; maps and masks stand in columns under their headings."""
 
-    image: NDArray[np.uint8]
-    """(height, width, 3) RGB."""
+    image: NDArray[np.uint8]  # (height, width, 3) RGB
     class_names: Sequence[str]
     maps: Mapping[str, NDArray[np.floating]]
     """(present classes, height, width) localization maps, of which the largest score is drawn."""
-    palette: NDArray[np.uint8]
-    """(256, 3), a colour per mask value."""
-    truth: NDArray[np.uint8] | None = None
-    """(height, width) mask values."""
+    palette: NDArray[np.uint8]  # (256, 3), a colour per mask value
+    truth: NDArray[np.uint8] | None = None  # (height, width) mask values
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     @property

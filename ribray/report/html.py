@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ribray import __version__
+from ribray.config import label
 from ribray.methods.stop_reasons import FINISHED, stop_hint, stopped_early
-from ribray.report import cells, charts, sweep_rows, tables
+from ribray.report import cells, charts, stage_tables, sweep_rows, tables
 from ribray.report.charts import RefinementLosses
+from ribray.report.comparison import PSEUDO_MASKS, SEED, Stages, comparisons, ordered
 from ribray.report.pictures import GalleryBlock
 from ribray.report.plots import Chart, DotChart, to_svg
-from ribray.report.stations import CAM, METHOD_NAMES, PSEUDO_STATION, RIB, SEED_STATION, Stages, stations
 from ribray.report.sweep_results import results_table
 from ribray.report.sweep_tables import failed_trials_table, trials_table
 from ribray.report.table import Table
@@ -37,9 +38,20 @@ Failures = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class RunPage:
-    """What the page of a run shows."""
+class Refinement:
+    """How a method has refined a run's images."""
 
+    method: str
+    maps: str  # its own
+    stage: str
+    steps: int  # K
+    settings: str  # with what, in a few words
+    losses: RefinementLosses | None
+    stop_threshold: float | None = None  # m of RIB
+
+
+@dataclass(frozen=True)
+class RunPage:
     name: str
     directory: str
     summary: str  # one line: which recipe, which data
@@ -49,13 +61,10 @@ class RunPage:
     splits: Sequence[str]  # what the segmentation was judged on
     stages: Stages
     data: str  # what the data is called in a sentence
-    batch_size: int  # B of the refinement
-    stop_threshold: float  # m
-    iterations: int  # K
+    batch_size: int | None  # B of RIB
     logs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # network -> training -> lines of its log
-    refinement: RefinementLosses | None
-    refined: str  # what was refined and how, in a few words
-    machine: str | None  # where the refinement was timed
+    refinements: Sequence[Refinement]
+    machine: str | None  # where they were timed
     reused: Mapping[str, str]  # stage -> the run that it was made in, if another one
     failures: Failures
     gallery: Sequence[GalleryBlock]
@@ -66,8 +75,6 @@ class RunPage:
 
 @dataclass(frozen=True)
 class SweepPage:
-    """What the page of a sweep shows."""
-
     directory: str
     written: str  # when the page is written
     ledger: Mapping[str, Any]  # the content of ``sweep.json``
@@ -78,17 +85,14 @@ class SweepPage:
 
     @property
     def name(self) -> str:
-        """What the page is called."""
         return str(self.ledger["name"])
 
     @property
     def title(self) -> str:
-        """What stands above it."""
         return str(self.ledger.get("title") or self.name)
 
     @property
     def summary(self) -> str:
-        """One line on what is measured."""
         wanted = "lower" if self.ledger["mode"] == "min" else "higher"
         return f"{sweep_rows.metric_label(self.ledger['metric'])} ({self.ledger['metric']}); {wanted} is better"
 
@@ -104,16 +108,12 @@ class _Card(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """A chart, drawn."""
-
     title: str
     svg: Markup
     say: str
 
 
 class _Plot(NamedTuple):
-    """An image with its title."""
-
     title: str
     uri: str
     width: int
@@ -147,20 +147,32 @@ LOSS_REMARK = "line: mean of a stretch of steps, band: its lowest and highest"
 
 
 def render_run(page: RunPage) -> str:
-    """Return the page of a run."""
-    metrics, stages, own, splits, losses = page.metrics, page.stages, page.own, page.splits, page.refinement
-    found, seed = stations(metrics, stages, own), metrics.seed.maps if metrics.seed else {}
-    chain = [charts.stations_chart(found, "From maps to masks")] if len(found) > 1 else []
+    metrics, stages, own, splits = page.metrics, page.stages, page.own, page.splits
+    found, seed = comparisons(metrics, stages, own), metrics.seed.maps if metrics.seed else {}
+    chain = [charts.comparison_chart(found, "From maps to masks")] if len(found) > 1 else []
     curves, by_step = charts.curves_of(seed), charts.steps_chart(seed, "Over the steps")
     seeds = [charts.threshold_chart(curves, "Over the threshold")] if curves else []
     trained = [
         charts.loss_chart(logs, network, validation="held out" if network == "Classifier" else None)
         for network, logs in page.logs.items()
     ]
-    refinement = [] if losses is None else charts.refinement_charts(losses, page.stop_threshold)
-    about_images = "" if losses is None else f"{losses.images} images, band: the middle 80 %"
-    pace = tables.pace_table(_refinement_timing(metrics), page.machine, page.refined)
-    judged = tables.evaluation_tables(metrics, stages, splits, own=own, all_classes=True)
+    refinement = [
+        drawn
+        for each in page.refinements
+        if each.losses is not None
+        for drawn in _drawn(
+            charts.refinement_charts(each.losses, label(each.maps), each.stop_threshold, _whose(page, each)),
+            each.stage,
+            f"{each.losses.images} images, band: the middle 80 %",
+        )
+    ]
+    paces = [
+        (_whose(page, each), each.maps, timing, each.settings)
+        for each in page.refinements
+        if (timing := _timing(metrics, each))
+    ]
+    pace = stage_tables.pace_table(paces, page.machine)
+    judged = tables.evaluation_tables(metrics, stages, own, splits, all_classes=True)
     seed_tables = [tables.seed_table(seed, title="Seed, IoU in percent", all_classes=True)] if seed else []
     return _render(
         "run.html.j2",
@@ -168,61 +180,71 @@ def render_run(page: RunPage) -> str:
         sections=RUN_SECTIONS,
         remarks=REMARKS | dict(page.remarks),
         cards=_run_cards(page),
-        chain=tables.chain_table(metrics, stages, own=own, splits=splits, on_page=True),
-        station_charts=_drawn(chain, "chain"),
+        chain=tables.chain_table(metrics, stages, own, splits=splits, on_page=True),
+        chain_charts=_drawn(chain, "chain"),
         beside_paper=[tables.paper_table(metrics, stages, own, page.batch_size, page.data), *judged[:-1]],
         seed_charts=_drawn([*seeds, *([by_step] if by_step else [])], "seed"),
         has_steps=by_step is not None,
         class_tables=[*seed_tables, *judged[-1:]],
         loss_charts=[
             *_drawn([chart for chart in trained if chart.lines], "loss", LOSS_REMARK),
-            *_drawn(refinement, "refinement", about_images),
+            *refinement,
         ],
         has_refinement=bool(refinement),
         stops=_stops(page),
-        times=_known(tables.stage_table(metrics, stages, page.reused, on_page=True), pace),
+        times=_known(stage_tables.stage_table(metrics, stages, page.reused, on_page=True), pace),
         has_pace=pace is not None,
-        failures=tables.failures_table(page.failures),
+        failures=stage_tables.failures_table(page.failures),
     )
+
+
+def _whose(page: RunPage, refinement: Refinement) -> str:
+    """Return what stands behind titles of a refinement where a run has several."""
+    return f", {label(refinement.maps)}" if len(page.refinements) > 1 else ""
 
 
 def _stops(page: RunPage) -> list[str]:
     """Return sentences on how the refinements ended; nothing where that was not counted."""
-    counts = (page.metrics.refine and page.metrics.refine.stop_reasons) or {}
-    early, images = stopped_early(counts), sum(counts.values())
-    if not images:
-        return []
-    told = f"{counts[FINISHED]} of {images} refinements took all {page.iterations} steps"
-    told += f"; stopped early: {early}." if early else "."
-    return [told, *filter(None, [stop_hint(counts, page.iterations)])]
+    sentences: list[str] = []
+    for each in page.refinements:
+        numbers = page.metrics.refinements.get(each.method)
+        counts = (numbers and numbers.stop_reasons) or {}
+        early, images = stopped_early(counts), sum(counts.values())
+        if images:
+            told = f"{counts[FINISHED]} of {images} refinements{_whose(page, each)} took all {each.steps} steps"
+            told += f"; stopped early: {early}." if early else "."
+            sentences += [told, *filter(None, [stop_hint(counts, each.steps)])]
+    return sentences
 
 
-def _refinement_timing(metrics: RunMetrics) -> Timing | None:
-    """Return the timing of the refinement; nothing where its maps were imported."""
-    return None if metrics.refine and metrics.refine.imported else metrics.timing.get("refine")
+def _timing(metrics: RunMetrics, refinement: Refinement) -> Timing | None:
+    """Return the timing of a refinement; nothing where its maps were imported."""
+    numbers = metrics.refinements.get(refinement.method)
+    return None if numbers and numbers.imported else metrics.timing.get(refinement.stage)
 
 
 def _run_cards(page: RunPage) -> list[_Card]:
     cards: list[_Card] = []
-    found = {station.label: station for station in stations(page.metrics, page.stages, page.own)}
-    headlines = {SEED_STATION: "Seed mIoU", PSEUDO_STATION: "Pseudo masks, mIoU"}
-    last = [label for label, station in found.items() if station.is_held_out][-1:]
-    for label, title in {**headlines, **dict.fromkeys(last, "Segmentation, mIoU")}.items():
-        if label not in found:
+    found = {compared.label: compared for compared in comparisons(page.metrics, page.stages, page.own)}
+    headlines = {SEED: "Seed mIoU", PSEUDO_MASKS: "Pseudo masks, mIoU"}
+    last = [name for name, compared in found.items() if compared.is_held_out][-1:]
+    for name, title in {**headlines, **dict.fromkeys(last, "Segmentation, mIoU")}.items():
+        if name not in found:
             continue
-        numbers = found[label].numbers
-        shown, cam = RIB if RIB in numbers else CAM, numbers.get(CAM)
-        notes = [METHOD_NAMES[shown] + (f", {label}" if label in last else "")]
+        numbers = found[name].numbers
+        *others, shown = ordered(numbers)
+        notes = [label(shown) + (f", {name}" if name in last else "")]
         if bounds := tables.interval_text(numbers[shown]):
             notes.append(f"95 %: {bounds}")
-        if shown == RIB and cam is not None:
-            gain = cells.gain(cam.miou, numbers[RIB].miou).text
-            notes.append(f"{METHOD_NAMES[CAM]} {_text(cam.miou)} ({gain})")
+        for other in reversed(others):
+            gain = cells.gain(numbers[other].miou, numbers[shown].miou).text
+            notes.append(f"{label(other)} {_text(numbers[other].miou)} ({gain})")
         cards.append(_Card(title, _text(numbers[shown].miou), "%", notes))
-    timing = _refinement_timing(page.metrics)
-    if timing and timing.images_per_second:
-        notes = [f"{_count(timing.images)} images in {_duration(timing.seconds)}"]
-        cards.append(_Card("Refinement", f"{timing.images_per_second:.2f}", "images/s", notes))
+    for each in page.refinements:
+        timing = _timing(page.metrics, each)
+        if timing and timing.images_per_second:
+            notes = [f"{_count(timing.images)} images in {_duration(timing.seconds)}"]
+            cards.append(_Card(f"Refinement{_whose(page, each)}", f"{timing.images_per_second:.2f}", "images/s", notes))
     failed = len(page.failures)
     notes = ["see Failures"] if failed else ["nothing was left out"]
     return [*cards, _Card("Failed images", _count(failed), "", notes, "bad" if failed else "")]
@@ -252,7 +274,6 @@ SWEEP_SECTIONS = {
 
 
 def render_sweep(page: SweepPage) -> str:
-    """Return the page of a sweep."""
     failed = [{**failure, "trial": trial} for trial, found in page.failures.items() for failure in found]
     return _render(
         "sweep.html.j2",
@@ -262,7 +283,7 @@ def render_sweep(page: SweepPage) -> str:
         results=[results_table(page.ledger)] if page.ledger["trials"] else [],
         plots=[_plot(title, content) for title, content in page.plots.items()],
         trials=_known(trials_table(page.ledger)),
-        failures=_known(failed_trials_table(page.ledger), tables.failures_table(failed)),
+        failures=_known(failed_trials_table(page.ledger), stage_tables.failures_table(failed)),
     )
 
 

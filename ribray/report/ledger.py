@@ -18,8 +18,6 @@ Status = Literal["waiting", "running", "finished", "diverged", "stopped", "faile
 
 @dataclass
 class TrialRecord:
-    """What came of a trial, or of a part of it."""
-
     id: str
     directory: str
     settings: dict[str, Any]

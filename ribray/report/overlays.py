@@ -45,7 +45,6 @@ def mask_colour(value: int, palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _blend(image: NDArray[np.uint8], above: NDArray, opacity: NDArray) -> NDArray[np.uint8]:
-    """Lay colours over the image's grey."""
     low, high = GREY_RANGE
     grey = np.repeat((low + (image @ np.array(LUMA)) * (high - low) / 255.0)[..., None], 3, axis=2)
     share = opacity[..., None]

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ribray import storage
-from ribray.config import ENDED
+from ribray.config import CAM, ENDED, label
 from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, colour_map, foreign_values
 from ribray.data.mask_files import read_mask_file
 from ribray.errors import RibrayError
 from ribray.masks.seed import seed
 from ribray.methods.maps import MapRecord, Which, localization_maps
+from ribray.report.comparison import ordered
 from ribray.report.figures import ImageRow, image_figure
 from ribray.report.overlays import heat_overlay, mask_colour, mask_overlay
-from ribray.report.stations import CAM, METHOD_NAMES, RIB
 
 STEPS_SHOWN = (1, 3, 10)
 IMAGES_SHOWN = 6
@@ -28,9 +28,11 @@ MOST_TRIED = 5 * IMAGES_SHOWN
 MASK_SUFFIX = ".png"
 TILE_PIXELS, GROWTH_PIXELS = 288, 176
 """Longer side of a picture of the gallery, and of a map in its row of steps."""
+GROWTH = "The map over the steps"
 MOST_STEPS = 10
 """Of more steps so many are shown in the gallery, evenly spaced."""
-MAPS: dict[str, Which] = {CAM: CAM, RIB: RIB}
+MapFiles = Mapping[str, Sequence[Path]]
+"""Map files by image id: of every method one."""
 Shown = TypeVar("Shown")
 
 
@@ -76,32 +78,33 @@ class _Seen:
     dataset: Dataset
     image: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None
-    record: MapRecord | None
+    maps: Mapping[str, MapRecord]  # by the name of the maps, what holds them
     masks: Mapping[str, NDArray[np.uint8]]
 
-    def names(self, from_record: bool = True) -> list[str]:
+    def names(self, from_maps: bool = True) -> list[str]:
         """Return its classes: those that were refined, or those of its truth, or of its masks."""
-        if from_record and self.record is not None:
-            return [self.dataset.classes[int(index)] for index in self.record.classes]
+        for record in self.maps.values() if from_maps else ():
+            return [self.dataset.classes[int(index)] for index in record.classes]
         known = self.masks.values() if self.truth is None else [self.truth]
         return [self.dataset.classes[value - 1] for value in _objects_in(known)]
 
 
-def _read(dataset: Dataset, id: str, folders: Mapping[str, Path], map_file: Path | None) -> _Seen | None:
+def _read(dataset: Dataset, id: str, folders: Mapping[str, Path], map_files: Sequence[Path]) -> _Seen | None:
     """Return what there is of an image; None where one of its files cannot be read or does not fit."""
     try:
         image, truth = dataset.image(id), dataset.mask(id)
-        record = None if map_file is None else MapRecord.read(map_file, id)
+        records = [MapRecord.read(file, id) for file in map_files]
         masks = {caption: read_mask_file(folder / f"{id}{MASK_SUFFIX}", id)[0] for caption, folder in folders.items()}
     except RibrayError:
         return None
     size, classes = image.shape[:2], len(dataset.classes)
-    if record is not None and (record.size != size or record.classes.max(initial=0) >= classes):
+    if any(record.size != size or record.classes.max(initial=0) >= classes for record in records):
         return None
     every = [*masks.values(), *([] if truth is None else [truth])]
     if any(mask.shape != size or foreign_values(mask, classes).size for mask in every):
         return None
-    return _Seen(dataset, image, truth, record, masks)
+    made = {name: record for record in reversed(records) for name in record.maps}
+    return _Seen(dataset, image, truth, {name: made[name] for name in ordered(made)}, masks)
 
 
 def _masks_in(folders: Mapping[str, Path], ids: Iterable[str]) -> dict[str, set[str]]:
@@ -112,7 +115,6 @@ def _masks_in(folders: Mapping[str, Path], ids: Iterable[str]) -> dict[str, set[
 
 
 def _objects_in(masks: Iterable[NDArray[np.uint8]]) -> list[int]:
-    """Return the values of classes in masks."""
     return sorted(set().union(*(np.unique(mask).tolist() for mask in masks)) - {BACKGROUND, IGNORE})
 
 
@@ -127,27 +129,32 @@ def _legend_of(dataset: Dataset, masks: Sequence[NDArray[np.uint8]]) -> dict[str
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def draw_growth(dataset: Dataset, map_files: Mapping[str, Path], destination: Path) -> Path | None:
-    """Draw a few images with their truth, plain CAM and the map after steps 1, 3, 10 (those that were kept).
+def draw_growth(dataset: Dataset, map_files: MapFiles, destination: Path) -> Path | None:
+    """Draw a few images with their truth, plain CAM and the maps of every method.
 
-    They are those with the most various classes that have a map file; None where no image has an object.
+    Of a single method that has kept its steps, those after steps 1, 3, 10 and the last one. The images are those with
+    the most various classes that have a map file of every method; None where no image has an object.
     """
-
-    def row(id: str) -> ImageRow | None:
-        seen = _read(dataset, id, {}, map_files[id])
-        if seen is None or seen.record is None:
-            return None
-        kept = len(seen.record.by_step.get(RIB, ()))  # a refinement that stopped early keeps its last sum
-        shown: dict[str, Which] = {f"step {step}": (RIB, min(step, kept) - 1) for step in STEPS_SHOWN}
-        shown = {METHOD_NAMES[CAM]: MAPS[CAM], **(shown if kept else {METHOD_NAMES[RIB]: MAPS[RIB]})}
-        maps = {heading: localization_maps(seen.record, which) for heading, which in shown.items()}
-        return ImageRow(seen.image, seen.names(), maps, dataset.palette, seen.truth)
-
-    rows = read_some(choose(dataset, list(map_files)), row)
-    if not rows:
+    whole = [id for id, files in map_files.items() if len(files) == max(map(len, map_files.values()))]
+    found = read_some(choose(dataset, whole), lambda id: _read(dataset, id, {}, map_files[id]))
+    if not found:
         return None
+    shown: dict[str, Which] = {label(name): name for name in found[0].maps}
+    own = [name for name in found[0].maps if name != CAM]
+    kept = max(len(seen.maps[own[0]].by_step.get(own[0], ())) for seen in found)
+    if len(own) == 1 and kept:
+        last = {label(own[0]): own[0]} if kept > STEPS_SHOWN[-1] else {}
+        shown = {label(CAM): CAM, **{f"step {step}": (own[0], step - 1) for step in STEPS_SHOWN}, **last}
+    rows = []
+    for seen in found:
+        maps = {heading: _localized(seen, which) for heading, which in shown.items()}
+        rows.append(ImageRow(seen.image, seen.names(), maps, dataset.palette, seen.truth))
     image_figure({"": rows}, destination)
     return destination
+
+
+def _localized(seen: _Seen, which: Which) -> NDArray[np.float32]:
+    return localization_maps(seen.maps[which if isinstance(which, str) else which[0]], which)
 
 
 @dataclass(frozen=True)
@@ -160,15 +167,11 @@ class MaskBlock:
     title: str
     dataset: Dataset
     ids: Sequence[str]
-    folders: Mapping[str, Path]
-    """Column heading -> folder of masks ID.png; a folder without any is left out."""
-    map_files: Mapping[str, Path] = field(default_factory=dict)
-    """By image id; none: the maps are not shown."""
-    method: str = RIB
-    """Whose maps are shown, "cam" or "rib"."""
+    folders: Mapping[str, Path]  # column heading -> folder of masks ID.png; a folder without any is left out
+    map_files: MapFiles = field(default_factory=dict)  # none: the maps are not shown
+    maps: str = CAM  # which maps are shown
 
     def rows(self) -> list[ImageRow]:
-        """Return what is shown of its images."""
         present = _masks_in(self.folders, self.ids)
         if not present:
             return []
@@ -178,12 +181,11 @@ class MaskBlock:
 
     def _row(self, id: str, headings: Iterable[str]) -> ImageRow | None:
         folders = {heading: self.folders[heading] for heading in headings}
-        seen = _read(self.dataset, id, folders, self.map_files.get(id))
+        seen = _read(self.dataset, id, folders, self.map_files.get(id, ()))
         if seen is None:
             return None
-        heading, which = f"{METHOD_NAMES[self.method]} map", MAPS[self.method]
-        maps = {} if seen.record is None else {heading: localization_maps(seen.record, which)}
-        names = seen.names(from_record=False)
+        maps = {f"{label(self.maps)} map": _localized(seen, self.maps)} if self.maps in seen.maps else {}
+        names = seen.names(from_maps=False)
         return ImageRow(seen.image, names, maps, self.dataset.palette, seen.truth, seen.masks)
 
 
@@ -237,16 +239,19 @@ class Tile:
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """All that is shown of one image."""
-
     id: str
     class_names: Sequence[str]
+    tiles: Sequence[Tile]  # the image, its truth and its masks
+    strips: Sequence["Strip"] = ()
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Maps of an image after each step, or those of several methods, the plain CAM first."""
+
+    title: str
     tiles: Sequence[Tile]
-    """The image, its truth and its masks."""
-    growth: Sequence[Tile] = ()
-    """Its map after each step, the plain CAM first."""
-    remark: str = ""
-    """How its refinement ended, if not after all steps."""
+    remark: str = ""  # how the refinement ended, if not after all steps
 
 
 @dataclass(frozen=True)
@@ -262,14 +267,14 @@ def gallery_block(
     title: str,
     dataset: Dataset,
     folders: Mapping[str, Path],
-    map_files: Mapping[str, Path] | None = None,
+    map_files: MapFiles | None = None,
     thresholds: Mapping[str, float] | None = None,
 ) -> GalleryBlock | None:
     """Return a few images of a split: their maps, seeds and masks; None where there is nothing to show of any.
 
     An image of which a file cannot be read, or does not fit, gives way to another one. ``folders`` are of masks ID.png
-    by caption; one without masks of these images is left out. ``map_files`` are by image id, ``thresholds`` those that
-    the seeds of "cam" and "rib" are cut at: a method left out has no seed.
+    by caption; one without masks of these images is left out. ``thresholds`` are those that seeds are cut at, by the
+    name of their maps: maps left out have no seed.
     """
     masks = _masks_in(folders, dataset.ids)
     files = {id: file for id, file in (map_files or {}).items() if id in dataset}
@@ -282,7 +287,7 @@ def gallery_block(
 
     def read(id: str) -> GalleryImage | None:
         chosen = {caption: folders[caption] for caption, found in masks.items() if id in found}
-        seen = _read(dataset, id, chosen, files.get(id))
+        seen = _read(dataset, id, chosen, files.get(id, ()))
         return None if seen is None else _gallery_image(seen, id, thresholds or {}, drawn)
 
     images = read_some(choose_any(dataset, ids), read)
@@ -293,37 +298,46 @@ def _gallery_image(
     seen: _Seen, id: str, thresholds: Mapping[str, float], drawn: list[NDArray[np.uint8]]
 ) -> GalleryImage:
     """Return what is shown of an image, and note its masks."""
-    record, masks = seen.record, {} if seen.truth is None else {"truth": seen.truth}
-    growth, remark = [], ""
-    if record is not None:
-        for method in (name for name in MAPS if name in thresholds):
-            maps = localization_maps(record, MAPS[method])
-            masks[f"seed, {METHOD_NAMES[method]}"] = seed(maps, record.classes, thresholds[method])
-        growth = _growth(seen.image, record)
-        remark = f"after step {record.steps} {ENDED[record.stop_reason]}" if record.stop_reason in ENDED else ""
+    masks = {} if seen.truth is None else {"truth": seen.truth}
+    for name in (name for name in seen.maps if name in thresholds):
+        maps, classes = _localized(seen, name), seen.maps[name].classes
+        masks[f"seed, {label(name)}"] = seed(maps, classes, thresholds[name])
     masks |= seen.masks
     drawn += masks.values()
     painted = {caption: mask_overlay(seen.image, mask, seen.dataset.palette) for caption, mask in masks.items()}
     tiles = [_tile(caption, picture, TILE_PIXELS) for caption, picture in {"image": seen.image, **painted}.items()]
-    return GalleryImage(id, seen.names(), tiles, growth, remark)
+    return GalleryImage(id, seen.names(), tiles, _strips(seen))
 
 
-def _growth(image: NDArray[np.uint8], record: MapRecord) -> list[Tile]:
-    """Return the maps over the steps; plain CAM and RIB where steps were not kept."""
-    if not len(record.classes):
-        return []
-    shown: dict[str, Which] = {METHOD_NAMES[method]: which for method, which in MAPS.items()}
-    if count := len(record.by_step.get(RIB, ())):
-        steps = np.unique(np.linspace(0, count - 1, min(count, MOST_STEPS)).round().astype(int)).tolist()
-        shown = {f"step {step + 1}" if step else METHOD_NAMES[CAM]: (RIB, step) for step in steps}
-    return [
-        _tile(caption, heat_overlay(image, localization_maps(record, which)), GROWTH_PIXELS)
-        for caption, which in shown.items()
-    ]
+def _strips(seen: _Seen) -> list[Strip]:
+    """Return the maps over the steps of each method that kept them, and the maps of all others beside each other."""
+    own = [name for name, record in seen.maps.items() if name != CAM and len(record.classes)]
+    grown = {name: kept for name in own if (kept := seen.maps[name].by_step.get(name))}
+    strips = []
+    for name, kept in grown.items():
+        steps = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST_STEPS)).round().astype(int)).tolist()
+        shown: dict[str, Which] = {f"step {step + 1}": (name, step) for step in steps}
+        if all(map(np.array_equal, kept[0], seen.maps[name].maps[CAM])):
+            shown = {label(CAM): CAM, **{caption: which for caption, which in shown.items() if caption != "step 1"}}
+        strips.append(_strip(seen, GROWTH if len(own) == 1 else f"{label(name)}: {GROWTH.lower()}", shown, [name]))
+    if others := [name for name in own if name not in grown]:
+        shown = {label(name): name for name in [CAM, *others]}
+        strips.append(_strip(seen, GROWTH if len(own) == 1 else "The maps", shown, others))
+    return strips
+
+
+def _strip(seen: _Seen, title: str, shown: Mapping[str, Which], names: Sequence[str]) -> Strip:
+    remarks = []
+    for name, record in ((name, seen.maps[name]) for name in names):
+        if record.stop_reason in ENDED:
+            whose = f"{label(name)}: " if len(names) > 1 else ""
+            remarks.append(f"{whose}after step {record.steps} {ENDED[record.stop_reason]}")
+    pictures = {caption: heat_overlay(seen.image, _localized(seen, which)) for caption, which in shown.items()}
+    tiles = [_tile(caption, picture, GROWTH_PIXELS) for caption, picture in pictures.items()]
+    return Strip(title, tiles, "; ".join(remarks))
 
 
 def _tile(caption: str, picture: NDArray[np.uint8], side: int) -> Tile:
-    """Return a picture whose longer side has so many pixels at most."""
     reduced = Image.fromarray(picture)
     reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
     return Tile(caption, np.array(reduced))

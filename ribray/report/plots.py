@@ -38,8 +38,6 @@ INK, FAINT_INK, GRID, PAPER = "#1b1b1f", "#63636b", "#e6e6ea", "white"
 
 
 class Look(NamedTuple):
-    """How a line is drawn."""
-
     colour: Any
     dashes: Any
     marker: str
@@ -71,24 +69,17 @@ class Line:
     x: ArrayLike
     y: ArrayLike
     look: Look = LOOKS[0]
-    band: tuple[ArrayLike, ArrayLike] | None = None
-    """Lower and upper edge of a band around it."""
-    bars: NDArray[np.float64] | None = None
-    """(2, N) lengths of error bars, below and above."""
-    best: int | None = None
-    """Index of the point with a marker, or with a larger one."""
-    is_dotted: bool = False
-    """A marker at every point."""
-    is_noisy: bool = False
-    """Drawn thin and without dashes."""
+    band: tuple[ArrayLike, ArrayLike] | None = None  # lower and upper edge of a band around it
+    bars: NDArray[np.float64] | None = None  # (2, N) lengths of error bars, below and above
+    best: int | None = None  # index of the point with a marker, or with a larger one
+    is_dotted: bool = False  # a marker at every point
+    is_noisy: bool = False  # drawn thin and without dashes
     width: float = 1.9
-    size: float = 5
-    """Of the markers, where every point has one."""
+    size: float = 5  # of the markers, where every point has one
     layer: float = 2
 
     @property
     def style(self) -> dict[str, Any]:
-        """What matplotlib is told of it."""
         colour, dashes, marker = self.look
         style = {"color": colour, "linestyle": dashes, "linewidth": self.width, "markeredgecolor": PAPER}
         style |= {"linestyle": "-", "linewidth": 1.4} if self.is_noisy else {}
@@ -122,14 +113,11 @@ class Chart:
     y_label: str
     lines: Sequence[Line]
     is_logarithmic: bool = False
-    not_negative: bool = False
-    """The vertical axis stays at 0 and above."""
-    counts: bool = False
-    """The horizontal axis counts: its ticks are whole numbers."""
+    not_negative: bool = False  # the vertical axis stays at 0 and above
+    counts: bool = False  # the horizontal axis counts: its ticks are whole numbers
 
     @property
     def has_bands(self) -> bool:
-        """Whether there is a band around a line."""
         return any(line.band is not None for line in self.lines)
 
     def draw(self, axes: Axes) -> None:
@@ -182,7 +170,6 @@ class DotChart:
 
 
 def ruled(axes: Axes, x: str = "", y: str = "") -> Axes:
-    """Name the axes and give them a grid."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color=GRID, linewidth=0.8)

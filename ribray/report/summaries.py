@@ -12,9 +12,9 @@ from rich.text import Text
 
 from ribray.report import cells
 from ribray.report.cells import EXTREMES, ROWS_IN_FULL
-from ribray.report.stations import Stages
+from ribray.report.comparison import Stages
+from ribray.report.stage_tables import stage_table, stage_title
 from ribray.report.table import NOTHING, Cell, Column, Table
-from ribray.report.tables import stage_table, stage_title
 from ribray.runs.metrics import RunMetrics
 
 FAILURES_SHOWN = 5
@@ -73,7 +73,6 @@ def _some(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
 
 
 def _plain(headings: Sequence[str], rows: Sequence[Sequence[object]], notes: Sequence[str] = ()) -> Table:
-    """Return a table without title and groups, of texts and cells."""
     lines = [[each if isinstance(each, Cell) else Cell(str(each)) for each in row] for row in rows]
     return Table("", [Column(heading) for heading in headings], [lines], notes)
 

@@ -13,12 +13,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 from numpy.typing import NDArray
 
 from ribray import storage
+from ribray.config import CAM, label
+from ribray.report.comparison import ordered
 from ribray.report.plots import FAINT_INK, Line, Look, legend, ruled
-from ribray.report.stations import CAM, RIB
-from ribray.report.sweep_rows import DIVERGED, FINISHED, SweepRow, is_logarithmic, is_number, setting_text
+from ribray.report.sweep_rows import DIVERGED, FINISHED, SweepRow, is_logarithmic, is_number, seed_maps, setting_text
 from ribray.report.sweep_sheet import LOSS, OURS, Sweep
 from ribray.runs.metrics import SeedJudgement
 from ribray.runs.run import Run
+from ribray.sweep_file import metric_of
 
 SUFFIX, LOG_FILE = ".loss", "metrics.jsonl"
 LINES_APART = 10
@@ -42,8 +44,7 @@ PLAIN_BELOW = 1000.0
 class LossCurve:
     """The losses of a training, as far as they are finite."""
 
-    steps: NDArray[np.float64]
-    """From 1 on."""
+    steps: NDArray[np.float64]  # from 1 on
     losses: NDArray[np.float64]
     is_diverged: bool
 
@@ -123,7 +124,6 @@ class SeedCurve:
 
     @property
     def best(self) -> int:
-        """The index of the highest mean."""
         return int(np.nanargmax(self.mean))
 
 
@@ -140,7 +140,7 @@ def threshold_curves(sweep: Sweep) -> dict[int, SeedCurve]:
 def _curves(sweep: Sweep, read: Callable[[SeedJudgement], Points]) -> dict[int, SeedCurve]:
     found = {}
     for place, row in enumerate(sweep.rows):
-        if curves := [points for seed in _seeds(sweep, [row], RIB) if (points := read(seed))]:
+        if curves := [points for seed in _seeds(sweep, [row]) if (points := read(seed))]:
             shared = sorted(set(curves[0]).intersection(*curves[1:]))
             values = np.array([[curve[x] for x in shared] for curve in curves], float)
             std = values.std(axis=0, ddof=1) if len(curves) > 1 else None
@@ -152,11 +152,21 @@ def _thresholds(seed: SeedJudgement) -> Points:
     return dict(zip(seed.curve.thresholds, seed.curve.miou, strict=True)) if seed.curve else {}
 
 
-def _seeds(sweep: Sweep, rows: Sequence[SweepRow], method: str) -> list[SeedJudgement]:
-    """Return a method's numbers of the rows' finished trials that have judged a seed themselves."""
-    finished = [trial for row in rows for trial in row.trials if trial["status"] == FINISHED]
-    read = (Run(sweep.directory(trial)).read_metrics().seed for trial in finished)
-    return [seed.maps[method] for seed in read if seed is not None and method in seed.maps]
+def _seeds(sweep: Sweep, rows: Sequence[SweepRow], maps: str | None = None) -> list[SeedJudgement]:
+    """Return the seeds that the rows' finished trials have judged themselves.
+
+    Without ``maps``, of those that the metric is about; where it is about no seed, of the last ones by name.
+    """
+    found = []
+    for trial in (trial for row in rows for trial in row.trials if trial["status"] == FINISHED):
+        wanted, seed = (
+            seed_maps(metric_of(sweep.metric, trial["settings"])),
+            Run(sweep.directory(trial)).read_metrics().seed,
+        )
+        seeds = seed.maps if seed else {}
+        if seeds and (name := maps or wanted or ordered(seeds)[-1]) in seeds:
+            found.append(seeds[name])
+    return found
 
 
 def draw_steps(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
@@ -177,7 +187,7 @@ def draw_thresholds(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
     plain = [points for seed in _seeds(sweep, sweep.rows, CAM) if (points := _thresholds(seed))]
     if plain and all(points == plain[0] for points in plain):
         look = Look(FAINT_INK, (0, (4, 2)), "")
-        line = Line("plain CAM", list(plain[0]), np.array([*plain[0].values()], float), look, width=1.3, layer=1.5)
+        line = Line(label(CAM), list(plain[0]), np.array([*plain[0].values()], float), look, width=1.3, layer=1.5)
         handles.append(line.draw(axes))
     _legend(axes, sweep, handles)
     return figure

@@ -98,7 +98,6 @@ def _metric_plot(sweep: Sweep) -> Figure:
 
 
 def _one_axis(sweep: Sweep, axis: str) -> Figure:
-    """Draw the metric over a numeric axis, with error bars and the published curve."""
     figure = sweep.sheet(_bar_note(sweep.rows))
     axes = ruled(figure.add_subplot(), plain(axis), metric_label(sweep.metric))
     rows = sorted(sweep.rows, key=lambda row: row.settings[axis])
@@ -116,7 +115,6 @@ def _one_axis(sweep: Sweep, axis: str) -> Figure:
 
 
 def _series(sweep: Sweep, x: str, other: str) -> Figure:
-    """Draw a line per value of the second axis over the first."""
     groups: dict[str, list[SweepRow]] = {}
     for row in sorted(sweep.rows, key=lambda row: row.settings[x]):
         groups.setdefault(setting_text(row.settings[other]), []).append(row)
@@ -145,7 +143,6 @@ def _beside(values: Sequence[float], every: Sequence[float], places: float) -> l
 
 
 def _line(name: str, x: Sequence[float], rows: Sequence[SweepRow], look: Look) -> Line:
-    """Return the rows' means with error bars, a gap where there is none."""
     best = next((place for place, row in enumerate(rows) if row.is_best), None)
     means, bars = np.array([row.mean for row in rows], float), np.hstack([_bar(row) for row in rows])
     return Line(name, x, means, look, bars=bars, best=best, is_dotted=True, size=5.5)
@@ -202,7 +199,6 @@ def _mark_missing(axes: Axes, axis: str, rows: Sequence[SweepRow]) -> list[Line2
 
 
 def _bar_note(rows: Sequence[SweepRow]) -> str:
-    """Say what the error bars are."""
     repeats, parts = repeats_of(rows), []
     if repeats:
         parts.append(f"sample standard deviation over {repeats} repeats")
@@ -219,7 +215,6 @@ def _mean(sweep: Sweep, row: SweepRow) -> str:
 
 
 def _dots(sweep: Sweep) -> Figure:
-    """Draw the rows below each other, each with its mean and error bar."""
     rows, note = list(sweep.rows), ""
     if len(rows) > ROWS_DRAWN:
         rows = best_first(rows, sweep.ledger["mode"])[:ROWS_DRAWN]
@@ -245,7 +240,6 @@ def _dots(sweep: Sweep) -> Figure:
 
 
 def _scatter(sweep: Sweep, x: str, y: str) -> Figure:
-    """Draw the settings of two numeric axes, coloured by the metric."""
     figure = sweep.sheet()
     axes = ruled(figure.add_subplot(), plain(x), plain(y))
 
@@ -274,7 +268,6 @@ def _scatter(sweep: Sweep, x: str, y: str) -> Figure:
 
 
 def _panels(sweep: Sweep, numeric: Sequence[str]) -> Figure:
-    """Draw the metric over each of several numeric axes, side by side, a dot per row."""
     partial = [
         (row, trial["value"])
         for row in sweep.rows
@@ -302,7 +295,6 @@ def _panels(sweep: Sweep, numeric: Sequence[str]) -> Figure:
 
 
 def _repeats(sweep: Sweep) -> Figure:
-    """Draw every trial's value, their mean and a band of one standard deviation."""
     row, repeats = sweep.valued[0], list(sweep.ledger["repeats"])
     summary = row.summary
     assert summary is not None

@@ -131,7 +131,6 @@ def _interval(interval: tuple[float, float] | None, metric: str) -> str:
 
 
 def _notes(ledger: Mapping[str, Any], found: Sequence[SweepRow]) -> list[str]:
-    """Return the lines below the table: what the metric is and which statistics are shown."""
     metric, names = ledger["metric"], short_keys(ledger["axes"])
     wanted = "lower is better" if ledger["mode"] == "min" else "higher is better"
     base = f"; base: {ledger['base']['recipe']}" if ledger["base"] else ""
@@ -161,7 +160,6 @@ def _notes(ledger: Mapping[str, Any], found: Sequence[SweepRow]) -> list[str]:
 
 
 def _csv(ledger: Mapping[str, Any]) -> str:
-    """Return a line per trial, each with every setting."""
     trials = ledger["trials"]
     keys = list(dict.fromkeys(key for trial in trials for key in trial["settings"]))
     text = io.StringIO()

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ribray.config import label
 from ribray.evaluation import published
 from ribray.evaluation.published import PublishedTable
 from ribray.evaluation.statistics import Summary, summarise
-from ribray.report.stations import METHOD_NAMES
+from ribray.sweep_file import metric_of
 
 FINISHED, DIVERGED, FAILED, STOPPED = "finished", "diverged", "failed", "stopped"
 
@@ -105,7 +106,7 @@ def is_number(value: Any) -> bool:
 
 def interval_of(trial: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
     """Return the (low, high) that a trial states for the metric."""
-    interval = trial["metrics"].get(f"{metric}{INTERVAL_SUFFIX}")
+    interval = trial["metrics"].get(f"{metric_of(metric, trial['settings'])}{INTERVAL_SUFFIX}")
     return (interval[0], interval[1]) if interval else None
 
 
@@ -147,7 +148,6 @@ def published_table(ledger: Mapping[str, Any]) -> PublishedTable | None:
 
 
 def published_values(table: PublishedTable) -> Mapping[str, float]:
-    """Return column -> value of a table of one row."""
     return table.row(table.methods()[0])
 
 
@@ -160,17 +160,23 @@ def is_percent(metric: str) -> bool:
 
 
 def metric_name(metric: str) -> str:
-    """Return how tables call a metric: the last part of its key."""
     last = metric.rpartition(".")[2]
     return METRIC_NAMES.get(last, last.replace("_", " "))
+
+
+def seed_maps(metric: str) -> str | None:
+    """Return the maps that a seed's metric is about, as "seed.NAME.miou" says; None of another metric."""
+    stage, _, rest = metric.partition(".")
+    return rest.partition(".")[0] if stage == "seed" and "." in rest else None
 
 
 def metric_label(metric: str) -> str:
     """Return how plots call a metric, with its unit: "seed.rib.miou" is "seed mIoU of RIB, %"."""
     *parts, _ = metric.split(".")
-    method = METHOD_NAMES.get(parts[-1]) if parts else None
-    where = " ".join(parts[:-1] if method else parts).replace("_", " ")
-    words = [where, metric_name(metric), f"of {method}" if method else ""]
+    maps = seed_maps(metric)
+    named = f"of {label(maps)}" if maps and "{" not in maps else ""  # else it is a setting, which is said beside it
+    where = " ".join(parts[:-1] if maps else parts).replace("_", " ")
+    words = [where, metric_name(metric), named]
     return " ".join(word for word in words if word) + (", %" if is_percent(metric) else "")
 
 

@@ -54,12 +54,10 @@ class Sweep:
 
     @property
     def axes(self) -> list[str]:
-        """The keys that make rows."""
         return list(self.ledger["axes"])
 
     @property
     def metric(self) -> str:
-        """The metric's key."""
         return str(self.ledger["metric"])
 
     @property
@@ -69,28 +67,22 @@ class Sweep:
 
     @property
     def legend_title(self) -> str:
-        """The axes' names."""
         return ", ".join(self.names.values())
 
     @property
     def valued(self) -> list[SweepRow]:
-        """The rows with a mean."""
         return [row for row in self.rows if row.mean is not None]
 
     def values(self, axis: str) -> list[Any]:
-        """Return the axis' value of every row."""
         return [row.settings[axis] for row in self.rows]
 
     def label(self, row: SweepRow) -> str:
-        """Return the row's values of the axes."""
         return ", ".join(setting_label(axis, row.settings[axis]) for axis in self.axes) or "this sweep"
 
     def directory(self, trial: Mapping[str, Any]) -> Path:
-        """Return a trial's run directory."""
         return self.folder / trial["directory"]
 
     def looks(self, rows: Sequence[SweepRow]) -> list[Look]:
-        """Return how the line of each row is drawn."""
         if self.axes == [LOSS] and all(row.settings[LOSS] in LOSS_LOOKS for row in rows):
             return [LOSS_LOOKS[row.settings[LOSS]] for row in rows]
         if len(self.axes) == 1:
@@ -121,7 +113,6 @@ class Sweep:
 
 
 def setting_label(axis: str, value: Any) -> str:
-    """Return how plots call an axis' value."""
     if axis == LOSS and isinstance(value, str) and value in LOSS_NAMES:
         return LOSS_NAMES[value]
     return plain(setting_text(value))

@@ -18,12 +18,10 @@ MARKDOWN = re.compile(r"([\\`*\[\]|~])|(?<!\w)_|_(?!\w)")
 
 @dataclass(frozen=True)
 class Cell:
-    """What one place of a table says."""
-
     text: str
     value: float | None = None  # what sorting goes by
     look: str = ""  # words of `LOOKS`
-    note: str = ""  # a small line below it, on a page
+    note: str = ""  # a small line below it
     share: float | None = None  # percent that a bar behind it covers, on a page
 
 
@@ -36,11 +34,10 @@ class Column:
     is_long: bool = False  # its cells hold sentences
     width: int | None = None  # letters that it has at least, on a terminal
     wraps: bool = True
-    source: str = ""  # the maps that it is about: colours its bars
+    look: int | None = None  # of the maps that it is about, on a page: colours its bars
 
     @property
     def title(self) -> str:
-        """The heading in one line."""
         return self.heading.replace("\n", ", ")
 
 
@@ -57,7 +54,6 @@ class Table:
     is_wide: bool = False  # on a terminal, title and notes have its whole width
 
     def __rich__(self) -> RenderableType:
-        """Return what a terminal shows."""
         table = rich.table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=self.is_dense)
         for column in self.columns:
             table.add_column(
@@ -69,7 +65,7 @@ class Table:
             )
         for group in self.groups:
             for row in group:
-                table.add_row(*(Text(cell.text, " ".join(LOOKS[word] for word in cell.look.split())) for cell in row))
+                table.add_row(*map(_text, row))
             table.add_section()
         title, notes = Text(self.title, "bold"), Text("\n".join(self.notes), "dim")
         if self.is_wide:
@@ -90,6 +86,11 @@ class Table:
             texts = ((_escaped(cell.text), "strong" in cell.look) for cell in row)
             lines.append(_line(f"**{text}**" if is_strong else text for text, is_strong in texts))
         return "\n".join([*lines, "", *(f"{_escaped(note)}  " for note in self.notes)]).rstrip() + "\n"
+
+
+def _text(cell: Cell) -> Text:
+    text = Text(cell.text, " ".join(LOOKS[word] for word in cell.look.split()))
+    return text.append(f"\n{cell.note}", "not bold dim default") if cell.note else text
 
 
 def _line(texts: Iterable[str]) -> str:

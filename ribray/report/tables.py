@@ -1,27 +1,29 @@
-"""Tables of a run: seed, chain of stages, segmentation beside published numbers, cost, failures."""
+"""Tables of what a run has come to: seed, chain of stages, segmentation, all of it beside published numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
+from ribray.config import CAM, label
 from ribray.evaluation import published
-from ribray.evaluation.published import IRN, MEAN, RIB_SALIENCY, refinement_times
+from ribray.evaluation.published import IRN, MEAN, RIB_SALIENCY
 from ribray.report import cells
-from ribray.report.stations import (
-    CAM,
-    METHOD_NAMES,
+from ribray.report.comparison import (
+    PSEUDO_MASKS,
     RETRAINED,
-    RIB,
-    SEED_STATION,
+    SEED,
     SEGMENTATION,
+    Comparison,
     Stages,
     chains,
+    comparisons,
     judged,
-    stations,
+    look_number,
+    ordered,
+    paired_interval,
 )
 from ribray.report.table import NOTHING, Cell, Column, Table
-from ribray.runs.metrics import Judgement, MaskJudgement, RunMetrics, SeedJudgement, StageMetrics, Timing
-from ribray.runs.stage_facts import StageFacts
+from ribray.runs.metrics import Judgement, MaskJudgement, RunMetrics, SeedJudgement
 
 TRAINING, HELD_OUT = "training", "held out"
 OURS = " (Ours)"
@@ -36,7 +38,7 @@ class _Ious:
     """A column of IoUs: of maps or a network of this run, or published."""
 
     name: str
-    source: str
+    maps: str
     numbers: Judgement
     is_published: bool = False
 
@@ -44,18 +46,13 @@ class _Ious:
 def seed_table(
     seed: Mapping[str, SeedJudgement], *, title: str = "Seed IoU in percent", all_classes: bool = False
 ) -> Table:
-    """Return the seed's IoU per class and on average, each method at its own best threshold, with RIB's gain.
+    """Return the seed's IoU per class and on average, each kind of maps at its own best threshold, with its gain.
 
-    Of many classes those are shown where RIB gains most and least; without plain CAM, of the highest and lowest IoU.
+    Of many classes those are shown where the last ones gain most and least over the first; of a single kind of maps,
+    those of the highest and lowest IoU.
     """
-    columns = [_Ious(METHOD_NAMES.get(method, method), method, seed[method]) for method in ordered(seed)]
-    compared = columns[:2] if CAM in seed and RIB in seed else columns[:1]
-    return _class_table(title, columns, compared, all_classes, is_seed=True)
-
-
-def ordered(methods: Mapping[str, Any]) -> list[str]:
-    """Return methods by name, plain CAM and RIB first."""
-    return sorted(methods, key=lambda method: (method != CAM, method != RIB))
+    columns = [_Ious(label(maps), maps, seed[maps]) for maps in ordered(seed)]
+    return _class_table(title, columns, columns[:1] + columns[1:][-1:], all_classes, is_seed=True)
 
 
 def _class_table(
@@ -67,86 +64,111 @@ def _class_table(
 ) -> Table:
     """Return the IoU per class; of many, those that `compared`, one column or two, ranks highest and lowest."""
     own = [column for column in columns if not column.is_published]
+    has_gains = is_seed and len(columns) > 1
     names = list(dict.fromkeys(name for column in own for name in column.numbers.per_class))
-    has_gain = is_seed and len(compared) == 2
 
-    def line(title: str, values: Sequence[Cell], gains: Sequence[float | None] = ()) -> list[Cell]:
-        row = [Cell(title), *values, *([cells.gain(*gains)] if has_gain and gains else [])]
-        return [*row, *[Cell("")] * (1 + len(columns) + has_gain - len(row))]
+    def line(
+        title: str, cell: Callable[[Judgement], Cell], gain: Callable[..., Cell] | None = None, is_of_own: bool = False
+    ) -> list[Cell]:
+        row = [Cell(title)]
+        for before, column in zip([None, *columns], columns, strict=False):
+            row.append(Cell("") if is_of_own and column.is_published else cell(column.numbers))
+            if has_gains and before is not None:
+                row.append(gain(before.numbers, column.numbers) if gain else Cell(""))
+        return row
+
+    def class_line(name: str) -> list[Cell]:
+        def iou(numbers: Judgement) -> float | None:
+            return numbers.per_class.get(name)
+
+        return line(name, lambda numbers: cells.bar(iou(numbers)), lambda *pair: cells.gain(*map(iou, pair)))
 
     ious = {name: [column.numbers.per_class.get(name) for column in compared] for name in names}
     ranks = {name: cells.difference(*pair) if len(pair) == 2 else pair[0] for name, pair in ious.items()}
     groups = cells.class_groups(ranks, all_classes)
-    rows = [
-        [
-            line(name, [cells.bar(column.numbers.per_class.get(name)) for column in columns], ious[name])
-            for name in group
-        ]
-        for group in groups
-    ]
-    means = [column.numbers.miou for column in compared]
-    foot = [cells.strong(line("mean IoU", [cells.number(column.numbers.miou) for column in columns], means))]
+    foot = [cells.strong(line("mean IoU", lambda numbers: cells.number(numbers.miou), _gain))]
     if any(column.numbers.miou_interval for column in own):
-        foot.append(line("95 % interval", [cells.interval(column.numbers.miou_interval) for column in own]))
+        foot.append(line("95 % interval", lambda numbers: cells.interval(numbers.miou_interval), _gain_interval, True))
     if is_seed:
-        thresholds = [column.numbers.threshold for column in own if isinstance(column.numbers, SeedJudgement)]
-        foot.append(line("best threshold", [*map(cells.threshold, thresholds)]))
-    foot.append(line("images", [cells.count(column.numbers.images) for column in columns]))
-    foot.append(line("failed", [cells.failed(column.numbers.failed) for column in own]))
+        foot.append(line("best threshold", lambda numbers: cells.threshold(getattr(numbers, "threshold", None))))
+    foot.append(line("images", lambda numbers: cells.count(numbers.images)))
+    foot.append(line("failed", lambda numbers: cells.failed(numbers.failed), is_of_own=True))
     shown = sum(map(len, groups))
-    order = "RIB gains most and least" if len(compared) == 2 else "the IoU is highest and lowest"
+    order = f"{compared[-1].name} gains most and least" if len(compared) == 2 else "the IoU is highest and lowest"
     notes = [f"{shown} of {len(names)} classes, those where {order}"] if shown < len(names) else []
-    headings = [
-        Column("class", width=22 if columns == own else 14, wraps=False),
-        *(Column(each.name.replace(", ", "\n"), True, width=10, source=each.source) for each in columns),
-        *([Column("gain", True, width=8)] if has_gain else []),
-    ]
-    return Table(title, headings, [*rows, foot], notes, True, is_dense=not is_seed)
+    is_crowded = len(columns) + len(columns[1:]) * has_gains > (3 if is_seed else 5)
+    widths = (None, None) if is_crowded else (10, 8)
+    headings = [Column("class", width=22 if columns == own and not is_crowded else 14, wraps=False)]
+    for place, each in enumerate(columns):
+        headings.append(Column(each.name.replace(", ", "\n"), True, width=widths[0], look=look_number(each.maps)))
+        headings += [Column("gain", True, width=widths[1])] if has_gains and place else []
+    body = [[class_line(name) for name in group] for group in groups]
+    return Table(title, headings, [*body, foot], notes, True, is_dense=not is_seed)
+
+
+def _gain(before: Judgement | None, after: Judgement | None) -> Cell:
+    return cells.gain(before.miou if before else None, after.miou if after else None)
+
+
+def _gain_interval(before: Judgement | None, after: Judgement | None) -> Cell:
+    bounds = paired_interval(before, after)
+    return cells.interval(bounds) if bounds else Cell("")
 
 
 # --- from maps to masks ------------------------------------------------------------------------------------------
 
 
 def chain_table(
-    metrics: RunMetrics, stages: Stages, *, own: str = RIB, splits: Sequence[str] = (HELD_OUT,), on_page: bool = False
+    metrics: RunMetrics, stages: Stages, own: str, *, splits: Sequence[str] = (HELD_OUT,), on_page: bool = False
 ) -> Table | None:
-    """Return the mIoU at every station from the seed to the segmentation; on a page with its intervals.
+    """Return the mIoU of all that was judged from the seed to the segmentation; on a page with its intervals.
 
     None where nothing was judged; on a terminal, where the seed has its own table, also where nothing follows it.
     """
-    found = stations(metrics, stages, own)
-    has_masks = any(station.label != SEED_STATION for station in found)
+    found = comparisons(metrics, stages, own)
+    has_masks = any(compared.label != SEED for compared in found)
     if not (found if on_page else has_masks):
         return None
-    sources = [source for source in METHOD_NAMES if any(source in station.numbers for station in found)]
-    compared, has_intervals = len(sources) > 1, False
+    kinds = ordered(maps for compared in found for maps in compared.numbers)
     groups: dict[str, list[list[Cell]]] = {}
-    for station in found:
-        where = " + ".join(splits) if station.is_held_out else TRAINING
-        row, means = [Cell(station.label)], {source: each.miou for source, each in station.numbers.items()}
-        for source in sources:
-            note = interval_text(station.numbers.get(source)) if on_page else ""
-            has_intervals = has_intervals or bool(note)
-            look = "strong" if on_page and source == RIB and source in means else ""
-            row.append(replace(cells.number(means.get(source)), look=look, note=note))
-        row += [cells.gain(means.get(CAM), means.get(RIB))] if compared else []
-        counts = dict.fromkeys(cells.count(numbers.images).text for numbers in station.numbers.values())
+    for compared in found:
+        where = " + ".join(splits) if compared.is_held_out else TRAINING
+        counts = dict.fromkeys(cells.count(numbers.images).text for numbers in compared.numbers.values())
         images = Cell(" / ".join(counts), note=where) if on_page else Cell(f"{'/'.join(counts)} {where}")
-        groups.setdefault(where, []).append([*row, images])
-    columns = [
-        Column("mIoU, %" if on_page else "", wraps=False),
-        *(Column(METHOD_NAMES[source], True, width=5, wraps=False) for source in sources),
-        *([Column("gain", True, width=5, wraps=False)] if compared else []),
-        Column("images", True),
-    ]
-    notes = ["small: 95 % interval, bootstrap over images"] if has_intervals else []
+        groups.setdefault(where, []).append([Cell(compared.label), *_beside(compared, kinds, on_page), images])
+    wraps = len(kinds) > 2
+    columns = [Column("mIoU, %" if on_page else "", wraps=wraps)]
+    for maps in kinds:
+        widest = max(map(len, label(maps).split()))
+        columns.append(Column(label(maps), True, width=max(5, widest) if wraps else 5, wraps=wraps))
+        columns += [Column("gain", True, width=5, wraps=wraps)] if maps != kinds[0] else []
+    columns.append(Column("images", True, width=8 if wraps else None))
+    noted = [cell.text for rows in groups.values() for row in rows for cell in row[1:-1] if cell.note]
+    notes = [f"{'small' if on_page else 'below'}: 95 % interval, bootstrap over images"] if noted else []
+    notes += (
+        ["of gains: paired, every image weighs alike on both sides"] if any(text[0] in "+-" for text in noted) else []
+    )
     notes += [*_unknown_lines(metrics, own), *_crf_lines(metrics, stages, own)] if has_masks else []
-    title = "mIoU at every station" if on_page else "mIoU in percent, from maps to masks"
+    title = "mIoU from maps to masks" if on_page else "mIoU in percent, from maps to masks"
     return Table(title, columns, list(groups.values()), notes, is_dense=True)
 
 
+def _beside(compared: Comparison, kinds: Sequence[str], on_page: bool) -> list[Cell]:
+    """Return the mean IoU of every kind of maps, and what it gains over the one before that has any."""
+    row: list[Cell] = []
+    before = None
+    for maps in kinds:
+        numbers = compared.numbers.get(maps)
+        look = "strong" if on_page and numbers and maps != CAM else ""
+        mean = cells.number(numbers.miou if numbers else None)
+        row.append(replace(mean, look=look, note=interval_text(numbers) if on_page else ""))
+        if maps != kinds[0]:
+            row.append(replace(_gain(before, numbers), note=_gain_interval(before, numbers).text))
+        before = numbers or before
+    return row
+
+
 def interval_text(numbers: Judgement | None) -> str:
-    """Return the 95 % interval of what was judged, nothing where it has none."""
     return cells.interval(numbers.miou_interval).text if numbers and numbers.miou_interval else ""
 
 
@@ -209,23 +231,23 @@ def _peers_of(classes: Iterable[str]) -> _Peers | None:
 
 
 def evaluation_tables(
-    metrics: RunMetrics, stages: Stages, splits: Sequence[str], *, own: str = RIB, all_classes: bool = False
+    metrics: RunMetrics, stages: Stages, own: str, splits: Sequence[str], *, all_classes: bool = False
 ) -> list[Table]:
     """Return the segmentation's IoU per class, after a table of means where published ones are of the same classes.
 
     There is none where no segmentation was judged, as ``splits`` say where.
     """
     columns = [
-        _Ious(f"{METHOD_NAMES[source]}{f', {RETRAINED}' if label == RETRAINED else ''}", source, numbers)
-        for source, chain in chains(metrics, own).items()
-        for label, numbers in _networks(chain, stages).items()
+        _Ious(f"{label(maps)}{f', {RETRAINED}' if network == RETRAINED else ''}", maps, numbers)
+        for maps, chain in chains(metrics, own).items()
+        for network, numbers in _networks(chain, stages).items()
     ]
     if not columns:
         return []
     # Of a chain that others follow only the last network, so that the table fits.
-    final = {column.source: column for column in columns}
-    shown = [column for column in columns if column.source == columns[-1].source or column is final[column.source]]
-    compared = [final[CAM], final[RIB]] if CAM in final and RIB in final else shown[-1:]
+    final = {column.maps: column for column in columns}
+    shown = [column for column in columns if column.maps == columns[-1].maps or column is final[column.maps]]
+    compared = [*final.values()][:1] + [*final.values()][1:][-1:]
     peers = _peers_of(columns[0].numbers.per_class)
     beside = [] if peers is None else [_published(peers, method) for method in peers.beside]
     per_class = _class_table("Segmentation, IoU in percent", [*shown, *beside], compared, all_classes)
@@ -237,12 +259,11 @@ def evaluation_tables(
 def _published(peers: _Peers, method: str) -> _Ious:
     row = published.table(peers.table).row(method, peers.split)
     numbers = MaskJudgement(per_class=dict(row), miou=row[MEAN], images=peers.images)
-    source = "" if method == IRN else RIB
-    return _Ious(f"{method.removesuffix(OURS)}, published", source, numbers, is_published=True)
+    name = f"{method.removesuffix(OURS)}, published"
+    return _Ious(name, published.MAPS.get(method, ""), numbers, is_published=True)
 
 
 def _means_table(columns: Sequence[_Ious], peers: _Peers, splits: Sequence[str], crf: Sequence[str]) -> Table:
-    """Return the networks' means among the published ones."""
     reference, rows = published.table(peers.table), []
     stated = {
         method.removesuffix(OURS): reference.value(method, split=peers.split)
@@ -276,133 +297,62 @@ def _means_table(columns: Sequence[_Ious], peers: _Peers, splits: Sequence[str],
     )
 
 
-def paper_table(metrics: RunMetrics, stages: Stages, own: str, batch_size: int, data: str) -> Table:
-    """Return this run's numbers beside the paper's; B of its refinement and what its data is called are said too."""
-    found = {station.label: station.numbers for station in stations(metrics, stages, own)}
+class _Stated(NamedTuple):
+    quantity: str
+    judged: str  # what a run calls the same thing
+    method: str
+    value: str
+    about: str  # the data
+    source: str
+
+
+def paper_table(metrics: RunMetrics, stages: Stages, own: str, batch_size: int | None, data: str) -> Table:
+    """Return this run's numbers beside the papers'; B of its refinement and what its data is called are said too."""
+    found = {compared.label: compared.numbers for compared in comparisons(metrics, stages, own)}
     classes = [each.per_class for numbers in found.values() for each in numbers.values()]
+    kinds = ordered([CAM, *(maps for numbers in found.values() for maps in numbers)])
     peers = _peers_of(classes[0] if classes else ())
-    stated = _stated_on_coco() if peers is COCO else _stated_on_voc(batch_size)
-    with_irn = peers is COCO
-    rows = []
-    for quantity, station, about, source, *values in stated:
-        judgements = [found.get(station, {}).get(maps) for maps in METHOD_NAMES]
-        row = [Cell(quantity, note=source), *(cells.number(each.miou if each else None) for each in judgements)]
-        rows.append([*row, *(Cell(value, note=about) for value in values)])
-    papers = ["the paper's IRN", "the paper's RIB"] if with_irn else ["the paper's RIB"]
-    columns = [Column("mIoU, %"), *(Column(name, True) for name in [*METHOD_NAMES.values(), *papers])]
+    stated = _stated_on_coco() if peers is COCO else [*_stated_on_voc(batch_size), *_stated_of_others(kinds)]
+    methods, rows = list(dict.fromkeys(each.method for each in stated)), []
+    for quantity in dict.fromkeys(each.quantity for each in stated):
+        of_quantity = {each.method: each for each in stated if each.quantity == quantity}
+        first = next(iter(of_quantity.values()))
+        judgements = [found.get(first.judged, {}).get(maps) for maps in kinds]
+        row = [Cell(quantity, note=first.source), *(cells.number(each.miou if each else None) for each in judgements)]
+        values = [of_quantity.get(method) for method in methods]
+        rows.append([*row, *(Cell(each.value, note=each.about) if each else Cell(NOTHING) for each in values)])
+    papers = [f"the paper's {method.removesuffix(OURS)}" for method in methods]
+    columns = [Column("mIoU, %"), *(Column(name, True) for name in [*map(label, kinds), *papers])]
     notes = [] if peers else [f"This run is about {data}: of the paper's numbers only the direction can be compared."]
     return Table("Beside the paper", columns, [rows], notes)
 
 
-def _stated_on_coco() -> list[tuple[str, ...]]:
-    """Return what the paper states: quantity, station, data, source, and the values of IRN and RIB."""
-    values = [f"{published.table(COCO.table).value(method):.1f}" for method in (IRN, published.RIB)]
-    return [(SEGMENTATION, SEGMENTATION, COCO.data, f"Table {COCO.table}", *values)]
+def _stated_on_coco() -> list[_Stated]:
+    values, source = published.table(COCO.table), f"Table {COCO.table}"
+    return [
+        _Stated(SEGMENTATION, SEGMENTATION, method, f"{values.value(method):.1f}", COCO.data, source)
+        for method in (IRN, published.RIB)
+    ]
 
 
-def _stated_on_voc(batch_size: int) -> list[tuple[str, ...]]:
-    """Return the same of VOC, with the value of RIB alone."""
-    seed, first, sizes = (
-        published.figure_in_text("seed"),
-        published.figure_in_text(FIRST_NETWORK),
-        published.table("S1"),
-    )
+def _stated_on_voc(batch_size: int | None) -> list[_Stated]:
+    seed, first = published.figure_in_text("seed"), published.figure_in_text(FIRST_NETWORK)
+    sizes, rib, size = published.table("S1"), published.RIB, str(batch_size)
     spread = f" ± {seed.std:g}" if seed.std is not None else ""
-    rows = [("seed", SEED_STATION, seed.split, seed.source, f"{seed.miou:g}{spread}")]
-    if (size := str(batch_size)) in sizes.columns:
-        value = f"{sizes.value(published.RIB, size):g}"
-        rows.append((f"seed at B = {size}", SEED_STATION, seed.split, f"Table {sizes.name}", value))
-    rows.append((SEGMENTATION, SEGMENTATION, first.split, first.source, f"{first.miou:g}"))
-    last = published.table(VOC.table).value(published.RIB, split=VOC.split)
-    return [*rows, (RETRAINED, RETRAINED, VOC.data, f"Table {VOC.table}", f"{last:g}")]
+    stated = [_Stated("seed", SEED, rib, f"{seed.miou:g}{spread}", seed.split, seed.source)]
+    if size in sizes.columns:
+        value = f"{sizes.value(rib, size):g}"
+        stated.append(_Stated(f"seed at B = {size}", SEED, rib, value, seed.split, f"Table {sizes.name}"))
+    stated.append(_Stated(SEGMENTATION, SEGMENTATION, rib, f"{first.miou:g}", first.split, first.source))
+    last = published.table(VOC.table).value(rib, split=VOC.split)
+    return [*stated, _Stated(RETRAINED, RETRAINED, rib, f"{last:g}", VOC.data, f"Table {VOC.table}")]
 
 
-# --- cost and failures -------------------------------------------------------------------------------------------
-
-
-def stage_table(
-    metrics: RunMetrics, stages: Stages, reused: Mapping[str, str] | None = None, on_page: bool = False
-) -> Table | None:
-    """Return what each stage came to, and the time it took; None where none was timed.
-
-    A page has bars, workers, a sum, and says in which other run a ``reused`` stage was made; a terminal has failures.
-    """
-    runs: list[tuple[str | None, RunMetrics]] = [(None, metrics), *metrics.variants.items()]
-    found = [
-        (variant, run.stages().get(name), name, run.timing[name])
-        for variant, run in runs
-        for name in [*filter(run.timing.__contains__, stages), *(name for name in run.timing if name not in stages)]
+def _stated_of_others(kinds: Sequence[str]) -> list[_Stated]:
+    """Return what is published of the run's maps by other papers than RIB's."""
+    names = {"seed": ("seed", SEED), "pseudo masks": (PSEUDO_MASKS,) * 2, FIRST_NETWORK: (SEGMENTATION,) * 2}
+    return [
+        _Stated(*names[each.quantity], each.method, f"{each.miou:g}", f"{each.split}; {each.source}", each.source)
+        for each in published.figures_in_text()
+        if each.method != published.RIB and published.MAPS.get(each.method) in kinds
     ]
-    spans = [timing.seconds or 0 for *_, timing in found]
-    rows = []
-    for variant, numbers, name, timing in found:
-        images, failed = (_counted(numbers, key, getattr(timing, key, None)) for key in ("images", "failed"))
-        note = f"in {reused[name]}" if reused and variant is None and name in reused else ""
-        share = 100 * timing.seconds / max(spans) if timing.seconds and on_page else None
-        row = [Cell(stage_title(name, variant), note=note), Cell(headline(numbers, stages.get(name)))]
-        row += [cells.count(images), *([] if on_page else [cells.failed(failed)])]
-        row += [cells.duration(timing.seconds, share), cells.number(timing.images_per_second)]
-        rows.append([*row, cells.count(timing.workers)] if on_page else row)
-    if not rows:
-        return None
-    middle = ["images", *([] if on_page else ["failed"]), "time", "images/s", *(["workers"] if on_page else [])]
-    columns = [Column("stage", wraps=False), Column("result"), *(Column(text, True, wraps=False) for text in middle)]
-    if not on_page:
-        return Table("", columns, [rows], is_dense=True)
-    total = [Cell("all stages"), Cell(""), Cell(""), cells.duration(sum(spans)), Cell(""), Cell("")]
-    notes = ["images/s of a training counts every pass over an image"]
-    return Table("Time per stage", columns, [rows, [total]], notes)
-
-
-def _counted(numbers: StageMetrics | None, key: str, otherwise: int | None) -> int | None:
-    counted = None if numbers is None else getattr(numbers.counted, key, None)
-    return otherwise if counted is None else counted
-
-
-def stage_title(stage: str, variant: str | None) -> str:
-    """Return how a stage of a run, or of one of its variants, is called."""
-    return f"{variant}: {stage}" if variant else stage
-
-
-def headline(numbers: StageMetrics | None, stage: StageFacts | None) -> str:
-    """Return a stage's numbers in a few words."""
-    return (stage.headline(numbers) if stage and numbers else None) or NOTHING
-
-
-def pace_table(timing: Timing | None, machine: str | None, settings: str) -> Table | None:
-    """Return the refinement's pace, on a machine and with settings, beside the paper's; None where it was not timed."""
-    if timing is None or timing.seconds is None or not timing.images_per_second:
-        return None
-    rate, stated = timing.images_per_second, refinement_times()
-
-    def row(name: str, note: str, images: int | None, time: Cell, rate: float) -> list[Cell]:
-        return [Cell(name, note=note), cells.count(images), time, Cell(f"{rate:.2f}", rate)]
-
-    images, workers, where = stated[0].images, timing.workers, machine or "machine not recorded"
-    where += f", {workers} worker{'s' if workers != 1 else ''}" if workers else ""
-    own = [
-        row("this run, measured", where, timing.images, cells.duration(timing.seconds), rate),
-        row(f"{images:,} images at this rate", "extrapolated", images, cells.duration(images / rate), rate),
-    ]
-    paper = []
-    for each in stated:
-        time, pace = Cell(f"{each.minutes:g} min", 60 * each.minutes), each.images / (60 * each.minutes)
-        paper.append(row(f"the paper, {each.devices}", f"{each.data}; {each.source}", each.images, time, pace))
-    columns = [Column("refinement"), *(Column(text, True) for text in ("images", "time", "images/s"))]
-    notes = [f"this run: {settings}. Times compare only where network, image sizes and settings are the same."]
-    return Table("Refinement beside the paper", columns, [own, paper], notes)
-
-
-def failures_table(failures: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Return the images that failed ("id", "stage", "error", "tries", of a sweep also "trial"); None without any."""
-    if not failures:
-        return None
-    with_trials = any("trial" in each for each in failures)
-    rows = []
-    for each in failures:
-        trial = [Cell(each.get("trial", NOTHING))] if with_trials else []
-        tries = Cell(f"{each['tries']}", each["tries"])
-        rows.append([Cell(each["id"]), *trial, Cell(each["stage"]), Cell(each["error"]), tries])
-    columns = [Column(text) for text in ("image", *(["trial"] if with_trials else []), "stage")]
-    columns += [Column("error", is_long=True), Column("tries", True)]
-    return Table("Images that failed", columns, [rows], is_sortable=True)

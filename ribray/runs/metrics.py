@@ -12,6 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+REPLICATES = "miou_replicates"
+"""Stands in a stage's file and not in ``metrics.json``."""
+
 
 class Numbers(BaseModel):
     """Some of a run's numbers; the order of fields is that of the keys in the file."""
@@ -51,6 +54,8 @@ class _MeanIou(Numbers):
     miou: float | None = None
     miou_interval: list[float] | None = None
     """Lower and upper end of the 95 % interval."""
+    miou_replicates: list[float | None] | None = None
+    """The mean IoU in every replicate of the bootstrap: for intervals of what is gained."""
 
 
 class MaskJudgement(_MeanIou):

@@ -17,7 +17,7 @@ from ribray.errors import DamagedError, HeldError, UsageError
 from ribray.runs import lock
 from ribray.runs.directory import EXPERIMENT_FILE, hold, reached, require_free
 from ribray.runs.keys import StageKey, differences
-from ribray.runs.metrics import RunMetrics, StageMetrics
+from ribray.runs.metrics import REPLICATES, RunMetrics, StageMetrics
 from ribray.runs.records import (
     FAILURES_FILE,
     PROVENANCE,
@@ -288,7 +288,7 @@ class Run:
             RibrayError: they are not what the stages have written.
         """
         try:
-            return RunMetrics.model_validate(self.metrics())
+            return RunMetrics.model_validate(self._merged())
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"]))
@@ -300,13 +300,16 @@ class Run:
         Raises:
             RibrayError: a stage's file is not what the stage has written.
         """
+        return _without_replicates(self._merged())
+
+    def _merged(self) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         timing: dict[str, Any] = {}
         for location in sorted((self.directory / "metrics").glob("*.json")):
             numbers = read_metrics(location)
             timing[location.stem] = numbers.pop("timing", {})
             merged[location.stem] = numbers
-        if variants := {name: run.metrics() for name, run in self.variants().items()}:
+        if variants := {name: run._merged() for name, run in self.variants().items()}:
             merged["variants"] = variants
         return {**merged, "timing": timing}
 
@@ -345,3 +348,12 @@ class Run:
             self.event(stage, "stopped", error=type(error).__name__)
             raise
         self.event(stage, "finished")
+
+
+def _without_replicates(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what `read_metrics` alone has use for."""
+    return {
+        key: _without_replicates(value) if isinstance(value, dict) else value
+        for key, value in numbers.items()
+        if key != REPLICATES
+    }

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
+from ribray.config import Experiment
 from ribray.pipeline.stage import Stage
 from ribray.stages import classifier, confident, evaluate, irn, pseudo, refine, seed, segmentation
 
@@ -32,3 +33,8 @@ def feeds(name: str, stages: Iterable[str], imported: Collection[str] = ()) -> b
 _ON_MASKS = [name for name, stage in STAGES.items() if "masks.source" in stage.reads]
 MASK_STAGES = tuple(name for name in STAGES if name in _ON_MASKS or any(feeds(first, (name,)) for first in _ON_MASKS))
 """Stages that depend on which maps masks are made from: a variant on other maps has them of its own."""
+
+
+def stages_of(experiment: Experiment) -> dict[str, Stage]:
+    """Return the chain of an experiment."""
+    return STAGES

@@ -21,7 +21,8 @@ from ribray.evaluation.mask_counts import MaskCounts
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.pipeline.stage import Context
 from ribray.report.charts import curves_of
-from ribray.report.tables import chain_table, evaluation_tables, headline, seed_table
+from ribray.report.stage_tables import headline
+from ribray.report.tables import chain_table, evaluation_tables, seed_table
 from ribray.runs.metrics import RunMetrics
 from ribray.runs.run import Run
 from ribray.stages import STAGES
@@ -381,7 +382,7 @@ def test_tables_of_a_run_without_a_mean_show_none():
     metrics = RunMetrics(seed=judged, confident={"seed_crf": nothing}, evaluate=nothing)
     told = {name: headline(numbers, STAGES[name]) for name, numbers in metrics.stages().items()}
     assert told == {"seed": "mIoU – → –", "confident": "mIoU –", "evaluate": "mIoU –"}
-    assert any(seed_table(metrics.seed.maps).groups)
-    assert chain_table(metrics, STAGES) is None
-    assert evaluation_tables(metrics, STAGES, ["val"]) == []
-    assert curves_of(metrics.seed.maps) == {}
+    assert any(seed_table(metrics.seed.methods).groups)
+    assert chain_table(metrics, STAGES, "rib") is None
+    assert evaluation_tables(metrics, STAGES, "rib", ["val"]) == []
+    assert curves_of(metrics.seed.methods) == {}

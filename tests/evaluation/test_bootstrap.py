@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ribray.evaluation.bootstrap import REPLICATES, Bootstrap, Bootstrapped, image_weights
+from ribray.evaluation.bootstrap import REPLICATES, Bootstrap, Bootstrapped, gain_interval, image_weights
 from ribray.evaluation.confusion import IGNORED, Overlaps, confusion, miou
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.evaluation.threshold_curve import ThresholdCurve
@@ -187,3 +187,23 @@ def test_memory_is_bounded_for_the_largest_data():
     tracemalloc.stop()
     assert most < 60e6
     assert used < empty + 1e5
+
+
+def test_the_interval_of_a_gain_is_that_of_the_differences_of_replicates():
+    """Each replicate counts an image as often for both, so that its difference is that of a plain bootstrap."""
+    images = random_images(7)
+    before, after, pairs = Bootstrapped(MaskCounts(CLASSES)), Bootstrapped(MaskCounts(CLASSES)), {}
+    for id, (maps, present, truth) in images.items():
+        masks = [seed(maps, present, threshold) for threshold in (0.5, 0.9)]
+        for counts, mask in zip((before, after), masks, strict=True):
+            counts.merge(id, mask_record(mask, truth))
+        pairs[id] = [confusion(truth, mask, CLASSES) for mask in masks]
+    first, second = (replicate_mious({id: pair[side] for id, pair in pairs.items()}) for side in (0, 1))
+    found = gain_interval(*(counts.summary(NAMES)["miou_replicates"] for counts in (before, after)))
+    assert found == pytest.approx(np.percentile(second - first, [2.5, 97.5]), abs=1e-3)
+    assert found[1] - found[0] < np.ptp(np.percentile(first, [2.5, 97.5])) + np.ptp(np.percentile(second, [2.5, 97.5]))
+
+
+def test_replicates_without_a_pixel_do_not_count_in_the_interval_of_a_gain():
+    assert gain_interval([1.0, None, 3.0], [2.0, 9.0, 4.0]) == (1.0, 1.0)
+    assert gain_interval([None], [2.0]) is None

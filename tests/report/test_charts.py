@@ -10,15 +10,15 @@ from PIL import Image
 from ribray.report.charts import (
     MOST_POINTS,
     RefinementLosses,
+    comparison_chart,
     curves_of,
     loss_chart,
     refinement_charts,
-    stations_chart,
     steps_chart,
     threshold_chart,
 )
+from ribray.report.comparison import comparisons
 from ribray.report.plots import LOOKS, Chart, Line, to_svg, write_png
-from ribray.report.stations import stations
 from ribray.runs.metrics import RunMetrics, SeedJudgement
 from ribray.stages import STAGES
 from tests.pages import log, metrics
@@ -86,22 +86,38 @@ def test_a_loss_that_was_not_finite_is_left_out():
 
 def test_the_stop_threshold_is_drawn_where_it_is_in_sight():
     steps = np.arange(1, 10)[:, None] * np.array([[-12.0, -10.0, -8.0]])
-    losses = RefinementLosses(steps, -steps, 200)
-    loss, targets = refinement_charts(losses, 100.0)
+    losses = RefinementLosses({"losses": steps, "target_losses": -steps}, 200)
+    loss, targets = refinement_charts(losses, "RIB", 100.0)
     assert [line.name for line in targets.lines] == ["median over images", "stop threshold 100"]
+    assert [loss.y_label, targets.y_label] == ["L_RIB", "summed logits"]
     assert list(loss.lines[0].y) == steps[:, 1].tolist()
-    assert len(refinement_charts(losses, 600.0)[1].lines) == 1
-    assert len(refinement_charts(RefinementLosses(steps[:0], -steps, 1), 1.0)) == 1  # a single step has no loss
+    assert len(refinement_charts(losses, "RIB", 600.0)[1].lines) == 1
 
 
-def test_stations_have_a_dot_and_an_interval_each():
-    found = stations(RunMetrics(**metrics()), STAGES)
-    chart = stations_chart(found)
+def test_further_numbers_of_a_method_are_charts_by_their_own_name():
+    distances = np.ones((4, 3))
+    (chart,) = refinement_charts(RefinementLosses({"moved_pixels": distances}, 3), "mine", whose=", mine")
+    assert (chart.title, chart.y_label) == ("Moved pixels, mine", "moved pixels")
+
+
+def test_all_methods_grow_in_one_chart():
+    found = metrics()["seed"]
+    growth = [{"step": step, "miou": 30.0 + step, "threshold": 0.2} for step in range(1, 28)]
+    seed = RunMetrics(seed={**found, "advcam": {**found["cam"], "by_step": growth}}).seed.maps
+    plain, advcam, rib = steps_chart(seed).lines
+    assert [plain.x[-1], len(advcam.x), len(rib.x)] == [27, 27, 10]
+    assert [line.name.split(",")[0] for line in (plain, advcam, rib)] == ["plain CAM", "AdvCAM", "RIB"]
+    assert len({line.look for line in (plain, advcam, rib)}) == 3
+
+
+def test_whatever_was_judged_has_a_dot_and_an_interval_each():
+    found = comparisons(RunMetrics(**metrics()), STAGES, "rib")
+    chart = comparison_chart(found)
     assert [place.split(",")[0] for place in chart.places][-2:] == ["segmentation", "re-trained"]
     assert chart.series["RIB"][1][0] == (56.0, [54.75, 57.5])
     without = metrics()
     del without["variants"], without["seed"]["cam"]["miou_interval"]
-    series = stations_chart(stations(RunMetrics(**without), STAGES)).series
+    series = comparison_chart(comparisons(RunMetrics(**without), STAGES, "rib")).series
     assert series["plain CAM"][1][0] == (36.0, None)
     assert series["plain CAM"][1][1:] == [None] * 5
 

@@ -23,12 +23,12 @@ def shown(renderable, width=80):
     return text
 
 
-def chain_of(metrics, **more):
-    return chain_table(RunMetrics(**metrics), STAGES, **more)
+def chain_of(metrics, own="rib", **more):
+    return chain_table(RunMetrics(**metrics), STAGES, own, **more)
 
 
 def evaluation_of(metrics, splits, **more):
-    return evaluation_tables(RunMetrics(**metrics), STAGES, splits, **more)
+    return evaluation_tables(RunMetrics(**metrics), STAGES, "rib", splits, **more)
 
 
 def cells_of(text, start):
@@ -42,7 +42,7 @@ def numbers(miou, names=PETS, images=400, **more):
 
 
 def chain(first, names=PETS, images=400, held_out=200, retrain=False, crf="none"):
-    """Return metrics of a chain whose stations gain two points each."""
+    """Return metrics of a chain whose numbers gain two points each."""
     evaluate = numbers(first + 6, names, held_out, crf=crf)
     if retrain:
         evaluate = numbers(first + 8, names, held_out, crf=crf, before_retraining=evaluate)

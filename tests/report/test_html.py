@@ -20,6 +20,7 @@ from tests.pages import (
     metrics,
     picture,
     published_page,
+    refinement,
     run_page,
     sweep_page,
     trial,
@@ -135,7 +136,9 @@ def test_remarks_stand_where_something_is_missing():
     without = metrics() | {"timing": {}}
     del without["seed"]["rib"]["by_step"]
     remarks = {"steps": "no steps were kept", "pace": "nothing was timed", "refinement": "no losses in the maps"}
-    text = Page(render_run(run_page(metrics=RunMetrics(**without), refinement=None, remarks=remarks))).words
+    text = Page(
+        render_run(run_page(metrics=RunMetrics(**without), refinements=[refinement(losses=None)], remarks=remarks))
+    ).words
     assert "no steps were kept" in text
     assert "nothing was timed" in text
     assert "no losses in the maps" in text

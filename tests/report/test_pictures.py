@@ -61,8 +61,8 @@ def test_maps_are_drawn_between_the_truth_and_the_masks(photographs, truths, tmp
         maps = [np.random.default_rng(0).random((len(present), 8, 8), np.float32)]
         refinement = Refined(present, {"cam": maps, "rib": maps})
         arrays = to_arrays(refinement, size, (1.0,)) if len(present) else empty_arrays(size, (1.0,))
-        files[id] = tmp_path / "maps" / f"{id}.npz"
-        write_maps(files[id], id, arrays)
+        files[id] = [tmp_path / "maps" / f"{id}.npz"]
+        write_maps(files[id][0], id, arrays)
     masks = {"confident labels": truths, "pseudo mask": truths, "pseudo mask, plain CAM": truths}
     for name, maps in (("without", {}), ("with", files)):
         block = MaskBlock("training images", photographs, photographs.ids, masks, maps)

@@ -145,6 +145,14 @@ def test_metrics_are_merged_with_timing_apart(tmp_path):
     }
 
 
+def test_the_replicates_of_a_bootstrap_stand_in_the_stage_s_own_file_alone(tmp_path):
+    with Run.open(tmp_path) as run:
+        run.write_metrics("seed", SeedMetrics(cam=SeedJudgement(miou=1.5, miou_replicates=[1.0, None])))
+        assert run.read_metrics().seed.cam.miou_replicates == [1.0, None]
+    assert storage.read_json(tmp_path / "metrics/seed.json")["cam"]["miou_replicates"] == [1.0, None]
+    assert storage.read_json(tmp_path / "metrics.json")["seed"] == {"cam": {"miou": 1.5}}
+
+
 def test_damaged_files_of_a_run_are_named(tmp_path):
     with Run.open(tmp_path) as run:
         run.begin("maps", key())
