@@ -7,7 +7,7 @@ A folder of recorded cases holds one ``.npz`` per case. The name's beginning say
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,15 +16,16 @@ import numpy as np
 import torch
 
 from ribray import storage
-from ribray.config import RIBConfig
-from ribray.data.transforms import normalise, target_views
+from ribray.config import AdvCAMConfig, RIBConfig
+from ribray.data.transforms import IMAGENET, normalise, rescaled, target_views
 from ribray.errors import UsageError
 from ribray.irn.loss import irn_loss, pair_labels
 from ribray.irn.pairs import Pairs
 from ribray.irn.random_walk import random_walk
 from ribray.masks.confident import cut, foreground_reading
 from ribray.masks.crf import LABEL_CRF, require_crf
-from ribray.methods.maps import MapRecord, localization_maps, to_arrays
+from ribray.methods import advcam
+from ribray.methods.maps import MapRecord, Size, localization_maps, to_arrays
 from ribray.methods.method import Refined
 from ribray.methods.rib import Refiner, Trace
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
@@ -58,11 +59,12 @@ class Case:
 
     name: str
     arrays: dict[str, np.ndarray]
-    engine: Kind | None = None
+    way: str | None = None
+    """How it is computed, of several ways."""
 
     @property
     def title(self) -> str:
-        return self.name if self.engine is None else f"{self.name}, {self.engine}"
+        return self.name if self.way is None else f"{self.name}, {self.way}"
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.arrays:
@@ -72,9 +74,19 @@ class Case:
     def tensor(self, name: str, device: str) -> torch.Tensor:
         return torch.from_numpy(self[name]).to(device)
 
-    def close(self, quantity: str, computed: np.ndarray, tolerance: float, absolute: bool = False) -> Check:
-        """Compare arrays by the largest difference, over the largest recorded value unless `absolute`."""
-        recorded = self[quantity]
+    def close(
+        self,
+        quantity: str,
+        computed: np.ndarray,
+        tolerance: float,
+        absolute: bool = False,
+        part: Any = slice(None),
+    ) -> Check:
+        """Compare arrays by the largest difference, over the largest recorded value unless `absolute`.
+
+        `part` is the index of what there is to compare with.
+        """
+        recorded = self[quantity][part]
         if computed.shape != recorded.shape:
             return self._other_shape(quantity, computed, recorded, tolerance)
         difference = np.abs(computed.astype(np.float64) - recorded).max(initial=0.0)
@@ -100,7 +112,7 @@ class Case:
 def verify(directory: str | Path, only: str | None = None, device: str = "cpu") -> list[Check]:
     """Run the recorded cases of a folder, or those whose name begins with `only`.
 
-    The tolerances are meant for float32 on a CPU.
+    The tolerances are meant for a CPU.
     """
     folder = storage.path(directory)
     if not folder.is_dir():
@@ -109,12 +121,12 @@ def verify(directory: str | Path, only: str | None = None, device: str = "cpu") 
     if not files:
         raise UsageError(f"{folder} has no recorded case (*.npz){f' that begins with {only!r}' if only else ''}.")
     checks: list[Check] = []
+    if any(file.stem.startswith(_OF_DRAWN_WEIGHTS) for file in files):
+        checks += check_weights()
     for prefix, checker in CHECKERS.items():
-        chosen = [file for file in files if file.stem.startswith(prefix)]
-        if chosen and checker is check_refinement:
-            checks += check_weights()
-        for file in chosen:
-            checks += _check(file, checker, device)
+        for file in files:
+            if file.stem.startswith(prefix):
+                checks += _check(file, checker, device)
     for file in files:
         if not file.stem.startswith(tuple(CHECKERS)):
             checks.append(Check(file.stem, "kind", float("nan"), 0.0, "no checker for this kind of case"))
@@ -148,6 +160,8 @@ _WEIGHT_SUMS = {
     "head.weight": 2.056218423,
 }
 _MOMENTUM = 1e-4
+_OF_DRAWN_WEIGHTS = ("rib_", "advcam_")
+_MAPS = {"stride4": "cam_stride4", "full": "cam_full"}
 _POOLINGS = {"gndp": "gndrp", "gap": "gap"}
 
 
@@ -162,13 +176,13 @@ def check_weights() -> Iterator[Check]:
 def check_refinement(case: Case, device: str) -> Iterator[Check]:
     """Check a recorded refinement on both engines."""
     for engine in get_args(Kind):
-        yield from _check_refinement(replace(case, engine=engine), device)
+        yield from _check_refinement(replace(case, way=engine), device, engine)
 
 
-def _check_refinement(case: Case, device: str) -> Iterator[Check]:
+def _check_refinement(case: Case, device: str, engine: Kind) -> Iterator[Check]:
     config, trace = _refine_config(case), Trace()
     classifier = copy.deepcopy(_recorded_classifier(_WEIGHT_SEED))
-    refinement = Refiner(classifier, config, "float32", device, case.engine).refine(
+    refinement = Refiner(classifier, config, "float32", device, engine).refine(
         target_views(case["image"], config.scales),
         np.flatnonzero(case["label"]).tolist(),
         lambda step: _extras(case, step),
@@ -240,6 +254,90 @@ def _stop_reason(case: Case) -> str:
     if not case["stopped"][-1]:
         return FINISHED
     return EXPLOSION if len(case["losses"]) < int(case["steps_done"]) else TARGET_LOSS
+
+
+# --- advcam_*: the climbs of one image, in float64 and in float32 -------------------------------------------
+
+_EXACT_TOLERANCE = 1e-6
+_FIRST_TOLERANCE, _MOVE_TOLERANCE = 3e-5, 3e-4  # of the first step; of its size
+# Rounding drives climbs apart (docs/method.md, section 3): what float32 can promise of the last map, absolute.
+_DRIFT = {"advcam_single_class": 3e-4, "advcam_no_regularizer": 3e-3}
+_MOST_DRIFT = 0.1
+_TRACED = ("cam", "pooled", "objective", "distance", "gradient_max")
+
+
+def check_advcam(case: Case, device: str) -> Iterator[Check]:
+    """Check recorded climbs: every step in float64, the first step and the end in float32."""
+    for dtype, check in ((torch.float64, _check_climbs), (torch.float32, _check_first_steps)):
+        own = replace(case, way=str(dtype).removeprefix("torch."))
+        config, trace = _advcam_config(case), advcam.Trace()
+        views = target_views(case["image"], config.scales)
+        yield own.close("view_scale1", views[1][0].numpy(), _EXACT_TOLERANCE)
+        if dtype == torch.float64:
+            views = _recorded_views(case["image"], config.scales)
+        classifier = copy.deepcopy(_recorded_classifier(_WEIGHT_SEED)).to(dtype)
+        method = advcam.AdvCAM(classifier, config, "float32", device)
+        refined = method.refine(views, np.flatnonzero(case["label"]).tolist(), trace=trace)
+        height, width = case["image"].shape[:2]
+        record = MapRecord.from_arrays(to_arrays(refined, (height, width), config.scales), own.title)
+        yield own.exact("keys", refined.classes.tolist(), case["keys"].tolist())
+        yield from check(own, trace, record)
+
+
+def _check_climbs(case: Case, trace: advcam.Trace, record: MapRecord) -> Iterator[Check]:
+    steps = [len(_traced(case, trace, scale, "cam")[0]) for scale in range(len(record.scales))]
+    yield case.exact("steps", steps, case["steps"].tolist())
+    for scale, view in enumerate(_recorded_views(case["image"], record.scales)):
+        for name in _TRACED:
+            yield case.close(f"{name}_scale{scale}", _traced(case, trace, scale, name), _EXACT_TOLERANCE)
+        masked = _traced(case, trace, scale, "masked")
+        yield case.exact(f"masked_scale{scale}", masked.tolist(), case[f"masked_scale{scale}"].tolist())
+        pairs = _traced(case, trace, scale, "manipulated")  # (P, T, 2, 3, H, W)
+        axes = (2, 3, 4, 5)
+        moved = np.stack((pairs.min(axes), pairs.max(axes), np.abs(pairs - view.numpy()).mean(axes)), axis=-1)
+        yield case.close(f"moved_scale{scale}", moved, _EXACT_TOLERANCE)
+        yield case.close(f"sum_scale{scale}", record.maps[record.own][scale], _EXACT_TOLERANCE)
+        for name, part in (("", slice(None)), ("_first", 0), ("_last", -1)):
+            if f"manipulated{name}_scale{scale}" in case.arrays:
+                yield case.close(f"manipulated{name}_scale{scale}", pairs[:, part], _EXACT_TOLERANCE)
+    for size in get_args(Size):
+        yield case.close(_MAPS[size], localization_maps(record, size=size), _EXACT_TOLERANCE)
+
+
+def _check_first_steps(case: Case, trace: advcam.Trace, record: MapRecord) -> Iterator[Check]:
+    for scale in range(len(record.scales)):
+        for name in ("cam", "pooled", "objective"):
+            first = _traced(case, trace, scale, name)[:, 0]
+            yield case.close(f"{name}_scale{scale}", first, _FIRST_TOLERANCE, part=np.s_[:, 0])
+    for name, part in (("manipulated_scale1", np.s_[:, 0]), ("manipulated_first_scale1", slice(None))):
+        if name in case.arrays:
+            difference = np.abs(_traced(case, trace, 1, "manipulated")[:, 0] - case[name][part]).mean()
+            yield Check(case.title, name, float(difference / case["step_size"]), _MOVE_TOLERANCE)
+    drift = _DRIFT.get(case.name, _MOST_DRIFT)
+    yield case.close("cam_stride4", localization_maps(record, size="stride4"), drift, absolute=True)
+
+
+def _traced(case: Case, trace: advcam.Trace, scale: int, name: str) -> np.ndarray:
+    """Return a traced value of every present class and step (P, T, …)."""
+    return np.stack([np.stack(trace.values[scale, key][name]) for key in case["keys"].tolist()])
+
+
+def _recorded_views(image: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:
+    """Return views as they were recorded: normalised in float64, which differs in the last bit of float32."""
+    mean, std = (np.array(values) for values in (IMAGENET.mean, IMAGENET.std))
+    views = [((rescaled(image, scale) / 255 - mean) / std).astype(np.float32).transpose(2, 0, 1) for scale in scales]
+    return [torch.from_numpy(np.stack((view, view[..., ::-1]))) for view in views]
+
+
+def _advcam_config(case: Case) -> AdvCAMConfig:
+    return AdvCAMConfig(
+        method="advcam",
+        iterations=int(case["iterations"]),
+        regularizer=float(case["coefficient"]),
+        step_size=float(case["step_size"]),
+        score_threshold=float(case["score_threshold"]),
+        scales=tuple(case["scales"].tolist()),
+    )
 
 
 # --- random_walk_*: maps spread up to class boundaries ------------------------------------------------------
@@ -329,6 +427,7 @@ Checker = Callable[[Case, str], Iterator[Check]]
 
 CHECKERS: dict[str, Checker] = {
     "rib_": check_refinement,
+    "advcam_": check_advcam,
     "dense_crf_": check_confident_labels,
     "irn_": check_irn_loss,
     "random_walk_": check_random_walk,

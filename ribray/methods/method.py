@@ -8,6 +8,7 @@ h w cells of a map (different at each scale).
 """
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 from ribray.config import CAM, MethodConfig, load_method
 from ribray.errors import ImageError
 from ribray.networks.classifier import Classifier
-from ribray.networks.engine import Kind, engine_for
+from ribray.networks.engine import Engine, Kind, engine_for
 
 FINISHED = "finished"
 """The stop reason of a method that took all its steps."""
@@ -131,8 +132,13 @@ class Method(ABC):
         self.config = config
         self.device = torch.device(device)
         self.classifier = classifier.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        dtype = torch.bfloat16 if precision == "bfloat16" else self.classifier.head.weight.dtype
-        self.network = engine_for(self.classifier, dtype, engine)
+        self.computed_in = torch.bfloat16 if precision == "bfloat16" else self.classifier.head.weight.dtype
+        self._engine = engine
+
+    @functools.cached_property
+    def network(self) -> Engine:
+        """The classifier on an engine."""
+        return engine_for(self.classifier, self.computed_in, self._engine)
 
     @abstractmethod
     def refine(self, views: Sequence[Tensor], present: Sequence[int], extras: Extras) -> Refined:
