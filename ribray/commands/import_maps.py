@@ -6,39 +6,41 @@ stays as it is; others can follow, so that mended files are taken by the same co
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ribray import storage
+from ribray.config import CAM
 from ribray.data.dataset import Dataset
 from ribray.data.images import image_size
 from ribray.errors import DamagedError, ImageError, UsageError
 from ribray.methods.imported import ARCHIVE, SCALES, SINGLE, imported_arrays, read_class_maps
 from ribray.methods.maps import MapRecord, empty_arrays, write_maps
-from ribray.pipeline.maps import finished_ids, left_out, map_path, wanted_ids
+from ribray.pipeline.maps import finished_ids, left_out, map_path, refine_stage, wanted_ids
 from ribray.pipeline.per_image import StagePool
 from ribray.pipeline.stage import Context, per_second
 from ribray.runs.metrics import RefineMetrics
-from ribray.stages import refine
 
 TITLE = "import-maps"
 CHUNK = 8  # images of one call: to read and compress one takes some ten milliseconds
 
 
 class ImportWorker:
-    def __init__(self, dataset: Dataset, source: Path, folder: Path):
-        self._dataset, self._source, self._folder = dataset, source, folder
+    def __init__(self, dataset: Dataset, source: Path, folder: Path, names: Sequence[str]):
+        self._dataset, self._source, self._folder, self._names = dataset, source, folder, names
 
     def process(self, item: str) -> dict[str, Any]:
         dataset = self._dataset
         size = image_size(dataset.image_path(item))
         present = np.flatnonzero(dataset.labels[dataset.index(item)]).tolist()
         if present:
-            arrays = imported_arrays(read_class_maps(self._source, item), dataset.classes, present, size, item)
+            given = read_class_maps(self._source, item)
+            arrays = imported_arrays(given, dataset.classes, present, size, item, self._names)
         else:
-            arrays = empty_arrays(size, SCALES)
+            arrays = empty_arrays(size, SCALES, self._names)
         location = map_path(self._folder, item)
         try:
             earlier = MapRecord.read(location, item) if location.exists() else None
@@ -70,22 +72,27 @@ def _equal(one: MapRecord, other: MapRecord) -> bool:
 
 
 def import_maps(context: Context, source: Path) -> None:
-    run, dataset, name = context.run, context.training_set, refine.NAME
+    run, dataset, methods = context.run, context.training_set, context.experiment.methods
+    if len(methods) > 1:
+        raise UsageError(f"Maps are imported in place of one method: set refine.method to one of {', '.join(methods)}.")
+    ((method, config),) = methods.items()
+    name = refine_stage(method)
+    place = context.stages[name].folder
     folder, wanted = context.own_folder(name), wanted_ids(context)
     _require_some(source, dataset, wanted)
     content = _digest(source)
-    record = run.record(refine.STAGE.folder) or {"imported": content}
+    record = run.record(place) or {"imported": content}
     if "imported" not in record:
         raise UsageError(f"{run.directory} already holds maps that were refined there; choose another --out.")
     key = context.key_of_import(name, record["imported"])
-    run.refuse_other_settings(refine.STAGE.folder, key)
-    run.begin(refine.STAGE.folder, key, imported=content, source=str(source))
+    run.refuse_other_settings(place, key)
+    run.begin(place, key, imported=content, source=str(source))
     # Where the files have changed since, those imported before are looked at again.
     done = finished_ids(folder) if record["imported"] == content else set()
     left = [id for id in wanted if id not in done]
     failures = left_out(context)
     pool = StagePool(context, name, failures, TITLE, chunk_size=CHUNK, gpu=False)
-    arguments = {"dataset": dataset, "source": source, "folder": folder}
+    arguments = {"dataset": dataset, "source": source, "folder": folder, "names": (CAM, *config.maps)}
     earlier = len(wanted) - len(left)
     result = pool.run(ImportWorker, arguments, left, lambda id, record: None, len(wanted), earlier)
     context.replace_failures(name, failures)

@@ -25,15 +25,15 @@ from ribray.commands.run import Request, parse_stages, run_chain, serves
 from ribray.commands.trial import TrialRunner, last_line, log_file
 from ribray.config import Experiment, flatten, nearest, to_values
 from ribray.errors import UsageError
-from ribray.pipeline.stage import CAM, Context, training_workers
+from ribray.pipeline.stage import Context, training_workers
 from ribray.progress import Bar, show_progress
 from ribray.report.ledger import FORMAT, TrialRecord, read_ledger, read_trial
 from ribray.report.sweep_results import write_results
 from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, hold
 from ribray.runs.keys import differences
 from ribray.runs.run import Run
-from ribray.stages import MASK_STAGES, STAGES, feeds
-from ribray.sweep_file import SweepFile, Trial, base_experiment, base_run, trials_of
+from ribray.stages import MASK_STAGES, STAGES, feeds, stages_of
+from ribray.sweep_file import SweepFile, Trial, base_experiment, base_run, metric_of, trials_of
 from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command
 
 BASE_FOLDER, TUNE_FOLDER, SWEEP_FILE = "base", "tune", "sweep.yaml"
@@ -116,14 +116,17 @@ def check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> s
         )
     if _is_search(definition):
         require_optuna()
-    known = flatten(to_values(base))
+    known = _flat(base)
     for key in definition.space:
         if key not in known:
             raise UsageError(f"{request.source}: there is no configuration key '{key}' to vary{nearest(key, known)}.")
-    changed = {"refine.limit"} if definition.scheduler is not None else set()
+    changed, metrics = {"refine.limit"} if definition.scheduler is not None else set(), dict[str, list[str]]()
     for trial in trials:
-        values = flatten(to_values(base.with_values(trial.settings, definition.base.recipe)))
-        changed |= {key for key, value in values.items() if value != known[key]}
+        experiment = base.with_values(trial.settings, definition.base.recipe)
+        values, metric = _flat(experiment), metric_of(definition.metric, trial.settings)
+        changed |= {key for key in values.keys() | known.keys() if values.get(key) != known.get(key)}
+        if metric not in metrics:
+            metrics[metric] = _metrics_of(definition, experiment)
     touched = {name for name, stage in STAGES.items() if any(_lies_under(key, stage.reads) for key in changed)}
     if any(_chooses_data(key, base) for key in changed):
         touched = set(STAGES)
@@ -136,8 +139,14 @@ def check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> s
                 f"{request.source}: none of the stages {', '.join(definition.stages)} depends on {key}, so there is "
                 "nothing to compare."
             )
-    _check_metric(request, touched)
+    for metric, written in metrics.items():
+        _check_metric(request, metric, written, touched)
     return touched
+
+
+def _flat(experiment: Experiment) -> dict[str, Any]:
+    """Return every key; that of the methods also where it goes without saying."""
+    return {"refine.method": list(experiment.methods), **flatten(to_values(experiment))}
 
 
 def _chooses_data(key: str, base: Experiment) -> bool:
@@ -150,19 +159,31 @@ def _lies_under(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _check_metric(request: SweepRequest, touched: set[str]) -> None:
+def _metrics_of(definition: SweepFile, experiment: Experiment) -> list[str]:
+    """Return what a trial's own stages write; those of a method other than RIB stand for stage ``refine``."""
+    own = [
+        f"{name}.{number}"
+        for name, stage in stages_of(experiment).items()
+        if {name, name.partition("_")[0]}.intersection(definition.stages)
+        for number in stage.writes
+    ]
+    on_masks = [metric for metric in own if metric.partition(".")[0] in MASK_STAGES]
+    others = [source for source in experiment.sources if source != experiment.own_source]
+    return own + [f"variants.{source}.{metric}" for source in others for metric in on_masks]
+
+
+def _check_metric(request: SweepRequest, metric: str, written: Sequence[str], touched: set[str]) -> None:
     definition = request.sweep
-    own = [f"{name}.{number}" for name in definition.stages for number in STAGES[name].writes]
-    variant = [f"variants.{CAM}.{number}" for number in own if number.partition(".")[0] in MASK_STAGES]
-    if definition.metric not in [*own, *variant]:
+    if metric not in written:
+        own = [each for each in written if not each.startswith("variants.")]
         raise UsageError(
-            f"{request.source}: the stages {', '.join(definition.stages)} write no metric '{definition.metric}'"
-            f"{nearest(definition.metric, own)}; they write {', '.join(own)}."
+            f"{request.source}: the stages {', '.join(definition.stages)} write no metric '{metric}'"
+            f"{nearest(metric, own)}; they write {', '.join(own)}."
         )
-    if definition.metric.removeprefix(f"variants.{CAM}.").partition(".")[0] not in touched:
+    stage = metric.split(".")[2 if metric.startswith("variants.") else 0]
+    if not {stage, stage.partition("_")[0]}.intersection(touched):
         raise UsageError(
-            f"{request.source}: {definition.metric} does not depend on {', '.join(definition.space)}: every trial "
-            "would be equal."
+            f"{request.source}: {metric} does not depend on {', '.join(definition.space)}: every trial would be equal."
         )
 
 

@@ -57,9 +57,14 @@ def _read_single(file: Path) -> np.ndarray:
 
 
 def imported_arrays(
-    given: Mapping[str, np.ndarray], classes: Sequence[str], present: Sequence[int], size: tuple[int, int], id: str
+    given: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    present: Sequence[int],
+    size: tuple[int, int],
+    id: str,
+    names: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of a maps file; cam and rib are the same.
+    """Return the arrays of a maps file; those of all names are the same.
 
     Args:
         given: a map per class name; those of absent classes are left out.
@@ -67,6 +72,7 @@ def imported_arrays(
         present: indices of the image's classes, increasing, at least one.
         size: height and width of the image.
         id: for messages.
+        names: what the run calls a method's maps, ``cam`` first.
 
     Raises:
         ImageError: an unknown class name, no map of a present class, or no (h, w) of finite numbers from 0 up.
@@ -84,7 +90,7 @@ def imported_arrays(
     if any(stack.shape != largest for stack in maps):
         raise ImageError(f"The maps of {id} are of different sizes: all classes must have the same.")
     stack = [np.stack(maps)]
-    return to_arrays(Refined(np.array(present, np.int64), {"cam": stack, "rib": stack}, steps=0), size, SCALES)
+    return to_arrays(Refined(np.array(present, np.int64), dict.fromkeys(names, stack), steps=0), size, SCALES)
 
 
 def _checked(cells: np.ndarray, name: str, id: str) -> np.ndarray:

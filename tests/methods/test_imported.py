@@ -11,7 +11,7 @@ CLASSES = ("cat", "dog", "sea")
 
 
 def imported(given, present=(0,), size=(44, 60)):
-    return MapRecord.from_arrays(imported_arrays(given, CLASSES, present, size, "photo"))
+    return MapRecord.from_arrays(imported_arrays(given, CLASSES, present, size, "photo", ("cam", "rib")))
 
 
 @pytest.mark.parametrize("size", [(44, 60), (375, 500), (1, 1), (1, 50), (16, 32)])
