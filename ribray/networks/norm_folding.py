@@ -23,6 +23,9 @@ from ribray.networks.layered import sample_image
 _CLAMPS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
 """Activations that are computed in place, so that only their output is kept."""
 
+_COLUMNS = 3
+"""Of a depthwise kernel: as many as oneDNN's fast gradient takes."""
+
 _SAME = 1e-3
 """Of the largest value: how far the maps of the folded network may be off on the small image."""
 
@@ -128,17 +131,19 @@ class _Convolution(torch.autograd.Function):
         of_bias = gradient.sum((0, 2, 3)) if wants_bias else None  # in oneDNN's it takes many times as long
         geometry = [conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups]
         of_x = of_weight = None
-        if wants_x and _is_depthwise(conv):  # its gradient is one with the kernel turned around
-            of_x = functional.conv2d(gradient, weight.flip(2, 3), None, 1, conv.padding, conv.dilation, conv.groups)
-        if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
+        if _is_depthwise(conv):
+            if wants_x:  # a convolution with the kernel turned around
+                of_x = functional.conv2d(gradient, weight.flip(2, 3), None, 1, conv.padding, conv.dilation, conv.groups)
+            if wants_weight:
+                of_weight = _depthwise_weight_gradient(x, gradient, weight, conv.dilation[0])
+        elif conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
             of_x = functional.conv2d(gradient, weight.transpose(0, 1)) if wants_x else None
             if wants_weight:
                 rows, seen = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (gradient, x))  # (N·h·w, channels)
                 of_weight = (rows.t() @ seen)[:, :, None, None]
-        elif wants_weight or of_x is None:
-            wanted = [wants_x and of_x is None, wants_weight, False]
-            found, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, wanted)
-            of_x = found if of_x is None else of_x
+        elif wants_x or wants_weight:
+            wanted = [wants_x, wants_weight, False]
+            of_x, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, wanted)
         return of_x, of_weight, of_bias, None, None
 
 
@@ -153,3 +158,37 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
         and side % 2 == 1
         and conv.padding == (reach, reach)
     )
+
+
+def _depthwise_weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Return the gradient (c, 1, k, k) of a depthwise kernel.
+
+    oneDNN is fast where a kernel is at most three columns wide and not dilated. So the columns are taken in parts, each
+    on an input that is moved aside, and of a dilated kernel each of the grids that do not touch one another is an image
+    of its own.
+    """
+    x, gradient = _grids(x, dilation), _grids(gradient, dilation)
+    side = weight.shape[2]
+    reach = side // 2
+
+    def of(kernel: Tensor, x: Tensor, reach_x: int) -> Tensor:
+        geometry = [[1, 1], [reach, reach_x], [1, 1], False, [0, 0], len(weight)]
+        return torch.ops.aten.convolution_backward(gradient, x, kernel, None, *geometry, [False, True, False])[1]
+
+    if side <= _COLUMNS or x.shape[3] < side:
+        return of(weight, x, reach)
+    parts = [weight[..., first : first + _COLUMNS] for first in range(0, side, _COLUMNS)]
+    firsts = range(-reach, reach + 1, _COLUMNS)
+    ends = [first + part.shape[3] - 1 for first, part in zip(firsts, parts, strict=True)]
+    moved = [functional.pad(x, (-first, end)) for first, end in zip(firsts, ends, strict=True)]
+    return torch.cat([of(part, each, 0) for part, each in zip(parts, moved, strict=True)], 3)
+
+
+def _grids(maps: Tensor, step: int) -> Tensor:
+    """Return every step-th cell of ``maps`` (N, c, h, w), from each of the step² first ones on, as an image."""
+    if step == 1:
+        return maps
+    _, channels, height, width = maps.shape
+    maps = functional.pad(maps, (0, -width % step, 0, -height % step))
+    cells = maps.permute(0, 2, 3, 1).unflatten(2, (-1, step)).unflatten(1, (-1, step))  # (N, h/s, s, w/s, s, c)
+    return cells.permute(2, 4, 0, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)
