@@ -1,9 +1,13 @@
-"""What a machine is called."""
+"""What a machine is called, and how a process keeps memory."""
 
+import platform
+import resource
+
+import pytest
 import torch
 
 from ribray import machine
-from ribray.machine import describe_machine, processor
+from ribray.machine import describe_machine, keeping_memory, processor
 
 
 def test_a_machine_is_its_cpu_its_cores_and_its_gpus(tmp_path, monkeypatch):
@@ -20,3 +24,20 @@ def test_a_machine_is_its_cpu_its_cores_and_its_gpus(tmp_path, monkeypatch):
 def test_a_system_without_that_file_names_its_architecture(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "CPU_FILE", tmp_path / "nothing")
     assert processor()
+
+
+def faults(blocks: int) -> int:
+    """Return how many pages the system has to give for so many blocks, one after the other."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(blocks):
+        torch.ones(100 * 2**20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+def test_a_block_that_was_freed_is_used_again_and_given_back_at_the_end() -> None:
+    usual = faults(8)
+    with keeping_memory():
+        faults(1)
+        assert faults(8) < usual / 4
+    assert faults(8) > usual / 2

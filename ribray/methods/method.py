@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ribray.config import CAM, MethodConfig, load_method
 from ribray.errors import ImageError
+from ribray.machine import keeping_memory
 from ribray.networks.classifier import Classifier
 from ribray.networks.engine import Engine, Kind, engine_for
 
@@ -188,14 +189,21 @@ class Method(ABC):
 
     @contextlib.contextmanager
     def exact_float32(self) -> Iterator[None]:
-        """Keep a GPU from rounding float32 to TF32, and from choosing its algorithms by timing them."""
+        """Keep a GPU from rounding float32 to TF32, and from choosing its algorithms by timing them.
+
+        On a CPU, memory that was freed is used again meanwhile.
+        """
         matmul = torch.backends.cuda.matmul
         allowed = matmul.allow_tf32
         deterministic = self.config.deterministic or torch.are_deterministic_algorithms_enabled()
         try:
             matmul.allow_tf32 = False
-            with torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=deterministic, allow_tf32=False
+            keeps = keeping_memory() if self.device.type == "cpu" else contextlib.nullcontext()
+            with (
+                keeps,
+                torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=deterministic, allow_tf32=False
+                ),
             ):
                 yield
         finally:

@@ -135,7 +135,7 @@ class _Convolution(torch.autograd.Function):
             if wants_x:  # a convolution with the kernel turned around
                 of_x = functional.conv2d(gradient, weight.flip(2, 3), None, 1, conv.padding, conv.dilation, conv.groups)
             if wants_weight:
-                of_weight = _depthwise_weight_gradient(x, gradient, weight, conv.dilation[0])
+                of_weight = depthwise_weight_gradient(x, gradient, weight, conv.dilation[0])
         elif conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
             of_x = functional.conv2d(gradient, weight.transpose(0, 1)) if wants_x else None
             if wants_weight:
@@ -160,7 +160,7 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     )
 
 
-def _depthwise_weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) -> Tensor:
+def depthwise_weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """Return the gradient (c, 1, k, k) of a depthwise kernel.
 
     oneDNN is fast where a kernel is at most three columns wide and not dilated. So the columns are taken in parts, each
@@ -188,7 +188,7 @@ def _grids(maps: Tensor, step: int) -> Tensor:
     """Return every step-th cell of ``maps`` (N, c, h, w), from each of the step² first ones on, as an image."""
     if step == 1:
         return maps
-    _, channels, height, width = maps.shape
+    height, width = maps.shape[2:]
     maps = functional.pad(maps, (0, -width % step, 0, -height % step))
     cells = maps.permute(0, 2, 3, 1).unflatten(2, (-1, step)).unflatten(1, (-1, step))  # (N, h/s, s, w/s, s, c)
     return cells.permute(2, 4, 0, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)

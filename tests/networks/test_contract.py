@@ -19,7 +19,7 @@ from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
 from ribray.networks.engine import Engine, Frozen, Plain, engine_for
 from ribray.networks.folded import Folded
 from ribray.networks.irnet import IRNet
-from ribray.networks.norm_folding import fold_norms
+from ribray.networks.norm_folding import depthwise_weight_gradient, fold_norms
 
 pytest.importorskip("timm")
 
@@ -217,6 +217,20 @@ def test_batch_norm_in_the_convolutions_before_it_changes_neither_maps_nor_gradi
     assert folded is not classifier
     for one, other in zip(maps_and_gradients(folded), maps_and_gradients(classifier), strict=True):
         assert (one - other).norm() <= 1e-10 * other.norm()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (13, 3)])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("side", [1, 3, 5, 7, 9])
+def test_the_gradient_of_a_depthwise_kernel_is_put_together_from_parts(
+    side: int, dilation: int, size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(2, 6, *size, generator=generator, dtype=torch.float64) for _ in range(2))
+    kernel = torch.zeros(6, 1, side, side, dtype=torch.float64, requires_grad=True)
+    functional.conv2d(x, kernel, None, 1, dilation * (side // 2), dilation, 6).backward(gradient)
+    found = depthwise_weight_gradient(x, gradient, kernel.detach(), dilation)
+    torch.testing.assert_close(found, kernel.grad, rtol=1e-12, atol=1e-12)
 
 
 @on(METHOD + WIDE)
