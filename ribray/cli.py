@@ -101,9 +101,7 @@ def job(command: str, *options: str) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _top(
-    version: Annotated[bool, _option("--version", "Print the version.")] = False,
-) -> None:
+def _top(version: Annotated[bool, _option("--version", "Print the version.")] = False) -> None:
     if version:
         console.print(f"ribray {__version__}", highlight=False)
         raise typer.Exit
@@ -111,10 +109,7 @@ def _top(
 
 @app.command()
 def quickstart(
-    out: OutOption = None,
-    settings: SetOption = None,
-    break_lock: BreakLockOption = False,
-    debug: DebugOption = False,
+    out: OutOption = None, settings: SetOption = None, break_lock: BreakLockOption = False, debug: DebugOption = False
 ) -> None:
     """Show RIB on a drawn world: minutes on a laptop, no download."""
     from ribray.commands.report import write_report

@@ -16,11 +16,7 @@ MOST_BYTES = 2**30
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: it is no JSON, or has a number that is not finite.
-    """
+    """Return the value of a JSON text; a `ValueError` where it is none, or has a number that is not finite."""
     try:
         return json.loads(content, parse_constant=_refuse_constant)
     except RecursionError:
@@ -32,11 +28,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def parse_npz(content: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of an npz file by name.
-
-    Raises:
-        ValueError: it is no npz file, holds objects, or unpacks to too much.
-    """
+    """Return an npz file's arrays by name; a `ValueError` where it is none, holds objects, or unpacks to too much."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
@@ -49,11 +41,7 @@ def parse_npz(content: bytes) -> dict[str, np.ndarray]:
 
 
 def parse_npy(content: bytes) -> np.ndarray:
-    """Return the array of an npy file.
-
-    Raises:
-        ValueError: it is no npy file, holds objects, or is not of the size that its header says.
-    """
+    """Return an npy file's array; a `ValueError` where it is none, holds objects, or is not of its stated size."""
     stream = io.BytesIO(content)
     try:
         array = np.lib.format.read_array(stream, allow_pickle=False)

@@ -29,12 +29,10 @@ class Bar:
         self.done, self.failed, self.earlier = done, 0, done
         self.note = ""
         self.began = time.monotonic()
-        self._first: tuple[int, float] | None = None
-        """How many were finished when the first was, and when that was."""
+        self._first: tuple[int, float] | None = None  # how many were finished when the first was, and when that was
         self._lock = threading.Lock()
 
     def advance(self, done: int, failed: int) -> None:
-        """Count items done and failed since the last call."""
         with self._lock:
             self.done += done
             self.failed += failed
@@ -42,8 +40,7 @@ class Bar:
                 self._first = (self._finished, time.monotonic())
         self.refresh()
 
-    def refresh(self) -> None:
-        """Show the present state."""
+    def refresh(self) -> None: ...
 
     @property
     def _finished(self) -> int:
@@ -58,12 +55,10 @@ class Bar:
 
     @property
     def shown_rate(self) -> str:
-        """The rate as text; empty where it is not known."""
         return "" if self.rate is None else f"{self.rate:.2f} {self.unit}/s"
 
     @property
     def summary(self) -> str:
-        """The state as a line of text."""
         left, rate = self.total - self.done - self.failed, self.rate
         parts = [
             f"{self.name}: {self.done} of {self.total} {self.unit}",
@@ -102,8 +97,6 @@ class _TerminalBar(Bar):
 
 
 class _RateColumn(ProgressColumn):
-    """Items per second, failures and a note."""
-
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
         text = Text(bar.shown_rate, style="cyan")

@@ -227,10 +227,6 @@ def aside(location: Path) -> Path:
     return location.with_name(f"{location.name}.damaged")
 
 
-def list_files(folder: Path, suffix: str) -> Iterator[Path]:
-    return (folder / name for name in _names(folder) if name.endswith(suffix))
-
-
 def list_ids(folder: Path, suffix: str) -> set[str]:
     return {name.removesuffix(suffix) for name in _names(folder) if name.endswith(suffix)}
 

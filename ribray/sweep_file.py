@@ -36,8 +36,7 @@ from ribray.config import (
 from ribray.errors import UsageError
 
 MOST_TRIALS = 10_000
-_RUN_FILE = "experiment.yaml"
-"""In the directory of a run: its recipe."""
+_RUN_FILE = "experiment.yaml"  # in the directory of a run: its recipe
 
 
 class Axis(Section):
@@ -195,12 +194,10 @@ class SweepFile(Section):
 
     @property
     def seed_keys(self) -> list[str]:
-        """The keys of the space that are repeats."""
         return [key for key, axis in self.space.items() if axis.seeds is not None]
 
     @property
     def axes(self) -> list[str]:
-        """The keys of the space that are not."""
         return [key for key, axis in self.space.items() if axis.seeds is None]
 
     def repeated(self) -> dict[str, Sequence[int]]:
@@ -215,8 +212,6 @@ class SweepFile(Section):
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of values."""
-
     id: str  # names its directory; a function of the settings
     settings: Mapping[str, Any]
 

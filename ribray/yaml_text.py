@@ -4,9 +4,7 @@ from typing import Any
 
 import yaml
 
-MOST_CHARACTERS = 2**18
-"""Of a document; a resolved configuration has some five thousand."""
-
+MOST_CHARACTERS = 2**18  # of a document; a resolved configuration has some five thousand
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -15,11 +13,7 @@ class YamlError(ValueError):
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of one YAML document; what an alias stands for is the same object in every place.
-
-    Raises:
-        YamlError: it is no valid YAML, has a key twice in one section, asks for an object, or is too long.
-    """
+    """Return the value of one YAML document; what an alias stands for is the same object in every place."""
     if len(text) > MOST_CHARACTERS:
         raise YamlError(f"it is longer than {MOST_CHARACTERS:,} characters")
     try:

@@ -65,7 +65,7 @@ def test_a_truncated_npz_is_named(tmp_path):
 def test_listing_leaves_out_files_being_written(tmp_path):
     storage.write_bytes(tmp_path / "ab" / "x.npz", b"1")
     (tmp_path / "ab" / f"{storage.TEMPORARY_PREFIX}y.npz").write_bytes(b"half")
-    assert [file.name for file in storage.list_files(tmp_path, ".npz")] == ["x.npz"]
+    assert storage.list_ids(tmp_path, ".npz") == {"ab/x"}
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):

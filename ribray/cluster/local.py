@@ -30,12 +30,7 @@ def options(cpus: int) -> dict[str, object]:
         os.environ.pop(name, None)
     _provide_token()
     _provide_folder()
-    return {
-        "address": "local",
-        "num_cpus": cpus,
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
+    return {"address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
 
 
 def _provide_folder() -> None:

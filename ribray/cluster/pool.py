@@ -286,18 +286,11 @@ def as_worker(threads: int) -> Iterator[None]:
     """Compute with so many threads, as a worker does, for the length of a ``with`` block."""
     with contextlib.ExitStack() as restored:
         restored.enter_context(environment("OMP_NUM_THREADS", str(threads)))  # for what is imported from here on
-        if "torch" in sys.modules:
-            _keep_state_of_torch(restored)
-            sys.modules["torch"].set_num_threads(threads)
+        if (torch := sys.modules.get("torch")) is not None:  # what workers set for their whole process is set back
+            restored.callback(torch.set_num_threads, torch.get_num_threads())
+            is_deterministic = torch.are_deterministic_algorithms_enabled()
+            warns = torch.is_deterministic_algorithms_warn_only_enabled()
+            restored.callback(torch.use_deterministic_algorithms, is_deterministic, warn_only=warns)
+            restored.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+            torch.set_num_threads(threads)
         yield
-
-
-def _keep_state_of_torch(restored: contextlib.ExitStack) -> None:
-    torch = sys.modules["torch"]
-    restored.callback(torch.set_num_threads, torch.get_num_threads())
-    restored.callback(
-        torch.use_deterministic_algorithms,
-        torch.are_deterministic_algorithms_enabled(),
-        warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    restored.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)

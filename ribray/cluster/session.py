@@ -149,8 +149,14 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
     else:
         what = f"{source}: there is no way to this Ray cluster"
         options["address"] = require_reachable(address, source)
-    with _limited(f"{what}: it takes longer than {START_SECONDS:g} s."):
+    sentence = f"error: {what}: it takes longer than {START_SECONDS:g} s."
+    limit = threading.Timer(START_SECONDS, supervisor.end, (sentence, EXIT_USAGE))
+    limit.daemon = True
+    limit.start()
+    try:
         _init(options, what)
+    finally:
+        limit.cancel()
     with supervisor.connected(is_own=address is None), contextlib.ExitStack() as connection:
         connection.callback(ray.shutdown)
         cluster = watch.Cluster.connected(address)
@@ -231,17 +237,6 @@ def require_reachable(address: str, source: str) -> str:
             "submit the command as a job."
         )
     return address if separator else host_and_port
-
-
-@contextlib.contextmanager
-def _limited(sentence: str) -> Iterator[None]:
-    limit = threading.Timer(START_SECONDS, supervisor.end, (f"error: {sentence}", EXIT_USAGE))
-    limit.daemon = True
-    limit.start()
-    try:
-        yield
-    finally:
-        limit.cancel()
 
 
 @contextlib.contextmanager

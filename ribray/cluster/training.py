@@ -122,7 +122,7 @@ def run_training(
     plan.refusal.unlink(missing_ok=True)
     plan.start.unlink(missing_ok=True)
     if not plan.final.exists():
-        is_finished = _way(plan)(task, plan, stop_requested)
+        is_finished = _carry_out(task, plan, stop_requested)
         if plan.refusal.exists():
             raise _refused(storage.read_object(plan.refusal, REMEDY))
         if not is_finished:
@@ -135,17 +135,18 @@ def run_training(
     return read_log(plan.folder)
 
 
-def _way(plan: TrainingPlan) -> Callable[[TrainingTask, TrainingPlan, Callable[[], bool]], bool]:
-    """Return what carries a training out, and says whether it came to its end."""
+def _carry_out(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
+    """Train in this process, in one of the pools' or on Ray Train; return False where a stop request ended it."""
     if not plan.workers:
-        return _train_here
+        with as_worker(plan.threads_per_worker), told("Training failed"):
+            return train(task, plan, alone(plan, stop_requested))
     if plan.workers == 1:
         from ribray.cluster.warm import train_in_crew
 
-        return train_in_crew
+        return train_in_crew(task, plan, stop_requested)
     from ribray.cluster.distributed import train_on_ray
 
-    return train_on_ray
+    return train_on_ray(task, plan, stop_requested)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -159,14 +160,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     remedy = "use --redo to train again"
     lines = storage.parse_lines(whole, location, remedy)
     for number, line in enumerate(lines, start=1):
-        if not _is_of_log(line):
+        is_step = "loss" in line and isinstance(line["loss"], int | float | None)
+        if not isinstance(line.get("step"), int) or not (is_step or isinstance(line.get("validation"), dict)):
             raise DamagedError(f"{location} is damaged (line {number} is of no step); {remedy}.")
     return lines
-
-
-def _is_of_log(line: Mapping[str, Any]) -> bool:
-    is_step = "loss" in line and isinstance(line["loss"], int | float | None)
-    return isinstance(line.get("step"), int) and (is_step or isinstance(line.get("validation"), dict))
 
 
 # --- what trains -------------------------------------------------------------------------------------------------
@@ -189,11 +186,6 @@ class Place:
 def alone(plan: TrainingPlan, stop_requested: Callable[[], bool] = lambda: False) -> Place:
     device = torch.device("cuda:0" if plan.gpus_per_worker else "cpu")
     return Place(0, 1, device, lambda model: model.to(device), stop_requested=stop_requested)
-
-
-def _train_here(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
-    with as_worker(plan.threads_per_worker), told("Training failed"):
-        return train(task, plan, alone(plan, stop_requested))
 
 
 def train_as_worker(task: TrainingTask, plan: TrainingPlan, place: Place) -> None:

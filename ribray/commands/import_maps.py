@@ -118,9 +118,8 @@ def _require_some(source: Path, dataset: Dataset, wanted: list[str]) -> None:
 
 def _digest(source: Path) -> str:
     digest = hashlib.sha256()
-    files = (file for suffix in (ARCHIVE, SINGLE) for file in storage.list_files(source, suffix))
-    for file in sorted(files, key=lambda file: file.relative_to(source).as_posix()):
-        with file.open("rb") as stream:
+    for name in sorted(f"{id}{suffix}" for suffix in (ARCHIVE, SINGLE) for id in storage.list_ids(source, suffix)):
+        with (source / name).open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(source).as_posix()}\n{content}\n".encode())
+        digest.update(f"{name}\n{content}\n".encode())
     return digest.hexdigest()

@@ -188,14 +188,16 @@ def _network(finished: FinishedRun) -> Network:
         )
     require_recorded(artifact.folder, segmentation.NAME)
     experiment = _trained_with(finished, artifact)
-    classes = _class_names(finished, artifact)
-    return Network(
-        experiment.segmentation,
-        artifact.folder / WEIGHTS_FILE,
-        experiment.evaluate.crf == "dense",
-        classes,
-        _palette(artifact, experiment, len(classes)),
-    )
+    written = artifact.run.read_metrics().segmentation
+    earlier = (run.read_metrics().classifier for run in finished.run.lineage)
+    names = next((metrics.classes for metrics in (written, *earlier) if metrics is not None and metrics.classes), None)
+    classes = finished.context().training_set.classes if names is None else tuple(names)
+    palette = synthetic.palette(len(classes)) if experiment.data.kind == "synthetic" else colour_map()
+    if written is not None and written.colours:
+        palette = colour_map()
+        palette[: len(written.colours)] = [list(bytes.fromhex(colour.removeprefix("#"))) for colour in written.colours]
+    uses_crf = experiment.evaluate.crf == "dense"
+    return Network(experiment.segmentation, artifact.folder / WEIGHTS_FILE, uses_crf, classes, palette)
 
 
 def _trained_with(finished: FinishedRun, artifact: Artifact) -> Experiment:
@@ -204,24 +206,6 @@ def _trained_with(finished: FinishedRun, artifact: Artifact) -> Experiment:
     own = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
     values = {**to_values(finished.experiment), segmentation.NAME: own}
     return validate_experiment(values, str(artifact.folder / STAGE_RECORD))
-
-
-def _class_names(finished: FinishedRun, artifact: Artifact) -> tuple[str, ...]:
-    earlier = (run.read_metrics().classifier for run in finished.run.lineage)
-    written = [artifact.run.read_metrics().segmentation, *earlier]
-    names = next((metrics.classes for metrics in written if metrics is not None and metrics.classes), None)
-    if names is not None:
-        return tuple(names)
-    return finished.context().training_set.classes
-
-
-def _palette(artifact: Artifact, experiment: Experiment, classes: int) -> np.ndarray:
-    metrics = artifact.run.read_metrics().segmentation
-    if metrics is not None and (written := metrics.colours):
-        colours = colour_map()
-        colours[: len(written)] = [list(bytes.fromhex(colour.removeprefix("#"))) for colour in written]
-        return colours
-    return synthetic.palette(classes) if experiment.data.kind == "synthetic" else colour_map()
 
 
 def _claim(out: Path, network: Network, root: Path) -> None:

@@ -140,8 +140,9 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
                 continue
             try:
                 _run_stage(part, STAGES[name])
-                if name == seed.NAME and name != request.stages[-1]:
-                    _show_seed(part.context)
+                metrics = part.context.run.read_metrics().seed
+                if name == seed.NAME != request.stages[-1] and metrics is not None:  # later stages take longer
+                    part.context.console.print("", seed_table(metrics.maps), "")
             except StageError as error:
                 console.print(f"{title}: [red]failed[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
                 errors.append(error)
@@ -193,12 +194,6 @@ def _run_stage(part: Part, stage: Stage) -> None:
         context.console.print(f"{title}:", highlight=False)
     with context.run.timed(stage.name):
         stage.execute(context)
-
-
-def _show_seed(context: Context) -> None:
-    """Print the seed's table while later stages, which take longer, are still to come."""
-    if (metrics := context.run.read_metrics().seed) is not None:
-        context.console.print("", seed_table(metrics.maps), "")
 
 
 DRAWN_FROM = 20_000

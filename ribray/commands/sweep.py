@@ -197,12 +197,7 @@ def _require_workers(definition: SweepFile, base: Experiment, session: Session) 
 
 
 def _base_run(
-    request: SweepRequest,
-    base: Experiment,
-    shared: tuple[str, ...],
-    out: Path,
-    console: Console,
-    stop: threading.Event,
+    request: SweepRequest, base: Experiment, shared: tuple[str, ...], out: Path, console: Console, stop: threading.Event
 ) -> Path:
     """Return the run that trials reuse: one that was named, if it has what they need, or one of the sweep's own."""
     named = base_run(request.sweep)

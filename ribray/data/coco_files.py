@@ -6,7 +6,7 @@ one way only (the layouts of CVAT, Roboflow and Label Studio, paths of another m
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from posixpath import basename
@@ -21,9 +21,7 @@ from ribray.data.names import composed, shortened
 from ribray.data.near import last_part
 from ribray.errors import UsageError
 
-YEARS = ("2014", "2017")
-"""What may follow a split's name; the first one that is there is taken."""
-
+YEARS = ("2014", "2017")  # what may follow a split's name; the first one that is there is taken
 _ANNOTATIONS = "annotations"
 _ROBOFLOW = "_annotations.coco.json"
 # Where a file of annotations may lie; the first is COCO's own.
@@ -128,34 +126,30 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Located(NamedTuple):
-    paths: list[str | None]  # below the folder, where the picture need not be; None where no picture can be named
+    paths: list[str]  # below the folder, where the picture need not be; empty where no picture can be named
     faults: dict[int, str]  # why not, by place: the end of a sentence that begins with the place
     searched: list[int]  # places of names that were no path below the folder, but whose picture was found
 
 
 def locate(names: Sequence[str], folder: Path) -> Located:
     """Find the picture below the folder, which is listed only if need be, that each ``file_name`` means."""
-    finder = _Finder(folder, names)
-    paths: list[str | None] = []
+    finder, paths = _Finder(folder, names), [""] * len(names)
     faults: dict[int, str] = {}
-    loose: dict[int, bool] = {}
+    loose: dict[int, bool] = {}  # whether the picture is there
     for place, name in enumerate(names):
         try:
-            path, is_loose, is_there = finder.find(name)
+            paths[place], is_loose, is_there = finder.find(name)
+            if is_loose:
+                loose[place] = is_there
         except _NoPictureError as error:
             faults[place] = f"has file_name {shown(name)}, {error}"
-            paths.append(None)
-            continue
-        paths.append(path)
-        if is_loose:
-            loose[place] = is_there
     for place, other in _contested(names, paths, loose):
         faults[place] = (
             f"has file_name {shown(names[place])}, which would be {paths[place]} in {folder}, as "
             f"{shown(names[other])} would: {_ADVICE}"
         )
     searched = [place for place, is_there in loose.items() if is_there and place not in faults]
-    return Located([None if place in faults else path for place, path in enumerate(paths)], faults, searched)
+    return Located(["" if place in faults else path for place, path in enumerate(paths)], faults, searched)
 
 
 def as_they_are(paths: Sequence[str]) -> Located:
@@ -165,7 +159,7 @@ def as_they_are(paths: Sequence[str]) -> Located:
         for place, path in enumerate(paths)
         if (fault := id_fault(path))
     }
-    return Located([None if place in faults else path for place, path in enumerate(paths)], faults, [])
+    return Located(["" if place in faults else path for place, path in enumerate(paths)], faults, [])
 
 
 def shown(name: str) -> str:
@@ -317,11 +311,9 @@ def _likeliest(name: _Name, near: Sequence[str]) -> list[str]:
     return [path for path in tails if path.count("/") == depth]
 
 
-def _contested(
-    names: Sequence[str], paths: Sequence[str | None], loose: Mapping[int, bool]
-) -> Iterator[tuple[int, int]]:
+def _contested(names: Sequence[str], paths: Sequence[str], loose: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Yield places of loose names whose picture is that of another name, each with the other's place."""
-    claims: dict[str | None, list[int]] = defaultdict(list)
+    claims: dict[str, list[int]] = defaultdict(list)
     for place, path in enumerate(paths if loose else ()):
         claims[path].append(place)
     for place in loose:

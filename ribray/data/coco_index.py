@@ -81,11 +81,7 @@ class _Found:
 
 
 def parse_instances(
-    content: bytes,
-    source: str,
-    folder: Path,
-    labelled: bool = True,
-    borrow: Callable[[], Categories] | None = None,
+    content: bytes, source: str, folder: Path, labelled: bool = True, borrow: Callable[[], Categories] | None = None
 ) -> Instances:
     """Index COCO instances JSON; images of unknown labels are left out if ``labelled``, ``borrow`` has categories."""
     found = _parse(content, source, _ARRAYS)
@@ -325,7 +321,7 @@ class _Order:
 
 
 def _order_images(keys: Sequence[Hashable], located: Located, source: str) -> _Order:
-    order = _Order([path or "" for path in located.paths])
+    order = _Order(located.paths)
     owners: dict[str, int] = {}  # row by id
     firsts: dict[Hashable, int] = {}
     for row, key in enumerate(keys):

@@ -20,8 +20,7 @@ from PIL import Image, ImageFile
 from ribray.errors import ValuesError
 
 SIXTEEN_BITS, FLOATING_POINT = "16-bit", "floating-point"
-FULL = 0xFFFF
-"""The brightest value of 16 bits."""
+FULL = 0xFFFF  # the brightest value of 16 bits
 _WIDTHS = (8, 10, 12, 14, 16)  # significant bits that a picture may have
 _DIM = 1 << 6  # where no high byte reaches it, 14 bits or fewer are used
 _LEAST_FLOAT = 2.0  # below it, numbers may be from 0 to 1 with a little more by rounding, or from 0 to 255 and dark

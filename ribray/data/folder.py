@@ -25,7 +25,6 @@ from ribray.data.folder_labels import (
     SEPARATOR,
     ClassList,
     Labels,
-    no_labels,
     parse_labels,
     read_class_folders,
     read_class_list,
@@ -42,11 +41,8 @@ LABELS = "labels.csv"
 CLASSES = "classes.txt"
 MASKS = "masks"
 SPLITS = "splits"
-WHOLE = "all"
-"""The split that needs no list."""
-UNNAMED = "object"
-"""The one class of images that are only predicted and whose classes nothing names."""
-
+WHOLE = "all"  # the split that needs no list
+UNNAMED = "object"  # the one class of images that are only predicted and whose classes nothing names
 _TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
 _LIKE_MASKS = frozenset(
     {"mask", "masks", "annotation", "annotations", "label", "labels", "gt", "groundtruth", "ground_truth"}
@@ -170,14 +166,11 @@ class _Content:
         try:
             if other := self._like_table():
                 raise UsageError(f"{self.root / LABELS} does not exist; there is {other}.")
-            found = read_class_folders(self.root, files, None if known is None else {*known.names, *known.numbered})
-            if found is None:
-                raise no_labels(self.root)
+            return read_class_folders(self.root, files, None if known is None else {*known.names, *known.numbered})
         except UsageError:
             if labelled:
                 raise
             return Labels()
-        return found
 
     def _like_table(self) -> str | None:
         inner = [name for name in self.listing.names if name.casefold().endswith(f"/{LABELS}")]

@@ -29,9 +29,7 @@ from ribray.data.names import composed, is_background, plain, shortened
 from ribray.errors import UsageError
 
 COLUMNS = ("id", "classes")
-SEPARATOR = ";"
-"""Between the classes of one cell."""
-
+SEPARATOR = ";"  # between the classes of one cell
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _ID_COLUMNS = frozenset(
     {"id", "image", "images", "imageid", "imagename", "imagefile", "imagepath", "img", "imgid", "imgname", "imgpath"}
@@ -75,8 +73,7 @@ class _Row(NamedTuple):
         return self.cells[place].strip().lower()
 
 
-IdOf = Callable[[str, str], str]
-"""Returns the id that is meant by a written one, given where it stands."""
+IdOf = Callable[[str, str], str]  # returns the id that is meant by a written one, given where it stands
 
 
 def parse_labels(text: str, source: str, id_of: IdOf, is_image: Callable[[str], bool]) -> Labels:
@@ -306,15 +303,14 @@ def read_class_list(file: Path) -> ClassList:
 # --- folders that name classes -----------------------------------------------------------------------------------
 
 
-def read_class_folders(root: Path, files: dict[str, str], classes: Collection[str] | None) -> Labels | None:
-    """Read labels from the names of folders (of ``classes`` only, if known); None where there are no folders."""
+def read_class_folders(root: Path, files: dict[str, str], classes: Collection[str] | None) -> Labels:
+    """Read labels from the names of folders, of ``classes`` only, if known."""
     inside = {id: parts for id, name in files.items() if len(parts := name.split("/")) > 1}
-    if 2 * len(inside) <= len(files):
-        return None
     firsts = sorted({parts[0] for parts in inside.values()})
     has_splits = all(first.lower() in _SPLITS for first in firsts)
-    if has_splits and not any(len(parts) > 2 for parts in inside.values()):
-        return None
+    is_flat = 2 * len(inside) <= len(files)
+    if is_flat or (has_splits and not any(len(parts) > 2 for parts in inside.values())):
+        raise _no_labels(root)
     place = 1 if has_splits else 0
     labelled = {id: plain(parts[place]) for id, parts in inside.items() if len(parts) > place + 1}
     names = sorted({composed(name) for name in labelled.values()})
@@ -345,10 +341,10 @@ def _require_classes(root: Path, names: Sequence[str], classes: Collection[str] 
         return
     if len(names) < 2 or any(name.lower() in _SPLITS | _NO_CLASSES for name in names):
         which = f"folder {names[0]} does" if len(names) == 1 else f"folders {some(names)} do"
-        raise no_labels(root, f"its {which} not seem to name classes; list them in classes.txt if so")
+        raise _no_labels(root, f"its {which} not seem to name classes; list them in classes.txt if so")
 
 
-def no_labels(root: Path, hint: str = "") -> UsageError:
+def _no_labels(root: Path, hint: str = "") -> UsageError:
     what = "write a line 'id,classes' and then one for each image, such as 'beach/0001,dog;person'"
     return UsageError(f"{root / 'labels.csv'} does not exist: {what}{f' ({hint})' if hint else ''}.")
 

@@ -21,9 +21,7 @@ from ribray.data.images import IMAGE_SUFFIXES, is_photograph, without_ending
 from ribray.data.names import composed, shortened
 from ribray.errors import UsageError
 
-PICTURES = "JPEGImages"
-"""PASCAL VOC's folder of pictures; in a path, what stands up to it is not part of the id."""
-
+PICTURES = "JPEGImages"  # PASCAL VOC's folder of pictures; in a path, what stands up to it is not part of the id
 _BYTE_ORDER_MARK = "\ufeff"
 _MAX_PART_BYTES = 200  # a file name may have 255, endings and temporary names included
 

@@ -21,11 +21,8 @@ from ribray import storage
 from ribray.errors import DamagedError, ImageError, RibrayError
 from ribray.formats import parse_json
 
-COUNTS_KEY = "ribray"
-"""Keyword of the text chunk that holds the counts."""
-
-ID_KEY = "id"
-"""Among the counts: whose mask it is."""
+COUNTS_KEY = "ribray"  # keyword of the text chunk that holds the counts
+ID_KEY = "id"  # among the counts: whose mask it is
 _PNG_END = b"IEND\xaeB`\x82"  # the last chunk of a PNG file, its checksum included
 
 

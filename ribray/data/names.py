@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ribray.errors import UsageError
 
-BACKGROUND_NAME = "background"
-"""Reserved: it is mask value 0 of every data set, and no class."""
+BACKGROUND_NAME = "background"  # reserved: it is mask value 0 of every data set, and no class
 DELIMITERS = {
     ";": "a semicolon",
     ",": "a comma",

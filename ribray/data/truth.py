@@ -22,8 +22,7 @@ from ribray.errors import ImageError, UsageError
 
 UNWRITTEN, UNLABELLED, UNSEEN, RIMS = "mask 0/255", "class not labelled", "label not in mask", "mask rims"
 """Kinds of disagreement of one mask with its image's labels."""
-NUMBERS = "mask numbers"
-"""Kind of a disagreement that is the same in all masks of a split."""
+NUMBERS = "mask numbers"  # kind of a disagreement that is the same in all masks of a split
 PHRASES = {
     UNWRITTEN: "a mask of 0 and 255 only",
     UNLABELLED: "a class that is not labelled",

@@ -32,8 +32,7 @@ ANNOTATIONS = "Annotations"
 MASKS = "SegmentationClass"
 MAIN = "ImageSets/Main"
 MASK_SUFFIXES = (".png",)
-_COMMON_LIST = "trainval"
-"""A list of a class that may tell of images which its list of the split does not have."""
+_COMMON_LIST = "trainval"  # a list of a class that may tell of images which its list of the split does not have
 _READERS = 16  # threads; most of the time goes into waiting for the disk and into PNG decoding
 
 
@@ -119,17 +118,17 @@ class VocLabels:
         root: Path,
         split: str,
         classes: Sequence[str],
-        mask_folders: Iterable[str],
+        folders: Iterable[str],
         pictures: FilesById,
         listed: IdList,
     ) -> None:
-        """Look which annotations there are, and masks in ``mask_folders``, the first one first."""
+        """Look which annotations there are, and masks in ``folders``, the first one first."""
         self._root, self._classes, self._pictures, self._listed = root, classes, pictures, listed
         self._column = class_of_list(split, classes) if listed.signs else None
         self._base = split if self._column is None else split[len(classes[self._column]) + 1 :]
         self._annotations = FilesById(root / ANNOTATIONS, (".xml",))
         is_annotated = all(id in self._annotations for id in listed.ids)
-        self._masks = [] if is_annotated else [FilesById(root / folder, MASK_SUFFIXES) for folder in mask_folders]
+        self._masks = [] if is_annotated else [FilesById(root / folder, MASK_SUFFIXES) for folder in folders]
         self._unknown: list[tuple[str, ...]] = []  # names that are no class, of each image that has any
         self._by_lists = 0
 

@@ -207,11 +207,7 @@ class Creature:
 
 
 def draw_build(
-    rng: np.random.Generator,
-    kind: int | None,
-    family: int,
-    scale: float,
-    cell: tuple[int, int, int] = (0, 0, 1),
+    rng: np.random.Generator, kind: int | None, family: int, scale: float, cell: tuple[int, int, int] = (0, 0, 1)
 ) -> Creature:
     """A random creature, all of it in the picture, at a random place in its cell: (row, column, n) of n×n."""
     a, b = scale * rng.uniform(24, 38), scale * rng.uniform(14, 22)

@@ -1,30 +1,20 @@
 """Networks: backbones, the classifier and its weights. Pure torch."""
 
+import functools
 from collections.abc import Callable
 
 from ribray.config import TIMM_PREFIX
 from ribray.data.transforms import IMAGENET, Normalisation
 from ribray.demo.network import SmallBackbone
 from ribray.errors import UsageError
-from ribray.networks.backbone import Backbone, resnet
+from ribray.networks.backbone import Backbone, ResNet
 from ribray.networks.classifier import Classifier
 from ribray.networks.timm_backbone import build_timm, timm_normalisation
 
-
-def _small(output_stride: int) -> Backbone:
-    if output_stride != SmallBackbone.strides[-1]:
-        raise ValueError(f"The small backbone has output stride {SmallBackbone.strides[-1]}, not {output_stride}.")
-    return SmallBackbone()
-
-
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2")
 BACKBONES: dict[str, Callable[[int], Backbone]] = {
-    "resnet18": resnet("resnet18"),
-    "resnet34": resnet("resnet34"),
-    "resnet50": resnet("resnet50"),
-    "resnet101": resnet("resnet101"),
-    "resnext50_32x4d": resnet("resnext50_32x4d"),
-    "wide_resnet50_2": resnet("wide_resnet50_2"),
-    "small": _small,
+    **{name: functools.partial(ResNet, name) for name in _RESNETS},
+    "small": SmallBackbone,
 }
 
 

@@ -8,7 +8,6 @@ Shapes: N images, H W pixels, C_l channels and h_l w_l cells of level l.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +67,6 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the five levels of ``images`` (N, 3, H, W), each (N, C_l, h_l, w_l)."""
-
-    def frozen_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the stem."""
-        return [parameter for module in self.stem_modules() for parameter in module.parameters()]
-
-    def learnable_parameters(self) -> list[nn.Parameter]:
-        """The parameters behind the stem, batch norm's scales and shifts included."""
-        frozen = {id(parameter) for parameter in self.frozen_parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in frozen]
 
     def start_at_identity(self) -> None:
         """Let every residual branch begin at zero, where the network has branches that can.
@@ -195,15 +185,6 @@ class ResNet(ResidualBackbone):
 
     def _entry(self, images: Tensor) -> Tensor:
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, H/4, W/4)
-
-
-def resnet(name: str) -> Callable[[int], Backbone]:
-    """Return the constructor, from an output stride, of torchvision's ResNet called ``name``."""
-
-    def build(output_stride: int) -> Backbone:
-        return ResNet(name, output_stride)
-
-    return build
 
 
 def keep_running_statistics(network: nn.Module) -> None:

@@ -140,41 +140,27 @@ def _identity(counts: Tensor) -> Tensor:
     return counts
 
 
-def balanced_cross_entropy(logits: Tensor, labels: Tensor, total: Total = _identity) -> Tensor:
-    """Return the mean cross entropy over background plus the mean over foreground pixels, a float32 scalar.
-
-    The pixels are counted over all ranks and the sums taken over this one's, so that the losses of all ranks add up to
-    that of the whole batch, and so do their gradients. Where there are no such pixels, the mean is 0.
-
-    Args:
-        logits: (N, K, h, w), of any floating type.
-        labels: (N, h, w), 0 background, 255 in neither mean.
-        total: gives the sum of a tensor over all ranks; called once.
-    """
-    return _balanced([logits], [labels.long()], total)
-
-
 def segmentation_loss(logits: Sequence[Tensor], labels: Tensor, total: Total = _identity) -> Tensor:
-    """Return the sum of `balanced_cross_entropy` over all outputs of a network in training mode.
+    """Return the balanced cross entropy, summed over all outputs of a network in training mode: a float32 scalar.
+
+    It is the mean over background plus the mean over foreground pixels; where there are no such pixels, it is 0. The
+    pixels are counted over all ranks and the sums taken over this one's, so that the losses of all ranks add up to that
+    of the whole batch, and so do their gradients.
 
     Args:
-        logits: outputs (N, K, h, w), each of its own size.
-        labels: (N, H, W), brought to the size of every output by nearest neighbour.
+        logits: outputs (N, K, h, w), each of its own size and of any floating type.
+        labels: (N, H, W), 0 background, 255 in neither mean; brought to the size of every output by nearest neighbour.
         total: gives the sum of a tensor over all ranks; called once.
     """
-    return _balanced(logits, [_reduced(labels, output.shape[2:]) for output in logits], total)
-
-
-def _balanced(outputs: Sequence[Tensor], labels: Sequence[Tensor], total: Total) -> Tensor:
-    """The balanced loss of several outputs (N, K, h, w), each with its labels (N, h, w) int64."""
-    background = [of_output == BACKGROUND for of_output in labels]
-    foreground = [(of_output != BACKGROUND) & (of_output != IGNORE) for of_output in labels]
+    reduced = [_reduced(labels, output.shape[2:]) for output in logits]  # (N, h, w) int64 each
+    background = [of_output == BACKGROUND for of_output in reduced]
+    foreground = [(of_output != BACKGROUND) & (of_output != IGNORE) for of_output in reduced]
     counts = torch.stack([torch.stack([kind.sum() for kind in kinds]) for kinds in (background, foreground)])
     shares = 1 / total(counts).clamp(min=1).float()  # (2, outputs): what a pixel of background, of foreground counts
     loss = torch.zeros((), device=counts.device)
-    for place, (logits, of_output) in enumerate(zip(outputs, labels, strict=True)):
+    for place, (output, of_output) in enumerate(zip(logits, reduced, strict=True)):
         weights = background[place] * shares[0, place] + foreground[place] * shares[1, place]  # (N, h, w)
-        losses = functional.cross_entropy(logits.float(), of_output, ignore_index=IGNORE, reduction="none")
+        losses = functional.cross_entropy(output.float(), of_output, ignore_index=IGNORE, reduction="none")
         loss = loss + (losses * weights).sum()
     return loss
 

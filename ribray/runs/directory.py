@@ -10,19 +10,13 @@ from ribray.runs import lock
 
 EXPERIMENT_FILE = "experiment.yaml"
 LEDGER_FILE = "sweep.json"
-TRIAL_FILE = "trial.json"
-"""In the directory of a sweep's trial: what came of it."""
+TRIAL_FILE = "trial.json"  # in the directory of a sweep's trial: what came of it
 MARKS = {"run": EXPERIMENT_FILE, "sweep": LEDGER_FILE}
 """The file by which a directory of a run, or of a sweep, is known."""
 
 
 def hold(location: Path, kind: str, break_lock: bool = False) -> lock.Lock:
-    """Take hold of a directory, one of `MARKS`, making it if needed; see `ribray.runs.lock` for ``break_lock``.
-
-    Raises:
-        HeldError: another process holds the directory.
-        UsageError: it cannot be written, or it holds something else.
-    """
+    """Take hold of a directory, one of `MARKS`, making it if needed; see `ribray.runs.lock` for ``break_lock``."""
     with reached(location):
         require_free(location, kind)
         storage.require_writable(location)
@@ -37,11 +31,7 @@ def hold(location: Path, kind: str, break_lock: bool = False) -> lock.Lock:
 
 
 def require_free(location: Path, kind: str) -> None:
-    """Check that a directory is there for a run (or a sweep), or may become one's; nothing is written.
-
-    Raises:
-        UsageError: it holds something else.
-    """
+    """Check that a directory is there for a run (or a sweep), or may become one's; nothing is written."""
     if storage.is_local(location):
         there = next(place for place in (location, *location.parents) if place.exists())
         if there == location and not there.is_dir():
@@ -57,11 +47,7 @@ def require_free(location: Path, kind: str) -> None:
 
 
 def require_outside(location: Path, allowed: str | None = None) -> None:
-    """Check that a file or folder to be written gets in the way of no run or sweep, unless in the ``allowed`` folder.
-
-    Raises:
-        UsageError: it lies in the directory of one, which removes and replaces what is in its way.
-    """
+    """Check that what is to be written lies in no run or sweep, unless in the ``allowed`` folder of it."""
     for folder in (location, *location.parents):
         kind = next((name for name, mark in MARKS.items() if (folder / mark).is_file()), None)
         if kind is not None:

@@ -17,21 +17,16 @@ class StageKey:
 
     stage: str
     format: int
-    configuration: Mapping[str, Any]
-    """Flat configuration keys and their resolved values."""
-    upstream: Mapping[str, str]
-    """Keys of the stages it builds on."""
-    data: Mapping[str, str]
-    """Fingerprints of the data and weight files it reads."""
+    configuration: Mapping[str, Any]  # flat configuration keys and their resolved values
+    upstream: Mapping[str, str]  # keys of the stages it builds on
+    data: Mapping[str, str]  # fingerprints of the data and weight files it reads
 
     @property
     def digest(self) -> str:
-        """The key itself: 16 hex digits."""
         return hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Everything the digest covers, as JSON values."""
         return dict(vars(self))
 
 

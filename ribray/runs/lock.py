@@ -48,7 +48,6 @@ class StoreLock:
         return _newest(self._row) != (self._number, self._owner)
 
     def release(self) -> None:
-        """Let go."""
         if not self.is_lost():
             storage.write_json(self._entry(self._number), {"owner": None})
 
@@ -75,17 +74,11 @@ class StoreLock:
             return number
 
 
-Lock = filelock.BaseFileLock | StoreLock
-"""A directory held by this process; ``release()`` lets go."""
+Lock = filelock.BaseFileLock | StoreLock  # a directory held by this process; ``release()`` lets go
 
 
 def take(directory: Path, break_lock: bool = False) -> Lock:
-    """Take hold of a directory, local (then it exists) or on an object store; only there a lock can be broken.
-
-    Raises:
-        TakenError: another process holds it.
-        OSError: a lock cannot be written there.
-    """
+    """Take hold of a directory, local (then it exists) or on an object store; only there a lock can be broken."""
     if not storage.is_local(directory):
         return StoreLock(directory, break_lock)
     lock = filelock.FileLock(directory / LOCK_NAME, timeout=LOOK_SECONDS)

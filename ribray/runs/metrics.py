@@ -22,7 +22,6 @@ class Numbers(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was given, as plain values."""
         return self.model_dump(exclude_unset=True)
 
 
@@ -35,10 +34,8 @@ class Timing(Numbers):
     seconds: float | None = None
     images: int | None = None
     images_per_second: float | None = None
-    start_seconds: float | None = None
-    """Before `seconds`: until the first worker was ready."""
-    workers: int | None = None
-    """0: the command's own process."""
+    start_seconds: float | None = None  # before `seconds`: until the first worker was ready
+    workers: int | None = None  # 0: the command's own process
 
 
 class Curve(Numbers):
@@ -52,8 +49,7 @@ class _MeanIou(Numbers):
     """How well masks agree with the truth; IoUs in percent, None where the truth shows no class."""
 
     miou: float | None = None
-    miou_interval: list[float] | None = None
-    """Lower and upper end of the 95 % interval."""
+    miou_interval: list[float] | None = None  # lower and upper end of the 95 % interval
     miou_replicates: list[float | None] | None = None
     """The mean IoU in every replicate of the bootstrap: for intervals of what is gained."""
 
@@ -61,12 +57,9 @@ class _MeanIou(Numbers):
 class MaskJudgement(_MeanIou):
     """Of masks, which may leave pixels unknown."""
 
-    per_class: dict[str, float | None] = {}
-    """Background first; unknown pixels are read as background."""
-    unknown: float | None = None
-    """Percent of the pixels."""
-    miou_known: float | None = None
-    """Mean IoU of the pixels that are not unknown."""
+    per_class: dict[str, float | None] = {}  # background first; unknown pixels are read as background
+    unknown: float | None = None  # percent of the pixels
+    miou_known: float | None = None  # mean IoU of the pixels that are not unknown
     images: int | None = None
     failed: int | None = None
 
@@ -87,8 +80,7 @@ class SeedJudgement(_MeanIou):
     curve: Curve | None = None
     images: int | None = None
     failed: int | None = None
-    refinement_ended: dict[str, int] | None = None
-    """Images by the reason for which their refinement ended."""
+    refinement_ended: dict[str, int] | None = None  # images by the reason for which their refinement ended
     by_step: list[StepScore] | None = None
 
 
@@ -99,10 +91,7 @@ Judgement = MaskJudgement | SeedJudgement
 
 
 class StageMetrics(Numbers):
-    """The numbers of one stage."""
-
-    timing: Timing | None = None
-    """In a stage's own file; of a run see `RunMetrics.timing`."""
+    timing: Timing | None = None  # in a stage's own file; of a run see `RunMetrics.timing`
 
     def to_json(self) -> dict[str, Any]:
         """Return what was given, as plain values, the timing last."""
@@ -122,13 +111,11 @@ class ClassifierMetrics(StageMetrics):
     checkpoint: str | None = None
     loss: float | None = None
     validation_loss: float | None = None
-    map: float | None = None
-    """Mean average precision on the held-out images, in percent."""
+    map: float | None = None  # mean average precision on the held-out images, in percent
     epochs: int | None = None
     images: int | None = None
     validation_images: int | None = None
-    left_out: int | None = None
-    """Images that could not be read."""
+    left_out: int | None = None  # images that could not be read
     classes: list[str] | None = None
 
 
@@ -138,11 +125,9 @@ class RefineMetrics(StageMetrics):
     images: int | None = None
     failed: int | None = None
     precision: str | None = None
-    stop_reasons: dict[str, int] | None = None
-    """Images by the reason for which their refinement ended."""
+    stop_reasons: dict[str, int] | None = None  # images by the reason for which their refinement ended
     mean_steps: float | None = None
-    imported: str | None = None
-    """Folder that the maps were imported from."""
+    imported: str | None = None  # folder that the maps were imported from
 
 
 class SeedMetrics(StageMetrics):
@@ -182,28 +167,24 @@ class _ImagesFirst(StageMetrics):
 class PseudoMetrics(MaskJudgement, _ImagesFirst):
     """Of the pseudo masks; a judgement only where there is a truth."""
 
-    walk: SeedJudgement | None = None
-    """The walk's scores, before the CRF, at the best threshold."""
+    walk: SeedJudgement | None = None  # the walk's scores, before the CRF, at the best threshold
 
 
 class SegmentationMetrics(StageMetrics):
-    first_loss: float | None = None
-    """With re-training: of the first network."""
+    first_loss: float | None = None  # with re-training: of the first network
     loss: float
     iterations: int | None = None
     retrain: bool | None = None
     images: int | None = None
     failed: int | None = None
     classes: list[str] | None = None
-    colours: list[str] | None = None
-    """``#rrggbb``, background first."""
+    colours: list[str] | None = None  # ``#rrggbb``, background first
 
 
 class EvaluateMetrics(StageMetrics, MaskJudgement):
     """Of the last network's masks of held-out images; a judgement only where there is a truth."""
 
-    before_retraining: MaskJudgement | None = None
-    """With re-training: of the first network's masks."""
+    before_retraining: MaskJudgement | None = None  # with re-training: of the first network's masks
     crf: str | None = None
 
 
@@ -224,8 +205,7 @@ class RunMetrics(Numbers):
     segmentation: SegmentationMetrics | None = None
     evaluate: EvaluateMetrics | None = None
     variants: dict[str, "RunMetrics"] = {}
-    timing: dict[str, Timing] = {}
-    """By stage; empty where nothing was timed."""
+    timing: dict[str, Timing] = {}  # by stage; empty where nothing was timed
 
     @property
     def refinements(self) -> dict[str, RefineMetrics]:
@@ -236,5 +216,4 @@ class RunMetrics(Numbers):
         return found | {name: RefineMetrics.model_validate(part.to_json()) for name, part in others.items()}
 
     def stages(self) -> dict[str, StageMetrics]:
-        """Return the numbers of every stage that has any, by its name."""
         return {name: part for name, part in self if isinstance(part, StageMetrics)}

@@ -13,8 +13,7 @@ from ribray.errors import DamagedError, UsageError
 from ribray.machine import describe_machine
 from ribray.runs.directory import EXPERIMENT_FILE
 
-ROOT = Path(__file__).resolve().parents[2]
-"""Of the checkout, where ribray runs from one."""
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, where ribray runs from one
 FAILURES_FILE = "failures.jsonl"
 RECORD_FILE = "stage.json"
 RECORDED_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pillow", "pycocotools", "wandb")
@@ -28,21 +27,14 @@ class Failure:
     stage: str
     error: str
     tries: int = 1
-    traceback: str | None = None
-    """Of the last try, where the error is none that is expected of an image."""
+    traceback: str | None = None  # of the last try, where the error is none that is expected of an image
 
     def to_json(self) -> str:
-        """Return the line; it has a traceback only where there is one."""
         values = {name: value for name, value in vars(self).items() if name != "traceback" or value is not None}
         return json.dumps(values, ensure_ascii=False)
 
 
 def read_failures(location: Path) -> list[Failure]:
-    """Read ``failures.jsonl``; without one there are none.
-
-    Raises:
-        DamagedError: a line is no failure.
-    """
     if not location.exists():
         return []
     remedy = "remove it, failed images are tried again anyway"
@@ -53,11 +45,7 @@ def read_failures(location: Path) -> list[Failure]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Read the record of the stage that is kept in ``folder``: nothing where the stage never began.
-
-    Raises:
-        RibrayError: it is damaged, or cannot be read.
-    """
+    """Read the record of the stage that is kept in ``folder``: nothing where the stage never began."""
     location = folder / RECORD_FILE
     if not location.exists():
         return {}
@@ -70,8 +58,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 # --- how a run came about ----------------------------------------------------------------------------------------
 
-PROVENANCE = ("recipe", "ribray", "versions", "commit", "machine", "parent")
-"""What ``experiment.yaml`` ends with."""
+PROVENANCE = ("recipe", "ribray", "versions", "commit", "machine", "parent")  # what ``experiment.yaml`` ends with
 WRITTEN_AGAIN = "put a copy of it back, or remove it and start the same command again, which writes it anew"
 
 
@@ -83,11 +70,7 @@ def provenance(recipe: str, parent: str | None) -> dict[str, Any]:
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
-    """Return what ``experiment.yaml`` says of how a run came about.
-
-    Raises:
-        UsageError: the file is missing or damaged.
-    """
+    """Return what ``experiment.yaml`` says of how a run came about."""
     location = directory / EXPERIMENT_FILE
     if not location.is_file():
         raise UsageError(f"{directory} is no run directory (it has no {EXPERIMENT_FILE}).")
@@ -95,11 +78,6 @@ def read_provenance(directory: Path) -> dict[str, Any]:
 
 
 def read_configuration(location: Path) -> dict[str, Any]:
-    """Return the values of ``experiment.yaml``.
-
-    Raises:
-        UsageError: the file is missing or damaged.
-    """
     try:
         return read_yaml(location)
     except UsageError as error:

@@ -36,12 +36,7 @@ VARIANTS_FOLDER = "variants"
 
 
 def read_metrics(location: Path) -> dict[str, Any]:
-    """Read the numbers of the stage that the file is named after.
-
-    Raises:
-        FileNotFoundError: there are none.
-        RibrayError: the file is damaged, or cannot be read.
-    """
+    """Read the numbers of the stage that the file is named after; `FileNotFoundError` where there are none."""
     numbers = storage.read_object(location)
     numbers.pop("sha256", None)  # a hash of the others, which earlier versions wrote
     return numbers
@@ -60,11 +55,7 @@ class Run:
 
     @classmethod
     def open(cls, directory: str | Path, parent: "Run | None" = None, break_lock: bool = False) -> "Run":
-        """Take hold of a run directory, making it if needed.
-
-        Raises:
-            UsageError: another run holds the directory, it cannot be written, or it holds something else.
-        """
+        """Take hold of a run directory, making it if needed."""
         location = storage.absolute(directory)
         held = hold(location, "run", break_lock)
         run = cls(location, parent or cls._recorded_parent(location), held)
@@ -74,11 +65,7 @@ class Run:
 
     @classmethod
     def look(cls, directory: str | Path, parent: "Run | None" = None) -> "Run":
-        """Look at a run directory, or at a place where one may be made, without holding or making it.
-
-        Raises:
-            UsageError: it holds something else.
-        """
+        """Look at a run directory, or at a place where one may be made, without holding or making it."""
         location = storage.absolute(directory)
         with reached(location):
             require_free(location, "run")
@@ -86,11 +73,6 @@ class Run:
 
     @classmethod
     def read(cls, directory: str | Path) -> "Run":
-        """Look at a run directory without holding it.
-
-        Raises:
-            UsageError: it is no run directory.
-        """
         location = storage.absolute(directory)
         if not (location / EXPERIMENT_FILE).is_file():
             raise UsageError(f"{location} is no run directory (it has no {EXPERIMENT_FILE}).")
@@ -116,7 +98,6 @@ class Run:
         return run
 
     def close(self) -> None:
-        """Let go of the directory."""
         if self._events is not None:
             self._events.close()
         if self._lock is not None:
@@ -140,7 +121,6 @@ class Run:
 
     @property
     def is_held(self) -> bool:
-        """Whether some process is working in the directory now."""
         return lock.is_taken(self.directory)
 
     # --- variants and ancestors ---------------------------------------------------------------------------------
@@ -154,20 +134,15 @@ class Run:
         return self.directory.name if is_variant else None
 
     def variant_directory(self, name: str) -> Path:
-        """Return where a variant of this run lies."""
         return self.directory / VARIANTS_FOLDER / name
 
     def variants(self) -> "dict[str, Run]":
-        """Return this run's variants by name."""
         files = sorted(self.directory.glob(f"{VARIANTS_FOLDER}/*/{EXPERIMENT_FILE}"))
         return {file.parent.name: Run(file.parent, self) for file in files}
 
     @property
     def lineage(self) -> "list[Run]":
-        """Return the runs whose artifacts may be used: this one, then those it was made from, nearest first.
-
-        A variant of a forked run comes after the same variant of the run that was forked.
-        """
+        """Return the runs whose artifacts may be used, nearest first: this one, then those it was made from."""
         if self.parent is None:
             return [self]
         older = self.parent.lineage
@@ -186,11 +161,6 @@ class Run:
         storage.write_text(self.directory / EXPERIMENT_FILE, text)
 
     def read_experiment(self) -> Experiment:
-        """Read the configuration this run was last started with.
-
-        Raises:
-            UsageError: the file is missing or damaged.
-        """
         location = self.directory / EXPERIMENT_FILE
         values = read_configuration(location)
         found = values.pop("provenance", None) or {}
@@ -213,11 +183,7 @@ class Run:
         return self.directory / folder
 
     def refuse_other_settings(self, folder: str, key: StageKey) -> None:
-        """Check that the stage kept in ``folder`` was made with the same inputs.
-
-        Raises:
-            UsageError: it was not; the sentence names the configuration keys that differ.
-        """
+        """Check that the stage kept in ``folder`` was made with the same inputs."""
         record = self.record(folder)
         if not record or record["key"] == key.digest:
             return
@@ -244,7 +210,6 @@ class Run:
         return record
 
     def update_record(self, folder: str, **facts: Any) -> None:
-        """Add facts to the record of a stage."""
         storage.write_json(self.directory / folder / RECORD_FILE, {**self.record(folder), **facts})
 
     def remove_stage(self, stage: str, folder: str) -> None:
@@ -255,7 +220,6 @@ class Run:
         self.write_failures([failure for failure in self.failures() if failure.stage != stage])
 
     def remove_metrics(self, stage: str) -> None:
-        """Forget a stage's numbers."""
         self._metrics_file(stage).unlink(missing_ok=True)
 
     # --- numbers, failures, events ------------------------------------------------------------------------------
@@ -278,15 +242,9 @@ class Run:
         return self.directory / "metrics" / f"{stage}.json"
 
     def rewrite_metrics(self) -> None:
-        """Write the merged view of all stages' and variants' numbers."""
         storage.write_json(self.directory / METRICS_FILE, self.metrics())
 
     def read_metrics(self) -> RunMetrics:
-        """Return the numbers of all stages and variants.
-
-        Raises:
-            RibrayError: they are not what the stages have written.
-        """
         try:
             return RunMetrics.model_validate(self._merged())
         except ValidationError as error:
@@ -295,11 +253,7 @@ class Run:
             raise DamagedError(f"The metrics of {self.directory} are damaged ({where}: {fault['msg']}).") from None
 
     def metrics(self) -> dict[str, Any]:
-        """Return all stages' numbers, each stage's own timing moved under ``timing``, variants under ``variants``.
-
-        Raises:
-            RibrayError: a stage's file is not what the stage has written.
-        """
+        """Return all stages' numbers, each stage's own timing moved under ``timing``, variants under ``variants``."""
         return _without_replicates(self._merged())
 
     def _merged(self) -> dict[str, Any]:
@@ -340,7 +294,6 @@ class Run:
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Write the beginning and the end of a stage as events."""
         self.event(stage, "started")
         try:
             yield

@@ -13,7 +13,7 @@ from ribray.config import RIBConfig
 from ribray.errors import UsageError
 from ribray.irn.loss import irn_loss
 from ribray.methods.rib import FINISHED, Refiner
-from ribray.networks import BACKBONES, Classifier, build_backbone, build_classifier
+from ribray.networks import BACKBONES, Backbone, Classifier, build_backbone, build_classifier
 from ribray.networks.backbone import ResidualBackbone
 from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
 from ribray.networks.engine import Engine, Frozen, Plain, engine_for
@@ -62,13 +62,22 @@ def on(cases: list[tuple[str, int]]) -> pytest.MarkDecorator:
     )
 
 
+def of_stem(backbone: Backbone) -> list[nn.Parameter]:
+    return [parameter for module in backbone.stem_modules() for parameter in module.parameters()]
+
+
+def behind_stem(backbone: Backbone) -> list[nn.Parameter]:
+    stem = {id(parameter) for parameter in of_stem(backbone)}
+    return [parameter for parameter in backbone.parameters() if id(parameter) not in stem]
+
+
 def state(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 def frozen(classifier: Classifier) -> list[Tensor]:
     """The stem's parameters and every batch norm's statistics."""
-    tensors = [*classifier.backbone.frozen_parameters(), *classifier.buffers()]
+    tensors = [*of_stem(classifier.backbone), *classifier.buffers()]
     return [tensor.detach().clone() for tensor in tensors]
 
 
@@ -85,7 +94,7 @@ def test_levels_have_the_promised_channels_and_strides(name: str, output_stride:
     assert [level.shape[2:] for level in levels] == [(SIDE // stride,) * 2 for stride in backbone.strides]
     assert len(levels) == 5
     assert backbone.strides[-1] == output_stride
-    is_frozen, learns = backbone.frozen_parameters(), backbone.learnable_parameters()
+    is_frozen, learns = of_stem(backbone), behind_stem(backbone)
     assert {id(each) for each in is_frozen} | {id(each) for each in learns} == {id(p) for p in backbone.parameters()}
     assert len(is_frozen) + len(learns) == len(list(backbone.parameters()))
 
@@ -118,7 +127,7 @@ def test_a_step_of_training_moves_all_but_the_stem_and_lowers_the_loss(classifie
     network = copy.deepcopy(classifier).train()
     body, head = network.learnable_groups()
     learnable = [*body, *head]
-    assert {id(each) for each in body} == {id(each) for each in network.backbone.learnable_parameters()}
+    assert {id(each) for each in body} == {id(each) for each in behind_stem(network.backbone)}
     before, kept = [each.detach().clone() for each in learnable], frozen(network)
     targets = torch.eye(CLASSES)[:2]
 
@@ -132,7 +141,7 @@ def test_a_step_of_training_moves_all_but_the_stem_and_lowers_the_loss(classifie
     assert first.isfinite()
     assert loss() < first
     assert not any(torch.equal(each, old) for each, old in zip(learnable, before, strict=True))
-    assert all(each.grad is None for each in network.backbone.frozen_parameters())
+    assert all(each.grad is None for each in of_stem(network.backbone))
     assert all(torch.equal(now, old) for now, old in zip(frozen(network), kept, strict=True))
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from ribray.data.transforms import normalise
 from ribray.errors import UsageError
 from ribray.networks import build_backbone, build_classifier
-from ribray.networks.deeplab import DeepLab, balanced_cross_entropy, predict, segmentation_loss
+from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
 from ribray.networks.weights import load_network, save_network
 
 NETWORKS = [("resnet18", None), ("small", None), ("small", 16)]
@@ -94,7 +94,7 @@ def test_logits_and_loss_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(images(48, 48))
         loss = segmentation_loss(outputs, labels(48, 48))
-        half = balanced_cross_entropy(outputs[0].bfloat16(), labels(12, 12))
+        half = segmentation_loss([outputs[0].bfloat16()], labels(12, 12))
     assert {output.dtype for output in outputs} == {loss.dtype, half.dtype} == {torch.float32}
 
 
@@ -127,9 +127,9 @@ def test_balanced_loss_is_the_sum_of_two_means() -> None:
     truth = torch.tensor([[[0, 0, 0], [1, 2, 255]]])
     first = math.log(math.exp(2) + 2) - 2
     background, foreground = (first + 2 * math.log(3)) / 3, math.log(3)
-    assert balanced_cross_entropy(logits, truth).item() == pytest.approx(background + foreground, rel=1e-6)
+    assert segmentation_loss([logits], truth).item() == pytest.approx(background + foreground, rel=1e-6)
     truth[0, 1, 1] = 255  # half as many foreground pixels weigh as much together
-    assert balanced_cross_entropy(logits, truth).item() == pytest.approx(background + foreground, rel=1e-6)
+    assert segmentation_loss([logits], truth).item() == pytest.approx(background + foreground, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [0, 3])
@@ -137,7 +137,7 @@ def test_a_side_without_pixels_adds_nothing(kind: int) -> None:
     logits = torch.randn(2, CLASSES, 6, 7, generator=torch.Generator().manual_seed(0))
     truth = torch.full((2, 6, 7), kind)
     expected = functional.cross_entropy(logits, truth)
-    torch.testing.assert_close(balanced_cross_entropy(logits, truth), expected)
+    torch.testing.assert_close(segmentation_loss([logits], truth), expected)
 
 
 def test_ignored_pixels_alone_give_no_loss_and_no_gradient() -> None:
@@ -155,7 +155,7 @@ def test_the_loss_of_a_network_is_that_of_its_outputs_with_labels_of_their_sizes
     for output in outputs:
         size = tuple(output.shape[2:])
         rows, columns = (((torch.arange(side) + 0.5) * 64 / side).long() for side in size)
-        expected = expected + balanced_cross_entropy(output, truth[:, rows][:, :, columns])
+        expected = expected + segmentation_loss([output], truth[:, rows][:, :, columns])
     torch.testing.assert_close(segmentation_loss(outputs, truth), expected)
 
 

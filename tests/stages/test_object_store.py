@@ -18,7 +18,8 @@ def objects(location) -> dict[str, bytes]:
 
 
 def maps_of(location) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in storage.list_files(location / "maps", ".npz")}
+    maps = objects(location / "maps")
+    return {name.rpartition("/")[2]: content for name, content in maps.items() if name.endswith(".npz")}
 
 
 @pytest.fixture
