@@ -121,6 +121,28 @@ def run_page(**changes):
     return replace(page, **changes)
 
 
+def page_of_two_methods():
+    """The page of a run with RIB and AdvCAM, on plain CAMs, too."""
+    found = metrics()
+    growth = [{"step": step, "miou": 36 + 12 * (1 - 0.9**step), "threshold": 0.2} for step in range(1, 28)]
+    found["seed"]["advcam"] = seed_numbers(47.0, 0.2, by_step=growth)
+    hard = np.random.default_rng(0).normal(0, 3, 400)
+    for maps in found["seed"].values():
+        maps["miou_replicates"] = (maps["miou"] + hard).tolist()
+    found["variants"]["advcam"] = chain(60.0)
+    found["refine_advcam"] = {"images": 1464, "failed": 0, "precision": "float32", "stop_reasons": {"finished": 1464}}
+    found["timing"]["refine_advcam"] = timing(1464, 1200.0)
+    other = refinement(method="advcam", maps="advcam", stage="refine_advcam", steps=27, stop_threshold=None)
+    first, *rest = gallery()
+    strips = [Strip(f"{name}: the map over the steps", first.images[0].strips[0].tiles) for name in ("AdvCAM", "RIB")]
+    images = [replace(image, strips=strips) for image in first.images]
+    return run_page(
+        metrics=RunMetrics(**found),
+        refinements=[other, refinement()],
+        gallery=[replace(first, images=images), *rest],
+    )
+
+
 def published_page(name):
     """The page of a run on the classes of a published table: "S2" has VOC's, "S3" COCO's."""
     classes = [column for column in table(name).columns if column != MEAN]

@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from ribray.report.html import render_run, render_sweep
-from tests.pages import SCRIPT, empty_page, published_page, run_page, sweep_page
+from tests.pages import SCRIPT, empty_page, page_of_two_methods, published_page, run_page, sweep_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REQUIRED = os.environ.get("RIBRAY_REQUIRE_BROWSER") == "1"
@@ -32,6 +32,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     content = {
         "run": render_run(run_page()),
         "of 81 classes": render_run(published_page("S3")),
+        "of two methods": render_run(page_of_two_methods()),
         "empty": render_run(empty_page()),
         "sweep": render_sweep(sweep_page()),
     }

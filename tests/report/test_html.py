@@ -18,6 +18,7 @@ from tests.pages import (
     ledger,
     log,
     metrics,
+    page_of_two_methods,
     picture,
     published_page,
     refinement,
@@ -223,6 +224,26 @@ def test_class_names_are_as_given(run_html):
 def test_pictures_are_jpegs():
     content = base64.b64decode(jpeg_uri(picture(1)).removeprefix("data:image/jpeg;base64,"))
     assert content.startswith(b"\xff\xd8")
+
+
+def test_methods_stand_beside_each_other_on_one_page():
+    page = Page(render_run(page_of_two_methods()))
+    words = page.words
+    assert "1464 of 1464 refinements, AdvCAM took all 27 steps." in words
+    assert "600 of 1463 refinements, RIB took all 10 steps; stopped early" in words
+    assert "Refinement, AdvCAM 1.22 images/s" in words
+    for wanted in (
+        "AdvCAM, 47.3 after step 27",
+        "RIB, 55.8 after step 10",
+        "Loss of the refinement, AdvCAM",
+        "L_AdvCAM",
+        "AdvCAM: the map over the steps",
+    ):
+        assert wanted in words, wanted
+    assert "seed, best threshold 36.0 34.8 to 37.5 47.0 45.8 to 48.5 +11.0 11.0 to 11.0 56.0 54.8 to 57.5 +9.0" in words
+    assert "this run, AdvCAM, measured" in words
+    assert "the authors of AdvCAM, four GPUs" in words
+    assert {"bar-0", "bar-1", "bar-2"} <= {word for cell in page.all("td") for word in cell["class"].split()}
 
 
 def test_a_run_tells_how_its_refinements_ended():
