@@ -25,7 +25,7 @@ from ribray.methods.stop_reasons import FINISHED, stop_hint, stopped_early
 from ribray.report import cells, charts, stage_tables, sweep_rows, tables
 from ribray.report.charts import RefinementLosses
 from ribray.report.comparison import PSEUDO_MASKS, SEED, Stages, comparisons, ordered
-from ribray.report.pictures import GalleryBlock
+from ribray.report.pictures import FIRST_STEP, GalleryBlock
 from ribray.report.plots import Chart, DotChart, to_svg
 from ribray.report.sweep_results import results_table
 from ribray.report.sweep_tables import failed_trials_table, trials_table
@@ -174,9 +174,12 @@ def render_run(page: RunPage) -> str:
     pace = stage_tables.pace_table(paces, page.machine)
     judged = tables.evaluation_tables(metrics, stages, own, splits, all_classes=True)
     seed_tables = [tables.seed_table(seed, title="Seed, IoU in percent", all_classes=True)] if seed else []
+    strips = [strip for block in page.gallery for image in block.images for strip in image.strips]
     return _render(
         "run.html.j2",
         page=page,
+        methods=[label(each.maps) for each in page.refinements],
+        begins_plain=not any(strip.tiles[0].caption == FIRST_STEP for strip in strips),
         sections=RUN_SECTIONS,
         remarks=REMARKS | dict(page.remarks),
         cards=_run_cards(page),

@@ -28,7 +28,7 @@ MOST_TRIED = 5 * IMAGES_SHOWN
 MASK_SUFFIX = ".png"
 TILE_PIXELS, GROWTH_PIXELS = 288, 176
 """Longer side of a picture of the gallery, and of a map in its row of steps."""
-GROWTH = "The map over the steps"
+GROWTH, FIRST_STEP = "The map over the steps", "step 1"
 MOST_STEPS = 10
 """Of more steps so many are shown in the gallery, evenly spaced."""
 MapFiles = Mapping[str, Sequence[Path]]
@@ -318,7 +318,7 @@ def _strips(seen: _Seen) -> list[Strip]:
         steps = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST_STEPS)).round().astype(int)).tolist()
         shown: dict[str, Which] = {f"step {step + 1}": (name, step) for step in steps}
         if all(map(np.array_equal, kept[0], seen.maps[name].maps[CAM])):
-            shown = {label(CAM): CAM, **{caption: which for caption, which in shown.items() if caption != "step 1"}}
+            shown = {label(CAM): CAM, **{caption: which for caption, which in shown.items() if caption != FIRST_STEP}}
         strips.append(_strip(seen, GROWTH if len(own) == 1 else f"{label(name)}: {GROWTH.lower()}", shown, [name]))
     if others := [name for name in own if name not in grown]:
         shown = {label(name): name for name in [CAM, *others]}

@@ -313,6 +313,7 @@ def paper_table(metrics: RunMetrics, stages: Stages, own: str, batch_size: int |
     kinds = ordered([CAM, *(maps for numbers in found.values() for maps in numbers)])
     peers = _peers_of(classes[0] if classes else ())
     stated = _stated_on_coco() if peers is COCO else [*_stated_on_voc(batch_size), *_stated_of_others(kinds)]
+    stated.sort(key=lambda each: [SEED, PSEUDO_MASKS, SEGMENTATION, RETRAINED].index(each.judged))
     methods, rows = list(dict.fromkeys(each.method for each in stated)), []
     for quantity in dict.fromkeys(each.quantity for each in stated):
         of_quantity = {each.method: each for each in stated if each.quantity == quantity}
