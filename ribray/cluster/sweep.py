@@ -115,13 +115,9 @@ def run_sweep(
             failure_config=tune.FailureConfig(max_failures=PROCESS_FAILURES),
         ),
     )
-    _fit(tuner, stop_requested, watcher.waiting)
-
-
-def _fit(tuner: tune.Tuner, stop_requested: Callable[[], bool], while_waiting: Callable[[], None]) -> None:
     outcome = in_thread(tuner.fit, "ray-tune")
     while not wait([outcome], timeout=POLL_SECONDS).done:
-        while_waiting()
+        watcher.waiting()
         if stop_requested():
             return
     outcome.result()

@@ -115,10 +115,7 @@ class _Gathered:
 
     @cached_property
     def map_files(self) -> dict[str, list[Path]]:
-        """Map files by image id, of every method one: of the images that the run's numbers are about, in their order.
-
-        Of all there are, where the data cannot be opened any more.
-        """
+        """Map files by image id, one of every method, in the order of the split; all there are without data."""
         made = [artifact.folder for name in self.experiment.methods if (artifact := self.artifacts[refine_stage(name)])]
         ids: Sequence[str] = sorted(set().union(*map(finished_ids, made)))
         if self.training_set is not None:

@@ -140,8 +140,8 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
                 continue
             try:
                 _run_stage(part, STAGES[name])
-                metrics = part.context.run.read_metrics().seed
-                if name == seed.NAME != request.stages[-1] and metrics is not None:  # later stages take longer
+                is_shown = name == seed.NAME != request.stages[-1]  # later stages take longer
+                if is_shown and (metrics := part.context.run.read_metrics().seed) is not None:
                     part.context.console.print("", seed_table(metrics.maps), "")
             except StageError as error:
                 console.print(f"{title}: [red]failed[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)

@@ -80,7 +80,7 @@ class Case:
         computed: np.ndarray,
         tolerance: float,
         absolute: bool = False,
-        part: Any = slice(None),
+        part: Any = ...,
     ) -> Check:
         """Compare arrays by the largest difference, over the largest recorded value unless `absolute`.
 

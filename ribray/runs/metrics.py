@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-REPLICATES = "miou_replicates"
-"""Stands in a stage's file and not in ``metrics.json``."""
+REPLICATES = "miou_replicates"  # stands in a stage's file and not in ``metrics.json``
 
 
 class Numbers(BaseModel):
