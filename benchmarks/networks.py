@@ -95,7 +95,7 @@ def _measure(
     with tempfile.TemporaryDirectory() as temporary:
         folder = storage.path(temporary)
         workload = prepare(folder, [f"classifier.backbone={network}", *settings], size, in_turn=True)
-        _give_weights(workload, network)
+        give_weights(workload, network)
         short = Workload(folder, [*workload.settings, f"refine.iterations={TIMED_STEPS}"], workload.images)
         ids, steps = usable(short), workload.experiment.refine.iterations
         ways: dict[str, Way] = {BASELINE: BaselineWay(short)}
@@ -113,7 +113,7 @@ def _measure(
         return found, differences, steps, workload.images
 
 
-def _give_weights(workload: Workload, network: str) -> None:
+def give_weights(workload: Workload, network: str) -> None:
     """Give a network weights with which its maps are neither zero nor without end."""
     if network == RESNET:
         give_signal(workload)

@@ -6,13 +6,16 @@ What this module offers is loaded when it is first asked for: importing it takes
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["RIB", "ImageError", "Result", "RibrayError", "UsageError", "__version__"]
+__all__ = ["RIB", "AdvCAM", "ImageError", "Result", "RibrayError", "UsageError", "__version__"]
 
 if TYPE_CHECKING:
-    from ribray.api import RIB, Result
+    from ribray.api import RIB, AdvCAM, Result
     from ribray.errors import ImageError, RibrayError, UsageError
 
-_PLACES = {"RIB": "api", "Result": "api", "ImageError": "errors", "RibrayError": "errors", "UsageError": "errors"}
+_PLACES = {
+    **dict.fromkeys(("RIB", "AdvCAM", "Result"), "api"),
+    **dict.fromkeys(("ImageError", "RibrayError", "UsageError"), "errors"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,10 @@
-"""RIB from Python: a trained network, a photograph, and nothing else; no Ray and no run directory.
+"""RIB and AdvCAM from Python: a trained network, a photograph, and nothing else; no Ray and no run directory.
 
     rib = ribray.RIB(timm.create_model("resnet50", pretrained=True))    # or "timm/resnet50"
     result = rib("dog.jpg", classes=["golden retriever"])
     result.save("maps.png")
 
-The pool's workers refine by the same code (`ribray.methods.rib.Refiner`, `ribray.methods.preparation.Preparation`).
+The pool's workers refine by the same code (`ribray.methods`).
 
 Shapes: H W an image's height and width, P the classes that maps are made of.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,26 +24,26 @@ from pydantic import ValidationError
 from torch import nn
 
 from ribray import storage
-from ribray.config import ENDED, RIBConfig, explain_invalid
+from ribray.config import ENDED, MethodConfig, RIBConfig, explain_invalid, label, settings_class, short
 from ribray.data.dataset import IGNORE, Dataset
-from ribray.data.images import Picture, read_image
+from ribray.data.images import Picture
+from ribray.data.pixels import Photograph, read_pixels
 from ribray.data.transforms import Normalisation, normalise, rescaled
 from ribray.errors import UsageError
+from ribray.machine import usable_device
 from ribray.masks.otsu import otsu_threshold
 from ribray.methods.extras import ExtraOrder
 from ribray.methods.maps import MapRecord, localization_maps, to_arrays
+from ribray.methods.method import method_class
 from ribray.methods.preparation import Preparation
-from ribray.methods.rib import Refiner
 from ribray.networks.adopt import Part, adopt, class_names, is_softmax, trained_side
 from ribray.networks.classifier import Classifier
 from ribray.networks.pretrained import open_network
 from ribray.networks.weights import IMAGENET
 
-Photograph = str | Path | Image.Image | np.ndarray | torch.Tensor
-"""A file, a PIL image, (H, W, 3) uint8, or a float tensor (3, H, W) or (1, 3, H, W) with values in 0…1."""
 ClassName = str | int
 
-NOT_READ = ("limit",)
+NOT_READ = ("limit", "method")
 """Keys of the section ``refine`` that belong to a run."""
 CONFIDENT_SHARE = 0.25
 """Of a softmax: classes from this probability on are taken for present, and the most probable one in any case."""
@@ -60,24 +60,26 @@ class Result:
     image: np.ndarray
     """(H, W, 3) uint8."""
     maps: np.ndarray
-    """(P, H, W) float32 in 0…1, RIB's localization maps."""
+    """(P, H, W) float32 in 0…1, the method's localization maps."""
     cams: np.ndarray
     """(P, H, W) float32 in 0…1, the plain class activation maps."""
     classes: tuple[int, ...]
     """The network's indices of the classes, increasing."""
     names: tuple[str, ...]
     losses: tuple[float, ...]
-    """Of every step whose update was used."""
+    """Of every step whose update was used; of a method without a loss none."""
     steps: int
     """Steps begun."""
     stop_reason: str
-    """finished, target_loss or explosion."""
+    """finished, or why fewer steps were taken: target_loss or explosion."""
     by_step: tuple[np.ndarray, ...] = ()
     """The maps after each step, where they were asked for."""
     notes: tuple[str, ...] = ()
     """Sentences on extra samples that were left out."""
     mask_values: tuple[int, ...] = ()
     """Of the classes in `mask`: index + 1, or 1, 2, … where the network has more classes than a mask can hold."""
+    label: str = "RIB"
+    """What the method's maps are called."""
 
     def __repr__(self) -> str:
         why = f", {ENDED[self.stop_reason]}" if self.stop_reason in ENDED else ""
@@ -112,9 +114,7 @@ class Result:
         if target.suffix.lower() == ".npz":
             storage.write_npz(target, **self.arrays())
         elif target.suffix.lower() == ".png":
-            from ribray.report.pictures import draw_photograph
-
-            draw_photograph(self.image, self.names, self.cams, self.maps, self.mask, self.threshold, target)
+            draw_side_by_side([self], target)
         else:
             raise UsageError(f"{location} must end with .png (a picture) or .npz (the arrays).")
         return target
@@ -125,8 +125,17 @@ class Result:
             return Image.open(self.save(Path(folder) / "figure.png")).copy()
 
 
-class RIB:
-    """Refines the class activation maps of photographs with one network.
+def draw_side_by_side(results: Sequence[Result], target: Path) -> None:
+    """Draw what methods have made of one photograph: image, CAM, each one's maps, then each one's mask."""
+    from ribray.report.pictures import draw_photograph
+
+    first = results[0]
+    drawn = {result.label: (result.maps, result.mask, result.threshold) for result in results}
+    draw_photograph(first.image, first.names, first.cams, drawn, target)
+
+
+class MapMaker:
+    """Refines the class activation maps of photographs with one network, by one method.
 
     Args:
         model: a classifier: a linear head on globally averaged features (timm's and torchvision's are found out; of any
@@ -146,6 +155,9 @@ class RIB:
         UsageError: the network is not built so, a setting is unknown or out of range, or there is no such device.
     """
 
+    method: ClassVar[str]
+    """Its name, as ``refine.method`` has it."""
+
     def __init__(
         self,
         model: nn.Module | str,
@@ -160,7 +172,7 @@ class RIB:
         names: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
-        config = read_settings(settings)
+        config = read_settings(settings, self.method)
         if isinstance(model, str):
             model, _ = open_network(model, weights or IMAGENET, "weights")
         elif weights is not None:
@@ -171,8 +183,8 @@ class RIB:
         self._set_up(classifier, own_names, is_softmax(model), trained_side(model), config, device)
 
     @classmethod
-    def from_run(cls, directory: str | Path, *, device: str | torch.device = "auto", **settings: Any) -> "RIB":
-        """Take the classifier that a run has trained, its classes, and the settings of its ``refine``.
+    def from_run(cls, directory: str | Path, *, device: str | torch.device = "auto", **settings: Any) -> Self:
+        """Take the classifier that a run has trained, its classes, and its settings of this method, if it has any.
 
         Raises:
             UsageError: it is no run directory, or has no finished classifier.
@@ -180,11 +192,12 @@ class RIB:
         from ribray.pipeline.finished_run import trained_classifier
         from ribray.stages import STAGES
 
-        classifier, names, own = trained_classifier(storage.absolute(directory), STAGES)
-        config = read_settings({**{key: value for key, value in own.items() if key not in NOT_READ}, **settings})
-        rib = cls.__new__(cls)
-        rib._set_up(classifier, names, False, None, config, device)
-        return rib
+        classifier, names, methods = trained_classifier(storage.absolute(directory), STAGES)
+        own = methods[cls.method].model_dump(exclude={*NOT_READ}) if cls.method in methods else {}
+        config = read_settings({**own, **settings}, cls.method)
+        maker = cls.__new__(cls)
+        maker._set_up(classifier, names, False, None, config, device)
+        return maker
 
     def _set_up(
         self,
@@ -192,7 +205,7 @@ class RIB:
         names: list[str] | None,
         is_softmax: bool,
         side: int | None,
-        config: RIBConfig,
+        config: MethodConfig,
         device: str | torch.device,
     ) -> None:
         if names is not None and len(names) != classifier.classes:
@@ -200,7 +213,7 @@ class RIB:
         precision = "float32" if config.precision == "auto" else config.precision
         self.config, self.names, self._is_softmax, self._side = config, names, is_softmax, side
         self._classifier, self._normalisation = classifier, classifier.backbone.normalisation
-        self._refiner = Refiner(classifier, config, precision, _usable(device))
+        self._refiner = method_class(self.method)(classifier, config, precision, usable_device(device))
 
     def __call__(
         self,
@@ -215,8 +228,8 @@ class RIB:
         Args:
             image: see `Photograph`.
             classes: what is to be seen in it, as names or indices; default: what the network is confident of.
-            extras: other photographs with their classes, or a data set; of these, ``batch_size - 1`` a step that share
-                no class with this one are drawn. Without any, it is refined alone.
+            extras: other photographs with their classes, or a data set; of these, RIB draws ``batch_size - 1`` a step
+                that share no class with this one. Without any, it is refined alone. Other methods do not look at them.
             by_step: keep the maps after each step.
 
         Raises:
@@ -228,8 +241,8 @@ class RIB:
         gallery = _Gallery(pixels, present, self._others(extras), self._classifier.classes)
         self._refiner.config = config = self.config.model_copy(update={"keep_steps": by_step})
         with ThreadPoolExecutor(1) as threads:
-            order = ExtraOrder(gallery.ids, gallery.labels, config.seed)
-            needs = Refiner.extra_samples(config)
+            needs = self._refiner.extra_samples(config)
+            order = None if needs is None else ExtraOrder(gallery.ids, gallery.labels, needs.seed)
             preparation = Preparation(TARGET, gallery, config.scales, threads, self._normalisation, needs, order)
             try:
                 refinement = self._refiner.refine(
@@ -249,10 +262,13 @@ class RIB:
             steps=refinement.steps,
             stop_reason=refinement.stop_reason,
             by_step=tuple(
-                localization_maps(record, ("rib", step)) for step in range(refinement.steps if by_step else 0)
+                localization_maps(record, (record.own, step)) for step in range(refinement.steps if by_step else 0)
             ),
-            notes=_notes(len(gallery.ids) - 1, order.available(TARGET, present), preparation.unreadable.values()),
+            notes=_notes(len(gallery.ids) - 1, order.available(TARGET, present), preparation.unreadable.values())
+            if order is not None
+            else (),
             mask_values=tuple(index + 1 for index in chosen) if self._classifier.classes < IGNORE else (),
+            label=label(record.own),
         )
 
     def name(self, index: int) -> str:
@@ -280,6 +296,11 @@ class RIB:
     def device(self) -> torch.device:
         """Where it computes."""
         return self._refiner.device
+
+    @property
+    def takes_extras(self) -> bool:
+        """Whether it draws extra samples."""
+        return self._refiner.extra_samples(self.config) is not None
 
     @property
     def confidence(self) -> float:
@@ -333,6 +354,36 @@ class RIB:
         return [(image, self.indices(classes)) for image, classes in extras]
 
 
+class RIB(MapMaker):
+    """Refines maps by fine-tuning a copy of the network on each photograph (Lee et al., NeurIPS 2021)."""
+
+    method = "rib"
+
+
+class AdvCAM(MapMaker):
+    """Refines maps by moving each photograph along the gradient of its classes' scores (Lee et al., CVPR 2021).
+
+    Its settings were published for a ResNet-50 that was trained on VOC; other networks need others.
+    """
+
+    method = "advcam"
+
+
+def map_maker(name: str) -> type[MapMaker]:
+    """Return what makes maps by a method: `RIB`, `AdvCAM`, or one of your own by its dotted name.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    for known in (RIB, AdvCAM):
+        if known.method == name:
+            return known
+    try:
+        return type(method_class(name).__name__, (MapMaker,), {"method": name})
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+
+
 def _nearest(close: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
@@ -367,30 +418,21 @@ class _Gallery:
         return read_pixels(self._images[id])
 
 
-def read_settings(settings: dict[str, Any]) -> RIBConfig:
-    """Return settings of a refinement, checked; one that does not matter to a single image is refused."""
-    known = [name for name in RIBConfig.model_fields if name not in NOT_READ]
+def read_settings(settings: dict[str, Any], method: str) -> MethodConfig:
+    """Return settings of a method, checked; one that does not matter to a single image is refused."""
+    kind = settings_class(method)
+    known = [name for name in kind.model_fields if name not in NOT_READ]
     for name in settings:
         if name not in known:
             hint = _nearest(difflib.get_close_matches(name, known, n=1))
-            raise UsageError(f"RIB has no setting '{name}'{hint}; it has {', '.join(known)}.")
-    if "scales" in settings and "loss_scales" not in settings:
+            raise UsageError(f"{label(short(method))} has no setting '{name}'{hint}; it has {', '.join(known)}.")
+    if kind is RIBConfig and "scales" in settings and "loss_scales" not in settings:
         standard = RIBConfig().loss_scales
         settings = {**settings, "loss_scales": [each for each in settings["scales"] if each in standard or each == 1.0]}
     try:
-        return RIBConfig.model_validate(settings)
+        return kind.model_validate({**settings, "method": method})
     except ValidationError as error:
-        raise UsageError(explain_invalid(error, RIBConfig)) from None
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=device).device
-    except Exception as error:  # noqa: BLE001 - each kind of device has errors of its own
-        reason = (str(error) or type(error).__name__).partition("\n")[0].rstrip(".")
-        raise UsageError(f"The device {device} cannot be used: {reason}.") from None
+        raise UsageError(explain_invalid(error, kind)) from None
 
 
 def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalisation | None:
@@ -400,31 +442,3 @@ def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) ->
         raise UsageError("mean and std go together: three numbers each, of pixels in 0…1, and std above 0.")
     first, second, third, one, two, three = map(float, (*mean, *std))
     return Normalisation((first, second, third), (one, two, three))
-
-
-def read_pixels(image: Photograph) -> np.ndarray:
-    """Return the pixels of a photograph, (H, W, 3) uint8."""
-    if isinstance(image, str | Path):
-        return read_image(storage.path(image))
-    if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
-    if isinstance(image, torch.Tensor):
-        return _of_tensor(image)
-    if not isinstance(image, np.ndarray):
-        raise UsageError(f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}.")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UsageError(f"An image array is (height, width, 3) uint8, not {image.shape} {image.dtype}.")
-    return image
-
-
-def _of_tensor(image: torch.Tensor) -> np.ndarray:
-    pixels = image.detach().cpu()
-    pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
-        raise UsageError(f"An image tensor is (3, height, width) float, not {tuple(image.shape)} {image.dtype}.")
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # what is no number is not either
-        raise UsageError(
-            f"An image tensor has values in 0…1, not {pixels.min():.3g} to {pixels.max():.3g}: hand it over before "
-            "it is normalised."
-        )
-    return (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()

@@ -355,6 +355,7 @@ def map_command(
         _option("--classes", "Names or indices, for all photographs (default: what the network sees).", "A,B"),
     ] = None,
     extras: Annotated[Path | None, _place("--extras", "Folder of other photographs, labelled or not.")] = None,
+    method: Annotated[str, _option("--method", "rib, advcam, or several side by side.", "A,B")] = "rib",
     settings: SetOption = None,
     out: Annotated[Path, _place("--out", "Folder for NAME.png and NAME.npz.")] = Path("maps"),
     long_side: Annotated[  # by default that of PASCAL VOC's photographs, for which the method's settings were chosen
@@ -364,7 +365,8 @@ def map_command(
     """Make the maps of photographs by a pretrained network or a run's classifier; nothing is trained."""
     from ribray.commands.map import MapRequest, map_photographs
 
-    request = MapRequest(photographs, network, weights, classes, extras, settings or (), out, long_side)
+    methods = [name.strip() for name in method.split(",")]
+    request = MapRequest(photographs, network, weights, classes, extras, settings or (), out, long_side, methods)
     mapped = map_photographs(request, console, stop_on_signals("the photograph in flight is", "Stopped."))
     if mapped.stopped:
         say(f"Stopped: {mapped.done} of {mapped.photographs} photographs are done.")

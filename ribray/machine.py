@@ -1,4 +1,4 @@
-"""What this machine is, in a few words, to stand beside times that were measured on it; and how it keeps memory."""
+"""What this machine is, in a few words, to stand beside times that were measured on it; its devices and memory."""
 
 import contextlib
 import ctypes
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from ribray.errors import UsageError
 
 CPU_FILE = Path("/proc/cpuinfo")
 
@@ -52,3 +54,18 @@ def keeping_memory() -> Iterator[None]:
         libc.mallopt(_MMAP_THRESHOLD, _USUALLY_KEPT)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _USUALLY_KEPT)
         libc.malloc_trim(0)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device by its name; "auto" is a GPU where there is one.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # noqa: BLE001 - each kind of device has errors of its own
+        reason = (str(error) or type(error).__name__).partition("\n")[0].rstrip(".")
+        raise UsageError(f"The device {device} cannot be used: {reason}.") from None

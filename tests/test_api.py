@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import ribray
-from ribray.api import RIB
+from ribray.api import RIB, AdvCAM, map_maker
 from ribray.errors import ImageError, UsageError
 
 NAMES = ["cat", "dog", "sea", "red fox, Vulpes vulpes"]
@@ -84,6 +84,35 @@ def test_the_plain_map_is_the_networks_own(network, photograph) -> None:
         merged = nn.functional.interpolate((cams[0] + cams[1].flip(-1))[None, None], (48, 64), mode="bilinear")[0, 0]
     expected = merged[:40, :56] / (merged[:40, :56].max() + 1e-5)
     np.testing.assert_allclose(present.cams[0], expected.numpy(), atol=1e-4)
+
+
+def test_advcam_has_the_same_form_and_its_own_maps_beside_the_same_plain_ones(network, photograph, tmp_path) -> None:
+    before = copy.deepcopy(network.state_dict())
+    settings = {"iterations": 3, "scales": (1.0, 0.5), "step_size": 1.0}
+    maker = ribray.AdvCAM(network, names=NAMES, **settings)
+    others = [(photograph[::-1], ["cat"])]
+    result, again = maker(photograph, classes=["sea", "dog"], by_step=True), maker(photograph, [1, 2], extras=others)
+    assert result.maps.tobytes() == again.maps.tobytes()
+    assert (result.names, result.steps, result.stop_reason) == (("dog", "sea"), 3, "finished")
+    assert (result.losses, result.notes, again.notes, result.label) == ((), (), (), "AdvCAM")
+    assert len(result.by_step) == 3 and np.array_equal(result.by_step[-1], result.maps)
+    assert np.abs(result.by_step[0] - result.maps).max() > 1e-3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    plain = RIB(network, names=NAMES, **QUICK)(photograph, classes=["sea", "dog"]).cams
+    np.testing.assert_allclose(result.cams, plain, atol=1e-5)
+    assert Image.open(result.save(tmp_path / "maps.png")).width == 1200
+    assert repr(result) == "<dog, sea: 2 × 40 × 56, 3 steps>"
+
+
+def test_a_method_has_its_own_settings_and_is_found_by_its_name(network) -> None:
+    with pytest.raises(UsageError, match=r"AdvCAM has no setting 'lr'; it has .*step_size"):
+        AdvCAM(network, lr=1e-3)
+    with pytest.raises(UsageError, match=r"no setting 'step_sise' .did you mean step_size"):
+        AdvCAM(network, step_sise=0.1)
+    assert (map_maker("advcam"), map_maker("rib")) == (AdvCAM, RIB)
+    assert map_maker("ribray.methods.advcam").method == "ribray.methods.advcam"
+    with pytest.raises(UsageError, match=r"no method 'advcm' .did you mean advcam"):
+        map_maker("advcm")
 
 
 def test_an_image_comes_in_any_form(network, photograph, tmp_path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 
 from ribray import storage
-from ribray.api import NOT_READ, RIB, ClassName, Result, read_settings
-from ribray.config import ENDED, change
+from ribray.api import NOT_READ, ClassName, MapMaker, Result, draw_side_by_side, map_maker, read_settings
+from ribray.config import ENDED, by_method, change, settings_class, short
 from ribray.data.dataset import Dataset
 from ribray.data.files import list_files
 from ribray.data.folder import LABELS, WHOLE, FolderDataset
@@ -27,7 +27,7 @@ from ribray.networks.weights import IMAGENET
 from ribray.progress import Bar, show_progress
 
 DEFAULTS: Mapping[str, Any] = {"scales": (1.0, 0.5, 1.5), "batch_size": 4}
-"""Settings of a network that comes from no run, where they differ from the method's: without the scale of 2.0, and with
+"""Settings of a network that comes from no run, where they differ from a method's: without the scale of 2.0, and with
 three extra samples a step in place of 19, a photograph takes less than half the time."""
 SECTION = "refine"
 KEPT_BYTES = 2**28
@@ -53,6 +53,7 @@ class MapRequest:
     out: Path
     long_side: int
     """Pixels to which larger photographs are scaled down; 0: as they are."""
+    methods: Sequence[str] = ("rib",)
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,23 @@ def map_photographs(request: MapRequest, console: Console, stop: threading.Event
     """
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     paths = _photographs(request)
-    rib, source = _open(request)
-    say(f"{source}; on {rib.device}")
-    given = None if request.classes is None else rib.indices(_classes(request.classes, rib))
-    photographs = _look(paths, rib, given, say, request.long_side)
-    extras = _extras(request.extras, rib, {*paths}, say)
-    _tell_extras(photographs, extras, say)
+    makers, source = _open(request)
+    first = makers[0]
+    say(f"{source}; on {first.device}")
+    given = None if request.classes is None else first.indices(_classes(request.classes, first))
+    photographs = _look(paths, first, given, say, request.long_side)
+    extras = _extras(request.extras, first, {*paths}, say)
+    if any(maker.takes_extras for maker in makers):
+        _tell_extras(photographs, extras, say)
     storage.require_writable(storage.absolute(request.out))
     several, name, unit = len(paths) > 1, "map", "photographs"
     shown = show_progress(console, name, len(paths), unit=unit) if several else nullcontext(Bar(name, 1, 0, unit))
     with shown as bar:
         bar.advance(0, len(paths) - len(photographs))
-        tally = _map_all(photographs, extras, request, rib, bar, say, stop)
-    if several and (early := stopped_early(tally.counts)) is not None:
-        say(stop_hint(tally.counts, rib.config.iterations) or f"Stopped early: {early}.")
+        tallies = _map_all(photographs, extras, request, makers, bar, say, stop)
+    for maker, tally in zip(makers, tallies, strict=True):
+        if several and (early := stopped_early(tally.counts)) is not None:
+            say(stop_hint(tally.counts, maker.config.steps) or f"Stopped early: {early}.")
     return Mapped(len(paths), bar.done, bar.failed, bar.done + bar.failed < len(paths))
 
 
@@ -122,13 +126,13 @@ def _map_all(
     photographs: Sequence[_Photograph],
     extras: Sequence[_Photograph],
     request: MapRequest,
-    rib: RIB,
+    makers: Sequence[MapMaker],
     bar: Bar,
     say: Say,
     stop: threading.Event,
-) -> StopTally:
-    """Return how the refinements ended."""
-    out, taken, tally = storage.absolute(request.out), set[str](), StopTally(rib.config)
+) -> list[StopTally]:
+    """Return how the refinements by each method ended."""
+    out, taken, tallies = storage.absolute(request.out), set[str](), [StopTally(maker.config) for maker in makers]
     notes: set[str] = set()
     for photograph in photographs:
         if stop.is_set():
@@ -136,43 +140,61 @@ def _map_all(
         try:
             image = photograph.image or _Image.of(read_image(photograph.path), request.long_side)
             others = [(other.path, list(other.shares)) for other in photograph.disjoint((*photographs, *extras))]
-            result = rib(image.pixels, list(photograph.shares), extras=others)
+            results = [maker(image.pixels, list(photograph.shares), extras=others) for maker in makers]
         except ImageError as error:
             say(f"failed: {error}")
             bar.advance(0, 1)
             continue
         target = _target(out, photograph.path, taken)
-        storage.write_npz(target.with_suffix(".npz"), **result.arrays(), source=np.array(str(photograph.path)))
-        result.save(target)
-        tally.add(result.stop_reason, result.steps)
-        for note in sorted({*result.notes} - notes):
+        arrays = _arrays({maker.method: result for maker, result in zip(makers, results, strict=True)})
+        storage.write_npz(target.with_suffix(".npz"), **arrays, source=np.array(str(photograph.path)))
+        draw_side_by_side(results, target)
+        for tally, result in zip(tallies, results, strict=True):
+            tally.add(result.stop_reason, result.steps)
+        told = {note for result in results for note in result.notes}
+        for note in sorted(told - notes):
             say(f"Note: {note}")
-        notes |= {*result.notes}
-        say(_line(photograph, result, image.size, rib, target))
+        notes |= told
+        say(_line(photograph, results, image.size, makers, target))
         bar.advance(1, 0)
-    return tally
+    return tallies
+
+
+def _arrays(results: Mapping[str, Result]) -> dict[str, np.ndarray]:
+    """Return what is written of a photograph; of several methods maps, mask and threshold with each one's name."""
+    found: dict[str, np.ndarray] = {}
+    for method, result in results.items():
+        for name, values in result.arrays().items():
+            is_own = len(results) > 1 and name in ("maps", "mask", "threshold")
+            found[f"{name}_{short(method)}" if is_own else name] = values
+    return found
 
 
 # --- the network -------------------------------------------------------------------------------------------------
 
 
-def _open(request: MapRequest) -> tuple[RIB, str]:
-    """Return what refines, and a phrase on the network and its weights."""
-    settings = _settings(request.settings)
+def _open(request: MapRequest) -> tuple[list[MapMaker], str]:
+    """Return what refines by each method, and a phrase on the network and its weights."""
+    kinds = [map_maker(name) for name in request.methods]
+    settings = _settings(request.settings, request.methods)
     if "://" in request.network or storage.absolute(request.network).is_dir():
         if request.weights != IMAGENET:
             raise UsageError(
                 f"--weights goes with a network by name; the run {request.network} has weights of its own."
             )
-        return RIB.from_run(request.network, **settings), f"Network: the classifier of {request.network}"
-    settings = {**DEFAULTS, **settings}
-    read_settings(settings)  # before a network is loaded
+        own = [kind.from_run(request.network, **values) for kind, values in zip(kinds, settings, strict=True)]
+        return own, f"Network: the classifier of {request.network}"
+    for place, kind in enumerate(kinds):
+        known = settings_class(kind.method).model_fields
+        settings[place] = {key: value for key, value in DEFAULTS.items() if key in known} | settings[place]
+        read_settings(settings[place], kind.method)  # before a network is loaded
     network, source = open_network(request.network, request.weights, "--weights")
-    return RIB(network, **settings), f"Network: {request.network}, weights {source}"
+    makers = [kind(network, **values) for kind, values in zip(kinds, settings, strict=True)]
+    return makers, f"Network: {request.network}, weights {source}"
 
 
-def _settings(overrides: Iterable[str]) -> dict[str, Any]:
-    """Return the settings of ``--set refine.KEY=VALUE``."""
+def _settings(overrides: Iterable[str], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the settings of ``--set refine.KEY=VALUE``, or ``refine.METHOD.KEY=VALUE``, of each method."""
     values = change({}, overrides)
     for key, inner in values.items():
         if key != SECTION or not isinstance(inner, dict):
@@ -182,13 +204,20 @@ def _settings(overrides: Iterable[str]) -> dict[str, Any]:
             )
         for name in set(inner).intersection(NOT_READ):
             raise UsageError(f"--set {SECTION}.{name}: map does not read it, as it belongs to a run.")
-    return values.get(SECTION, {})
+    section = values.get(SECTION, {})
+    if len(methods) == 1 and not isinstance(section.get(short(methods[0])), dict):
+        return [section]
+    try:
+        parts = by_method({**section, "method": list(methods)})
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    return [{key: value for key, value in part.items() if key != "method"} for part in parts.values()]
 
 
-def _classes(text: str, rib: RIB) -> list[ClassName]:
+def _classes(text: str, maker: MapMaker) -> list[ClassName]:
     """Return the classes of ``--classes``; a number is an index unless it is a class's name."""
     named = [part.strip() for part in text.split(",") if part.strip()]
-    return [int(name) if name.isdecimal() and name not in (rib.names or ()) else name for name in named]
+    return [int(name) if name.isdecimal() and name not in (maker.names or ()) else name for name in named]
 
 
 # --- photographs and extra samples -------------------------------------------------------------------------------
@@ -210,7 +239,7 @@ def _photographs(request: MapRequest) -> list[Path]:
 
 
 def _look(
-    paths: Iterable[Path], rib: RIB, given: Sequence[int] | None, say: Say, long_side: int | None = None
+    paths: Iterable[Path], maker: MapMaker, given: Sequence[int] | None, say: Say, long_side: int | None = None
 ) -> list[_Photograph]:
     """Return the photographs that can be read, with their classes; where they are to be refined, with their pixels."""
     found, left = [], KEPT_BYTES
@@ -222,11 +251,11 @@ def _look(
             continue
         image = None if long_side is None or left <= 0 else _Image.of(pixels, long_side)
         left -= image.pixels.nbytes if image else 0
-        found.append(_Photograph(path, rib.confident(pixels) if given is None else dict.fromkeys(given), image))
+        found.append(_Photograph(path, maker.confident(pixels) if given is None else dict.fromkeys(given), image))
     return found
 
 
-def _extras(folder: Path | None, rib: RIB, without: set[Path], say: Say) -> list[_Photograph]:
+def _extras(folder: Path | None, maker: MapMaker, without: set[Path], say: Say) -> list[_Photograph]:
     """Return the extra samples of a folder: with its labels, or with the classes that the network sees."""
     if folder is None:
         return []
@@ -234,7 +263,7 @@ def _extras(folder: Path | None, rib: RIB, without: set[Path], say: Say) -> list
     if not folder.is_dir():
         raise UsageError(f"--extras {folder} must be a folder of photographs.")
     try:
-        found = _with_labels(FolderDataset(folder, WHOLE), rib, say)
+        found = _with_labels(FolderDataset(folder, WHOLE), maker, say)
     except UsageError:
         if (folder / LABELS).exists():
             raise
@@ -244,16 +273,16 @@ def _extras(folder: Path | None, rib: RIB, without: set[Path], say: Say) -> list
         if not paths:
             raise UsageError(f"--extras {folder} holds no photograph.")
         say(f"Extras: the classes of the photographs in {folder} are those that the network sees.")
-        found = _look([path for path in paths if path not in without], rib, None, say)
+        found = _look([path for path in paths if path not in without], maker, None, say)
     return [photograph for photograph in found if photograph.path not in without]
 
 
-def _with_labels(dataset: Dataset, rib: RIB, say: Say) -> list[_Photograph]:
+def _with_labels(dataset: Dataset, maker: MapMaker, say: Say) -> list[_Photograph]:
     """Return the photographs of a data set all of whose classes the network knows."""
     indices: dict[int, int] = {}
     for place, name in enumerate(dataset.classes):
         with suppress(UsageError):
-            indices[place] = rib.indices([name])[0]
+            indices[place] = maker.indices([name])[0]
     found = []
     for id, row in zip(dataset.ids, dataset.labels, strict=True):
         places = np.flatnonzero(row).tolist()
@@ -303,16 +332,21 @@ def _is_free(target: Path, path: Path) -> bool:
         return False
 
 
-def _line(photograph: _Photograph, result: Result, size: tuple[int, int], rib: RIB, target: Path) -> str:
+def _line(
+    photograph: _Photograph, results: Sequence[Result], size: tuple[int, int], makers: Sequence[MapMaker], target: Path
+) -> str:
+    first = results[0]
     names = ", ".join(
-        _named(name.partition(",")[0], photograph.shares[index], rib.confidence)
-        for index, name in zip(result.classes, result.names, strict=True)
+        _named(name.partition(",")[0], photograph.shares[index], makers[0].confidence)
+        for index, name in zip(first.classes, first.names, strict=True)
     )
-    height, width = result.maps.shape[1:]
+    height, width = first.maps.shape[1:]
     scaled = "" if (height, width) == size else f" (scaled down from {size[1]} × {size[0]} to {width} × {height})"
-    steps = f"{result.steps} of {rib.config.iterations} steps"
-    ended = f"{steps}: {ENDED[result.stop_reason]}" if result.stop_reason in ENDED else steps
-    return f"{photograph.path.name}{scaled}: {names}; {ended}; {target}"
+    ended = []
+    for maker, result in zip(makers, results, strict=True):
+        steps = f"{f'{result.label} ' if len(makers) > 1 else ''}{result.steps} of {maker.config.steps} steps"
+        ended.append(f"{steps}: {ENDED[result.stop_reason]}" if result.stop_reason in ENDED else steps)
+    return f"{photograph.path.name}{scaled}: {names}; {', '.join(ended)}; {target}"
 
 
 def _named(name: str, share: float | None, confidence: float) -> str:

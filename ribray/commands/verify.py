@@ -260,7 +260,7 @@ def _stop_reason(case: Case) -> str:
 
 _EXACT_TOLERANCE = 1e-6
 _FIRST_TOLERANCE, _MOVE_TOLERANCE = 3e-5, 3e-4  # of the first step; of its size
-# Rounding drives climbs apart (docs/method.md, section 3): what float32 can promise of the last map, absolute.
+# Rounding drives climbs apart (docs/method.md, section 6): what float32 can promise of the last map, absolute.
 _DRIFT = {"advcam_single_class": 3e-4, "advcam_no_regularizer": 3e-3}
 _MOST_DRIFT = 0.1
 _TRACED = ("cam", "pooled", "objective", "distance", "gradient_max")

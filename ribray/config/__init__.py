@@ -14,7 +14,19 @@ from ribray.config.experiment import (
     validate_experiment,
 )
 from ribray.config.masks import IrnConfig, MasksConfig, PseudoConfig
-from ribray.config.methods import CAM, ENDED, AdvCAMConfig, MethodConfig, MethodsConfig, RIBConfig, label, load_method
+from ribray.config.methods import (
+    CAM,
+    ENDED,
+    AdvCAMConfig,
+    MethodConfig,
+    MethodsConfig,
+    RIBConfig,
+    by_method,
+    label,
+    load_method,
+    settings_class,
+    short,
+)
 from ribray.config.networks import ClassifierConfig, SegmentationConfig
 from ribray.config.recipes import find_recipe, load_experiment, read_yaml, shipped_files, shipped_recipes
 from ribray.config.running import ClusterConfig, TrackingConfig

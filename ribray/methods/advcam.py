@@ -1,4 +1,4 @@
-"""AdvCAM of one image (Lee, Kim and Yoon, CVPR 2021; docs/method.md, section 3).
+"""AdvCAM of one image (Lee, Kim and Yoon, CVPR 2021; docs/method.md, section 6).
 
 RIB moves the weights for one image; AdvCAM moves the image and leaves the weights alone. A *climb* takes the pair of
 views of one scale, small step by small step, along the gradient that raises the score of one present class, so that

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ribray.config import Experiment, flatten, to_values
+from ribray.config import Experiment, MethodConfig, flatten, to_values
 from ribray.errors import UsageError
 from ribray.networks import Classifier, build_classifier
 from ribray.networks.weights import load_classifier
@@ -99,8 +99,10 @@ class FinishedRun:
         return flatten(to_values(self.experiment.on_own_source()))
 
 
-def trained_classifier(directory: Path, stages: Mapping[str, Stage]) -> tuple[Classifier, list[str], dict[str, Any]]:
-    """Return a run's classifier, the names of its classes, and the settings of the run's refinement."""
+def trained_classifier(
+    directory: Path, stages: Mapping[str, Stage]
+) -> tuple[Classifier, list[str], Mapping[str, MethodConfig]]:
+    """Return a run's classifier, the names of its classes, and the settings of its methods by name."""
     finished = FinishedRun.read(directory, stages)
     artifact = finished.artifact("classifier")
     if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
@@ -113,4 +115,4 @@ def trained_classifier(directory: Path, stages: Mapping[str, Stage]) -> tuple[Cl
     config = finished.experiment.classifier
     classifier = build_classifier(config.backbone, len(names), config.output_stride)
     load_classifier(classifier, artifact.folder / WEIGHTS_FILE)
-    return classifier, names, finished.experiment.refine.model_dump()
+    return classifier, names, finished.experiment.methods

@@ -207,21 +207,22 @@ def draw_photograph(
     image: np.ndarray,
     names: Sequence[str],
     cams: np.ndarray,
-    maps: np.ndarray,
-    mask: np.ndarray,
-    threshold: float,
+    methods: Mapping[str, tuple[np.ndarray, np.ndarray, float]],
     destination: Path,
 ) -> None:
-    """Draw a row per class: the photograph, its CAM, its map and its part of the mask; write a PNG.
+    """Draw a row per class: the photograph, its CAM, its map by each method and its part of each one's mask.
 
-    ``image`` is (H, W, 3) uint8, ``cams`` and ``maps`` are (classes, H, W) float32, ``mask`` is (H, W) uint8: a class's
-    pixels are those at which its map is the largest one. Of names of synonyms, set apart by commas, the first is shown.
+    ``image`` is (H, W, 3) uint8 and ``cams`` (classes, H, W) float32; of a method, by its label, there are maps like
+    these, a mask (H, W) uint8, in which a class's pixels are those at which its map is the largest one, and the mask's
+    threshold. Of names of synonyms, set apart by commas, the first is shown. The file is a PNG.
     """
-    heading, owner = f"RIB ≥ {threshold:.2f} (Otsu)", maps.argmax(0)
     rows = []
     for place, name in enumerate(names):
-        own = {heading: np.where(owner == place, mask, 0).astype(np.uint8)}
-        shown = {"CAM": cams[[place]], "RIB": maps[[place]]}
+        shown = {"CAM": cams[[place]]} | {label: maps[[place]] for label, (maps, _, _) in methods.items()}
+        own = {
+            f"{label} ≥ {threshold:.2f} (Otsu)": np.where(maps.argmax(0) == place, mask, 0).astype(np.uint8)
+            for label, (maps, mask, threshold) in methods.items()
+        }
         rows.append(ImageRow(image, [name.partition(",")[0]], shown, colour_map(), masks=own))
     image_figure({"": rows}, destination, most_across=1)
 

@@ -88,6 +88,26 @@ def test_a_photograph_gives_a_picture_and_arrays_that_python_gives_too(ribray, p
     assert Image.open("maps/photograph.png").tobytes() == result.figure().tobytes()
 
 
+def test_several_methods_stand_side_by_side_and_each_gives_what_it_gives_alone(ribray, photograph) -> None:
+    settings = [f"refine.{name}.{key}" for name in ("advcam", "rib") for key in ("iterations=2", "scales=[1.0]")]
+    settings += ["refine.explode_ratio=1.0", "refine.step_size=1.0"]  # which one method has
+    both = [part for each in settings for part in ("--set", each)]
+    code, said, error = ribray(photograph, "--classes", "moped", "--weights", "none", "--method", "advcam, rib", *both)
+    assert (code, error) == (0, "")
+    assert "photograph.png: moped; AdvCAM 2 of 2 steps, RIB 2 of 2 steps; " in said
+    height = Image.open("maps/photograph.png").height
+    with np.load("maps/photograph.npz") as archive:
+        together = dict(archive)
+    assert not np.array_equal(together["maps_advcam"], together["maps_rib"])
+    for name, alone in (("advcam", ("--set", "refine.step_size=1.0", *QUICK[:4])), ("rib", QUICK)):
+        ribray(photograph, "--classes", "moped", "--weights", "none", "--method", name, *alone, "--out", name)
+        assert height < Image.open(f"{name}/photograph.png").height  # six columns take the width of four
+        with np.load(f"{name}/photograph.npz") as archive:
+            for key in ("maps", "mask", "threshold"):
+                assert np.array_equal(together[f"{key}_{name}"], archive[key]), (name, key)
+            np.testing.assert_allclose(together["cams"], archive["cams"], atol=1e-5)
+
+
 def test_the_picture_states_where_the_mask_begins(ribray, photograph, tmp_path) -> None:
     ribray(photograph, "--classes", "moped,tench", "--weights", "none", *QUICK)
     with np.load("maps/photograph.npz") as arrays:
@@ -267,6 +287,12 @@ def test_a_run_s_classifier_serves_as_a_network_and_from_python_and_ray_is_not_i
         (("--set", "refine.iteration=3"), ["no setting 'iteration' (did you mean iterations?)"]),
         (("--set", "refine.iterations=0"), ["iterations: "]),
         (("--set", "refine=3"), ["--set refine: "]),
+        (("--method", "advcm"), ["no method 'advcm' (did you mean advcam?)"]),
+        (("--method", "rib,rib"), ["names two methods 'rib'"]),
+        (("--method", ","), ["no method ''"]),
+        (("--method", "advcam", "--set", "refine.lr=1"), ["AdvCAM has no setting 'lr'"]),
+        (("--method", "advcam,rib", "--set", "refine.iterations=2"), ["refine.iterations may be of advcam or rib"]),
+        (("--method", "advcam,rib", "--set", "refine.rib.step_size=2"), ["refine.rib.step_size belongs to", "advcam"]),
         (("--long-side", "-1"), ["--long-side -1"]),
     ],
 )

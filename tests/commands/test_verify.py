@@ -12,6 +12,7 @@ from ribray.commands import verify as verification
 from ribray.commands.verify import verify
 from ribray.errors import RibrayError, UsageError
 from ribray.irn import loss
+from ribray.methods import advcam
 from ribray.methods import rib as refine
 from ribray.networks import Classifier
 
@@ -49,6 +50,34 @@ def test_all_other_recorded_refinements_are_reproduced_too(shared_dir: Path) -> 
     assert others >= {"rib_single_class", "rib_explode_two_classes", "rib_gap_pooling", "rib_weight_decay"}
     for case in others:
         assert_reproduced(shared_dir, case)
+
+
+def assert_climbs_reproduced(folder: Path, case: str) -> None:
+    checks = verify(folder / "golden_advcam", only=case)
+    assert [check for check in checks if not check.ok] == []
+    assert {check.case for check in checks} == {"rib weights", f"{case}, float64", f"{case}, float32"}
+    exact = {check.quantity: check.error for check in checks if check.case == f"{case}, float64"}
+    assert {"steps", "cam_scale0", "masked_scale3", "moved_scale1", "sum_scale2", "cam_stride4", "cam_full"} <= {*exact}
+    assert max(exact[f"objective_scale{scale}"] for scale in range(4)) < 1e-12  # recorded in float64
+
+
+@pytest.mark.parametrize("case", ["advcam_single_class", "advcam_no_regularizer"])
+def test_recorded_climbs_are_reproduced(case: str, shared_dir: Path) -> None:
+    assert_climbs_reproduced(shared_dir, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["advcam_two_classes", "advcam_regularizer", "advcam_scales"])
+def test_the_other_recorded_climbs_are_reproduced_too(case: str, shared_dir: Path) -> None:
+    assert_climbs_reproduced(shared_dir, case)
+
+
+def test_it_is_the_products_climb_that_is_checked(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advcam, "steps_of", lambda iterations, scales: [2] * scales)
+    checks = verify(shared_dir / "golden_advcam", only="advcam_single_class")
+    off = {check.quantity for check in checks if not check.ok}
+    assert {"steps", "cam_scale0", "masked_scale1", "sum_scale3", "cam_full"} <= off
+    assert {"keys", "view_scale1"} <= {check.quantity for check in checks if check.ok}
 
 
 def test_recorded_pairs_losses_and_gradients_of_irn_are_reproduced(shared_dir: Path) -> None:

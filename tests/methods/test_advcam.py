@@ -1,4 +1,4 @@
-"""AdvCAM of one image against a plain reading of docs/method.md, section 3, and what it promises.
+"""AdvCAM of one image against a plain reading of docs/method.md, section 6, and what it promises.
 
 The oracle below takes a forward pass for every class and step, gets the attribution by Grad-CAM with a backward pass of
 its own, loops over views and cells' masks, and shares no code with the product but the network's layers. Both run in
