@@ -30,29 +30,28 @@ def describe_machine() -> str:
     return ", ".join([*parts, *(f"{count} × {name}" if count > 1 else name for name, count in gpus.items())])
 
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
-_ALWAYS_KEPT, _USUALLY_KEPT = 1 << 30, 1 << 25
-"""Bytes: blocks up to this size are used again. The second is the most that glibc comes to by itself."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+_USUAL_BLOCKS, _USUAL_END = 65_536, 2**26
+"""How many blocks glibc takes from the system one by one, and how many free bytes at the heap's end it keeps."""
 
 
 @contextlib.contextmanager
 def keeping_memory() -> Iterator[None]:
     """Let this process use large blocks of memory again that it has freed, and give them back at the end.
 
-    Otherwise glibc gives each of them back at once, and the system clears every page of the next one: a quarter of the
-    time of a network on large images.
+    Otherwise glibc gives each of them back at once, and the system clears every page of the next one.
     """
     libc = ctypes.CDLL(None)
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):  # another C library
         yield
         return
-    libc.mallopt(_MMAP_THRESHOLD, _ALWAYS_KEPT)
-    libc.mallopt(_TRIM_THRESHOLD, 2 * _ALWAYS_KEPT - 1)
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
-        libc.mallopt(_MMAP_THRESHOLD, _USUALLY_KEPT)
-        libc.mallopt(_TRIM_THRESHOLD, 2 * _USUALLY_KEPT)
+        libc.mallopt(_MMAP_MAX, _USUAL_BLOCKS)
+        libc.mallopt(_TRIM_THRESHOLD, _USUAL_END)
         libc.malloc_trim(0)
 
 
