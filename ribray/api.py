@@ -190,9 +190,9 @@ class MapMaker:
             UsageError: it is no run directory, or has no finished classifier.
         """
         from ribray.pipeline.finished_run import trained_classifier
-        from ribray.stages import STAGES
+        from ribray.stages import stages_of
 
-        classifier, names, methods = trained_classifier(storage.absolute(directory), STAGES)
+        classifier, names, methods = trained_classifier(storage.absolute(directory), stages_of)
         own = methods[cls.method].model_dump(exclude={*NOT_READ}) if cls.method in methods else {}
         config = read_settings({**own, **settings}, cls.method)
         maker = cls.__new__(cls)

@@ -27,7 +27,7 @@ from ribray.pipeline.finished_run import FinishedRun
 from ribray.pipeline.masks import finished_masks, mask_path
 from ribray.progress import Bar, show_progress
 from ribray.runs.directory import require_outside
-from ribray.stages import STAGES, evaluate, pseudo
+from ribray.stages import evaluate, pseudo, stages_of
 
 NAME, FOLDER = "export", "exports"
 PSEUDO, PREDICTIONS = "pseudo", "predictions"
@@ -88,7 +88,7 @@ def export_masks(
     what = what or (PSEUDO if format == COCO else PREDICTIONS)
     if what not in STAGE_OF:
         raise UsageError(f"There are no masks '{what}'; --what is one of {', '.join(STAGE_OF)}.")
-    finished = FinishedRun.read(directory, STAGES)
+    finished = FinishedRun.read(directory, stages_of)
     data = finished.experiment.data
     if format == VOC_SERVER:
         if data.kind != "voc":

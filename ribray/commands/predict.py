@@ -50,7 +50,7 @@ from ribray.report.overlays import legend_overlay
 from ribray.runs.directory import require_outside
 from ribray.runs.records import FAILURES_FILE, Failure
 from ribray.runs.records import RECORD_FILE as STAGE_RECORD
-from ribray.stages import STAGES, segmentation
+from ribray.stages import segmentation, stages_of
 
 NAME = "predict"
 MASKS, OVERLAYS = "masks", "overlays"
@@ -106,7 +106,7 @@ def predict_images(
 ) -> Predicted:
     """Predict each image of ``source`` without mask and overlay in ``out``, by workers on Ray or (0) this process."""
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    finished, source, out = FinishedRun.read(directory, STAGES), storage.absolute(source), storage.absolute(out)
+    finished, source, out = FinishedRun.read(directory, stages_of), storage.absolute(source), storage.absolute(out)
     network = _network(finished)
     if network.uses_crf:
         require_crf()

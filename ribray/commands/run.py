@@ -17,8 +17,8 @@ from ribray.commands.tracking import log_run, open_trackers
 from ribray.config import Experiment, label
 from ribray.demo.world import make_world
 from ribray.errors import StageError, UsageError
-from ribray.pipeline.maps import map_files, refine_stage, wanted_ids
-from ribray.pipeline.stage import CAM, Context, Estimate, Stage, Work
+from ribray.pipeline.maps import REFINE, map_files, refine_stage, wanted_ids
+from ribray.pipeline.stage import Context, Estimate, Stage, Work
 from ribray.report.charts import draw_curve
 from ribray.report.pictures import MapFiles, MaskBlock, draw_growth, draw_masks
 from ribray.report.stage_tables import headline
@@ -26,7 +26,7 @@ from ribray.report.tables import seed_table
 from ribray.runs.metrics import RunMetrics
 from ribray.runs.records import Failure
 from ribray.runs.run import Run
-from ribray.stages import MASK_STAGES, STAGES, confident, evaluate, feeds, pseudo, seed
+from ribray.stages import MASK_STAGES, STAGES, asked_for, confident, evaluate, feeds, pseudo, seed, stages_of
 from ribray.tracking import Tracker, sync_command
 
 
@@ -39,6 +39,9 @@ class Request:
     redo: str | None = None
     fork: Path | None = None
     break_lock: bool = False  # whether to take the place of a process that left its lock on an object store
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", asked_for(self.stages, stages_of(self.experiment)))
 
     @property
     def directory(self) -> Path:
@@ -93,11 +96,11 @@ def parse_stages(text: str | None) -> tuple[str, ...]:
     if text is None:
         return tuple(STAGES)
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in STAGES]:
+    if unknown := [name for name in names if name not in STAGES and not name.startswith(f"{REFINE}_")]:
         raise UsageError(f"There is no stage '{unknown[0]}'; the stages are {', '.join(STAGES)}.")
     if not names:
         raise UsageError(f"--stages names none; the stages are {', '.join(STAGES)}.")
-    return tuple(name for name in STAGES if name in names)
+    return tuple(dict.fromkeys([*(name for name in STAGES if name in names), *names]))
 
 
 def run_chain(request: Request, console: Console, stop: threading.Event) -> Result:
@@ -135,13 +138,13 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
             if name not in part.stages or stop.is_set():
                 continue
             title, console = f"[bold]{part.title}{name}[/bold]", part.context.console
-            if missing := [other for other in failed if feeds(other, (name,))]:
+            if missing := [other for other in failed if feeds(other, (name,), chain=part.context.stages)]:
                 console.print(f"{title}: not begun, as stage '{missing[0]}' failed", highlight=False)
                 continue
             try:
-                _run_stage(part, STAGES[name])
-                is_shown = name == seed.NAME != request.stages[-1]  # later stages take longer
-                if is_shown and (metrics := part.context.run.read_metrics().seed) is not None:
+                _run_stage(part, part.context.stages[name])
+                metrics = part.context.run.read_metrics().seed
+                if name == seed.NAME != request.stages[-1] and metrics is not None:  # later stages take longer
                     part.context.console.print("", seed_table(metrics.maps), "")
             except StageError as error:
                 console.print(f"{title}: [red]failed[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -167,9 +170,9 @@ def run_import(request: Request, source: Path, console: Console, stop: threading
 
 def _import_spares(context: Context, name: str) -> str | None:
     if context.imported(name) is not None:
-        work = STAGES[name].work(context)
+        work = context.stages[name].work(context)
         return f"{work.done} of {work.total} {work.unit}, imported"
-    readers = [stage for stage, definition in STAGES.items() if name in definition.upstream]
+    readers = [stage for stage, definition in context.stages.items() if name in definition.upstream]
     if readers and all(context.imported(stage) is not None for stage in readers):
         return f"not needed, stage {' and '.join(readers)} was imported"
     return None
@@ -244,17 +247,16 @@ def plan_chain(request: Request, console: Console) -> list[Planned]:
     run = Run.look(request.directory, _forked(request))
     parts = _parts(request, run, Run.look, console, stop)
     _check(parts, request, redo=False)
-    remade = _from(request.redo) if request.redo is not None else ()
     return [
-        _planned(part, name, name in remade)
+        _planned(part, name, name in _remade(part.context, request.redo))
         for part in parts
         for name in request.stages
-        if name in part.stages and (remade or _import_spares(part.context, name) is None)
+        if name in part.stages and (request.redo is not None or _import_spares(part.context, name) is None)
     ]
 
 
 def _planned(part: Part, name: str, is_remade: bool) -> Planned:
-    context, stage = part.context, STAGES[name]
+    context, stage = part.context, part.context.stages[name]
     folder, work = context.artifact(name), stage.work(context)
     source = "here" if folder.parent == context.run.directory else str(folder.parent)
     if is_remade or not context.has(name):
@@ -270,10 +272,11 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
     statuses = []
     runs: list[tuple[str | None, Run]] = [(None, run), *run.variants().items()]
     for variant, run in runs:
-        experiment = run.read_experiment().on_own_source()
-        context = Context(experiment, run, STAGES, Console(quiet=True), Tracker(experiment, run))
+        experiment = run.read_experiment()
+        experiment = experiment.on_own_source() if variant is None else experiment.on_source(variant)
+        context = Context(experiment, run, stages_of(experiment), Console(quiet=True), Tracker(experiment, run))
         numbers, failures = run.read_metrics().stages(), Counter(failure.stage for failure in run.failures())
-        for name, stage in STAGES.items():
+        for name, stage in context.stages.items():
             if (variant is None or name in MASK_STAGES) and (context.has(name) or failures[name]):
                 work = stage.work(context)
                 result = headline(numbers.get(name), stage)
@@ -310,20 +313,27 @@ def _forked(request: Request) -> Run | None:
 def _parts(
     request: Request, run: Run, open_run: Callable[[Path, Run], Run], console: Console, stop: threading.Event
 ) -> list[Part]:
-    """Return the run (which may itself be a variant), and after it the variant on plain CAMs where one is asked for."""
-    experiment = request.experiment
-    source = experiment.masks.source
-    main = Context(experiment.on_own_source(), run, STAGES, console, Tracker(experiment, run), stop)
-    if source == "rib" or run.variant is not None:
-        return [Part(main, tuple(STAGES))]
-    part = Part(main, tuple(STAGES) if source == "both" else tuple(name for name in STAGES if name not in MASK_STAGES))
+    """Return the run, and after it the variants on further maps where such are asked for.
+
+    A run directory that is a variant itself goes on as one.
+    """
+    experiment, own = request.experiment, request.experiment.own_source
+    on_own = experiment.on_own_source()
+    main = Context(on_own, run, stages_of(on_own), console, Tracker(experiment, run), stop)
+    if experiment.sources == (own,) or run.variant is not None:
+        return [Part(main, tuple(main.stages))]
+    kept = tuple(name for name in main.stages if own in experiment.sources or name not in MASK_STAGES)
+    parts = [Part(main, kept)]
     if not set(request.stages).intersection(MASK_STAGES):
-        return [part]
-    sub_run = open_run(run.variant_directory(CAM), run)
-    on_cams = experiment.on_source("cam")
-    variant = Context(on_cams, sub_run, STAGES, console, Tracker(on_cams, sub_run), stop, main.resources)
-    variant.share_session(main)
-    return [part, Part(variant, MASK_STAGES, CAM)]
+        return parts
+    for source in experiment.sources:
+        if source != own:
+            on_source, sub_run = experiment.on_source(source), open_run(run.variant_directory(source), run)
+            stages, tracker = stages_of(on_source), Tracker(on_source, sub_run)
+            variant = Context(on_source, sub_run, stages, console, tracker, stop, main.resources)
+            variant.share_session(main)
+            parts.append(Part(variant, MASK_STAGES, source))
+    return parts
 
 
 def _draw_world(context: Context) -> None:
@@ -334,47 +344,56 @@ def _draw_world(context: Context) -> None:
 
 def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
     """Refuse whatever can be refused before anything starts, and forget what is to be made again (not for a plan)."""
-    remade = _from(request.redo) if request.redo is not None else ()
     if request.redo is not None and request.redo not in request.stages:
+        _remade(parts[0].context, request.redo)
         raise UsageError(
             f"--redo {request.redo} is not among --stages {','.join(request.stages)}: add it, or it would be removed "
             "and not made again."
         )
     main = parts[0].context
-    imported = {name for name in STAGES if name not in remade and main.imported(name) is not None}
-    needed = [name for name in STAGES if name in request.stages or feeds(name, request.stages, imported)]
-    here = [(part.context, name) for part in parts for name in needed if name in part.stages]
+    needed: list[str] = []
+    for part in parts:
+        chain, remade = part.context.stages, _remade(part.context, request.redo)
+        imported = {name for name in main.stages if name not in remade and main.imported(name) is not None}
+        needed += [name for name in chain if name in request.stages or feeds(name, request.stages, imported, chain)]
+    here = [(part.context, name) for part in parts for name in part.stages if name in needed]
     for context, name in here:
-        if name not in remade:
-            context.run.refuse_other_settings(STAGES[name].folder, context.key(name))
+        if name not in _remade(context, request.redo):
+            context.run.refuse_other_settings(context.stages[name].folder, context.key(name))
     for context, name in here:
-        work = STAGES[name].work(context)  # whatever is wrong with lists or files is said here
-        is_there = name not in remade and context.has(name)
+        stage = context.stages[name]
+        work = stage.work(context)  # whatever is wrong with lists or files is said here
+        is_there = name not in _remade(context, request.redo) and context.has(name)
         if name not in request.stages:
-            if not is_there or not serves(STAGES[name], work):
+            if not is_there or not serves(stage, work):
                 raise UsageError(
                     f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
-                    f"add it: --stages {','.join([*needed])}."
+                    f"add it: --stages {','.join(dict.fromkeys(needed))}."
                 )
-        elif redo and (check := STAGES[name].check) is not None and not (is_there and not work.left):
-            check(context)
-    if redo:
-        for part in parts:
-            _forget(part, remade)
-        for variant in main.run.variants().values():  # also one that is not worked on now: its maps are gone
-            if variant.directory not in [part.context.run.directory for part in parts]:
-                for name in set(remade).intersection(MASK_STAGES):
-                    variant.remove_stage(name, STAGES[name].folder)
+        elif redo and stage.check is not None and not (is_there and not work.left):
+            stage.check(context)
+    if redo and request.redo is not None:
+        _forget(parts, request)
 
 
-def _forget(part: Part, names: Sequence[str]) -> None:
-    run, own = part.context.run, [name for name in names if name in part.stages]
-    for name in own:
-        run.remove_stage(name, STAGES[name].folder)
-    part.context.forget_keys()
-    for name in own:  # an artifact of this run's own from here on, also where it was forked from another
-        if run.parent is not None:
-            run.begin(STAGES[name].folder, part.context.key(name))
+def _forget(parts: Sequence[Part], request: Request) -> None:
+    """Remove a stage and those that build on it, so that they are made again."""
+    for part in parts:
+        run, context = part.context.run, part.context
+        own = [name for name in _remade(context, request.redo) if name in part.stages]
+        for name in own:
+            run.remove_stage(name, context.stages[name].folder)
+        context.forget_keys()
+        for name in own:  # an artifact of this run's own from here on, also where it was forked from another
+            if run.parent is not None:
+                run.begin(context.stages[name].folder, context.key(name))
+    for source, variant in parts[0].context.run.variants().items():  # one that is not worked on now: its maps are gone
+        if variant.directory not in [part.context.run.directory for part in parts]:
+            experiment = request.experiment
+            chain = stages_of(experiment.on_source(source) if source in experiment.maps else experiment)
+            for name in MASK_STAGES:
+                if name == request.redo or feeds(request.redo or "", (name,), chain=chain):
+                    variant.remove_stage(name, chain[name].folder)
 
 
 def serves(stage: Stage, work: Work) -> bool:
@@ -382,7 +401,11 @@ def serves(stage: Stage, work: Work) -> bool:
     return work.done > 0 if stage.serves_in_part else work.left == 0
 
 
-def _from(stage: str) -> tuple[str, ...]:
-    if stage not in STAGES:
-        raise UsageError(f"--redo {stage}: there is no such stage; the stages are {', '.join(STAGES)}.")
-    return tuple(name for name in STAGES if name == stage or feeds(stage, (name,)))
+def _remade(context: Context, redo: str | None) -> tuple[str, ...]:
+    """Return the stage that is to be made again and all that build on it; nothing for None."""
+    chain = context.stages
+    if redo is None:
+        return ()
+    if redo not in chain:
+        raise UsageError(f"--redo {redo}: there is no such stage; the stages are {', '.join(chain)}.")
+    return tuple(name for name in chain if name == redo or feeds(redo, (name,), chain=chain))

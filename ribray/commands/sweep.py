@@ -25,6 +25,7 @@ from ribray.commands.run import Request, parse_stages, run_chain, serves
 from ribray.commands.trial import TrialRunner, last_line, log_file
 from ribray.config import Experiment, flatten, nearest, to_values
 from ribray.errors import UsageError
+from ribray.pipeline.maps import REFINE
 from ribray.pipeline.stage import Context, training_workers
 from ribray.progress import Bar, show_progress
 from ribray.report.ledger import FORMAT, TrialRecord, read_ledger, read_trial
@@ -32,10 +33,11 @@ from ribray.report.sweep_results import write_results
 from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, hold
 from ribray.runs.keys import differences
 from ribray.runs.run import Run
-from ribray.stages import MASK_STAGES, STAGES, feeds, stages_of
+from ribray.stages import MASK_STAGES, STAGES, asked_for, feeds, stages_of
 from ribray.sweep_file import SweepFile, Trial, base_experiment, base_run, metric_of, trials_of
 from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command
 
+METHOD = "refine.method"
 BASE_FOLDER, TUNE_FOLDER, SWEEP_FILE = "base", "tune", "sweep.yaml"
 LASTING = ("finished", "diverged", "stopped")  # what a trial stays when the sweep is started again; others are run
 NO_PART_OF_A_RESULT = ("cluster.", "tracking.", "data.least_readable")
@@ -74,9 +76,11 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
     base = base.with_values({"tracking.group": base.tracking.group or request.name})
     trials = trials_of(definition, base)
     touched = check(request, base, trials)
-    needed = [name for name in STAGES if name in definition.stages or feeds(name, definition.stages)]
+    needed = _needed(definition, base)
     shared = tuple(name for name in needed if name not in touched)
     own = tuple(name for name in needed if name in touched or name in definition.stages)
+    if METHOD in definition.space:  # whose stages differ from trial to trial
+        own = tuple(dict.fromkeys(REFINE if name.startswith(REFINE) else name for name in own))
     with ExitStack() as held:
         held.callback(hold(out, "sweep", request.break_lock).release)
         ledger = Ledger(out, request, base, trials)
@@ -109,6 +113,7 @@ def check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> s
     """Refuse what cannot work; return the stages that some trial has to do for itself."""
     definition = request.sweep
     parse_stages(",".join(definition.stages))
+    chain, needed = stages_of(base), _needed(definition, base)
     if base.cluster.workers == 0:
         raise UsageError(
             f"{request.source}: a sweep's trials are processes of their own, on Ray, so they need a pool each: set "
@@ -127,11 +132,11 @@ def check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> s
         changed |= {key for key in values.keys() | known.keys() if values.get(key) != known.get(key)}
         if metric not in metrics:
             metrics[metric] = _metrics_of(definition, experiment)
-    touched = {name for name, stage in STAGES.items() if any(_lies_under(key, stage.reads) for key in changed)}
+    touched = {name for name, stage in chain.items() if any(_lies_under(key, stage.reads) for key in changed)}
     if any(_chooses_data(key, base) for key in changed):
-        touched = set(STAGES)
-    touched |= {name for name in STAGES if any(feeds(other, (name,)) for other in touched)}
-    reads = [STAGES[name].reads for name in STAGES if name in definition.stages or feeds(name, definition.stages)]
+        touched = set(chain)
+    touched |= {name for name in chain if any(feeds(other, (name,), chain=chain) for other in touched)}
+    reads = [chain[name].reads for name in needed]
     for key in definition.space:
         is_read = key == "seed" or _chooses_data(key, base) or any(_lies_under(key, prefixes) for prefixes in reads)
         if not is_read:
@@ -146,7 +151,14 @@ def check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> s
 
 def _flat(experiment: Experiment) -> dict[str, Any]:
     """Return every key; that of the methods also where it goes without saying."""
-    return {"refine.method": list(experiment.methods), **flatten(to_values(experiment))}
+    return {METHOD: list(experiment.methods), **flatten(to_values(experiment))}
+
+
+def _needed(definition: SweepFile, base: Experiment) -> list[str]:
+    """Return the stages that a trial is made of: those that are asked for, and those before them."""
+    chain = stages_of(base)
+    wanted = asked_for(definition.stages, chain)
+    return [name for name in chain if name in wanted or feeds(name, wanted, chain=chain)]
 
 
 def _chooses_data(key: str, base: Experiment) -> bool:
@@ -160,15 +172,11 @@ def _lies_under(key: str, prefixes: Iterable[str]) -> bool:
 
 
 def _metrics_of(definition: SweepFile, experiment: Experiment) -> list[str]:
-    """Return what a trial's own stages write; those of a method other than RIB stand for stage ``refine``."""
-    own = [
-        f"{name}.{number}"
-        for name, stage in stages_of(experiment).items()
-        if {name, name.partition("_")[0]}.intersection(definition.stages)
-        for number in stage.writes
-    ]
+    """Return what a trial's own stages write."""
+    chain = stages_of(experiment)
+    own = [f"{name}.{number}" for name in asked_for(definition.stages, chain) for number in chain[name].writes]
     on_masks = [metric for metric in own if metric.partition(".")[0] in MASK_STAGES]
-    others = [source for source in experiment.sources if source != experiment.own_source]
+    others = [source for source in experiment.maps if source != experiment.own_source]
     return own + [f"variants.{source}.{metric}" for source in others for metric in on_masks]
 
 
@@ -181,7 +189,7 @@ def _check_metric(request: SweepRequest, metric: str, written: Sequence[str], to
             f"{nearest(metric, own)}; they write {', '.join(own)}."
         )
     stage = metric.split(".")[2 if metric.startswith("variants.") else 0]
-    if not {stage, stage.partition("_")[0]}.intersection(touched):
+    if not {stage, REFINE if stage.startswith(REFINE) else ""}.intersection(touched):
         raise UsageError(
             f"{request.source}: {metric} does not depend on {', '.join(definition.space)}: every trial would be equal."
         )
@@ -206,9 +214,10 @@ def _base_run(
         run_chain(own, console, stop)
         return own.out
     run = Run.read(named)
-    context = Context(base.on_own_source(), run, STAGES, Console(quiet=True), Tracker(base, run))
+    own_base = base.on_own_source()
+    context = Context(own_base, run, stages_of(own_base), Console(quiet=True), Tracker(base, run))
     for name in shared:
-        key, stage = context.key(name), STAGES[name]
+        key, stage = context.key(name), context.stages[name]
         record = run.record(stage.folder)
         if record and record["key"] != key.digest and context.artifact(name).parent == run.directory:
             phrases = differences(record["inputs"], key.inputs) or [f"an earlier {', '.join(key.upstream)}"]

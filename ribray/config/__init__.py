@@ -17,6 +17,7 @@ from ribray.config.masks import IrnConfig, MasksConfig, PseudoConfig
 from ribray.config.methods import (
     CAM,
     ENDED,
+    RIB,
     AdvCAMConfig,
     MethodConfig,
     MethodsConfig,

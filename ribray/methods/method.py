@@ -96,10 +96,12 @@ class ExtraSamples:
     resize_long: tuple[int, int]
     """Range of the long side before, in pixels."""
     seed: int
-    wants_class: bool
-    """Whether an image without any class is of no use."""
+    setting: str
+    """The setting that asks for them, such as ``refine.batch_size=20``."""
     alone_with: str
-    """The setting with which an image is refined without any, such as ``refine.batch_size=1``."""
+    """The one with which an image is refined without any, such as ``refine.batch_size=1``."""
+    of_no_use: str | None = None
+    """Why an image without any class would be of no use, after "which"; None: it is of use."""
 
 
 class Method(ABC):

@@ -83,7 +83,7 @@ class Preparation:
         candidates = order.candidates(id, present) if extras is not None and order is not None else np.zeros(0, int)
         self.only_empty = candidates.size > 0 and not dataset.labels[candidates[0]].any()
         """Whether no image but those without any class could serve as an extra sample."""
-        self.is_alone = self.only_empty and extras is not None and extras.wants_class
+        self.is_alone = self.only_empty and extras is not None and extras.of_no_use is not None
         """Whether none is drawn, as those that there are would be of no use."""
         self._available = 0 if self.is_alone else len(candidates)
         self._order = order.draw(id, present) if order is not None else iter(())

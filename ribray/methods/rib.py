@@ -253,8 +253,9 @@ class Refiner(Method):
             crop_size=config.crop_size,
             resize_long=config.resize_long,
             seed=config.seed,
-            wants_class=config.loss == "rib",  # without a label it would add nothing to the loss
+            setting=f"refine.batch_size={config.batch_size}",
             alone_with="refine.batch_size=1",
+            of_no_use="add nothing to L_RIB" if config.loss == "rib" else None,
         )
 
     @classmethod

@@ -1,7 +1,7 @@
 """What a run has made, for commands that only read it: found without the data, without holding the run."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,14 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ribray.config import Experiment, MethodConfig, flatten, to_values
+from ribray.config import CAM, Experiment, MethodConfig
 from ribray.errors import UsageError
 from ribray.networks import Classifier, build_classifier
 from ribray.networks.weights import load_classifier
 from ribray.pipeline.artifacts import WEIGHTS_FILE, require_recorded
-from ribray.pipeline.stage import CAM, Context, Stage
+from ribray.pipeline.stage import Context, Stage
 from ribray.runs.directory import EXPERIMENT_FILE
-from ribray.runs.keys import select_configuration
 from ribray.runs.run import Run
 from ribray.tracking import Tracker
 
@@ -39,14 +38,14 @@ class FinishedRun:
     stages: Mapping[str, Stage]
 
     @classmethod
-    def read(cls, directory: Path, stages: Mapping[str, Stage]) -> "FinishedRun":
+    def read(cls, directory: Path, stages_of: Callable[[Experiment], Mapping[str, Stage]]) -> "FinishedRun":
         """Look at a run; of one whose masks are made from plain CAMs only, at the variant that holds them."""
         run = Run.read(directory)
         experiment = run.read_experiment()
-        if experiment.masks.source == "cam" and run.variant is None and CAM in run.variants():
+        if experiment.sources == (CAM,) and run.variant is None and CAM in run.variants():
             run = run.variants()[CAM]
             experiment = run.read_experiment()
-        return cls(run, experiment, stages)
+        return cls(run, experiment, stages_of(experiment))
 
     def artifact(self, stage: str) -> Artifact | None:
         """Return what a stage made; None where neither this run nor one that it may reuse has it."""
@@ -86,24 +85,24 @@ class FinishedRun:
         stage = self.stages.get(inputs["stage"])
         if stage is None:
             return False
-        if inputs["configuration"] != select_configuration(self._settings, stage.reads, stage.leaves_out):
+        if inputs["configuration"] != stage.configuration(self._own_experiment):
             return False
         for name, digest in inputs["upstream"].items():
-            earlier = (run.record(self.stages[name].folder) for run in self.run.lineage)
+            earlier = (run.record(self.stages[name].folder) for run in self.run.lineage if name in self.stages)
             if not any(each.get("key") == digest and self._fits(each) for each in earlier):
                 return False
         return True
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
-        return flatten(to_values(self.experiment.on_own_source()))
+    def _own_experiment(self) -> Experiment:
+        return self.experiment.on_own_source()
 
 
 def trained_classifier(
-    directory: Path, stages: Mapping[str, Stage]
+    directory: Path, stages_of: Callable[[Experiment], Mapping[str, Stage]]
 ) -> tuple[Classifier, list[str], Mapping[str, MethodConfig]]:
-    """Return a run's classifier, the names of its classes, and the settings of its methods by name."""
-    finished = FinishedRun.read(directory, stages)
+    """Return a run's classifier, the names of its classes, and the settings of its methods."""
+    finished = FinishedRun.read(directory, stages_of)
     artifact = finished.artifact("classifier")
     if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
         raise UsageError(

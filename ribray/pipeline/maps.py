@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ribray import storage
-from ribray.config.methods import RIB
+from ribray.config import RIB, Experiment
 from ribray.data.dataset import Dataset
 from ribray.data.lists import id_finder, read_list
 from ribray.data.near import Near
@@ -20,7 +20,7 @@ from ribray.pipeline.stage import Context
 from ribray.runs.records import RECORD_FILE, Failure
 
 REFINE = "refine"
-"""The stage that makes them."""
+"""The stage that makes them by RIB, and the first part of the names of those that make them by other methods."""
 SUFFIX = ".npz"
 SUBFOLDERS = 256
 LISTINGS = 16
@@ -28,8 +28,13 @@ LISTINGS = 16
 
 
 def refine_stage(method: str) -> str:
-    """Return the stage that makes a method's maps."""
+    """Return the name of the stage that makes the maps of a method."""
     return REFINE if method == RIB else f"{REFINE}_{method}"
+
+
+def source_stage(experiment: Experiment) -> str:
+    """Return the name of the stage that makes the maps which masks are made from."""
+    return refine_stage(experiment.maps[experiment.sources[0]])
 
 
 def map_path(folder: Path, id: str) -> Path:
@@ -102,17 +107,18 @@ def wanted_ids(context: Context) -> list[str]:
     return ids[: config.refine.limit]
 
 
-def left_out(context: Context) -> dict[str, Failure]:
+def left_out(context: Context, stage: str = REFINE) -> dict[str, Failure]:
     """Return the images that cannot be refined, as what is wrong with them keeps them out of the split."""
     dataset = context.training_set
     apart = [problem for problem in dataset.problems if problem.id not in dataset]
-    return {problem.id: Failure(problem.id, REFINE, problem.sentence) for problem in apart}
+    return {problem.id: Failure(problem.id, stage, problem.sentence) for problem in apart}
 
 
-def refined_ids(context: Context) -> list[str]:
-    """Return the wanted images that have a map file, in the order of the split."""
+def refined_ids(context: Context, *stages: str) -> list[str]:
+    """Return the wanted images that have a map file of every stage, by default of that which masks are made from."""
     wanted = wanted_ids(context)
-    return list(itertools.compress(wanted, are_finished(context.artifact(REFINE), wanted)))
+    finished = [are_finished(context.artifact(stage), wanted) for stage in stages or [source_stage(context.experiment)]]
+    return list(itertools.compress(wanted, np.logical_and.reduce(finished)))
 
 
 def read_maps(

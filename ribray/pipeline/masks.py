@@ -21,7 +21,7 @@ from ribray.errors import ImageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.pipeline import judging
-from ribray.pipeline.maps import REFINE, refined_ids, wanted_ids
+from ribray.pipeline.maps import refined_ids, source_stage, wanted_ids
 from ribray.pipeline.per_image import StagePool
 from ribray.pipeline.stage import Context, Work, coverage
 from ribray.runs.metrics import Timing
@@ -214,7 +214,7 @@ def judge_training_masks(
     chunk_size: int = 1,
 ) -> MasksResult | None:
     """Make and judge the masks of all images that have maps, as a stage's work; None where the user stopped it."""
-    maps, ids = context.require(REFINE, name), refined_ids(context)
+    maps, ids = context.require(source_stage(context.experiment), name), refined_ids(context)
     context.begin(name)
     judge = judging.evaluated_split(context)
     shared = {"dataset": context.training_set, "folder": context.own_folder(name), "judge": judge, "maps": maps}

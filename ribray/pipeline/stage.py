@@ -58,6 +58,10 @@ class Stage(StageFacts):
 
     upstream: tuple[str, ...]
     """Stages whose artifacts it reads."""
+    follows: tuple[str, ...] = ()
+    """Further stages whose artifacts it reads where they are there; its key does not depend on them."""
+    of_experiment: Callable[[Experiment], Experiment] = lambda experiment: experiment
+    """The experiment as this stage sees it."""
     also_reads: tuple[str, ...] = ()
     """Configuration keys, or sections, that its result depends on beside its own section."""
     leaves_out: tuple[str, ...] = ()
@@ -85,6 +89,10 @@ class Stage(StageFacts):
     def reads(self) -> tuple[str, ...]:
         """Configuration keys, or sections, that its result depends on."""
         return self.also_reads if self.section is None else (self.section, *self.also_reads)
+
+    def configuration(self, experiment: Experiment) -> dict[str, Any]:
+        """Return the flat keys and values that its result depends on."""
+        return select_configuration(flatten(to_values(self.of_experiment(experiment))), self.reads, self.leaves_out)
 
 
 def training_workers(experiment: Experiment, stages: Mapping[str, Stage]) -> int:
@@ -206,11 +214,10 @@ class Context:
             return self.key_of_import(stage, content)
         if stage not in self._keys:
             definition = self.stages[stage]
-            flat = flatten(to_values(self.experiment))
             self._keys[stage] = StageKey(
                 stage=stage,
                 format=definition.format,
-                configuration=select_configuration(flat, definition.reads, definition.leaves_out),
+                configuration=definition.configuration(self.experiment),
                 upstream={name: self.key(name).digest for name in definition.upstream},
                 data=definition.fingerprints(self),
             )

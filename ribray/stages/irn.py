@@ -21,7 +21,7 @@ from ribray.networks.irnet import IRNet, build_irnet
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, load_network
 from ribray.pipeline.artifacts import WEIGHTS_FILE, trained_weights
 from ribray.pipeline.batches import Batch
-from ribray.pipeline.maps import REFINE, wanted_ids
+from ribray.pipeline.maps import source_stage, wanted_ids
 from ribray.pipeline.masks import mask_path, masked_ids
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.tasks import MaskTask
@@ -156,7 +156,7 @@ def _check(context: Context) -> None:
         _start(context)
     elif context.experiment.irn_backbone[0] != classifier.backbone:
         raise UsageError(f"irn.weights=classifier needs irn.backbone={classifier.backbone}, not {config.backbone}.")
-    elif context.imported(REFINE) is not None and not context.has("classifier"):
+    elif context.imported(source_stage(context.experiment)) is not None and not context.has("classifier"):
         raise UsageError("irn.weights=classifier needs a classifier, and maps that were imported have none.")
 
 

@@ -1,4 +1,7 @@
-"""Stage ``refine``: a pool of workers refines every image on its own and writes its map file."""
+"""Stage ``refine``: a pool of workers refines every image on its own and writes its map file.
+
+There is one for each method of a run: RIB's is called ``refine``, that of any other ``refine_NAME``.
+"""
 
 import itertools
 import os
@@ -6,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch
 
 from ribray import storage
 from ribray.cluster.session import usable_cores
-from ribray.config import CAM, TIMM_PREFIX, MethodConfig
+from ribray.config import CAM, RIB, TIMM_PREFIX, MethodConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
@@ -27,7 +31,16 @@ from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stoppe
 from ribray.networks import build_classifier
 from ribray.networks.weights import drawn_with, load_classifier
 from ribray.pipeline.artifacts import trained_weights
-from ribray.pipeline.maps import LISTINGS, REFINE, are_finished, finished_ids, left_out, map_path, wanted_ids
+from ribray.pipeline.maps import (
+    LISTINGS,
+    REFINE,
+    are_finished,
+    finished_ids,
+    left_out,
+    map_path,
+    refine_stage,
+    wanted_ids,
+)
 from ribray.pipeline.per_image import StagePool
 from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind
 from ribray.runs.metrics import RefineMetrics
@@ -126,66 +139,122 @@ def _times(began: float) -> dict[str, Any]:
 # --- in the driver -----------------------------------------------------------------------------------------------
 
 
-def _work(context: Context) -> Work:
-    wanted = wanted_ids(context)
-    return Work(len(wanted), int(are_finished(context.artifact(NAME), wanted).sum()))
+@dataclass(frozen=True)
+class _Refinement:
+    """What the driver does for one method of a run."""
 
+    method: str
+    """The last part of its name."""
 
-def _execute(context: Context) -> None:
-    run, dataset, wanted, folder = context.run, context.training_set, wanted_ids(context), context.own_folder(NAME)
-    weights = trained_weights(context, "classifier", NAME)
-    source = context.artifact(NAME)
-    record = context.begin(NAME)
-    if source != folder:
-        _take_over(source, folder, wanted)
-        record |= {"precision": read_record(source).get("precision")}
-    done = are_finished(folder, wanted)
-    failures = left_out(context)
-    if sentences := [problem.sentence for problem in dataset.problems if problem.id in dataset]:
-        context.console.print(f"Note: {of_a_kind(sentences)}", highlight=False, markup=False)
-    precision = record.get("precision") or _precision(context)
-    run.update_record(STAGE.folder, precision=precision)
-    storage.remove_leftovers(folder)
-    notes = _Notes(context)
-    pool = StagePool(context, NAME, failures, chunk_size=CHUNK, note=precision)
-    left = itertools.compress(wanted, ~done)
-    arguments = _arguments(context, weights, precision)
-    result = pool.run(RefineWorker, arguments, left, notes.take, len(wanted), int(done.sum()))
-    if not result.stopped:
-        notes.count_stops(folder, list(itertools.compress(wanted, done)))
-    notes.tell()
-    earlier = [failure for failure in run.failures() if failure.stage == NAME and failure.id in dataset]
-    made = are_finished(folder, [failure.id for failure in earlier])
-    failures = {failure.id: failure for failure in itertools.compress(earlier, ~made)} | failures
-    context.replace_failures(NAME, failures)
-    count = int(done.sum()) + result.done
-    if not count and not result.stopped:
-        context.require_any_done(NAME, len(wanted), count, failures, is_empty=not finished_ids(folder))
-    numbers = {"images": count, "failed": len(failures), "precision": precision, **notes.stops}
-    run.write_metrics(NAME, RefineMetrics(**numbers, timing=pool.timing(result)))
+    @property
+    def stage(self) -> str:
+        return refine_stage(self.method)
 
+    def config(self, context: Context) -> MethodConfig:
+        return context.experiment.methods[self.method]
 
-def _arguments(context: Context, weights: Path, precision: str) -> dict[str, Any]:
-    """Return what a worker begins with."""
-    experiment, classifier = context.experiment, context.experiment.classifier
-    return {
-        "dataset": context.training_set,
-        "classifier": {"backbone": classifier.backbone, "output_stride": classifier.output_stride},
-        "weights": weights,
-        "config": experiment.refine,
-        "precision": precision,
-        "folder": context.own_folder(NAME),
-        "loader_threads": experiment.cluster.loader_threads,
-    }
+    def work(self, context: Context) -> Work:
+        wanted = wanted_ids(context)
+        return Work(len(wanted), int(are_finished(context.artifact(self.stage), wanted).sum()))
 
+    def execute(self, context: Context) -> None:
+        run, dataset, wanted, name = context.run, context.training_set, wanted_ids(context), self.stage
+        folder = context.own_folder(name)
+        weights = trained_weights(context, "classifier", name)
+        source = context.artifact(name)
+        record = context.begin(name)
+        if source != folder:
+            _take_over(source, folder, wanted)
+            record |= {"precision": read_record(source).get("precision")}
+        done = are_finished(folder, wanted)
+        failures = left_out(context, name)
+        if sentences := [problem.sentence for problem in dataset.problems if problem.id in dataset]:
+            context.console.print(f"Note: {of_a_kind(sentences)}", highlight=False, markup=False)
+        precision = record.get("precision") or self._precision(context)
+        run.update_record(context.stages[name].folder, precision=precision)
+        storage.remove_leftovers(folder)
+        notes = _Notes(context, name, self.config(context))
+        pool = StagePool(context, name, failures, chunk_size=CHUNK, note=precision)
+        left = self._in_order(context, list(itertools.compress(wanted, ~done)))
+        arguments = self._arguments(context, weights, precision)
+        result = pool.run(RefineWorker, arguments, left, notes.take, len(wanted), int(done.sum()))
+        if not result.stopped:
+            notes.count_stops(folder, list(itertools.compress(wanted, done)))
+        notes.tell()
+        earlier = [failure for failure in run.failures() if failure.stage == name and failure.id in dataset]
+        made = are_finished(folder, [failure.id for failure in earlier])
+        failures = {failure.id: failure for failure in itertools.compress(earlier, ~made)} | failures
+        context.replace_failures(name, failures)
+        count = int(done.sum()) + result.done
+        if not count and not result.stopped:
+            context.require_any_done(name, len(wanted), count, failures, is_empty=not finished_ids(folder))
+        numbers = {"images": count, "failed": len(failures), "precision": precision, **notes.stops}
+        run.write_metrics(name, RefineMetrics(**numbers, timing=pool.timing(result)))
 
-def _precision(context: Context) -> str:
-    """Return what the workers compute in; ``auto`` is bfloat16 for networks on which its effect was measured."""
-    experiment = context.experiment
-    wanted = experiment.refine.precision
-    if wanted == "auto" and experiment.classifier.backbone.startswith(TIMM_PREFIX):
-        return "float32"
-    return context.session.resolve_precision(wanted, experiment.cluster)
+    def _in_order(self, context: Context, ids: list[str]) -> list[str]:
+        """Put images of many classes first where they take longer, so that no worker is left with one at the end."""
+        if not method_class(self.config(context).method).per_class:
+            return ids
+        dataset = context.training_set
+        return sorted(ids, key=lambda id: -int(dataset.labels[dataset.index(id)].sum()))
+
+    def _arguments(self, context: Context, weights: Path, precision: str) -> dict[str, Any]:
+        """Return what a worker begins with."""
+        experiment, classifier = context.experiment, context.experiment.classifier
+        return {
+            "dataset": context.training_set,
+            "classifier": {"backbone": classifier.backbone, "output_stride": classifier.output_stride},
+            "weights": weights,
+            "config": self.config(context),
+            "precision": precision,
+            "folder": context.own_folder(self.stage),
+            "loader_threads": experiment.cluster.loader_threads,
+        }
+
+    def _precision(self, context: Context) -> str:
+        """Return what workers compute in; ``auto`` is bfloat16 for networks on which its effect was measured."""
+        experiment, wanted = context.experiment, self.config(context).precision
+        if wanted == "auto" and experiment.classifier.backbone.startswith(TIMM_PREFIX):
+            return "float32"
+        return context.session.resolve_precision(wanted, experiment.cluster)
+
+    def check(self, context: Context) -> None:
+        """Refuse what no image could be refined with."""
+        config, dataset = self.config(context), context.training_set
+        extras = method_class(config.method).extra_samples(config)
+        everywhere = np.flatnonzero(dataset.labels.all(axis=0))
+        if extras is not None and everywhere.size and context.imported(self.stage) is None:
+            name = dataset.classes[everywhere[0]]
+            raise UsageError(
+                f"Every image of {dataset.name} shows the class '{name}', so none can serve as an extra sample of "
+                f"another, of which {extras.setting} needs some: set {extras.alone_with}, or add images without "
+                f"'{name}', be it without any class."
+            )
+
+    def estimate(self, context: Context, work: Work) -> Estimate:
+        """Guess from a few images' sizes; the time from one timed forward pass, where the work is done here."""
+        config, dataset = self.config(context), context.training_set
+        method = method_class(config.method)
+        stride = context.experiment.classifier.output_stride
+        ids = wanted_ids(context)
+        sample = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
+        areas = [area for id in sample if (area := _area(dataset, id)) is not None]
+        if not areas:
+            return Estimate(None, 0)
+        median = float(np.median(areas))
+        present = float(dataset.labels[[dataset.index(id) for id in sample]].sum(1).mean())
+        extras, with_class = method.extra_samples(config), dataset.labels[dataset.labels.any(1)]
+        # Nobody is without a class that all others show.
+        has_any = extras is not None and not (extras.of_no_use and with_class.all(0).any())
+        per_image = method.cost(config, median, present, extras.per_step if extras is not None and has_any else 0)
+        kept = 1 + len(config.maps) * (1 + (config.steps if config.keep_steps else 0))
+        cells = median * sum(2 * scale**2 for scale in config.scales) / 2 / stride**2
+        size = int(work.left * present * kept * 4 * cells)
+        cluster = context.experiment.cluster
+        if cluster.address is not None and cluster.workers != 0:
+            return Estimate(None, size)
+        workers = usable_cores() if cluster.workers is None else max(1, cluster.workers)
+        return Estimate(work.left * per_image * _seconds_per_pixel(context) / workers, size)
 
 
 def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:
@@ -197,25 +266,26 @@ def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:
 class _Notes:
     """Collects what workers' records say that a person should know, once each."""
 
-    def __init__(self, context: Context):
-        self._context = context
+    def __init__(self, context: Context, stage: str, config: MethodConfig):
+        self._context, self._stage, self._steps = context, stage, config.steps
+        self._extras = method_class(config.method).extra_samples(config)
         self._unreadable: set[str] = set()
         self._few: int | None = None
         self._only_empty = 0
         self._remarks: Counter[Scale | str] = Counter()
-        self._tally = StopTally(context.experiment.refine)
+        self._tally = StopTally(config)
         self.stops: dict[str, Any] = {}
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:
         """Look at the record of a finished image."""
         for sentence in set(record.get("unreadable", ())) - self._unreadable:
             self._unreadable.add(sentence)
-            self._context.run.event(NAME, "extra sample passed over", error=sentence)
+            self._context.run.event(self._stage, "extra sample passed over", error=sentence)
         self._remarks.update(record.get("remarks", ()))
         if record["steps"]:
             self._tally.add(record["stop_reason"], record["steps"])
         self._only_empty += record.get("only_empty", False)
-        wanted = self._context.experiment.refine.batch_size - 1
+        wanted = 0 if self._extras is None else self._extras.per_step
         if 0 < record.get("extras", 0) < wanted:
             self._few = min(record["extras"], self._few if self._few is not None else wanted)
 
@@ -223,7 +293,7 @@ class _Notes:
         """Set `stops`, how the refinements of all images ended: of earlier ones from their map files."""
         if len(earlier) > MOST_EARLIER:
             self._context.say(
-                f"{NAME}: how the {len(earlier):,} refinements made earlier ended is not looked up, nor told."
+                f"{self._stage}: how the {len(earlier):,} refinements made earlier ended is not looked up, nor told."
             )
             return
 
@@ -240,21 +310,20 @@ class _Notes:
 
     def tell(self) -> None:
         """Print it."""
-        config = self._context.experiment.refine
         if early := stopped_early(self.stops.get("stop_reasons", {})):
-            self._context.say(f"{NAME}: stopped early: {early}")
-        if hint := stop_hint(self.stops.get("stop_reasons", {}), config.iterations):
+            self._context.say(f"{self._stage}: stopped early: {early}")
+        if hint := stop_hint(self.stops.get("stop_reasons", {}), self._steps):
             self._context.say(f"Note: {hint}")
-        if self._few is not None:
+        if self._few is not None and self._extras is not None:
             self._context.say(
-                f"Some images had fewer than {config.batch_size - 1} others without their classes (at least "
+                f"Some images had fewer than {self._extras.per_step} others without their classes (at least "
                 f"{self._few}): all there are were drawn."
             )
-        if self._only_empty:
-            drawn = "add nothing to L_RIB, so these were refined as with refine.batch_size=1"
+        if self._only_empty and self._extras is not None:
+            drawn = f"{self._extras.of_no_use}, so these were refined as with {self._extras.alone_with}"
             self._context.say(
                 f"For {self._only_empty} image(s) there were no others without their classes but those that show no "
-                f"class at all, which {drawn if config.loss == 'rib' else 'were drawn'}."
+                f"class at all, which {drawn if self._extras.of_no_use else 'were drawn'}."
             )
         if self._unreadable:
             self._context.say(
@@ -266,49 +335,6 @@ class _Notes:
 
 SAMPLED_IMAGES = 50
 """Images whose size a plan looks at."""
-STEM_SHARE, BACKWARD_FACTOR = 0.28, 2.0
-"""Of a forward pass: the frozen stem's share (docs/method.md, section 2), and what a backward pass costs more."""
-
-
-def _check(context: Context) -> None:
-    """Refuse what no image could be refined with."""
-    config, dataset = context.experiment.refine, context.training_set
-    everywhere = np.flatnonzero(dataset.labels.all(axis=0))
-    if config.batch_size > 1 and everywhere.size and context.imported(NAME) is None:
-        name = dataset.classes[everywhere[0]]
-        raise UsageError(
-            f"Every image of {dataset.name} shows the class '{name}', so none can serve as an extra sample of another, "
-            f"of which refine.batch_size={config.batch_size} needs some: set refine.batch_size=1, or add images "
-            f"without '{name}', be it without any class."
-        )
-
-
-def _estimate(context: Context, work: Work) -> Estimate:
-    """Guess from the sizes of a few images; the time from one timed forward pass, where the work is done here."""
-    config, dataset = context.experiment.refine, context.training_set
-    stride = context.experiment.classifier.output_stride
-    ids = wanted_ids(context)
-    sample = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
-    areas = [area for id in sample if (area := _area(dataset, id)) is not None]
-    if not areas:
-        return Estimate(None, 0)
-    pixels = float(np.median(areas)) * sum(2 * scale**2 for scale in config.scales)
-    learned = float(np.median(areas)) * sum(2 * scale**2 for scale in config.loss_scales)
-    with_class = dataset.labels[dataset.labels.any(1)]
-    is_alone = config.loss == "rib" and with_class.all(0).any()  # nobody is without a class that all others show
-    extras = 0 if is_alone else (config.batch_size - 1) * config.crop_size**2
-    trunk = 1 - STEM_SHARE
-    per_image = config.iterations * trunk * pixels + (config.iterations - 1) * (
-        BACKWARD_FACTOR * trunk * learned + (1 + BACKWARD_FACTOR * trunk) * extras
-    )
-    kept = 2 + (config.iterations if config.keep_steps else 0)
-    present = float(dataset.labels[[dataset.index(id) for id in sample]].sum(1).mean())
-    size = int(work.left * present * kept * 4 * pixels / 2 / stride**2)
-    cluster = context.experiment.cluster
-    if cluster.address is not None and cluster.workers != 0:
-        return Estimate(None, size)
-    workers = usable_cores() if cluster.workers is None else max(1, cluster.workers)
-    return Estimate(work.left * per_image * _seconds_per_pixel(context) / workers, size)
 
 
 def _area(dataset: Dataset, id: str) -> int | None:
@@ -340,18 +366,25 @@ def _seconds_per_pixel(context: Context) -> float:
         torch.set_num_threads(threads)
 
 
-STAGE = Stage(
-    name=NAME,
-    folder="maps",
-    upstream=("classifier",),
-    section="refine",
-    leaves_out=("refine.limit",),
-    format=2,
-    fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
-    work=_work,
-    execute=_execute,
-    writes=(MEAN_STEPS,),
-    check=_check,
-    estimate=_estimate,
-    serves_in_part=True,
-)
+def stage_of(method: str) -> Stage:
+    """Return the stage of a method, named by the last part of its name."""
+    refinement = _Refinement(method)
+    return Stage(
+        name=refinement.stage,
+        folder="maps" if method == RIB else f"maps_{method}",
+        upstream=("classifier",),
+        section="refine",
+        of_experiment=lambda experiment: experiment.only(method) if method in experiment.methods else experiment,
+        leaves_out=("refine.limit",),
+        format=2,
+        fingerprints=lambda context: {"ids or labels of data.train_split": context.training_set.fingerprint()},
+        work=refinement.work,
+        execute=refinement.execute,
+        writes=(MEAN_STEPS,),
+        check=refinement.check,
+        estimate=refinement.estimate,
+        serves_in_part=True,
+    )
+
+
+STAGE = stage_of(RIB)

@@ -189,14 +189,14 @@ def test_images_smaller_than_a_stride_are_refined_and_serve_as_extras(photograph
         assert record.size == (size if id == "cat0" else (44, 60))
         assert np.isfinite(record.maps["rib"][0]).all()
     Image.fromarray(np.zeros(size, np.uint8)).save(photographs / "masks" / "cat0.png")
-    judged = SeedWorker(dataset, tmp_path / "maps", (0.2, 0.4)).process("cat0")
+    judged = SeedWorker(dataset, {"rib": tmp_path / "maps"}, (0.2, 0.4)).process("cat0")
     assert judged["refined"] > 0
 
 
 def test_a_mask_of_another_size_or_range_is_the_images_failure_in_the_seed(photographs, checkpoint, tmp_path):
     dataset = open_folder(photographs)
     worker(dataset, checkpoint, tmp_path / "maps").process("cat0")
-    seed = SeedWorker(dataset, tmp_path / "maps", (0.2, 0.4))
+    seed = SeedWorker(dataset, {"rib": tmp_path / "maps"}, (0.2, 0.4))
     seed.process("cat0")
     stray = np.zeros((44, 60), np.uint8)
     stray[3, 3] = 9
@@ -207,7 +207,7 @@ def test_a_mask_of_another_size_or_range_is_the_images_failure_in_the_seed(photo
     (photographs / "masks" / "cat0.png").unlink()
     with pytest.raises(ImageError, match=r"cat0\.png does not exist"):
         seed.process("cat0")
-    seed = SeedWorker(open_folder(photographs), tmp_path / "maps", (0.2, 0.4))
+    seed = SeedWorker(open_folder(photographs), {"rib": tmp_path / "maps"}, (0.2, 0.4))
     with pytest.raises(ImageError, match="cat0 has no mask"):
         seed.process("cat0")
 

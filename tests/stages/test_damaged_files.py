@@ -237,7 +237,7 @@ def set_aside(sentence: str, file: Path) -> None:
 def test_a_damaged_map_fails_its_image_and_is_made_again(damage, run):
     dataset, id, file, _ = two_maps(run)
     file.write_bytes(damage(file.read_bytes()))
-    worker = SeedWorker(dataset, run / "maps", [0.2, 0.4])
+    worker = SeedWorker(dataset, {"rib": run / "maps"}, [0.2, 0.4])
     set_aside(said(lambda: worker.process(id)), file)
     assert "was damaged and is set aside" in said(lambda: worker.process(id))  # by another stage, or another process
     (work,) = (status for status in read_status(run)[1] if status.stage == "refine")
@@ -247,7 +247,7 @@ def test_a_damaged_map_fails_its_image_and_is_made_again(damage, run):
 def test_the_map_of_another_image_is_found_out_though_size_and_classes_fit(run):
     dataset, id, file, other = two_maps(run)
     file.write_bytes(other.read_bytes())
-    sentence = said(lambda: SeedWorker(dataset, run / "maps", [0.2]).process(id))
+    sentence = said(lambda: SeedWorker(dataset, {"rib": run / "maps"}, [0.2]).process(id))
     assert f"should hold the maps of '{id}', and has those of '{other.stem}'" in sentence
     set_aside(sentence, file)
 

@@ -137,14 +137,14 @@ def write_maps(folder: Path, kept: bool = True) -> dict[str, MapRecord]:
 
 def judged(dataset, folder: Path, ids, by_step: bool = True):
     """Return the curves of both methods, and the numbers of the steps."""
-    worker = SeedWorker(dataset, folder, THRESHOLDS, by_step)
+    worker = SeedWorker(dataset, {"rib": folder}, THRESHOLDS, ["rib"] if by_step else [])
     curves = {method: ThresholdCurve(len(CLASSES) + 1, THRESHOLDS) for method in ("cam", "rib")}
     steps = StepCurves(ThresholdCurve(len(CLASSES) + 1, THRESHOLDS) for _ in range(STEPS if by_step else 0))
     for id in ids:
         record = worker.process(id)
         for method, curve in curves.items():
             curve.merge_sparse(record["curves"][method])
-        steps.merge(record["steps"])
+        steps.merge(record["steps"].get("rib"))
     return {method: curve.best() for method, curve in curves.items()}, steps.summary()
 
 

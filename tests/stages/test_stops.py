@@ -39,7 +39,7 @@ def write(folder, id, reason, steps):
 def told(context, earlier, now, folder):
     for id, (reason, steps) in earlier.items():
         write(folder, id, reason, steps)
-    notes = refine._Notes(context)
+    notes = refine._Notes(context, "refine", context.experiment.refine)
     for id, (reason, steps) in now.items():
         notes.take(id, record(reason, steps))
     notes.count_stops(folder, list(earlier))
@@ -94,4 +94,4 @@ def test_bfloat16_is_chosen_only_where_its_effect_was_measured(context, monkeypa
 
     monkeypatch.setattr(Context, "session", Fast())
     changed = Context(experiment([*settings, *other]), context.run, STAGES, context.console, context.tracker)
-    assert refine._precision(changed) == found
+    assert refine._Refinement("rib")._precision(changed) == found
