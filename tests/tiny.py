@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ribray.commands.run import Request, Result, parse_stages, run_chain
-from ribray.config import Experiment, load_experiment
+from ribray.config import Experiment, change, load_experiment, to_values, validate_experiment
 from ribray.stages import STAGES
 
 TINY = [
@@ -47,7 +47,8 @@ RETRAINED = ["segmentation.retrain=true", BAND]
 
 def experiment(settings: list[str] | None = None) -> Experiment:
     """The quickstart's configuration, made tiny."""
-    return load_experiment("quickstart", [*TINY, *(settings or [])])
+    tiny = to_values(load_experiment("quickstart", TINY))  # whose keys of refine are RIB's, whatever method is set
+    return validate_experiment(change(tiny, settings or []), "quickstart")
 
 
 def chain(out: Path, settings: list[str] | None = None, stages: str = MAPS, **options) -> tuple[Result, str]:

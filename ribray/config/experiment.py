@@ -28,7 +28,7 @@ from ribray.config.sentences import explain_invalid, shorten
 from ribray.errors import UsageError
 from ribray.yaml_text import YamlError, parse_yaml
 
-METHOD = "refine.method"
+REFINE, METHOD = "refine", "refine.method"
 
 
 class Experiment(Section):
@@ -58,15 +58,15 @@ class Experiment(Section):
         spread, seed = dict(values), values.get("seed", 0)
         for name in seeded_sections():
             section = spread.get(name, {})
-            if isinstance(section, Mapping):
+            if isinstance(section, Mapping) and name != REFINE:
                 spread[name] = {**section, "seed": section.get("seed", seed)}
-        refine, masks = spread.get("refine", {}), spread.get("masks", {})
+        refine, masks = spread.get(REFINE, {}), spread.get("masks", {})
         if isinstance(refine, Mapping):
             parts = by_method(refine)
             for part in parts.values():
                 if "seed" in settings_class(part["method"]).model_fields:
                     part.setdefault("seed", seed)
-            spread["refine"] = nested(parts)
+            spread[REFINE] = nested(parts)
             if isinstance(masks, Mapping):
                 spread["masks"] = {"source": _standard_source(refine), **masks}
         return spread
@@ -185,15 +185,18 @@ def change(values: Mapping[str, Any], overrides: Iterable[str | Mapping[str, Any
                 raise UsageError(f"{shown}: '{section}' is a value, not a section.")
             target[section] = dict(inner)  # an alias may have put the same section in another place, too
             target = target[section]
+        if sections == [REFINE]:  # what a method's own section says of it would go first
+            own = {name: inner for name, inner in target.items() if isinstance(inner, dict) and last in inner}
+            target |= {name: {each: inner[each] for each in inner if each != last} for name, inner in own.items()}
         target[last] = value
     return changed
 
 
 def _change_methods(values: dict[str, Any], names: Any, shown: str) -> None:
     """Set a recipe's methods; masks that were made from the maps of its own are made from the new ones'."""
-    section, masks = values.get("refine", {}), values.get("masks", {})
+    section, masks = values.get(REFINE, {}), values.get("masks", {})
     try:
-        values["refine"] = with_methods(section, names)
+        values[REFINE] = with_methods(section, names)
         if isinstance(masks, Mapping) and masks.get("source") == _standard_source(section):
             values["masks"] = {key: value for key, value in masks.items() if key != "source"}
     except ValueError as error:
@@ -213,9 +216,10 @@ def _parse_override(override: str) -> tuple[str, Any, str]:
 
 
 def seeded_sections() -> list[str]:
-    """Return the sections with a seed, but for that of the methods."""
+    """Return the sections that have a seed; that of the methods has it where one of them does."""
     sections = {name: field.annotation for name, field in Experiment.model_fields.items()}
-    return [name for name, section in sections.items() if "seed" in getattr(section, "model_fields", ())]
+    has_seed = {name for name, section in sections.items() if "seed" in getattr(section, "model_fields", ())}
+    return [name for name in sections if name in has_seed or name == REFINE]
 
 
 def _forget_spread_seeds(values: dict[str, Any]) -> None:
@@ -227,11 +231,11 @@ def _forget_spread_seeds(values: dict[str, Any]) -> None:
         is_spread = isinstance(section, dict) and section.get("seed", ...) == values["seed"]
         return {key: value for key, value in section.items() if key != "seed"} if is_spread else section
 
-    for name in (*seeded_sections(), "refine"):
+    for name in seeded_sections():
         if name in values:
             values[name] = without(values[name])
-    if isinstance(values.get("refine"), dict):
-        values["refine"] = {key: without(value) for key, value in values["refine"].items()}
+    if isinstance(values.get(REFINE), dict):
+        values[REFINE] = {key: without(value) for key, value in values[REFINE].items()}
 
 
 def to_values(experiment: Experiment) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_images_smaller_than_a_stride_are_refined_and_serve_as_extras(photograph
         assert np.isfinite(record.maps["rib"][0]).all()
     Image.fromarray(np.zeros(size, np.uint8)).save(photographs / "masks" / "cat0.png")
     judged = SeedWorker(dataset, {"rib": tmp_path / "maps"}, (0.2, 0.4)).process("cat0")
-    assert judged["refined"] > 0
+    assert judged["ended"]["rib"][1] > 0
 
 
 def test_a_mask_of_another_size_or_range_is_the_images_failure_in_the_seed(photographs, checkpoint, tmp_path):
