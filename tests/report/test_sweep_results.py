@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ribray.report.sweep_curves import threshold_curves
 from ribray.report.sweep_results import results_table, rows, write_results
+from ribray.report.sweep_rows import metric_label
+from ribray.report.sweep_sheet import Sweep
 from ribray.runs.metrics import SeedMetrics
 from ribray.runs.run import Run
 
@@ -446,3 +449,38 @@ def test_losses_are_drawn_until_they_diverge(tmp_path):
     assert names == ["results.csv", "table.md", "plot.png"]
     assert is_drawn(tmp_path / "plot.png")
     assert [line[-1] for line in table_of(tmp_path)[1:]] == ["diverged", "", "diverged", "failed: x"]
+
+
+# --- methods beside each other -----------------------------------------------------------------------------------
+
+
+def test_a_metric_may_name_a_setting_of_the_trial():
+    metric, values = "seed.{method}.miou", {"advcam": 48.0, "rib": 56.0}
+    trials = [
+        trial({"refine.method": method}, value, metric=f"seed.{method}.miou", interval=[value - 1, value + 1])
+        for method, value in values.items()
+    ]
+    advcam, rib = rows(ledger(trials, ["refine.method"], [], metric))
+    assert (advcam.interval, rib.interval) == ((47.0, 49.0), (55.0, 57.0))
+    assert rib.is_best
+    assert metric_label(metric) == "seed mIoU, %"
+
+
+def test_the_maps_of_a_metric_are_called_as_everywhere():
+    assert metric_label("seed.rib.miou") == "seed mIoU of RIB, %"
+    assert metric_label("seed.cam.miou") == "seed mIoU of plain CAM, %"
+    assert metric_label("seed.occlusion.miou") == "seed mIoU of occlusion, %"
+    assert metric_label("evaluate.before_retraining.miou") == "evaluate before retraining mIoU, %"
+
+
+def test_curves_are_those_of_the_maps_that_the_metric_is_about(tmp_path):
+    trials = []
+    for method, best in (("advcam", 48.0), ("rib", 56.0)):
+        found = trial({"refine.method": method}, best, metric=f"seed.{method}.miou")
+        judged = {"miou": best, "curve": {"thresholds": [0.1, 0.2], "miou": [best - 1, best]}}
+        with Run.open(tmp_path / found["directory"]) as run:
+            run.write_metrics("seed", SeedMetrics(**{"cam": {"miou": 30.0}, method: judged}))
+        trials.append(found)
+    study = ledger(trials, ["refine.method"], [], "seed.{method}.miou")
+    curves = threshold_curves(Sweep(study, rows(study), tmp_path))
+    assert [curve.mean.tolist() for curve in curves.values()] == [[47.0, 48.0], [55.0, 56.0]]
