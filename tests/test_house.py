@@ -13,6 +13,7 @@ OF_A_RUN = ("maps/", "metrics/", "base/", "variants/")
 OF_THE_WHOLE = {
     "deploy",
     "examples",
+    "extending",
     "house",
     "internals",
     "nothing_runs_from_data",

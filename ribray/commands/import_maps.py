@@ -90,7 +90,7 @@ def import_maps(context: Context, source: Path) -> None:
     # Where the files have changed since, those imported before are looked at again.
     done = finished_ids(folder) if record["imported"] == content else set()
     left = [id for id in wanted if id not in done]
-    failures = left_out(context)
+    failures = left_out(context, name)
     pool = StagePool(context, name, failures, TITLE, chunk_size=CHUNK, gpu=False)
     arguments = {"dataset": dataset, "source": source, "folder": folder, "names": (CAM, *config.maps)}
     earlier = len(wanted) - len(left)
