@@ -5,10 +5,8 @@ from dataclasses import replace
 
 from ribray.report.table import NOTHING, Cell
 
-ROWS_IN_FULL = 30
-"""Up to so many classes a table shows all of them."""
-EXTREMES = 5
-"""Of more classes it shows so many from the top and as many from the bottom."""
+ROWS_IN_FULL = 30  # up to so many classes a table shows all of them
+EXTREMES = 5  # of more classes it shows so many from the top and as many from the bottom
 
 
 def _known(value: float | None, form: str) -> Cell:

@@ -20,10 +20,8 @@ from ribray.runs.metrics import SeedJudgement
 MOST_POINTS = 60
 """Series of more than twice as many are drawn as means of so many stretches, the lowest and highest value of each as
 a band."""
-LOG_RATIO = 20.0
-"""From this ratio of the highest to the lowest loss on, its axis is logarithmic."""
-MOST_FILES = 200
-"""Of more map files so many are read, evenly spaced."""
+LOG_RATIO = 20.0  # from this ratio of the highest to the lowest loss on, its axis is logarithmic
+MOST_FILES = 200  # of more map files so many are read, evenly spaced
 QUANTILES = (0.1, 0.5, 0.9)
 LOSSES, TARGET_LOSSES = "losses", "target_losses"
 SERIES = {LOSSES: ("Loss of the refinement", "L_{}"), TARGET_LOSSES: ("Logits of the target", "summed logits")}

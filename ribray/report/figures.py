@@ -14,17 +14,13 @@ from numpy.typing import NDArray
 from ribray.report.overlays import heat_overlay, mask_overlay
 from ribray.report.plots import DOTS_PER_INCH, FAINT_INK, PAPER, STYLE, save
 
-FIGURE_INCHES = 8.0
-"""Width of a figure of images: 1200 pixels."""
+FIGURE_INCHES = 8.0  # width of a figure of images: 1200 pixels
 LABEL_INCHES, LINE_INCHES, HEADING_INCHES = 0.21, 0.15, 0.25
 GAP_INCHES, EDGE_INCHES = 0.045, 0.02
 LABEL_LINES = 3
-LETTER_INCHES = STYLE["font.size"] * 0.62 / 72
-"""Width of a letter, roughly."""
-PICTURES_ACROSS = 8
-"""Images of few pictures stand beside each other, up to so many pictures in all."""
-LEGEND_LINE_INCHES, SWATCH_INCHES = 0.22, 0.36
-"""Of a legend's line, and what an entry needs beside its name."""
+LETTER_INCHES = STYLE["font.size"] * 0.62 / 72  # width of a letter, roughly
+PICTURES_ACROSS = 8  # images of few pictures stand beside each other, up to so many pictures in all
+LEGEND_LINE_INCHES, SWATCH_INCHES = 0.22, 0.36  # of a legend's line, and what an entry needs beside its name
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ from ribray.report.table import Table
 from ribray.runs.metrics import RunMetrics, Timing
 
 JPEG_QUALITY = 86
-Failures = Sequence[Mapping[str, Any]]
-"""Lines of ``failures.jsonl``."""
+Failures = Sequence[Mapping[str, Any]]  # lines of ``failures.jsonl``
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from ribray.runs.directory import TRIAL_FILE
 from ribray.sweep_file import Trial
 from ribray.tracking import TRIALS_FOLDER
 
-FORMAT = 1
-"""Version of the ledger."""
+FORMAT = 1  # version of the ledger
 
 Status = Literal["waiting", "running", "finished", "diverged", "stopped", "failed"]
 

@@ -16,12 +16,10 @@ HEAT_OPACITY, HEAT_GAMMA = 0.88, 0.6
 MASK_OPACITY = 0.7
 IGNORED_SHADE = 235
 LUMA = (0.299, 0.587, 0.114)
-GREY_RANGE = (40, 225)
-"""The greyed image below an overlay keeps clear of black and white."""
+GREY_RANGE = (40, 225)  # the greyed image below an overlay keeps clear of black and white
 FONT, INK = "fonts/ttf/DejaVuSans.ttf", "#1b1b1f"
 """The font is in matplotlib's data folder; it has the letters of most alphabets."""
-TEXT_SHARE, TEXT_PIXELS = 1 / 26, (10, 48)
-"""Height of the letters over the image's shorter side, and its bounds."""
+TEXT_SHARE, TEXT_PIXELS = 1 / 26, (10, 48)  # height of the letters over the image's shorter side, and its bounds
 NAME_LETTERS = 32
 
 

@@ -23,16 +23,12 @@ from ribray.report.overlays import heat_overlay, mask_colour, mask_overlay
 
 STEPS_SHOWN = (1, 3, 10)
 IMAGES_SHOWN = 6
-MOST_TRIED = 5 * IMAGES_SHOWN
-"""Images that are looked at where some of them cannot be read."""
+MOST_TRIED = 5 * IMAGES_SHOWN  # images that are looked at where some of them cannot be read
 MASK_SUFFIX = ".png"
-TILE_PIXELS, GROWTH_PIXELS = 288, 176
-"""Longer side of a picture of the gallery, and of a map in its row of steps."""
+TILE_PIXELS, GROWTH_PIXELS = 288, 176  # longer side of a picture of the gallery, and of a map in its row of steps
 GROWTH, FIRST_STEP = "The map over the steps", "step 1"
-MOST_STEPS = 10
-"""Of more steps so many are shown in the gallery, evenly spaced."""
-MapFiles = Mapping[str, Sequence[Path]]
-"""Map files by image id: of every method one."""
+MOST_STEPS = 10  # of more steps so many are shown in the gallery, evenly spaced
+MapFiles = Mapping[str, Sequence[Path]]  # map files by image id: of every method one
 Shown = TypeVar("Shown")
 
 

@@ -23,13 +23,10 @@ from ribray import storage
 
 DOTS_PER_INCH = 150
 PLOT_INCHES = (6.4, 3.7)
-PANEL_INCHES = (4.8, 3.1)
-"""Of one of several charts in a PNG."""
+PANEL_INCHES = (4.8, 3.1)  # of one of several charts in a PNG
 PANELS_ACROSS = 2
-SVG_INCHES = (4.1, 2.65)
-"""Small, so that its letters are large enough on a telephone."""
-LEGEND_LETTERS = 44
-"""Two columns of entries that are longer together become one."""
+SVG_INCHES = (4.1, 2.65)  # small, so that its letters are large enough on a telephone
+LEGEND_LETTERS = 44  # two columns of entries that are longer together become one
 BAND_OPACITY = 0.18
 TITLE: dict[str, Any] = {"x": 0.012, "ha": "left", "fontweight": "bold", "fontsize": 10.5}
 ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0.2}

@@ -17,10 +17,8 @@ from ribray.report.stage_tables import stage_table, stage_title
 from ribray.report.table import NOTHING, Cell, Column, Table
 from ribray.runs.metrics import RunMetrics
 
-FAILURES_SHOWN = 5
-"""Kinds of them; all of them stand in ``failures.jsonl``."""
-FINDINGS_SHOWN = 5
-"""Of one kind; all of them stand in the check's file."""
+FAILURES_SHOWN = 5  # kinds of them; all of them stand in ``failures.jsonl``
+FINDINGS_SHOWN = 5  # of one kind; all of them stand in the check's file
 NAMES_SHOWN = 12
 
 

@@ -23,18 +23,13 @@ from ribray.runs.run import Run
 from ribray.sweep_file import metric_of
 
 SUFFIX, LOG_FILE = ".loss", "metrics.jsonl"
-LINES_APART = 10
-"""So many lines can be told apart; of more the best one stands out."""
+LINES_APART = 10  # so many lines can be told apart; of more the best one stands out
 OTHERS = "#c3c3ca"
-LINES_ABOVE = 5
-"""A legend of more lines stands beside the axes."""
+LINES_ABOVE = 5  # a legend of more lines stands beside the axes
 LOSS_TICKS = 8
-LINEAR_BELOW = 1.0
-"""Losses are drawn linearly up to here and logarithmically beyond, on both sides of 0."""
-MANY_STEPS = 300
-"""Longer trainings have thin lines."""
-PLAIN_BELOW = 1000.0
-"""Ticks of smaller losses have no exponent."""
+LINEAR_BELOW = 1.0  # losses are drawn linearly up to here and logarithmically beyond, on both sides of 0
+MANY_STEPS = 300  # longer trainings have thin lines
+PLAIN_BELOW = 1000.0  # ticks of smaller losses have no exponent
 
 
 # --- losses of trainings -----------------------------------------------------------------------------------------
@@ -110,8 +105,7 @@ def _loss_tick(value: float, _: int) -> str:
 # --- curves of the seed ------------------------------------------------------------------------------------------
 
 
-Points = Mapping[float, float | None]
-"""A curve: x -> mIoU."""
+Points = Mapping[float, float | None]  # a curve: x -> mIoU
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,11 @@ from ribray.report.sweep_sheet import LOSS, OURS, PUBLISHED, SHADES, Sweep, look
 from ribray.report.table import NOTHING
 
 PLOT_FILE, STEPS_FILE, THRESHOLDS_FILE = "plot.png", "steps.png", "thresholds.png"
-SERIES = 6
-"""A second axis of so many values makes lines; one of more a scatter."""
+SERIES = 6  # a second axis of so many values makes lines; one of more a scatter
 ROWS_DRAWN = 40
-FAR_APART = 1.0
-"""Published values further away than so many spans get a scale of their own."""
-SAME_SCALE = 3.0
-"""That scale has the other one's units unless the spans differ by more than this factor."""
-DODGE = 0.008
-"""Error bars of several lines stand beside each other, this share of the axis apart."""
+FAR_APART = 1.0  # published values further away than so many spans get a scale of their own
+SAME_SCALE = 3.0  # that scale has the other one's units unless the spans differ by more than this factor
+DODGE = 0.008  # error bars of several lines stand beside each other, this share of the axis apart
 ROW_INCHES, AROUND_ROWS_INCHES, PANEL_INCHES = 0.3, 1.3, 2.6
 REASON_LETTERS = 60
 CROSSES = ("x", "+", "1", "2", "3", "4")

@@ -46,11 +46,9 @@ from ribray.report.table import NOTHING, Cell, Column, Table
 __all__ = ["SweepRow", "results_table", "rows", "write_results"]
 
 RESULTS_FILE, TABLE_FILE = "results.csv", "table.md"
-BEST_SHOWN = 10
-"""Of more rows than `ROWS_IN_FULL` a terminal shows so many."""
+BEST_SHOWN = 10  # of more rows than `ROWS_IN_FULL` a terminal shows so many
 SETTING_LETTERS = 40
-REASON_LETTERS = 160
-"""Longer texts are shortened in tables; the CSV has all of them."""
+REASON_LETTERS = 160  # longer texts are shortened in tables; the CSV has all of them
 
 
 def write_results(ledger: Mapping[str, Any], folder: Path) -> list[Path]:

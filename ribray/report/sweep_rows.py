@@ -24,12 +24,10 @@ METRIC_NAMES = {"miou": "mIoU", "miou_known": "mIoU of known pixels", "map": "mA
 """The last part of a metric's key; these are percentages."""
 PER_CLASS = "per_class"
 INTERVAL_SUFFIX = "_interval"
-SMALL = 1e-3
-"""Settings below are written with an exponent."""
+SMALL = 1e-3  # settings below are written with an exponent
 DECADE, DECADES = 10.0, 100.0
 """From the first ratio of the largest to the smallest value on an axis may be logarithmic, from the second on it is."""
-EVENER = 0.5
-"""In between it is where it halves the distance of the middle value from the axis' middle."""
+EVENER = 0.5  # in between it is where it halves the distance of the middle value from the axis' middle
 
 
 @dataclass(frozen=True)

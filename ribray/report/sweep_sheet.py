@@ -24,8 +24,7 @@ from ribray.report.sweep_rows import (
     spread,
 )
 
-LOSS = "refine.loss"
-"""The axis of the study of activations."""
+LOSS = "refine.loss"  # the axis of the study of activations
 LOSS_NAMES = {
     "rib": r"$L_\mathrm{RIB}$",
     "bce_sigmoid": "BCE, sigmoid",
@@ -34,10 +33,8 @@ LOSS_NAMES = {
 }
 LOSS_LOOKS = {"rib": LOOKS[1], "bce_sigmoid": LOOKS[0], "bce_softsign": LOOKS[2], "bce_tanh": LOOKS[3]}
 OURS, PUBLISHED = LOOKS[1], LOOKS[0]
-SHADES, DARKEST, LIGHTEST = "viridis", 0.0, 0.86
-"""Lines of a numeric axis run through these colours."""
-TICKS, TICK_GAP = 9, 0.045
-"""So many values of an axis are its ticks, where they lie this share of its length apart."""
+SHADES, DARKEST, LIGHTEST = "viridis", 0.0, 0.86  # lines of a numeric axis run through these colours
+TICKS, TICK_GAP = 9, 0.045  # so many values of an axis are its ticks, where they lie this share of its length apart
 LABEL_LETTERS, TITLE_LETTERS, CAPTION_LETTERS = 34, 68, 17.4
 """Of a label; of a line of the title; of a caption per inch."""
 CAPTION_LINE_INCHES = 0.16

@@ -12,8 +12,7 @@ from rich.text import Text
 NOTHING = "–"
 LOOKS = {"strong": "bold", "good": "green", "bad": "red", "faint": "dim"}
 """What a cell may look like: the page's class, and the style on a terminal."""
-MARKDOWN = re.compile(r"([\\`*\[\]|~])|(?<!\w)_|_(?!\w)")
-"""What has a meaning in markdown, besides HTML."""
+MARKDOWN = re.compile(r"([\\`*\[\]|~])|(?<!\w)_|_(?!\w)")  # what has a meaning in markdown, besides HTML
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from ribray.report.table import NOTHING, Cell, Column, Table
 from ribray.runs.metrics import Judgement, MaskJudgement, RunMetrics, SeedJudgement
 
 TRAINING, HELD_OUT = "training", "held out"
-OURS = " (Ours)"
-"""What the paper adds to the names of its own methods."""
+OURS = " (Ours)"  # what the paper adds to the names of its own methods
 
 
 # --- IoU per class -----------------------------------------------------------------------------------------------

@@ -116,6 +116,21 @@ def test_imported_maps_are_judged_without_a_classifier(recipe, foreign_maps, rib
     assert map_bytes(out) == before
 
 
+def test_maps_take_the_names_of_the_run_s_method(recipe, foreign_maps, ribray, tmp_path, capsys):
+    out, method = tmp_path / "run", ("--set", "refine.method=advcam")
+    assert ribray("import-maps", foreign_maps, "--recipe", recipe, "--out", out, *method) == 0
+    assert ribray("run", recipe, "--out", out, "--stages", "seed", *method) == 0
+    seed = storage.read_json(out / "metrics.json")["seed"]
+    assert seed["advcam"]["images"] == 15
+    assert list(seed) == ["cam", "advcam"]
+    assert len(list((out / "maps_advcam").rglob("*.npz"))) == 15
+    several = ("--set", "refine.method=[rib, advcam]")
+    assert ribray("import-maps", foreign_maps, "--recipe", recipe, "--out", tmp_path / "two", *several) == 2
+    assert "in place of one method: set refine.method to one of rib, advcam" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_redo_refines_what_was_imported(recipe, foreign_maps, ribray, tmp_path, capsys):
     out, few = tmp_path / "run", ("--set", "refine.limit=2")
     assert ribray("import-maps", foreign_maps, "--recipe", recipe, "--out", out, *few) == 0
