@@ -193,8 +193,9 @@ class MapMaker:
         from ribray.stages import stages_of
 
         classifier, names, methods = trained_classifier(storage.absolute(directory), stages_of)
-        own = methods[cls.method].model_dump(exclude={*NOT_READ}) if cls.method in methods else {}
-        config = read_settings({**own, **settings}, cls.method)
+        own = methods.get(short(cls.method))
+        of_run = own.model_dump(exclude={*NOT_READ}) if own is not None else {}
+        config = read_settings({**of_run, **settings}, cls.method)
         maker = cls.__new__(cls)
         maker._set_up(classifier, names, False, None, config, device)
         return maker

@@ -206,7 +206,7 @@ class AdvCAM(Method):
         where the head is linear: the weights of the class wherever its map is positive.
         """
         positive = cams.relu()
-        own = positive[torch.arange(len(classes)), :, classes]  # (B, 2, h, w)
+        own = positive[torch.arange(len(classes), device=self.device), :, classes]  # (B, 2, h, w)
         counts = (own > 0).sum((2, 3))  # p, (B, 2)
         shares = counts / counts.sum(1, keepdim=True).clamp(min=1).to(self.dtype)
         factors = shares / self.positive_weights[classes, None]  # without gradient
@@ -226,7 +226,7 @@ class AdvCAM(Method):
             retain: whether the forward pass is needed for another class.
         """
         config, attribution = self.config, look.attribution
-        own = look.scores[torch.arange(len(first)), :, look.classes]  # (B, 2)
+        own = look.scores[torch.arange(len(first), device=self.device), :, look.classes]  # (B, 2)
         rise = (2 * own - look.scores.sum(2)).sum(1)  # the own class up, all others down
         seen = attribution.detach()
         mask = seen / seen.amax((1, 2), keepdim=True) > config.score_threshold  # 0/0 is not

@@ -19,6 +19,7 @@ from ribray import api
 from ribray.cli import main
 from ribray.commands import map as map_module
 from ribray.commands.map import MapRequest, map_photographs
+from ribray.config import AdvCAMConfig
 from ribray.data.images import read_image
 from ribray.networks.pretrained import open_network
 from tests.tiny import chain
@@ -263,6 +264,9 @@ def test_a_run_s_classifier_serves_as_a_network_and_from_python_and_ray_is_not_i
     with np.load(tmp_path / "maps" / "photograph.npz") as arrays:
         assert arrays["names"].tolist() == ["tavi"]
         assert np.array_equal(arrays["maps"], result.maps)
+    advcam = api.AdvCAM.from_run(run, iterations=2)  # of which the run has no settings
+    assert advcam.config == AdvCAMConfig(method="advcam", iterations=2)
+    assert advcam(photograph, classes=["tavi"]).maps.shape == result.maps.shape
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
