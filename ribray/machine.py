@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,8 @@ def keeping_memory() -> Iterator[None]:
 
     Otherwise glibc gives each of them back at once, and the system clears every page of the next one.
     """
-    libc = ctypes.CDLL(None)
-    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):  # another C library
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "malloc_trim"):  # another C library
         yield
         return
     libc.mallopt(_MMAP_MAX, 0)
