@@ -382,7 +382,7 @@ def test_tables_of_a_run_without_a_mean_show_none():
     metrics = RunMetrics(seed=judged, confident={"seed_crf": nothing}, evaluate=nothing)
     told = {name: headline(numbers, STAGES[name]) for name, numbers in metrics.stages().items()}
     assert told == {"seed": "mIoU – → –", "confident": "mIoU –", "evaluate": "mIoU –"}
-    assert any(seed_table(metrics.seed.methods).groups)
+    assert any(seed_table(metrics.seed.maps).groups)
     assert chain_table(metrics, STAGES, "rib") is None
     assert evaluation_tables(metrics, STAGES, "rib", ["val"]) == []
-    assert curves_of(metrics.seed.methods) == {}
+    assert curves_of(metrics.seed.maps) == {}
