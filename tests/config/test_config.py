@@ -212,3 +212,75 @@ def test_any_values_give_an_experiment_or_a_sentence(values):
 def test_a_whole_number_that_is_written_as_text_keeps_all_its_digits():
     assert load_experiment("voc12", ['seed="9007199254740993"']).seed == 9007199254740993
     assert load_experiment("voc12", ["segmentation.iterations=3e4"]).segmentation.iterations == 30000
+
+
+# --- methods -----------------------------------------------------------------------------------------------------
+
+BOTH = "refine.method=[rib,advcam]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["refine.method=advcam", "refine.lr=1"], "refine.lr belongs to method rib, and refine.method here is advcam"),
+        (["refine.regularizer=1"], "refine.regularizer belongs to method advcam, and refine.method here is rib"),
+        (["refine.advcam.iterations=2"], "refine.advcam holds keys of method advcam, and refine.method here is rib"),
+        ([BOTH, "refine.iterations=3"], "write refine.rib.iterations or refine.advcam.iterations"),
+        ([BOTH, "refine.rib.limit=3"], "the limit holds for every method; write refine.limit"),
+        ([BOTH, "refine.rib.lr=-1"], "refine.rib.lr: input should be greater than or equal to 0, not -1"),
+        (["refine.method=advcm"], "there is no method 'advcm' (did you mean advcam?); there are rib, advcam"),
+        (["refine.method=maps"], "ribray.methods.maps has 0 classes with Settings of a method, not one"),
+        (["refine.method=json.decoder"], "json.decoder has 0 classes with Settings of a method, not one"),
+        (["refine.method=../rib"], "there is no method '../rib'"),
+        (["refine.method=[rib,rib]"], "refine.method names two methods 'rib'"),
+        (["refine.method=3"], "refine.method is the name of a method or a list of names, not 3"),
+        (["refine=3"], "refine must hold keys and values"),
+        (["masks.source=advcam"], "masks.source: the run has no maps 'advcam'; it has cam, rib"),
+        (["masks.source=[rib,rib]"], "source names a map twice"),
+        (["masks.source=[]"], "source is the name of a map or a list of names"),
+    ],
+)
+def test_what_is_wrong_with_methods_is_said_in_a_sentence(overrides, sentence):
+    with pytest.raises(UsageError) as error:
+        load_experiment("voc12", overrides)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_keys_go_to_the_method_that_has_them():
+    both = load_experiment("quickstart", [BOTH, "refine.lr=0.5", "refine.advcam.iterations=4", "seed=3"])
+    rib, advcam = both.methods["rib"], both.methods["advcam"]
+    assert (rib.lr, rib.seed, rib.iterations, advcam.iterations) == (0.5, 3, 10, 4)
+    assert (rib.limit, advcam.limit, both.refine.limit) == (200, 200, 200)
+    assert (rib.keep_steps, advcam.keep_steps) == (True, True)
+    assert rib.scales == (1.0, 0.5, 1.5), "the recipe's scales are those of its method"
+    assert advcam.scales == (1.0, 0.5, 1.5, 2.0)
+    changed = both.with_values({"refine.lr": 0.25, "refine.keep_steps": False, "seed": 7})
+    assert (changed.methods["rib"].lr, changed.methods["rib"].seed) == (0.25, 7)
+    assert not any(method.keep_steps for method in changed.methods.values())
+    assert both.with_values({"refine.method": "advcam"}).methods == {"advcam": advcam}
+    assert both.only("rib").refine == load_experiment("quickstart", ["refine.lr=0.5", "seed=3"]).refine
+
+
+def test_several_methods_are_written_so_that_they_are_read_back(tmp_path):
+    both = load_experiment("quickstart", [BOTH, "masks.source=[advcam,cam]", "refine.limit=5"])
+    again = load_experiment(write(tmp_path, to_yaml(both)))
+    assert to_values(again) == to_values(both)
+    assert again == both
+    assert "method" not in to_values(load_experiment("quickstart"))["refine"], "older recipes have no such key"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sources", "own"),
+    [
+        ([], ("rib",), "rib"),
+        (["refine.method=advcam"], ("advcam",), "advcam"),
+        (["refine.method=advcam", "masks.source=both"], ("advcam", "cam"), "advcam"),
+        ([BOTH, "masks.source=[cam,advcam,rib]"], ("cam", "advcam", "rib"), "advcam"),
+        ([BOTH, "masks.source=cam"], ("cam",), "rib"),
+    ],
+)
+def test_masks_are_made_from_the_methods_own_maps_or_from_those_that_are_named(overrides, sources, own):
+    experiment = load_experiment("voc12", overrides)
+    assert (experiment.sources, experiment.own_source) == (sources, own)
+    assert experiment.on_source("cam").sources == ("cam",)
