@@ -10,7 +10,7 @@ import pytest
 
 from ribray.runs.run import Run
 from ribray.stages import refine
-from tests.faults.cases import ANY, IMAGES, faulty, half_written, killed
+from tests.faults.cases import IMAGES, faulty, half_written, killed
 from tests.tiny import chain
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -47,7 +47,8 @@ def test_any_number_of_workers_makes_the_same_maps(climbing, trained, alone, tmp
 
 
 def test_a_worker_that_is_killed_at_half_a_file_costs_nothing(climbing, trained, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(refine, "RefineWorker", faulty(tmp_path / "marks", {ANY: (killed, 1)}, half_written))
+    faults = {min(alone).removesuffix(".npz"): (killed, 1)}
+    monkeypatch.setattr(refine, "RefineWorker", faulty(tmp_path / "marks", faults, half_written))
     assert made(trained, climbing, tmp_path / "run", "cluster.workers=2") == alone
     assert len(list((tmp_path / "marks").iterdir())) == 1
 

@@ -14,6 +14,8 @@ from ribray.methods.maps import MapRecord
 from ribray.runs.run import Run
 from tests.tiny import EVERYTHING, MAPS, chain, experiment, map_bytes
 
+pytestmark = pytest.mark.slow
+
 HERE = "cluster.workers=0"
 BOTH = "refine.method=[rib,advcam]"
 CLIMB = "refine.advcam.iterations=2"
