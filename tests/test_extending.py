@@ -45,7 +45,7 @@ def change_lines(folder: Path) -> None:
 
 
 def ribray(folder: Path, *arguments: object) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "ribray", *map(str, arguments)]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -121,9 +121,8 @@ def test_a_network_a_kind_of_data_and_a_stage_are_a_file_and_a_line_or_two(tmp_p
 @pytest.mark.slow
 def test_a_study_is_one_file(tmp_path):
     write_files(tmp_path, METHOD, STUDY)
-    shutil.copytree(ROOT / "ribray", tmp_path / "ribray", ignore=shutil.ignore_patterns("__pycache__"))
     settings = ["data.synthetic={image_size: 64, train_images: 12, eval_images: 4}", "refine.limit=4"]
-    settings += ["classifier.epochs=1", "classifier.workers=1", "tracking.wandb=disabled"]
+    settings += ["classifier.epochs=1", "classifier.batch_size=4", "classifier.workers=1", "tracking.wandb=disabled"]
     ribray(tmp_path, "sweep", STUDY, "--out", "sweep", *(word for text in settings for word in ("--set", text)))
     trials = json.loads((tmp_path / "sweep/sweep.json").read_text())["trials"]
     assert [trial["settings"]["refine.patches"] for trial in trials] == [3, 6, 12]
