@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from ribray import storage
+from ribray.cluster import warm
 from ribray.cluster.session import in_thread
 from ribray.errors import UsageError
 from ribray.sweep_file import Axis, Search, SweepFile, Trial, rounded, trial_id
@@ -115,6 +116,7 @@ def run_sweep(
             failure_config=tune.FailureConfig(max_failures=PROCESS_FAILURES),
         ),
     )
+    warm.clear_the_way(of_others=True)
     outcome = in_thread(tuner.fit, "ray-tune")
     while not wait([outcome], timeout=POLL_SECONDS).done:
         watcher.waiting()

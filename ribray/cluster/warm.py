@@ -229,8 +229,9 @@ def take(kind: type[Any], plan: Any) -> Any:
     return found
 
 
-def clear_the_way() -> None:
+def clear_the_way(of_others: bool = False) -> None:
+    """End what is kept and stands in the way of this command, or, ``of_others``, of its trials: all there is."""
     kept = _kept or []
-    for processes in [processes for processes in kept if processes.is_in_the_way]:
+    for processes in [processes for processes in kept if of_others or processes.is_in_the_way]:
         kept.remove(processes)
         processes.end()
