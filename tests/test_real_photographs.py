@@ -125,22 +125,6 @@ def test_the_masks_go_out_as_coco_annotations(finished, tmp_path):
 ADVCAM = ["iterations=2", "scales=[0.5,0.25]"]
 
 
-def test_a_second_method_joins_a_finished_run(finished):
-    recipe, dataset, out = finished
-    before = storage.read_json(out / "metrics.json")
-    settings = [each.replace("refine.", "refine.rib.") for each in [*SCALED_DOWN, *OWN[recipe]]]
-    settings += ["refine.method=[rib,advcam]", *(f"refine.advcam.{each}" for each in ADVCAM)]
-    root = f"data.root={load_experiment(out / 'experiment.yaml').data.root}"
-    ribray("run", recipe, "--out", out, *(part for each in [root, *settings] for part in ("--set", each)))
-    metrics = storage.read_json(out / "metrics.json")
-    assert metrics["refine"] == before["refine"]
-    assert metrics["refine_advcam"]["failed"] == 0
-    assert len(list((out / "maps_advcam").glob("*/*.npz"))) == len(dataset)
-    assert {"cam", "rib", "advcam"} <= metrics["seed"].keys()
-    for name in ("cam", "rib"):
-        assert metrics["seed"][name]["miou"] == before["seed"][name]["miou"]
-
-
 def test_advcam_goes_from_photographs_to_masks(shared_dir, tmp_path):
     settings = [f"data.root={shared_dir / 'data' / 'voc-mini'}", "classifier.backbone=resnet18"]
     settings += ["segmentation.backbone=resnet18", *(each for each in SCALED_DOWN if not each.startswith("refine."))]
