@@ -31,9 +31,10 @@ def describe_machine() -> str:
     return ", ".join([*parts, *(f"{count} × {name}" if count > 1 else name for name, count in gpus.items())])
 
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
-_USUAL_BLOCKS, _USUAL_END = 65_536, 2**26
-"""How many blocks glibc takes from the system one by one, and how many free bytes at the heap's end it keeps."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # glibc's malloc.h
+_USUAL_BLOCKS, _USUAL_SIZE = 65_536, 2**25
+"""How many blocks glibc takes from the system one by one, and from which bytes on, at the most that it comes to itself;
+twice as many free bytes it keeps at the heap's end."""
 
 
 @contextlib.contextmanager
@@ -52,7 +53,8 @@ def keeping_memory() -> Iterator[None]:
         yield
     finally:
         libc.mallopt(_MMAP_MAX, _USUAL_BLOCKS)
-        libc.mallopt(_TRIM_THRESHOLD, _USUAL_END)
+        libc.mallopt(_MMAP_THRESHOLD, _USUAL_SIZE)  # once one of these is set, glibc does not move it any more
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _USUAL_SIZE)
         libc.malloc_trim(0)
 
 

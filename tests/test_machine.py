@@ -32,10 +32,10 @@ import resource
 import numpy as np
 from ribray.machine import keeping_memory
 
-def faults(blocks):
+def faults(blocks, mebibytes=100):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(blocks):
-        np.ones(100 * 2**20, dtype=np.uint8)
+        np.ones(mebibytes * 2**20, dtype=np.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults(8))
@@ -43,13 +43,16 @@ with keeping_memory():
     faults(1)
     print(faults(8))
 print(faults(8))
+faults(1, 10)
+print(faults(8, 10))
 """
-"""Prints how many pages the system has to give for eight blocks, one after the other."""
+"""Prints how many pages the system has to give for eight blocks, one after the other; at last for smaller ones."""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_a_block_that_was_freed_is_used_again_and_given_back_at_the_end():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    usual, keeping, afterwards = map(int, done.stdout.split())
+    usual, keeping, afterwards, smaller = map(int, done.stdout.split())
     assert keeping < usual / 4
     assert afterwards > usual / 2
+    assert smaller < usual / 40  # of the size of a training's tensors

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from ribray import storage
 from ribray.config import CAM
-from ribray.errors import DamagedError, RibrayError
+from ribray.errors import DamagedError, ImageError, RibrayError
 from ribray.methods.method import Maps, Refined
 
 Which = str | tuple[str, int]
@@ -32,6 +32,8 @@ _NAMES, _SERIES = "maps", "numbers"
 _RIB = {CAM: "initial", "rib": "refined"}
 """What arrays are called in files without names."""
 _RIB_SERIES = ("target_losses",)
+_LAST = ("steps", "stop_reason", "id")
+"""What stands behind a method's own numbers."""
 _DIVISION_GUARD = 1e-5
 
 
@@ -120,6 +122,9 @@ def to_arrays(refined: Refined, size: tuple[int, int], scales: Sequence[float]) 
         refined: what a method has made of an image.
         size: the image's height and width.
         scales: the scales of its views.
+
+    Raises:
+        ImageError: its numbers have a name that is taken.
     """
     arrays = {"size": np.array(size, dtype=np.int64), "scales": np.array(scales, dtype=np.float64)}
     arrays["classes"] = refined.classes.astype(np.int64)
@@ -134,6 +139,8 @@ def to_arrays(refined: Refined, size: tuple[int, int], scales: Sequence[float]) 
             for scale, cells in enumerate(sums):
                 arrays[f"{'' if is_of_rib else f'{name}_'}step_{step}_{scale}"] = cells
     arrays["losses"] = np.array(refined.losses, dtype=np.float64)
+    if taken := refined.numbers.keys() & {*arrays, *_LAST}:
+        raise ImageError(f"Numbers named '{min(taken)}' would take the place of a map file's own.")
     for name in _RIB_SERIES if is_of_rib else refined.numbers:
         arrays[name] = np.array(refined.numbers.get(name, ()), dtype=np.float64)
     arrays["steps"] = np.array(refined.steps, dtype=np.int64)

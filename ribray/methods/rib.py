@@ -12,21 +12,19 @@ Shapes:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ribray.config import CAM, RIBConfig
+from ribray.config import CAM, RIB, RIBConfig
 from ribray.errors import ImageError
 from ribray.methods.loss import refinement_loss
 from ribray.methods.method import Extras, ExtraSamples, Method, Refined, merge_views, to_maps
 from ribray.methods.pooling import pool
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
-from ribray.networks.classifier import Classifier
-from ribray.networks.engine import Kind
 
-RIB = "rib"
 STEM_SHARE, BACKWARD_FACTOR = 0.28, 2.0
 """Of a forward pass: the frozen stem's share (docs/method.md, section 2), and what a backward pass costs more."""
 
@@ -65,17 +63,11 @@ class Refiner(Method):
 
     Settings = RIBConfig
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        config: RIBConfig,
-        precision: str = "float32",
-        device: str | torch.device = "cpu",
-        engine: Kind | None = None,
-    ) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        config = self.config
         if config.scales[0] != 1.0:
             raise ValueError(f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}.")
-        super().__init__(classifier, config, precision, device, engine)
         self.loss = refinement_loss(config.loss)
         self.in_loss = [scale in config.loss_scales for scale in config.scales]
         backbone, head = self.classifier.learnable_groups()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ribray import storage
-from ribray.errors import RibrayError
+from ribray.errors import ImageError, RibrayError
 from ribray.methods.maps import MapRecord, empty_arrays, localization_maps, to_arrays
 from ribray.methods.method import Refined
 
@@ -72,6 +72,14 @@ def test_arrays_of_rib_have_the_names_that_older_files_have() -> None:
     steps = [f"step_{step}_{scale}" for step in range(3) for scale in range(2)]
     series = ["losses", "target_losses", "steps", "stop_reason"]
     assert names == ["size", "scales", "classes", *maps, *steps, *series]
+
+
+@pytest.mark.parametrize("name", ["size", "steps", "id", "glow_0"])
+def test_numbers_do_not_take_the_place_of_a_files_own_arrays(name: str) -> None:
+    maps = {each: [np.zeros((1, 2, 2), np.float32)] for each in ("cam", "glow")}
+    refined = Refined(np.array([0]), maps, numbers={name: [1.0]})
+    with pytest.raises(ImageError, match=f"Numbers named '{name}'"):
+        to_arrays(refined, (8, 8), (1.0,))
 
 
 @pytest.mark.parametrize(("size", "shape", "resized"), [("full", (50, 70), (64, 80)), ("stride4", (13, 18), (13, 18))])
