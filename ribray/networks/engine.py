@@ -16,10 +16,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from ribray.networks import norm_folding
 from ribray.networks.backbone import ResidualBackbone
 from ribray.networks.classifier import Classifier
 from ribray.networks.folded import Folded
-from ribray.networks.norm_folding import fold_norms
 
 Kind = Literal["plain", "folded"]
 
@@ -50,7 +50,7 @@ class Plain:
 
     def __init__(self, classifier: Classifier, dtype: torch.dtype) -> None:
         self._is_on_cpu = classifier.head.weight.device.type == "cpu"
-        self._classifier = fold_norms(classifier) if self._is_on_cpu else classifier
+        self._classifier = norm_folding.fold_norms(classifier) if self._is_on_cpu else classifier
         self._reduced = dtype if dtype != classifier.head.weight.dtype else None
 
     def stem(self, images: Tensor) -> Tensor:
@@ -68,10 +68,12 @@ class Plain:
             return self._classifier.cams(stem)
 
     def give_gradients(self) -> None:
-        """Autograd has left them where they belong."""
+        """Autograd has left them where they belong, but for convolutions with batch norm in them."""
+        norm_folding.give_gradients(self._classifier)
 
     def refresh(self) -> None:
-        """There are no copies."""
+        """Fold batch norm anew, where it is folded."""
+        norm_folding.refresh(self._classifier)
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=self._reduced is not None)
@@ -87,7 +89,7 @@ class Frozen:
 
     def __init__(self, classifier: Classifier, dtype: torch.dtype) -> None:
         own = copy.deepcopy(classifier).requires_grad_(False)
-        self._classifier = fold_norms(own) if own.head.weight.device.type == "cpu" else own
+        self._classifier = norm_folding.fold_norms(own) if own.head.weight.device.type == "cpu" else own
         self._reduced = dtype != own.head.weight.dtype
 
     def cams(self, images: Tensor) -> Tensor:

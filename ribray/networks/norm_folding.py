@@ -11,6 +11,7 @@ Shapes: N images, c channels, h w cells, k side of a kernel.
 
 import copy
 import math
+import sys
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ _CLAMPS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
 
 _COLUMNS = 3
 """Of a depthwise kernel: as many as oneDNN's fast gradient takes."""
+
+_CLAMPING = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+"""oneDNN's convolution with a clamp in it, which makes a number of NaN."""
+
+_TAME = 1e6
+"""Of a weight: with none above it, no sum of products in front of a clamp comes near infinity."""
+
+_IS_OF = "_is_gradient_of"
+"""Attribute of a gradient: the address of the tensor whose whole gradient it is."""
 
 _SAME = 1e-3
 """Of the largest value: how far the maps of the folded network may be off on the small image."""
@@ -48,6 +58,7 @@ def fold_norms(classifier: Classifier) -> Classifier:
             convolution: Any = folded.get_submodule(conv)
             folded.set_submodule(conv, _ConvNorm(convolution, layer, bounds))
             folded.set_submodule(norm, nn.Identity() if bounds else act)
+        refresh(folded)
         found = folded.cams(folded.stem(image))
     tolerance = _SAME * float(expected.abs().max())
     return folded if torch.allclose(found, expected, rtol=0.0, atol=tolerance) else classifier
@@ -69,7 +80,7 @@ def _pairs(classifier: Classifier, image: Tensor) -> dict[str, str]:
 
     hooks = []
     for name, module in classifier.named_modules():
-        if type(module) is nn.Conv2d and not isinstance(module.padding, str) and module.padding_mode == "zeros":
+        if _can_fold(module):
             hooks.append(module.register_forward_hook(lambda _, inputs, output, name=name: behind(name, output)))
         elif isinstance(module, nn.BatchNorm2d) and module.affine and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: before(name, inputs[0])))
@@ -81,21 +92,78 @@ def _pairs(classifier: Classifier, image: Tensor) -> dict[str, str]:
     return found
 
 
+def _can_fold(module: nn.Module) -> bool:
+    """Whether it is a convolution that `_ConvNorm` can do: torch's, or timm's "same" one with a stride."""
+    if type(module) is nn.Conv2d:
+        return not isinstance(module.padding, str) and module.padding_mode == "zeros"
+    return _is_same(module) and module.dilation == (1, 1)
+
+
+def _is_same(module: nn.Module) -> bool:
+    """Whether it is a convolution of timm that pads as TensorFlow does: one more behind than in front."""
+    timm = sys.modules.get("timm.layers")
+    return timm is not None and type(module) is timm.Conv2dSame
+
+
+def refresh(folded: Classifier) -> None:
+    """Fold the parameters of what `fold_norms` returned as they are now."""
+    layers = [layer for layer in folded.modules() if isinstance(layer, _ConvNorm)]
+    for layer in layers:
+        layer.refresh()
+    weights = [*folded.parameters(), *(each for layer in layers for each in layer.folded)]
+    is_tame = bool(nn.utils.get_total_norm([each.detach() for each in weights], math.inf) <= _TAME)
+    for layer in layers:
+        layer.may_fuse = is_tame
+
+
+def give_gradients(folded: Classifier) -> None:
+    """Set the gradients of the parameters from all backward passes through what `fold_norms` returned."""
+    for layer in folded.modules():
+        if isinstance(layer, _ConvNorm):
+            layer.give_gradients()
+
+
 class _ConvNorm(nn.Module):
-    """A convolution and the batch norm behind it as one convolution; what does not learn is folded once."""
+    """A convolution and the batch norm behind it as one convolution, whose weight and bias are leaves of autograd."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, bounds: tuple[float, float] | None) -> None:
         super().__init__()
         self.conv, self.norm, self.bounds = conv, norm, bounds
-        learns = any(parameter.requires_grad for parameter in self.parameters())
-        self._fixed = None if learns else self._fold()
+        self.may_fuse = False  # the clamp into the convolution: nothing can be infinite or NaN
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the parameters as they are now."""
+        self.folded = [each.detach().requires_grad_(each.requires_grad) for each in self._fold()]
+
+    def give_gradients(self) -> None:
+        """Turn the gradients of weight and bias into those of the parameters."""
+        given = [(own, leaf) for own, leaf in zip(self._fold(), self.folded, strict=True) if leaf.grad is not None]
+        if given:
+            torch.autograd.backward([own for own, _ in given], [leaf.grad for _, leaf in given])
+        for leaf in self.folded:
+            leaf.grad = None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self._fixed or self._fold()
+        weight, bias = self.folded
+        padding = self.conv.padding
+        if _is_same(self.conv):
+            weight, padding = self._same(weight, x)
         if torch.is_autocast_enabled(x.device.type):
             x, weight, bias = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight, bias))
-        return _Convolution.apply(x, weight, bias, self.conv, self.bounds)
+        return _Convolution.apply(x, weight, bias, self, padding)
 
+    def _same(self, weight: Tensor, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return a kernel and a padding, as wide in front as behind, that do what the "same" convolution does to ``x``.
+
+        Where it pads one cell more behind, the kernel gets a zero in front: cheaper than a padded copy of ``x``.
+        """
+        sides = zip(x.shape[2:], self.conv.kernel_size, self.conv.stride, strict=True)
+        padding = [max((math.ceil(size / stride) - 1) * stride + side - size, 0) for size, side, stride in sides]
+        high, wide = (total % 2 for total in padding)
+        return functional.pad(weight, (wide, 0, high, 0)), (math.ceil(padding[0] / 2), math.ceil(padding[1] / 2))
+
+    @torch.enable_grad()
     def _fold(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias of the one convolution."""
         conv, norm = self.conv, self.norm
@@ -111,13 +179,24 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, bounds: tuple[float, float] | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        layer: _ConvNorm,
+        padding: tuple[int, int],
     ) -> Tensor:
-        out = functional.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-        if bounds:
-            out.clamp_(*bounds)
+        conv, bounds = layer.conv, layer.bounds
+        is_plain = x.device.type == "cpu" and x.dtype == torch.float32
+        if _CLAMPING and bounds and math.isfinite(bounds[1]) and layer.may_fuse and is_plain:
+            geometry = [padding, conv.stride, conv.dilation, conv.groups]
+            out = _CLAMPING(x, weight, bias, *geometry, "hardtanh", [*bounds], "")
+        else:
+            out = functional.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
+            if bounds:
+                out.clamp_(*bounds)
         ctx.save_for_backward(x, weight, out if bounds else None)
-        ctx.conv, ctx.bounds = conv, bounds
+        ctx.conv, ctx.padding, ctx.bounds = conv, padding, bounds
         return out
 
     @staticmethod
@@ -127,9 +206,13 @@ class _Convolution(torch.autograd.Function):
         conv, (wants_x, wants_weight, wants_bias, *_) = ctx.conv, ctx.needs_input_grad
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if out is not None:
-            gradient = torch.ops.aten.hardtanh_backward(gradient, out, *ctx.bounds)
-        of_bias = gradient.sum((0, 2, 3)) if wants_bias else None  # in oneDNN's it takes many times as long
-        geometry = [conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups]
+            if getattr(gradient, _IS_OF, None) == out.data_ptr():  # made below, for this layer alone: used again
+                torch.ops.aten.hardtanh_backward.grad_input(gradient, out, *ctx.bounds, grad_input=gradient)
+            else:
+                gradient = torch.ops.aten.hardtanh_backward(gradient, out, *ctx.bounds)
+        rows = _rows(gradient)
+        of_bias = (rows.new_ones(1, len(rows)) @ rows)[0] if wants_bias else None  # faster than a sum, or oneDNN's
+        geometry = [conv.stride, ctx.padding, conv.dilation, False, [0, 0], conv.groups]
         of_x = of_weight = None
         if _is_depthwise(conv):
             if wants_x:  # a convolution with the kernel turned around
@@ -139,12 +222,23 @@ class _Convolution(torch.autograd.Function):
         elif conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
             of_x = functional.conv2d(gradient, weight.transpose(0, 1)) if wants_x else None
             if wants_weight:
-                rows, seen = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (gradient, x))  # (N·h·w, channels)
-                of_weight = (rows.t() @ seen)[:, :, None, None]
+                of_weight = _product(rows, _rows(x))[:, :, None, None]
         elif wants_x or wants_weight:
             wanted = [wants_x, wants_weight, False]
             of_x, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, wanted)
+        if of_x is not None:
+            setattr(of_x, _IS_OF, x.data_ptr())
         return of_x, of_weight, of_bias, None, None
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Return ``maps`` (N, c, h, w) as (N·h·w, c)."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return aᵀ·b: a product is faster with the fewer columns in front."""
+    return a.t() @ b if a.shape[1] <= b.shape[1] else (b.t() @ a).t()
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
@@ -167,28 +261,44 @@ def depthwise_weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilat
     on an input that is moved aside, and of a dilated kernel each of the grids that do not touch one another is an image
     of its own.
     """
-    x, gradient = _grids(x, dilation), _grids(gradient, dilation)
     side = weight.shape[2]
     reach = side // 2
+    in_parts = side > _COLUMNS
+    seen, gradient = _grids(x, dilation, reach if in_parts else 0), _grids(gradient, dilation)
 
-    def of(kernel: Tensor, x: Tensor, reach_x: int) -> Tensor:
+    def of(x: Tensor, kernel: Tensor, reach_x: int) -> Tensor:
         geometry = [[1, 1], [reach, reach_x], [1, 1], False, [0, 0], len(weight)]
         return torch.ops.aten.convolution_backward(gradient, x, kernel, None, *geometry, [False, True, False])[1]
 
-    if side <= _COLUMNS or x.shape[3] < side:
-        return of(weight, x, reach)
-    parts = [weight[..., first : first + _COLUMNS] for first in range(0, side, _COLUMNS)]
-    firsts = range(-reach, reach + 1, _COLUMNS)
-    ends = [first + part.shape[3] - 1 for first, part in zip(firsts, parts, strict=True)]
-    moved = [functional.pad(x, (-first, end)) for first, end in zip(firsts, ends, strict=True)]
-    return torch.cat([of(part, each, 0) for part, each in zip(parts, moved, strict=True)], 3)
+    if not in_parts:
+        return of(seen, weight, reach)
+    size = (*seen.shape[:3], gradient.shape[3] + _COLUMNS - 1)
+    channels, kernel = seen.shape[1], weight[..., :_COLUMNS]
+    firsts = [*range(0, side - _COLUMNS, _COLUMNS), side - _COLUMNS]  # the last part may see columns once more
+    parts = [
+        of(seen.as_strided(size, seen.stride(), seen.storage_offset() + (first - reach) * channels), kernel, 0)
+        for first in firsts
+    ]
+    parts[-1] = parts[-1][..., firsts[-2] + _COLUMNS - firsts[-1] :]
+    return torch.cat(parts, 3)
 
 
-def _grids(maps: Tensor, step: int) -> Tensor:
-    """Return every step-th cell of ``maps`` (N, c, h, w), from each of the step² first ones on, as an image."""
-    if step == 1:
+def _grids(maps: Tensor, step: int, apart: int = 0) -> Tensor:
+    """Return every step-th cell of ``maps`` (N, c, h, w), from each of the step² first ones on, as an image.
+
+    Behind each row stand ``apart`` columns of zeros, and as many cells before the first row and behind the last one in
+    memory: an image that begins so many cells earlier or later is the image moved aside.
+    """
+    if step == 1 and not apart:
         return maps
-    height, width = maps.shape[2:]
-    maps = functional.pad(maps, (0, -width % step, 0, -height % step))
-    cells = maps.permute(0, 2, 3, 1).unflatten(2, (-1, step)).unflatten(1, (-1, step))  # (N, h/s, s, w/s, s, c)
-    return cells.permute(2, 4, 0, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)
+    count, channels, height, width = maps.shape
+    shape = (step, step, count, math.ceil(height / step), math.ceil(width / step) + apart, channels)
+    cells = maps.new_empty(math.prod(shape) + 2 * apart * channels)
+    cells[: apart * channels], cells[len(cells) - apart * channels :] = 0, 0
+    grids = cells[apart * channels : len(cells) - apart * channels].view(shape)
+    for top in range(step):
+        for left in range(step):
+            grid, seen = grids[top, left], maps.permute(0, 2, 3, 1)[:, top::step, left::step]
+            grid[:, seen.shape[1] :], grid[:, :, seen.shape[2] :] = 0, 0
+            grid[:, : seen.shape[1], : seen.shape[2]] = seen
+    return grids.flatten(0, 2).permute(0, 3, 1, 2)

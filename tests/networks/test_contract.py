@@ -19,7 +19,7 @@ from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
 from ribray.networks.engine import Engine, Frozen, Plain, engine_for
 from ribray.networks.folded import Folded
 from ribray.networks.irnet import IRNet
-from ribray.networks.norm_folding import depthwise_weight_gradient, fold_norms
+from ribray.networks.norm_folding import depthwise_weight_gradient, fold_norms, give_gradients
 
 pytest.importorskip("timm")
 
@@ -218,6 +218,7 @@ def test_batch_norm_in_the_convolutions_before_it_changes_neither_maps_nor_gradi
     def maps_and_gradients(network: Classifier) -> list[Tensor]:
         maps = network.cams(network.stem(images(side=48).double()))
         maps.square().mean().backward()
+        give_gradients(network)
         body, head = classifier.learnable_groups()
         found = [each.grad for each in [*body, *head]]
         classifier.zero_grad()

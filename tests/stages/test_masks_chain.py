@@ -120,7 +120,7 @@ def test_cam_alone_goes_into_the_variant_and_other_thresholds_are_refused(undist
     chain(out, ["masks.crf=none"], stages="confident")
     assert masks(out / "confident") != made
     assert [set(block.folders) for block in drawn] == [{"confident labels, plain CAM"}, {"confident labels, RIB"}]
-    assert [(block.method, len(block.map_files)) for block in drawn] == [("cam", 10), ("rib", 10)]
+    assert [(block.maps, len(block.map_files)) for block in drawn] == [("cam", 10), ("rib", 10)]
 
 
 @pytest.mark.on_demand

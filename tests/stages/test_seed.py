@@ -42,7 +42,8 @@ def test_the_first_step_is_plain_cam_the_last_one_rib_and_each_is_judged_by_its_
     dataset = open_dataset(config.data, config.data.train_split, next((undisturbed / "data").iterdir()))
     records = {file.stem: MapRecord.read(file) for file in (undisturbed / "maps").rglob("*.npz")}
     expected = [
-        {"step": step + 1, **best_of(dataset, records, step, config.seed_eval.thresholds)} for step in range(STEPS)
+        {"step": step + 1, **best_of(dataset, records, ("rib", step), config.seed_eval.thresholds)}
+        for step in range(STEPS)
     ]
     assert rib["by_step"] == expected
     assert expected[0] == {"step": 1, "miou": cam["miou"], "threshold": cam["threshold"]}
