@@ -273,7 +273,7 @@ def depthwise_weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilat
     if not in_parts:
         return of(seen, weight, reach)
     size = (*seen.shape[:3], gradient.shape[3] + _COLUMNS - 1)
-    channels, kernel = seen.shape[1], weight[..., :_COLUMNS]
+    channels, kernel = seen.shape[1], weight.new_empty(len(weight), 1, side, _COLUMNS)  # only its shape counts
     firsts = [*range(0, side - _COLUMNS, _COLUMNS), side - _COLUMNS]  # the last part may see columns once more
     parts = [
         of(seen.as_strided(size, seen.stride(), seen.storage_offset() + (first - reach) * channels), kernel, 0)
