@@ -25,6 +25,7 @@ from torch import nn
 
 from ribray import storage
 from ribray.config import ENDED, MethodConfig, RIBConfig, explain_invalid, label, settings_class, short
+from ribray.config.methods import BUILT_IN
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.images import Picture
 from ribray.data.pixels import Photograph, read_pixels
@@ -425,7 +426,10 @@ def read_settings(settings: dict[str, Any], method: str) -> MethodConfig:
     known = [name for name in kind.model_fields if name not in NOT_READ]
     for name in settings:
         if name not in known:
-            hint = _nearest(difflib.get_close_matches(name, known, n=1))
+            owners = [
+                label(other) for other, of in BUILT_IN.items() if name in of.model_fields and name not in NOT_READ
+            ]
+            hint = f", which is one of {owners[0]}" if owners else _nearest(difflib.get_close_matches(name, known, n=1))
             raise UsageError(f"{label(short(method))} has no setting '{name}'{hint}; it has {', '.join(known)}.")
     if kind is RIBConfig and "scales" in settings and "loss_scales" not in settings:
         standard = RIBConfig().loss_scales

@@ -105,7 +105,7 @@ def test_advcam_has_the_same_form_and_its_own_maps_beside_the_same_plain_ones(ne
 
 
 def test_a_method_has_its_own_settings_and_is_found_by_its_name(network) -> None:
-    with pytest.raises(UsageError, match=r"AdvCAM has no setting 'lr'; it has .*step_size"):
+    with pytest.raises(UsageError, match=r"AdvCAM has no setting 'lr', which is one of RIB; it has .*step_size"):
         AdvCAM(network, lr=1e-3)
     with pytest.raises(UsageError, match=r"no setting 'step_sise' .did you mean step_size"):
         AdvCAM(network, step_sise=0.1)

@@ -125,12 +125,31 @@ def test_the_masks_go_out_as_coco_annotations(finished, tmp_path):
 ADVCAM = ["iterations=2", "scales=[0.5,0.25]"]
 
 
-def test_advcam_goes_from_photographs_to_masks(shared_dir, tmp_path):
-    settings = [f"data.root={shared_dir / 'data' / 'voc-mini'}", "classifier.backbone=resnet18"]
+def test_a_second_method_joins_a_finished_run(finished):
+    recipe, dataset, out = finished
+    before = storage.read_json(out / "metrics.json")
+    settings = [each.replace("refine.", "refine.rib.") for each in [*SCALED_DOWN, *OWN[recipe]]]
+    settings += ["refine.method=[rib,advcam]", *(f"refine.advcam.{each}" for each in ADVCAM)]
+    root = f"data.root={load_experiment(out / 'experiment.yaml').data.root}"
+    ribray("run", recipe, "--out", out, *(part for each in [root, *settings] for part in ("--set", each)))
+    metrics = storage.read_json(out / "metrics.json")
+    assert metrics["refine"] == before["refine"]
+    assert metrics["refine_advcam"]["failed"] == 0
+    assert len(list((out / "maps_advcam").glob("*/*.npz"))) == len(dataset)
+    for name in ("cam", "rib"):
+        assert metrics["seed"][name]["miou"] == before["seed"][name]["miou"]
+    assert metrics["seed"]["advcam"]["miou"] > 0
+    assert metrics["pseudo"] == before["pseudo"]  # the masks are RIB's, as before
+
+
+@pytest.mark.parametrize(("recipe", "folder"), [("voc12_advcam", "voc-mini"), ("coco14", "coco-mini")])
+def test_advcam_goes_from_photographs_to_masks(recipe, folder, shared_dir, tmp_path):
+    settings = [f"data.root={shared_dir / 'data' / folder}", "classifier.backbone=resnet18"]
     settings += ["segmentation.backbone=resnet18", *(each for each in SCALED_DOWN if not each.startswith("refine."))]
-    settings += ["segmentation.scales=[1.0]", "evaluate.crf=none", *(f"refine.{each}" for each in ADVCAM)]
+    settings += ["segmentation.scales=[1.0]", "evaluate.crf=none", "refine.method=advcam"]
+    settings += [f"refine.{each}" for each in ADVCAM]
     arguments = [part for each in settings for part in ("--set", each)]
-    ribray("run", "voc12_advcam", "--out", tmp_path / "run", *arguments)
+    ribray("run", recipe, "--out", tmp_path / "run", *arguments)
     metrics = storage.read_json(tmp_path / "run" / "metrics.json")
-    assert {"cam", "advcam"} <= metrics["seed"].keys()
+    assert {"cam", "advcam"} == metrics["seed"].keys() & {"cam", "rib", "advcam"}
     assert metrics["pseudo"]["failed"] == metrics["evaluate"]["failed"] == 0

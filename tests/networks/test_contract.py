@@ -13,13 +13,13 @@ from ribray.config import RIBConfig
 from ribray.errors import UsageError
 from ribray.irn.loss import irn_loss
 from ribray.methods.rib import FINISHED, Refiner
-from ribray.networks import BACKBONES, Backbone, Classifier, build_backbone, build_classifier
+from ribray.networks import BACKBONES, Backbone, Classifier, build_backbone, build_classifier, norm_folding
 from ribray.networks.backbone import ResidualBackbone
 from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
 from ribray.networks.engine import Engine, Frozen, Plain, engine_for
 from ribray.networks.folded import Folded
 from ribray.networks.irnet import IRNet
-from ribray.networks.norm_folding import depthwise_weight_gradient, fold_norms, give_gradients
+from ribray.networks.norm_folding import depthwise_weight_gradient, fold_norms, give_gradients, refresh
 
 pytest.importorskip("timm")
 
@@ -227,6 +227,33 @@ def test_batch_norm_in_the_convolutions_before_it_changes_neither_maps_nor_gradi
     assert folded is not classifier
     for one, other in zip(maps_and_gradients(folded), maps_and_gradients(classifier), strict=True):
         assert (one - other).norm() <= 1e-10 * other.norm()
+
+
+@on([("timm/tf_efficientnet_lite0", 16)])
+def test_a_clamp_within_a_convolution_changes_no_bit_and_hides_no_nan(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded, calls, clamping = fold_norms(copy.deepcopy(classifier)), [], norm_folding._CLAMPING
+
+    def maps_and_gradients() -> list[Tensor]:
+        maps = folded.cams(folded.stem(images(side=47)))
+        maps.square().mean().backward()
+        give_gradients(folded)
+        found = [maps.detach(), *(each.grad for each in folded.parameters() if each.grad is not None)]
+        folded.zero_grad()
+        return found
+
+    monkeypatch.setattr(norm_folding, "_CLAMPING", lambda *arguments: calls.append(1) or clamping(*arguments))
+    within = maps_and_gradients()
+    assert calls
+    monkeypatch.setattr(norm_folding, "_CLAMPING", None)
+    for one, other in zip(within, maps_and_gradients(), strict=True):
+        assert torch.equal(one, other)
+
+    monkeypatch.setattr(norm_folding, "_CLAMPING", clamping)
+    next(parameter for parameter in folded.backbone.parameters() if parameter.requires_grad).data[0] = torch.nan
+    refresh(folded)
+    assert folded.cams(folded.stem(images(side=47))).isnan().any()
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (13, 3)])
