@@ -40,7 +40,7 @@ RESNET, LITE = "resnet50", "timm/tf_efficientnet_lite0"
 ENGINES: dict[str, tuple[Kind, ...]] = {RESNET: ("plain", "folded"), LITE: ("plain",)}
 """The folded engine takes residual networks only."""
 SHARE_STEPS = 5
-"""An image begins with fresh memory, which its first step has to wait for: with two steps that would count nine times."""
+"""An image begins with fresh memory, which its first step waits for: of two steps that would count nine times."""
 PRECISIONS = ("float32", "bfloat16")
 BASELINE = "plain reading"
 LITE_SHARE = 0.25
