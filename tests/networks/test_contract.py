@@ -230,7 +230,7 @@ def test_batch_norm_in_the_convolutions_before_it_changes_neither_maps_nor_gradi
 
 
 @on([("timm/tf_efficientnet_lite0", 16)])
-def test_a_clamp_within_a_convolution_changes_no_bit_and_hides_no_nan(
+def test_a_clamp_within_a_convolution_changes_last_digits_at_most_and_hides_no_nan(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folded, calls, clamping = fold_norms(copy.deepcopy(classifier)), [], norm_folding._CLAMPING
@@ -248,7 +248,7 @@ def test_a_clamp_within_a_convolution_changes_no_bit_and_hides_no_nan(
     assert calls
     monkeypatch.setattr(norm_folding, "_CLAMPING", None)
     for one, other in zip(within, maps_and_gradients(), strict=True):
-        assert torch.equal(one, other)
+        assert (one - other).norm() <= 1e-5 * other.norm()
 
     monkeypatch.setattr(norm_folding, "_CLAMPING", clamping)
     next(parameter for parameter in folded.backbone.parameters() if parameter.requires_grad).data[0] = torch.nan
@@ -276,6 +276,8 @@ def test_the_folded_engine_computes_what_the_plain_one_does_or_refuses(classifie
     can_fold = isinstance(backbone, ResidualBackbone) and backbone.name != "resnext50_32x4d"  # grouped convolutions
     assert isinstance(engine_for(classifier, torch.float32), Folded if can_fold else Plain)
     assert isinstance(engine_for(classifier, torch.float32, "plain"), Plain)
+    elsewhere = copy.deepcopy(classifier).to("meta")  # as on a GPU, where no figure says which one is faster
+    assert isinstance(engine_for(elsewhere, torch.float32), Plain)
     if not can_fold:
         with pytest.raises(ValueError, match="can be folded"):
             engine_for(classifier, torch.float32, "folded")
