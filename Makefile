@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart quick test test-slow test-on-demand lint lines docs clean
+.PHONY: quickstart quick test test-slow test-on-demand gpu-check lint lines docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/ribray quickstart
@@ -23,6 +23,10 @@ test-slow: $(STAMP)
 
 test-on-demand: $(STAMP)
 	$(BIN)/python -m pytest -m on_demand
+
+# Without an environment of its own, which a machine with a GPU but no network could not make: ARGS="--only a,d".
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks gpu $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -20,17 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 
 from ribray import __version__
-from ribray.machine import processor
-from ribray.runs.records import git_commit
+from ribray.machine import git_commit, processor
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 RECORDED_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pillow")
 
@@ -40,18 +38,28 @@ def measure(benchmark: ModuleType, name: str, root: Path, **options: Any) -> dic
     threads = torch.get_num_threads()
     torch.set_num_threads(getattr(benchmark, "THREADS", 1))
     try:
-        machine = _machine()
-        result = benchmark.run(**options)
+        before = circumstances(root)
+        return {"benchmark": name, **benchmark.run(**options), **before}
     finally:
         torch.set_num_threads(threads)
+
+
+def circumstances(root: Path) -> dict[str, Any]:
+    """Return what figures are recorded with: versions, machine, git commit of the checkout ``root``, and date."""
+    installed = {package: version for package in RECORDED_PACKAGES if (version := _version(package)) is not None}
     return {
-        "benchmark": name,
-        **result,
-        "versions": {"ribray": __version__, **{package: metadata.version(package) for package in RECORDED_PACKAGES}},
-        "machine": machine,
+        "versions": {"ribray": __version__, **installed},
+        "machine": _machine(),
         "commit": git_commit(root),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def figure(
@@ -121,8 +129,12 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [one / other for one, other in zip(above, below, strict=True)]
 
 
-def table(result: Mapping[str, Any]) -> RenderableType:
+def table(result: Mapping[str, Any]) -> "RenderableType":
     """Return the figures of `measure` for the terminal, with the notes and the machine below."""
+    from rich.console import Group  # not all that is measured needs it
+    from rich.markup import escape
+    from rich.table import Table
+
     rows = Table(box=None, pad_edge=False)
     rows.add_column(result["benchmark"])
     rows.add_column("median", justify="right")
@@ -131,21 +143,28 @@ def table(result: Mapping[str, Any]) -> RenderableType:
     rows.add_column("required")
     missing: dict[str, list[str]] = {}
     for name, found in result["figures"].items():
-        several = found["runs"] > 1
         if found["value"] is None:
             missing.setdefault(found["reason"], []).append(name)
-        rows.add_row(
-            escape(name),
-            "not measured" if found["value"] is None else f"{_number(found['value'])} {found['unit']}".rstrip(),
-            f"{_number(found['min'])} … {_number(found['max'])}" if several else "",
-            str(found["runs"]) if several else "",
-            _requirement(found["required"]),
-        )
+        median, span, runs, required = cells(found)
+        for word, style in (("met", "green"), ("missed", "bold red")):
+            required = required.replace(word, f"[{style}]{word}[/{style}]")
+        rows.add_row(escape(name), median, span, runs, required)
     notes = [*result["notes"], *(f"Not measured: {', '.join(names)}. {reason}" for reason, names in missing.items())]
-    return Group(rows, "", *map(escape, notes), f"[dim]{escape(_where(result))}[/dim]")
+    return Group(rows, "", *map(escape, notes), f"[dim]{escape(where(result))}[/dim]")
 
 
-def _where(result: Mapping[str, Any]) -> str:
+def cells(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Return a figure's columns: median, range, number of runs, and what is required of it."""
+    several = found["runs"] > 1
+    return (
+        "not measured" if found["value"] is None else f"{_number(found['value'])} {found['unit']}".rstrip(),
+        f"{_number(found['min'])} … {_number(found['max'])}" if several else "",
+        str(found["runs"]) if several else "",
+        _requirement(found["required"]),
+    )
+
+
+def where(result: Mapping[str, Any]) -> str:
     """Return in a line on what a result was measured."""
     machine, threads = result["machine"], result["machine"]["threads"]
     gpus = [", ".join(machine["gpus"]), f"CUDA {machine['cuda']}"] if machine["gpus"] else []
@@ -168,7 +187,7 @@ def _requirement(required: Mapping[str, Any] | None) -> str:
     text = ", ".join(f"{sign} {_number(bound)}" for sign, bound in bounds)
     if required["met"] is None:
         return f"{text} not known"
-    return f"{text} [green]met[/green]" if required["met"] else f"{text} [bold red]missed[/bold red]"
+    return f"{text} {'met' if required['met'] else 'missed'}"
 
 
 def _number(value: float) -> str:
@@ -181,8 +200,8 @@ def _machine() -> dict[str, Any]:
         "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(psutil.getloadavg()[0], 1),  # of the minute before: what else kept the cores busy
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "load": round(os.getloadavg()[0], 1),  # of the minute before: what else kept the cores busy
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "gpus": [f"{count} × {name}" for name, count in gpus.items()],

@@ -6,8 +6,7 @@ ribray bench irn
 from pathlib import Path
 from typing import Any
 
-from pictures import write_masks
-from training_steps import measure
+from training_steps import measure, write_masks
 
 from ribray.config import Experiment
 from ribray.data import Dataset

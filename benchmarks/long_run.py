@@ -23,7 +23,7 @@ from harness import figure
 from memory import begin_anew, highest_resident
 from refinements import prepare
 
-from ribray.stages.refine import RefineWorker
+from ribray.methods.worker import RefineWorker
 
 SIZE = (48, 64)
 """Height and width of the drawn pictures, in pixels."""

@@ -9,7 +9,7 @@ EfficientNet-Lite0 those of its package.
 
 import gc
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from refine import (
     load,
     time_parts,
     usable,
+    without_tf32,
 )
 from refinements import Workload, prepare
 
@@ -103,12 +104,7 @@ def _measure(
         for engine in ENGINES[network]:
             for precision in PRECISIONS:
                 ways[f"{engine}, {precision}"] = ProductWay(short, precision, engine)
-        for way in ways.values():
-            way.image(ids[0], ids[1 % len(ids)])
-        expected = ways[BASELINE].result(ids[0])
-        differences = {name: largest_difference(way.result(ids[0]), expected) for name, way in ways.items()}
-        timed = time_parts(ways, ids, rounds)
-        found = {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}
+        found, differences = compare(ways, ids, steps, rounds)
         del ways
         gc.collect()
         return found, differences, steps, workload.images
@@ -129,6 +125,20 @@ def share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) ->
         timed = time_parts(ways, ids, rounds)
     seconds = {network: [image_seconds(image, steps) for image in images] for network, images in timed.items()}
     return ratios(seconds[LITE], seconds[RESNET])
+
+
+def compare(
+    ways: Mapping[str, Way], ids: Sequence[str], steps: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return each way's seconds of an image of so many steps, and how far its maps are off the first way's."""
+    with without_tf32():
+        for way in ways.values():
+            way.image(ids[0], ids[1 % len(ids)])
+    maps = {name: way.result(ids[0]) for name, way in ways.items()}
+    expected = next(iter(maps.values()))
+    differences = {name: largest_difference(each, expected) for name, each in maps.items()}
+    timed = time_parts(ways, ids, rounds)
+    return {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}, differences
 
 
 def give_weights(workload: Workload, network: str) -> None:

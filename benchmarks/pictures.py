@@ -6,13 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ribray.data.dataset import Dataset
-from ribray.data.mask_files import write_mask
-from ribray.demo.creatures import draw
-from ribray.demo.world import class_names
-from ribray.pipeline.masks import mask_path
-from ribray.runs.records import ROOT
+from ribray.demo.creatures import class_names, draw
 
+ROOT = Path(__file__).resolve().parents[1]
 VOC_MINI = ROOT.parent / "shared" / "data" / "voc-mini"
 SIZE = (375, 500)
 """Height and width of most photographs of PASCAL VOC, in pixels."""
@@ -73,11 +69,3 @@ def label_in_turn(folder: Path) -> None:
 
 def _as_settings(values: dict[str, str | Path]) -> list[str]:
     return [f"data.{key}={value}" for key, value in values.items()]
-
-
-def write_masks(dataset: Dataset, folder: Path) -> None:
-    """Write the true masks of a data set as a stage would write its own."""
-    for id in dataset.ids:
-        mask = dataset.mask(id)
-        assert mask is not None
-        write_mask(mask_path(folder, id), mask, dataset.palette)

@@ -18,7 +18,8 @@ from refinements import Processes, Record, Workload, prepare, seconds_per_image,
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
 from ribray.config import ClusterConfig
-from ribray.stages.refine import CHUNK, NAME, RefineWorker
+from ribray.methods.worker import RefineWorker
+from ribray.stages.refine import CHUNK, NAME
 
 POOL, ALONE = "in the pool", "in a process"
 

@@ -7,8 +7,9 @@ steps; an image of K = 10 steps costs a set-up, nine ordinary steps and a last o
 steps are run as well, once each.
 """
 
+import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -23,15 +24,14 @@ from refinements import Workload, prepare
 
 from ribray import storage
 from ribray.data import open_dataset
+from ribray.methods import worker as product
 from ribray.methods.extras import ExtraOrder
-from ribray.methods.maps import MapRecord
+from ribray.methods.maps import MapRecord, map_path
 from ribray.methods.rib import Refiner
+from ribray.methods.worker import RefineWorker
 from ribray.networks import Classifier, build_classifier
 from ribray.networks.engine import Kind
 from ribray.networks.weights import load_classifier, save_network
-from ribray.pipeline.maps import map_path
-from ribray.stages import refine as stage
-from ribray.stages.refine import RefineWorker
 
 THREADS = 2
 ITEM = ["classifier.backbone=resnet50"]
@@ -136,7 +136,7 @@ class ProductWay(Way):
 
     def work(self, id: str, upcoming: str) -> None:
         self.worker.prefetch(upcoming)
-        with mock.patch.object(stage, "write_maps", self.clock.around("write", stage.write_maps)):
+        with mock.patch.object(product, "write_maps", self.clock.around("write", product.write_maps)):
             self.worker.process(id)
 
     def result(self, id: str) -> list[np.ndarray]:
@@ -244,10 +244,25 @@ def run(
 
 def differences(ways: Mapping[str, Way], ids: Sequence[str]) -> dict[str, float]:
     """Return how far the products' maps of an image are off the baseline's, and warm everything up by it."""
-    for way in ways.values():
-        way.image(ids[0], ids[1 % len(ids)])
+    with without_tf32():
+        for way in ways.values():
+            way.image(ids[0], ids[1 % len(ids)])
     expected = ways["baseline"].result(ids[0])
     return {name: largest_difference(ways[name].result(ids[0]), expected) for name in WAYS[1:]}
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Keep a GPU from rounding to TF32, as torch does in convolutions; the baseline is timed as torch has it."""
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [part.allow_tf32 for part in parts]
+    try:
+        for part in parts:
+            part.allow_tf32 = False
+        yield
+    finally:
+        for part, allowed in zip(parts, before, strict=True):
+            part.allow_tf32 = allowed
 
 
 def time_parts(ways: Mapping[str, Way], ids: Sequence[str], rounds: int) -> dict[str, list[Timed]]:
@@ -323,13 +338,7 @@ def on_gpu(workload: Workload, ids: Sequence[str], images: int) -> dict[str, Any
     if not torch.cuda.is_available():
         reason = "This machine has no GPU; `ribray bench refine` measures it where there is one."
         return {name: not_measured(unit, reason, **bound) for name, (unit, bound) in names.items()}
-    worker = RefineWorker(**workload.arguments() | {"precision": "bfloat16", "folder": workload.folder / "gpu"})
-    in_turn(worker, ids, 0, 3)
-    torch.cuda.synchronize()
-    began = perf_counter()
-    in_turn(worker, ids, 3, images)
-    torch.cuda.synchronize()
-    seconds = (perf_counter() - began) / images
+    worker, seconds = one_after_another(workload, ids, images)
     busy = span = 0.0
     waits = 0
     for first in range(0, images, PROFILED_AT_ONCE):
@@ -342,6 +351,15 @@ def on_gpu(workload: Workload, ids: Sequence[str], images: int) -> dict[str, Any
     return {
         name: figure(value, unit, **bound) for (name, (unit, bound)), value in zip(names.items(), values, strict=True)
     }
+
+
+def one_after_another(workload: Workload, ids: Sequence[str], images: int) -> tuple[RefineWorker, float]:
+    """Return a worker in bfloat16 that has warmed up, and its seconds an image over so many."""
+    worker = RefineWorker(**workload.arguments() | {"precision": "bfloat16", "folder": workload.folder / "gpu"})
+    in_turn(worker, ids, 0, 3)
+    began = perf_counter()
+    in_turn(worker, ids, 3, images)
+    return worker, (perf_counter() - began) / images
 
 
 def in_turn(worker: RefineWorker, ids: Sequence[str], first: int, count: int) -> None:

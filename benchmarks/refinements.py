@@ -21,11 +21,11 @@ import torch
 from pictures import data_settings
 
 from ribray import storage
-from ribray.config import Experiment, load_experiment
+from ribray.config import Experiment, change, validate_experiment
 from ribray.data import open_dataset
+from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
 from ribray.networks.weights import load_backbone_weights, save_network
-from ribray.stages.refine import RefineWorker
 
 Record = Mapping[str, Any]
 
@@ -52,14 +52,15 @@ class Workload:
     folder: Path
     """Weights, and the maps that are written."""
     settings: list[str]
-    """On top of recipe ``voc12``."""
+    """On top of the defaults, which are recipe ``voc12``'s of classifier and refinement; values are JSON, or a text."""
     images: str
     """What the images are."""
 
     @property
     def experiment(self) -> Experiment:
-        """The resolved configuration."""
-        return load_experiment("voc12", self.settings)
+        """The resolved configuration; no YAML is read."""
+        pairs = (setting.partition("=") for setting in self.settings)
+        return validate_experiment(change({}, [{key: _value(text) for key, _, text in pairs}]), "benchmark")
 
     @property
     def precision(self) -> str:
@@ -89,6 +90,13 @@ class Workload:
             "folder": self.folder / "maps",
             "loader_threads": experiment.cluster.loader_threads,
         }
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def prepare(

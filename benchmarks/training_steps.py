@@ -21,7 +21,9 @@ from ribray.cluster.session import connect
 from ribray.cluster.training import TrainingPlan, TrainingTask, run_training
 from ribray.config import ClusterConfig, Experiment, load_experiment
 from ribray.data import Dataset, open_dataset
+from ribray.data.mask_files import write_mask
 from ribray.data.transforms import IMAGENET
+from ribray.pipeline.masks import mask_path
 
 PRECISIONS = ("float32", "bfloat16")
 TIMES_FILE = "times.json"
@@ -103,6 +105,14 @@ class InTurns(TrainingTask):
     def save(self, model: Any, destination: Path) -> None:
         """Write the weights, without which the training would count as unfinished."""
         self._task.save(model, destination)
+
+
+def write_masks(dataset: Dataset, folder: Path) -> None:
+    """Write the true masks of a data set as a stage would write its own."""
+    for id in dataset.ids:
+        mask = dataset.mask(id)
+        assert mask is not None
+        write_mask(mask_path(folder, id), mask, dataset.palette)
 
 
 def in_memory(batch: Any, device: torch.device) -> Any:

@@ -1,9 +1,10 @@
-"""What this machine is, in a few words, to stand beside times that were measured on it; its devices and memory."""
+"""What this machine and checkout are, to stand beside times that were measured on them; devices and memory."""
 
 import contextlib
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +30,18 @@ def describe_machine() -> str:
     gpus = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     parts = [processor(), f"{cores} core{'s' if cores > 1 else ''}"]
     return ", ".join([*parts, *(f"{count} × {name}" if count > 1 else name for name, count in gpus.items())])
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return a checkout's commit, marked "-dirty" where its files differ from it; None without git."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # glibc's malloc.h

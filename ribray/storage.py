@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from upath import UPath
 
 from ribray.errors import DamagedError, RibrayError, UsageError
 from ribray.formats import MOST_BYTES, parse_json, parse_npz
@@ -30,8 +29,12 @@ UPLOAD_SECONDS = 5.0  # how often a growing file is put on an object store
 
 def path(url: str | Path) -> Path:
     """Return ``url`` as a path: a local one, or a `UPath` with the same methods for ``s3://`` and the like."""
-    if isinstance(url, UPath) or "://" not in str(url):
-        return UPath(url)
+    if not isinstance(url, str):
+        return url
+    if "://" not in url:
+        return Path(url)
+    from upath import UPath  # files of this machine need no other package
+
     parts = urlsplit(str(url))
     if parts.username or parts.password or parts.query:
         raise UsageError(
@@ -51,7 +54,7 @@ def path(url: str | Path) -> Path:
 
 
 def is_local(location: Path) -> bool:
-    return not isinstance(location, UPath) or location.protocol in ("", "file", "local")
+    return getattr(location, "protocol", "") in ("", "file", "local")
 
 
 def absolute(location: str | Path) -> Path:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
 from pydantic import ValidationError, model_validator
 
 from ribray.config.data import DataConfig
@@ -26,7 +25,6 @@ from ribray.config.running import ClusterConfig, TrackingConfig
 from ribray.config.section import Section, Seed, given
 from ribray.config.sentences import explain_invalid, shorten
 from ribray.errors import UsageError
-from ribray.yaml_text import YamlError, parse_yaml
 
 REFINE, METHOD = "refine", "refine.method"
 
@@ -205,6 +203,8 @@ def _change_methods(values: dict[str, Any], names: Any, shown: str) -> None:
 
 def _parse_override(override: str) -> tuple[str, Any, str]:
     """Return key and value of ``key.path=value``, and the text to show in messages."""
+    from ribray.yaml_text import YamlError, parse_yaml  # values that are given as they are need no YAML
+
     key, separator, text = override.partition("=")
     key, shown = key.strip(), f"--set {shorten(' '.join(override.split()))}"
     if not separator or not key:
@@ -252,4 +252,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(experiment: Experiment) -> str:
+    import yaml
+
     return yaml.safe_dump(to_values(experiment), sort_keys=False, default_flow_style=None, width=120)

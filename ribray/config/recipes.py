@@ -9,7 +9,6 @@ from ribray import storage
 from ribray.config.experiment import Experiment, change, validate_experiment
 from ribray.config.sentences import nearest
 from ribray.errors import UsageError
-from ribray.yaml_text import MOST_CHARACTERS, YamlError, parse_yaml
 
 
 def shipped_files(folder: str) -> dict[str, Path]:
@@ -45,6 +44,8 @@ def find_recipe(recipe: str) -> Path:
 
 def read_yaml(location: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, and is not too long (see `ribray.yaml_text`)."""
+    from ribray.yaml_text import MOST_CHARACTERS, YamlError, parse_yaml
+
     try:
         with location.open("rb") as stream:
             content = stream.read(4 * MOST_CHARACTERS + 1)

@@ -25,6 +25,19 @@ TWO_CREATURES_SCALE = 0.75  # two full-sized creatures would hide one another
 LEG = 2.4  # half the width of a leg
 LEG_START, LEG_END = 0.45, 1.4  # below the body's middle, in half-axes
 NOISE = 6.0  # standard deviation of the pixel noise, in grey levels
+NAMES = ("tavi", "lumo", "pipa", "noru", "kibo", "wela")
+_SYLLABLES = tuple(consonant + vowel for vowel in "aoiue" for consonant in "bdfgjklmnprstvz")
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    """Names of the first `count` kinds of creature, all different: six given ones, then invented ones."""
+    pairs = len(_SYLLABLES) ** 2
+    names = list(NAMES)
+    for number in range(count):
+        # A stride without a factor in common with the number of pairs reaches each of them once.
+        first, second = divmod(number * 1013 % pairs, len(_SYLLABLES))
+        names.append(_SYLLABLES[first] + _SYLLABLES[second])
+    return tuple(dict.fromkeys(names))[:count]
 
 
 def hsv(hue: float, saturation: float, value: float) -> np.ndarray:

@@ -15,26 +15,13 @@ from ribray.config import DataConfig, SyntheticConfig
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.mask_files import write_mask
 from ribray.data.voc import VocDataset
-from ribray.demo.creatures import draw, head_style, hsv, kinds_of
+from ribray.demo.creatures import class_names, draw, head_style, hsv, kinds_of
 from ribray.errors import UsageError
 
-NAMES = ("tavi", "lumo", "pipa", "noru", "kibo", "wela")
-_SYLLABLES = tuple(consonant + vowel for vowel in "aoiue" for consonant in "bdfgjklmnprstvz")
 MANIFEST = "synthetic.json"
 VERSION = 1  # of the drawing; a world drawn otherwise is not taken for this one
 JPEG_QUALITY = 95
 WRITERS = 4
-
-
-def class_names(count: int) -> tuple[str, ...]:
-    """Names of the first `count` kinds of creature, all different: six given ones, then invented ones."""
-    pairs = len(_SYLLABLES) ** 2
-    names = list(NAMES)
-    for number in range(count):
-        # A stride without a factor in common with the number of pairs reaches each of them once.
-        first, second = divmod(number * 1013 % pairs, len(_SYLLABLES))
-        names.append(_SYLLABLES[first] + _SYLLABLES[second])
-    return tuple(dict.fromkeys(names))[:count]
 
 
 def make_world(root: Path, config: SyntheticConfig, seed: int) -> None:

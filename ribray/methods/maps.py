@@ -9,6 +9,7 @@ The names of the maps stand in the file. RIB's are older than other methods: its
 Shapes: P present classes, H W the image's pixels, h_i w_i the cells of scale i.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ Which = str | tuple[str, int]
 """A map by its name, or by its name and k: after the steps 0 … k (the last one where there are fewer)."""
 Size = Literal["full", "stride4"]
 
+SUFFIX = ".npz"
+SUBFOLDERS = 256
+
 _NAMES, _SERIES = "maps", "numbers"
 """Arrays of a file: what its maps, and its further series of numbers, are called."""
 _RIB = {CAM: "initial", "rib": "refined"}
@@ -35,6 +39,16 @@ _RIB_SERIES = ("target_losses",)
 _LAST = ("steps", "stop_reason", "id")
 """What stands behind a method's own numbers."""
 _DIVISION_GUARD = 1e-5
+
+
+def map_path(folder: Path, id: str) -> Path:
+    """Return where an image's map file lies: 256 subfolders keep each listing short."""
+    return folder / f"{subfolder(id):02x}" / f"{id}{SUFFIX}"
+
+
+def subfolder(id: str) -> int:
+    """Return the number of the subfolder that an image's map file lies in."""
+    return hashlib.sha256(id.encode()).digest()[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from ribray.demo.network import SmallBackbone
 from ribray.errors import UsageError
 from ribray.networks.backbone import Backbone, ResNet
 from ribray.networks.classifier import Classifier
+from ribray.networks.residual import ARCHITECTURES
 from ribray.networks.timm_backbone import build_timm, timm_normalisation
 
-_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2")
 BACKBONES: dict[str, Callable[[int], Backbone]] = {
-    **{name: functools.partial(ResNet, name) for name in _RESNETS},
+    **{name: functools.partial(ResNet, name) for name in ARCHITECTURES},
     "small": SmallBackbone,
 }
 

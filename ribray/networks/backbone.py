@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ribray.data.transforms import IMAGENET, Normalisation
+from ribray.networks import residual
 
 ConvNorm = tuple[nn.Conv2d, nn.BatchNorm2d]
 """A convolution without bias and the batch norm behind it."""
@@ -117,11 +118,9 @@ class ResNet(ResidualBackbone):
 
     def __init__(self, name: str, output_stride: int, network: Any = None) -> None:
         super().__init__()
-        import torchvision  # two seconds that a process without a ResNet need not spend
-
         self.name, is_given = name, network is not None
         if not is_given:
-            network = torchvision.models.get_model(name, weights=None)
+            network = residual.Network(name)
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
             network.bn1,
@@ -195,7 +194,7 @@ def keep_running_statistics(network: nn.Module) -> None:
 
 
 def _parts(block: Any) -> Residual:
-    """Return the parts of torchvision's ``BasicBlock`` or ``Bottleneck``, which has a third convolution."""
+    """Return the parts of a basic block or of a bottleneck, which has a third convolution."""
     main = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
     if hasattr(block, "conv3"):
         main.append((block.conv3, block.bn3))

@@ -1,6 +1,5 @@
 """The maps of a run: where an image's file lies, which images are wanted, and which have maps."""
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +13,13 @@ from ribray.data.dataset import Dataset
 from ribray.data.lists import id_finder, read_list
 from ribray.data.near import Near
 from ribray.errors import UsageError
-from ribray.methods.maps import Size, localization_maps
+from ribray.methods.maps import SUBFOLDERS, SUFFIX, Size, localization_maps, map_path, subfolder
 from ribray.pipeline.artifacts import read_map
 from ribray.pipeline.stage import Context
 from ribray.runs.records import RECORD_FILE, Failure
 
 REFINE = "refine"
 """The stage that makes them by RIB, and the first part of the names of those that make them by other methods."""
-SUFFIX = ".npz"
-SUBFOLDERS = 256
 LISTINGS = 16
 """Subfolders that are listed, or files that are read, at a time: an object store answers late, but many at once."""
 
@@ -37,15 +34,6 @@ def source_stage(experiment: Experiment) -> str:
     return refine_stage(experiment.maps[experiment.sources[0]])
 
 
-def map_path(folder: Path, id: str) -> Path:
-    """Return where an image's map file lies: 256 subfolders keep each listing short."""
-    return folder / f"{_subfolder(id):02x}" / f"{id}{SUFFIX}"
-
-
-def _subfolder(id: str) -> int:
-    return hashlib.sha256(id.encode()).digest()[0]
-
-
 def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
     """Return which images have a map file, (ids,) bool, by a listing of the folder; none without the stage's record.
 
@@ -54,7 +42,7 @@ def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
     finished = np.zeros(len(ids), dtype=bool)
     if not (folder / RECORD_FILE).exists():
         return finished
-    subfolders = np.fromiter(map(_subfolder, ids), np.uint8, len(ids))
+    subfolders = np.fromiter(map(subfolder, ids), np.uint8, len(ids))
     order = np.argsort(subfolders, kind="stable")
     parts = np.split(order, np.searchsorted(subfolders[order], np.arange(1, SUBFOLDERS)))
 

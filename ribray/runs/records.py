@@ -1,7 +1,6 @@
 """What a run notes beside its results: records of stages, failures, and how it came about."""
 
 import json
-import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from ribray import __version__, storage
 from ribray.config import read_yaml
 from ribray.errors import DamagedError, UsageError
-from ribray.machine import describe_machine
+from ribray.machine import describe_machine, git_commit
 from ribray.runs.directory import EXPERIMENT_FILE
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, where ribray runs from one
@@ -65,7 +64,7 @@ WRITTEN_AGAIN = "put a copy of it back, or remove it and start the same command 
 def provenance(recipe: str, parent: str | None) -> dict[str, Any]:
     """Return what stands in ``experiment.yaml`` beside the configuration."""
     versions = {name: metadata.version(name) for name in RECORDED_PACKAGES}
-    values = (recipe, __version__, versions, git_commit(), describe_machine(), parent)
+    values = (recipe, __version__, versions, git_commit(ROOT), describe_machine(), parent)
     return dict(zip(PROVENANCE, values, strict=True))
 
 
@@ -82,15 +81,3 @@ def read_configuration(location: Path) -> dict[str, Any]:
         return read_yaml(location)
     except UsageError as error:
         raise UsageError(f"{str(error).removesuffix('.')}; {WRITTEN_AGAIN}.") from None
-
-
-def git_commit(folder: Path = ROOT) -> str | None:
-    """Return a checkout's commit, marked "-dirty" where its files differ from it; None without git."""
-    if not (folder / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return answer.stdout.strip() or None

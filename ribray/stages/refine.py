@@ -4,7 +4,6 @@ There is one for each method of a run: RIB's is called ``refine``, that of any o
 """
 
 import itertools
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,18 +17,17 @@ import torch
 
 from ribray import storage
 from ribray.cluster.session import usable_cores
-from ribray.config import CAM, RIB, TIMM_PREFIX, MethodConfig
+from ribray.config import RIB, TIMM_PREFIX, MethodConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
 from ribray.errors import ImageError, RibrayError, UsageError
-from ribray.methods.extras import ExtraOrder
-from ribray.methods.maps import MapRecord, empty_arrays, to_arrays, write_maps
-from ribray.methods.method import method_class, require_whole
-from ribray.methods.preparation import Preparation
+from ribray.methods.maps import MapRecord
+from ribray.methods.method import method_class
 from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stopped_early
+from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
-from ribray.networks.weights import drawn_with, load_classifier
+from ribray.networks.weights import drawn_with
 from ribray.pipeline.artifacts import trained_weights
 from ribray.pipeline.maps import (
     LISTINGS,
@@ -47,93 +45,10 @@ from ribray.runs.metrics import RefineMetrics
 from ribray.runs.records import read_record
 
 NAME = REFINE
-
-
 CHUNK = 1
 """Images of one call: a refinement takes a good part of a second at least."""
 MOST_EARLIER = 20_000
 """Of more maps that were made earlier, how their refinements ended is not looked up; a line says so."""
-
-
-# --- in a worker -------------------------------------------------------------------------------------------------
-
-
-class RefineWorker:
-    """Refines one image after the other with one copy of the classifier."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        classifier: Mapping[str, Any],
-        weights: Path,
-        config: MethodConfig,
-        precision: str,
-        folder: Path,
-        loader_threads: int,
-    ):
-        if config.deterministic and torch.cuda.is_available():
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.backends.cudnn.benchmark = False
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = build_classifier(classes=len(dataset.classes), **classifier)
-        load_classifier(model, weights)
-        method = method_class(config.method)
-        self._method, self._extras = method(model, config, precision, self._device), method.extra_samples(config)
-        self._normalisation = model.backbone.normalisation
-        self._dataset, self._config, self._folder = dataset, config, folder
-        extras = self._extras
-        self._order = None if extras is None else ExtraOrder(dataset.ids, dataset.labels, extras.seed)
-        self._threads = ThreadPoolExecutor(loader_threads, thread_name_prefix="loader")
-        self._prepared: dict[str, Preparation] = {}
-
-    def prefetch(self, item: str) -> None:
-        """Begin to load an image that comes later."""
-        if self._dataset.labels[self._dataset.index(item)].any() and item not in self._prepared:
-            self._prepared[item] = self._prepare(item)
-
-    def process(self, item: str) -> dict[str, Any]:
-        """Refine an image and write its map file."""
-        began = time.monotonic()
-        present = np.flatnonzero(self._dataset.labels[self._dataset.index(item)])
-        if present.size == 0:
-            picture = self._dataset.picture(item)
-            height, width = picture.pixels.shape[:2]
-            arrays = empty_arrays((height, width), self._config.scales, (CAM, *self._config.maps))
-            write_maps(map_path(self._folder, item), item, arrays)
-            return {"steps": 0, "remarks": picture.remarks, **_times(began)}
-        preparation = self._prepared.pop(item, None) or self._prepare(item)
-        try:
-            if self._extras is not None and preparation.per_step == 0 and not preparation.is_alone:
-                raise ImageError(
-                    f"{item} has no image to draw extra samples from: every other one shares a class with it; "
-                    f"add images without its classes, be it without any, or set {self._extras.alone_with}."
-                )
-            target = preparation.target()
-            refined = self._method.refine(target.views, present.tolist(), lambda step: preparation.batch(self._device))
-        finally:
-            preparation.cancel()
-        require_whole(refined, self._config, present.tolist())
-        write_maps(map_path(self._folder, item), item, to_arrays(refined, target.size, self._config.scales))
-        return {
-            "steps": refined.steps,
-            "stop_reason": refined.stop_reason,
-            "extras": preparation.per_step,
-            "only_empty": preparation.only_empty,
-            "remarks": target.remarks,
-            "unreadable": list(preparation.unreadable.values()),
-            "waited": preparation.waited,
-            **_times(began),
-        }
-
-    def _prepare(self, item: str) -> Preparation:
-        scales, normalisation = self._config.scales, self._normalisation
-        return Preparation(item, self._dataset, scales, self._threads, normalisation, self._extras, self._order)
-
-
-def _times(began: float) -> dict[str, Any]:
-    """Return when this process began and ended an image, in seconds of the machine's monotonic clock."""
-    return {"process": os.getpid(), "began": began, "ended": time.monotonic()}
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from ribray.data import open_dataset
 from ribray.data.depth import Scale
 from ribray.data.images import read_mask
 from ribray.masks.saliency import BINARY
+from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
 from ribray.networks.irnet import build_irnet
 from ribray.networks.weights import save_network
 from ribray.stages.pseudo import PseudoWorker
-from ribray.stages.refine import RefineWorker
 from tests.drawn import folder, nine, picture, recipe, save
 
 SAID = "9 images of 'all' hold 16-bit values, of which 0 to 4095 are read as black to white."

@@ -18,8 +18,8 @@ import ray
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ribray import storage
+from ribray.methods.worker import RefineWorker
 from ribray.runs.run import Run
-from ribray.stages.refine import RefineWorker
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

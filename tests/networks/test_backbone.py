@@ -5,11 +5,31 @@ import torch
 import torchvision
 
 from ribray.networks import build_backbone
+from ribray.networks.residual import ARCHITECTURES, Network
 
 
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_resnet_and_its_random_weights_are_torchvisions(name: str) -> None:
+    built = []
+    for build in (torchvision.models.get_model, Network):
+        torch.manual_seed(0)
+        built.append((build(name).eval(), torch.rand(1)))  # as many random numbers are drawn
+    (theirs, after), (ours, next_number) = built
+    assert torch.equal(after, next_number)
+    weights = ours.state_dict()
+    assert list(weights) == list(theirs.state_dict())
+    assert all(torch.equal(weights[key], value) for key, value in theirs.state_dict().items())
+    x = torch.randn(1, 64, 9, 7, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            expected = theirs.get_submodule(stage)(x)
+            x = ours.get_submodule(stage)(x)
+            assert torch.equal(x, expected)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

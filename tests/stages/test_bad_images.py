@@ -17,11 +17,11 @@ from ribray.data.dataset import Dataset
 from ribray.data.voc import VOC_CLASSES
 from ribray.errors import ImageError
 from ribray.methods.maps import MapRecord
+from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
 from ribray.networks.weights import save_network
 from ribray.pipeline.maps import map_path
 from ribray.runs.run import Run
-from ribray.stages.refine import RefineWorker
 from ribray.stages.seed import SeedWorker
 from tests.made import SMALL_STEPS, save_picture
 

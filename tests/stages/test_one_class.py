@@ -10,11 +10,11 @@ from ribray.config import ClassifierConfig, DataConfig, RIBConfig
 from ribray.data import open_dataset
 from ribray.data.dataset import Dataset
 from ribray.errors import ImageError
+from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
 from ribray.networks.weights import save_network
 from ribray.pipeline.maps import map_path
 from ribray.stages.classifier import ClassifierTask
-from ribray.stages.refine import RefineWorker
 from tests.drawn import Item, folder, recipe
 
 CLASSES = ("polyp",)

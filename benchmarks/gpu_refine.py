@@ -1,0 +1,275 @@
+"""The parts of `gpu` that refine: engines, determinism, seconds of an image, how busy the GPU is, two workers."""
+
+import functools
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import figure, not_measured, ratios
+from networks import BASELINE, ENGINES, LITE, PRECISIONS, RESNET, compare
+from refine import (
+    GPU_BUSY,
+    GPU_SECONDS,
+    TIMED_STEPS,
+    TIMES_GPU,
+    BaselineWay,
+    ProductWay,
+    Way,
+    give_signal,
+    largest_difference,
+    load,
+    on_gpu,
+    one_after_another,
+    usable,
+)
+from refinements import Processes, Workload, images_per_second, prepare, seconds_per_image
+from torch import nn
+
+from ribray.data import open_dataset
+from ribray.data.transforms import normalise
+from ribray.methods.maps import map_path
+from ribray.networks.engine import Kind
+from ribray.networks.weights import save_network
+
+Yields = str | tuple[str, dict[str, Any]]
+"""A note, or a figure and its name."""
+TINY = [
+    "refine.scales=[1.0,0.5]",
+    "refine.loss_scales=[1.0]",
+    "refine.iterations=3",
+    "refine.batch_size=3",
+    "refine.crop_size=64",
+    "refine.resize_long=[60,90]",
+]
+TINY_SIZE = (48, 64)
+BUSY_IMAGES = 20
+
+
+class LeftOut(Exception):
+    """A part lacks something; the text says what."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured with: images to refine on each network, drawn and drawn up once."""
+
+    folder: Path
+    small: bool
+    golden: Path
+    rounds: int
+
+    @property
+    def resnet(self) -> str:
+        return "resnet18" if self.small else RESNET
+
+    @property
+    def networks(self) -> dict[str, tuple[Kind, ...]]:
+        """The networks and their engines."""
+        return {self.resnet: ENGINES[RESNET], LITE: ENGINES[LITE]}
+
+    def workload(self, network: str) -> Workload:
+        return _workload(self.folder, network, self.small)
+
+    def short(self, network: str) -> Workload:
+        """Return the same images, refined in `TIMED_STEPS`."""
+        whole = self.workload(network)
+        return Workload(whole.folder, [*whole.settings, f"refine.iterations={TIMED_STEPS}"], whole.images)
+
+
+@functools.cache
+def _workload(folder: Path, network: str, small: bool) -> Workload:
+    settings = [f"classifier.backbone={network}", *(TINY if small else [])]
+    own = folder / network.replace("/", "_")
+    own.mkdir()
+    workload = prepare(own, settings, TINY_SIZE if small else None, in_turn=True)
+    if network == LITE:
+        settle_norms(workload)
+    else:
+        give_signal(workload)
+    return workload
+
+
+def settle_norms(workload: Workload) -> None:
+    """Give random weights the batch norm of their own signal, which would fade or grow, and maps above zero."""
+    experiment = workload.experiment
+    dataset = open_dataset(experiment.data, experiment.data.train_split)
+    model = load(workload, len(dataset.classes))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean of all that it sees, which is one batch
+            module.train()
+    normalisation = model.backbone.normalisation
+    images = torch.stack([normalise(dataset.image(id), normalisation) for id in workload.ids()[:4]])
+    with torch.no_grad():
+        model.cams(model.stem(images))
+    nn.init.uniform_(model.head.weight, 0.0, 0.01)
+    save_network(model, workload.folder / "weights.safetensors")
+
+
+# --- the parts ---------------------------------------------------------------------------------------------------
+
+
+def engines(bench: Bench) -> Iterator[Yields]:
+    """Compare the maps of both engines after a few steps."""
+    workload = bench.short(bench.resnet)
+    ids = usable(workload)
+    maps = {}
+    for engine in ENGINES[RESNET]:
+        for precision in PRECISIONS:
+            way = ProductWay(workload, precision, engine)
+            way.image(ids[0], ids[1])
+            maps[engine, precision] = way.result(ids[0])
+    yield f"Largest differences of the maps of one image after {TIMED_STEPS} steps, of the largest value."
+    for precision, most in zip(PRECISIONS, (1e-5, None), strict=True):
+        difference = largest_difference(maps["folded", precision], maps["plain", precision])
+        yield f"folded engine from the plain one, {precision}", figure(difference, "", at_most=most)
+    for engine in ENGINES[RESNET]:
+        difference = largest_difference(maps[engine, "bfloat16"], maps[engine, "float32"])
+        yield f"bfloat16 from float32, {engine} engine", figure(difference, "")
+
+
+def deterministic(bench: Bench) -> Iterator[Yields]:
+    """Refine the same images twice in one process, with ``refine.deterministic`` and without."""
+    usual = bench.workload(bench.resnet)
+    ids = usable(usual)[:3]
+    fixed = Workload(usual.folder, [*usual.settings, "refine.deterministic=true"], usual.images)
+    seconds: dict[str, list[float]] = {"usual": [], "deterministic": []}
+    files: dict[str, list[list[bytes]]] = {name: [] for name in seconds}
+    with Processes(usual, 1) as first, Processes(fixed, 1) as second:
+        for _ in range(max(2, bench.rounds)):
+            for name, process in zip(seconds, (first, second), strict=True):
+                seconds[name].append(statistics.median(seconds_per_image(process.refine(ids))))
+                files[name].append([map_path(usual.folder / "maps", id).read_bytes() for id in ids])
+    yield f"{len(ids)} images, {len(files['usual'])} times each in turn, {usual.precision}, in processes of their own."
+    for name, most in (("deterministic", 0), ("usual", None)):
+        differ = sum(len(set(of_image)) > 1 for of_image in zip(*files[name], strict=True))
+        yield f"images whose map files differ from time to time, {name}", figure(differ, "", at_most=most)
+        yield f"an image, {name}", figure(seconds[name], "s")
+    yield "deterministic over usual, seconds", figure(ratios(seconds["deterministic"], seconds["usual"]), "")
+
+
+def seconds(bench: Bench) -> Iterator[Yields]:
+    """Time an image by network, engine and precision against the plain reading on the same device."""
+    steps = bench.workload(bench.resnet).experiment.refine.iterations
+    yield (
+        f"Channels-last; an image of K = {steps} is a set-up, {steps - 1} ordinary steps and a last one, timed on "
+        f"images of {TIMED_STEPS} steps, all ways in turn. Baseline: benchmarks/refine_baseline.py on the same "
+        "network, weights, pictures and device, timed in torch's own float32 (TF32 in convolutions), compared with "
+        "TF32 off. Required where the GPU is an H100, of the fastest way."
+    )
+    for network, kinds in bench.networks.items():
+        if (lack := _lacks(network)) is not None:
+            yield lack
+            continue
+        workload = bench.short(network)
+        ways: dict[str, Way] = {BASELINE: BaselineWay(workload)}
+        for engine in kinds:
+            for precision in PRECISIONS:
+                ways[f"{engine}, {precision}"] = ProductWay(workload, precision, engine)
+        found, differences = compare(ways, usable(workload), steps, bench.rounds)
+        yield from _timings(network, found, differences)
+        fastest = min(list(found)[1:], key=lambda way: statistics.median(found[way]))
+        on_h100 = torch.cuda.is_available() and "H100" in torch.cuda.get_device_name()
+        bounds = (GPU_SECONDS, TIMES_GPU) if on_h100 else (None, None)
+        yield f"{network}, fastest way ({fastest})", figure(found[fastest], "s", at_most=bounds[0])
+        times = ratios(found[BASELINE], found[fastest])
+        yield f"{network}, fastest way, times the plain reading", figure(times, "", at_least=bounds[1])
+
+
+def _lacks(network: str) -> str | None:
+    """Return what a network lacks here."""
+    if network != LITE:
+        return None
+    try:
+        import timm  # noqa: F401
+    except ImportError as error:
+        return f"{LITE} is left out: timm, or what it needs, is not installed ({error})."
+    return None
+
+
+def _timings(
+    network: str, found: dict[str, list[float]], differences: dict[str, float], first: str = BASELINE
+) -> Iterator[Yields]:
+    for way, each in found.items():
+        yield f"{network}, {way}", figure(each, "s")
+        if way == first:
+            continue
+        yield f"{network}, {way}, times the {first}", figure(ratios(found[first], each), "")
+        most = 1e-5 if way.endswith("float32") else None
+        yield f"{network}, {way}, largest difference", figure(differences[way], "", at_most=most)
+
+
+def compiled(bench: Bench) -> Iterator[Yields]:
+    """Time the plain engine in bfloat16 with stem and trunk compiled, and with CUDA graphs, against it as it is."""
+    has_gpu = torch.cuda.is_available()
+    compilers: dict[str, dict[str, Any]] = {
+        "torch.compile": {} if has_gpu else {"backend": "eager"},  # on a CPU only whether it can be traced
+        "torch.compile with CUDA graphs": {"mode": "reduce-overhead"},
+    }
+    first = "plain engine"
+    for network in bench.networks:
+        if (lack := _lacks(network)) is not None:
+            yield lack
+            continue
+        workload = bench.short(network)
+        steps, ids = bench.workload(network).experiment.refine.iterations, usable(workload)
+        for name, options in compilers.items():
+            if "mode" in options and not has_gpu:
+                yield f"{network}, {name}", not_measured("s", "CUDA graphs need a GPU.")
+                continue
+            try:
+                ways: dict[str, Way] = {first: ProductWay(workload, "bfloat16", "plain")}
+                ways[name] = CompiledWay(workload, functools.partial(torch.compile, dynamic=False, **options))
+                yield from _timings(network, *compare(ways, ids, steps, bench.rounds), first)
+            except Exception as error:  # noqa: BLE001 - where it cannot be had, that is the finding
+                reason = f"It cannot be had: {type(error).__name__}: {error}".partition("\n")[0]
+                yield f"{network}, {name}", not_measured("s", reason)
+            torch._dynamo.reset()
+
+
+class CompiledWay(ProductWay):
+    """The plain engine in bfloat16, its stem and trunk made faster by ``how``."""
+
+    def __init__(self, workload: Workload, how: Callable[[Any], Any]) -> None:
+        super().__init__(workload, "bfloat16", "plain")
+        # One graph for each size of an image, with gradient and without.
+        for name in ("recompile_limit", "cache_size_limit"):
+            if hasattr(torch._dynamo.config, name):
+                setattr(torch._dynamo.config, name, 64)
+        backbone = self.worker._method.network._classifier.backbone
+        backbone.stem, backbone.trunk = how(backbone.stem), how(backbone.trunk)
+
+
+def busy(bench: Bench) -> Iterator[Yields]:
+    """Say how much of the time the GPU computes over images that follow one another, and how often the host waits."""
+    workload = bench.workload(bench.resnet)
+    ids, images = usable(workload), 3 if bench.small else BUSY_IMAGES
+    yield f"{images} images one after the other in bfloat16, JPEGs being decoded meanwhile; {workload.images}."
+    if not torch.cuda.is_available():
+        yield "an image", figure(one_after_another(workload, ids, images)[1], "s")
+        yield "GPU busy", not_measured("%", "This machine has no GPU.", at_least=GPU_BUSY)
+        return
+    found = on_gpu(workload, ids, images)
+    yield from found.items()
+    (waits,) = (each["value"] for name, each in found.items() if "waits" in name)
+    yield "waits of the host in a step", figure(waits / workload.experiment.refine.iterations, "")
+
+
+def two_workers(bench: Bench) -> Iterator[Yields]:
+    """Compare two workers on the same GPU with one."""
+    workload = bench.workload(bench.resnet)
+    ids = list(itertools.islice(itertools.cycle(usable(workload)), 6 if bench.small else 12))
+    found: dict[int, list[float]] = {1: [], 2: []}
+    with Processes(workload, 1) as one, Processes(workload, 2) as two:
+        for _ in range(bench.rounds):
+            for number, processes in ((1, one), (2, two)):
+                found[number].append(images_per_second(processes.refine(ids)))
+    yield f"Processes without Ray, {workload.precision}; {len(ids)} images a round, the first of each warms up."
+    for number, values in found.items():
+        yield f"{number} worker{'s' if number > 1 else ''}", figure(values, "images/s")
+    yield "two workers over one, images/s", figure(ratios(found[2], found[1]), "")
