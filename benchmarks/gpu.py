@@ -134,8 +134,9 @@ def _irn(bench: Bench) -> tuple[nn.Module, Callable[[], Tensor]]:
 
 def _deeplab(bench: Bench) -> tuple[nn.Module, Callable[[], Tensor]]:
     images, masks, _ = _batch(*((2, 65) if bench.small else (10, 321)))
+    tiny = {"backbone": bench.resnet, "rates": (1, 2), "scales": (1.0,)} if bench.small else {}
     with drawn_with(0):
-        model = build_deeplab(SegmentationConfig(backbone="resnet18" if bench.small else "resnet101"), CLASSES)
+        model = build_deeplab(SegmentationConfig(**tiny), CLASSES)
     load_backbone_weights(model.backbone, "none")
     model.to(device()).train()
     return model, lambda: segmentation_loss(model(images), masks)
