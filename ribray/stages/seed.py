@@ -25,6 +25,7 @@ from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, map_path, refine_stage, refined_ids, wanted_ids
 from ribray.pipeline.per_image import StagePool
 from ribray.pipeline.stage import Context, Stage, Work, coverage, per_second
+from ribray.report.comparison import ordered
 from ribray.runs.metrics import SeedJudgement, SeedMetrics
 from ribray.runs.records import Failure
 from ribray.runs.stage_facts import Judged
@@ -232,7 +233,9 @@ STAGE = Stage(
     execute=_execute,
     writes=("cam.miou", "cam.threshold", "rib.miou", "rib.threshold"),
     check=judging.require_truth_of_wanted,
-    headline=lambda metrics: mean_ious(*metrics.maps.values()) if len(metrics.maps) > 1 else None,
+    headline=lambda metrics: (
+        mean_ious(*(metrics.maps[name] for name in ordered(metrics.maps))) if len(metrics.maps) > 1 else None
+    ),
     judged=lambda metrics: [
         Judged("seed, best threshold", part, source=method) for method, part in metrics.maps.items()
     ],
