@@ -14,8 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -176,19 +176,26 @@ class Memory:
             self.peak = max(self.peak, self.now())
 
 
+@contextmanager
+def simulated(directory: Path, images: int, settings: Sequence[str]) -> Iterator[SimulatedContext]:
+    """Yield a context of so many images, of which none is there, in a run directory."""
+    experiment = load_experiment("quickstart", [*settings, "tracking.wandb=disabled"])
+    with Run.open(directory) as run, open(os.devnull, "w") as nowhere:
+        context = SimulatedContext(experiment, run, STAGES, Console(file=nowhere), Tracker(experiment, run))
+        context.images = images
+        with context.resources:
+            run.write_experiment(experiment, "quickstart")
+            yield context
+
+
 def refine_simulated(directory: Path, images: int, limit: int) -> dict[str, Any]:
     """Run the stage up to ``limit`` images; return what was seen of this process."""
-    experiment = load_experiment(
-        "quickstart", [f"refine.limit={limit}", f"cluster.workers={WORKERS}", "tracking.wandb=disabled"]
-    )
-    with ExitStack() as stack, open(os.devnull, "w") as nowhere:
-        memory = stack.enter_context(Memory())
-        run = stack.enter_context(Run.open(directory))
-        stack.enter_context(mock.patch.multiple(refine, RefineWorker=Recorder, CHUNK=CHUNK))
-        console, tracker = Console(file=nowhere), Tracker(experiment, run)
-        context = SimulatedContext(experiment, run, STAGES, console, tracker)
-        context.images = images
-        stack.enter_context(context.resources)
+    settings = [f"refine.limit={limit}", f"cluster.workers={WORKERS}"]
+    with (
+        Memory() as memory,
+        simulated(directory, images, settings) as context,
+        mock.patch.multiple(refine, RefineWorker=Recorder, CHUNK=CHUNK),
+    ):
         before = memory.now()
         data = context.training_set
         size = memory.now() - before
@@ -197,9 +204,8 @@ def refine_simulated(directory: Path, images: int, limit: int) -> dict[str, Any]
             began = time.monotonic()
             work = refine.STAGE.work(context)
             listings = time.monotonic() - began
-        run.write_experiment(experiment, "quickstart")
         refine.STAGE.execute(context)
-        metrics = run.metrics()
+        metrics = context.run.metrics()
         assert metrics["refine"]["images"] == work.total == limit
         new = data.ids[work.done : limit][: 4 * WORKERS * CHUNK]
         maps = context.own_folder(refine.NAME)

@@ -270,9 +270,12 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, recursive: bool = True) -> None:
-    if is_local(folder):
-        for leftover in (folder.rglob if recursive else folder.glob)(f"{TEMPORARY_PREFIX}*"):
-            leftover.unlink(missing_ok=True)
+    for parent, _, files in os.walk(folder) if is_local(folder) else ():
+        for file in files:
+            if file.startswith(TEMPORARY_PREFIX):
+                Path(parent, file).unlink(missing_ok=True)
+        if not recursive:
+            return
 
 
 def require_reachable(location: Path) -> None:
@@ -307,21 +310,21 @@ class LineFile:
             location.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(location, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closed by close())
         else:
-            self._text = location.read_text(encoding="utf-8") if location.exists() else ""
-            self._put_length, self._put_time = len(self._text), time.monotonic()
+            self._lines = [location.read_text(encoding="utf-8")] if location.exists() else []
+            self._put_count, self._put_time = len(self._lines), time.monotonic()
 
     def add(self, line: str) -> None:
         if self._stream is not None:
             self._stream.write(line + "\n")
             return
-        self._text += line + "\n"
+        self._lines.append(line + "\n")
         if time.monotonic() - self._put_time >= UPLOAD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        if self._stream is None and len(self._text) > self._put_length:
-            write_text(self._location, self._text)
-            self._put_length, self._put_time = len(self._text), time.monotonic()
+        if self._stream is None and len(self._lines) > self._put_count:
+            write_text(self._location, "".join(self._lines))
+            self._put_count, self._put_time = len(self._lines), time.monotonic()
 
     def close(self) -> None:
         self.flush()

@@ -1,6 +1,7 @@
 """A pool of Ray actors, which does the items of a `ribray.cluster.pool.Pool` whatever happens to the processes:
 
 * a bounded number of calls is in flight per worker, so that a worker never waits for the driver;
+* an item costs the driver the same time with any number of workers, but for what `ray.wait` takes;
 * a worker that dies, or takes longer than its time, is replaced, and counts a try against the item it was at, found
   out by running suspects alone; a lost node or a kill by Ray's memory monitor counts against none.
 """
@@ -19,7 +20,7 @@ from ribray.cluster.warm import LOST, Crew, crew_of
 from ribray.errors import RibrayError
 
 CALLS_IN_FLIGHT = 2  # per worker: one that runs and one that waits behind it
-POLL_SECONDS = 0.5  # how often the driver looks up from waiting: for a stop request, for progress
+POLL_SECONDS = 0.5  # how often the driver looks up: for a stop request, for progress, for workers that hang
 UNCOUNTED_LOSSES = 20
 """An item, or a start, may fail so often by the cluster's own troubles before it is given up all the same."""
 
@@ -35,7 +36,6 @@ class _Slot:
     calls: "deque[tuple[ray.ObjectRef, list[Item]]]" = field(default_factory=deque)
     """In flight, done by the actor one after the other."""
     since: float = 0.0  # when the actor came to the first of its calls
-    reserved: list[Item] | None = None  # the chunk that this actor gets next, announced to it for prefetching
     failed_starts: Counter[bool] = field(default_factory=Counter)  # in a row, apart: those by the cluster's fault
 
 
@@ -44,9 +44,14 @@ class Actors:
         self._plan, self._worker_class, self._arguments, self._work = plan, worker_class, arguments, work
         self._losses: Counter[Item] = Counter()
         self._suspects: set[Item] = set()
+        self._starting: dict[ray.ObjectRef, _Slot] = {}
+        self._at_work: dict[ray.ObjectRef, _Slot] = {}  # by the first of a worker's calls
+        self._reserved: dict[int, list[Item]] = {}  # by worker, the chunk it gets next, announced to it for prefetching
+        self._with_room: deque[_Slot] = deque()  # every worker that may take a call, and maybe some that may not
 
     def run(self, stop_requested: Callable[[], bool]) -> PoolResult:
-        asked, stopped = time.monotonic(), False
+        asked = looked = time.monotonic()
+        stopped = False
         self._began: float | None = None
         with crew_of(self._plan, stop_requested) as crew:
             if crew is None:
@@ -59,23 +64,23 @@ class Actors:
             while True:
                 stopped = stopped or stop_requested()
                 if not stopped:
-                    for slot in self._slots:
-                        self._fill(slot)
-                busy = [slot for slot in self._slots if slot.calls]
-                starting = [slot for slot in self._slots if slot.starting and not stopped and self._work.has_work()]
-                if not busy and not starting:
+                    self._hand_out()
+                awaited = self._at_work
+                if self._starting and not stopped and self._work.has_work():
+                    awaited = self._at_work | self._starting
+                if not awaited:
                     break
-                by_reference = {slot.starting or slot.calls[0][0]: slot for slot in (*busy, *starting)}
-                ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=POLL_SECONDS)
-                if not ready:
+                for reference in _ended(list(awaited)):
+                    if (slot := self._starting.pop(reference, None)) is not None:
+                        self._collect_start(slot)
+                    else:
+                        self._collect_call(self._at_work.pop(reference), stopped)
+                if time.monotonic() - looked >= POLL_SECONDS:
+                    looked = time.monotonic()
                     self._work.progress.advance(0, 0)
-                elif (slot := by_reference[ready[0]]).starting:
-                    self._collect_start(slot)
-                else:
-                    self._collect_call(slot, stopped)
-                for slot in busy:
-                    if self._is_overdue(slot):
-                        self._take_overrun(slot, stopped)
+                    for slot in self._slots:
+                        if self._is_overdue(slot):
+                            self._take_overrun(slot, stopped)
             ended = time.monotonic()
         began = self._began or ended  # where there was nothing to do
         return PoolResult(self._work.done, self._work.failed, stopped, ended - began, began - asked)
@@ -86,32 +91,37 @@ class Actors:
         slot.node = None
         slot.actor = self._crew.actor(slot.index)
         slot.starting = slot.actor.start.remote(self._worker_class, self._shared, self._plan.threads_per_worker)
+        self._starting[slot.starting] = slot
 
-    def _fill(self, slot: _Slot) -> None:
+    def _hand_out(self) -> None:
+        while self._with_room and self._fill(self._with_room[0]):
+            self._with_room.popleft()
+
+    def _fill(self, slot: _Slot) -> bool:
+        """Give a worker what it has room for; False where nothing is left, for any."""
         while slot.starting is None and len(slot.calls) < CALLS_IN_FLIGHT:
-            chunk = slot.reserved or self._work.next_chunk() or self._steal()
-            slot.reserved = None
+            chunk = self._reserved.pop(slot.index, None) or self._work.next_chunk() or self._steal()
             if chunk is None:
-                return
+                return False
             if slot.calls and not self._suspects.isdisjoint([*chunk, *slot.calls[0][1]]):
-                slot.reserved = chunk  # a suspect runs alone
-                return
+                self._reserved[slot.index] = chunk  # a suspect runs alone
+                break
             upcoming: list[Item] = []
-            if self._suspects.isdisjoint(chunk):  # while a suspect runs, nothing is loaded for others
-                slot.reserved = self._work.next_chunk()
-                if slot.reserved is not None and self._suspects.isdisjoint(slot.reserved):
-                    upcoming = slot.reserved
+            # While a suspect runs, nothing is loaded for others.
+            if self._suspects.isdisjoint(chunk) and (following := self._work.next_chunk()) is not None:
+                self._reserved[slot.index] = following
+                if self._suspects.isdisjoint(following):
+                    upcoming = following
+            reference = slot.actor.process.remote(chunk, upcoming)
             if not slot.calls:
                 slot.since = time.monotonic()
-            slot.calls.append((slot.actor.process.remote(chunk, upcoming), chunk))
+                self._at_work[reference] = slot
+            slot.calls.append((reference, chunk))
+        return True
 
     def _steal(self) -> list[Item] | None:
         """Take what another worker was only told to expect: at the end nobody idles while work is left."""
-        for slot in self._slots:
-            if slot.reserved is not None:
-                chunk, slot.reserved = slot.reserved, None
-                return chunk
-        return None
+        return self._reserved.popitem()[1] if self._reserved else None
 
     # --- taking back --------------------------------------------------------------------------------------------
 
@@ -120,6 +130,7 @@ class Actors:
             slot.node = ray.get(slot.starting)
             slot.starting = None
             slot.failed_starts.clear()
+            self._with_room.append(slot)
             self._began = self._began or time.monotonic()
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RibrayError):
@@ -154,6 +165,10 @@ class Actors:
         if stopped:
             slot.calls.clear()
             self._dismiss(slot)
+            return
+        if slot.calls:
+            self._at_work[slot.calls[0][0]] = slot
+        self._with_room.append(slot)
 
     def _dismiss(self, slot: _Slot) -> None:
         self._crew.dismiss(slot.index)
@@ -191,12 +206,12 @@ class Actors:
         then is a loss held against an item. ``error`` is what one is given up with that has ``limit`` losses in
         ``counter``, which "{}" in it stands for.
         """
+        self._at_work.pop(slot.calls[0][0], None)
         in_flight = [item for _, chunk in slot.calls for item in chunk]
         slot.calls.clear()
         self._dismiss(slot)
-        if slot.reserved is not None:
-            self._work.put_back(slot.reserved)
-            slot.reserved = None
+        if (reserved := self._reserved.pop(slot.index, None)) is not None:
+            self._work.put_back(reserved)
         if len(in_flight) == 1:
             counter[in_flight[0]] += 1
         self._suspects.update(in_flight)
@@ -207,6 +222,12 @@ class Actors:
                 self._work.put_back([item])
         if not stopped:
             self._start(slot)
+
+
+def _ended(references: "list[ray.ObjectRef]") -> "list[ray.ObjectRef]":
+    """Wait for calls; return all that have ended: Ray takes longer to look the more there are."""
+    ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+    return ready or ray.wait(references, num_returns=1, timeout=POLL_SECONDS)[0]
 
 
 def _is_clusters_fault(error: Exception, node: str | None) -> bool:

@@ -88,6 +88,7 @@ class Crew:
 
     def __init__(self, plan: PoolPlan, group: PlacementGroup):
         self._plan, self._group = plan, group
+        self._kind = ray.remote(_Actor)  # once: Ray sends each such class to the cluster
         self._actors: list[Any] = [None] * plan.workers
 
     def serves(self, plan: PoolPlan) -> bool:
@@ -98,7 +99,7 @@ class Crew:
         if self._actors[place] is None:
             options = {"num_cpus": self._plan.cpus_per_worker, "num_gpus": self._plan.gpus_per_worker}
             where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
-            kind = ray.remote(_Actor).options(**options, max_restarts=0, max_task_retries=0, scheduling_strategy=where)
+            kind = self._kind.options(**options, max_restarts=0, max_task_retries=0, scheduling_strategy=where)
             self._actors[place] = kind.remote()
         return self._actors[place]
 

@@ -96,7 +96,9 @@ class _Refinement:
         if not result.stopped:
             notes.count_stops(folder, list(itertools.compress(wanted, done)))
         notes.tell()
-        earlier = [failure for failure in run.failures() if failure.stage == name and failure.id in dataset]
+        earlier = [failure for failure in run.failures() if failure.stage == name]
+        known = {failure.id for failure in earlier}.intersection(dataset.ids)  # without an index of all ids
+        earlier = [failure for failure in earlier if failure.id in known]
         made = are_finished(folder, [failure.id for failure in earlier])
         failures = {failure.id: failure for failure in itertools.compress(earlier, ~made)} | failures
         context.replace_failures(name, failures)
