@@ -71,8 +71,8 @@ class Actors:
                 if not awaited:
                     break
                 for reference in _ended(list(awaited)):
-                    if (slot := self._starting.pop(reference, None)) is not None:
-                        self._collect_start(slot)
+                    if reference in self._starting:
+                        self._collect_start(self._starting.pop(reference))
                     else:
                         self._collect_call(self._at_work.pop(reference), stopped)
                 if time.monotonic() - looked >= POLL_SECONDS:
