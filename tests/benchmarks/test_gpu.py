@@ -27,7 +27,7 @@ def gpu(tmp_path):
         (tmp_path / "sitecustomize.py").write_text(f"import sys\n{blocked}")
         environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "benchmarks", "gpu", *arguments, "--json", str(tmp_path / "gpu.json")]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=840)
         file = tmp_path / "gpu.json"
         return done.returncode, json.loads(file.read_text()) if file.exists() else {}, done.stdout + done.stderr
 
@@ -46,6 +46,7 @@ def required_ones_that_need_no_timing(result):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_part_runs_with_little_more_than_torch(gpu, tmp_path):
     none = tmp_path / "none"
     code, result, text = gpu("--device", "cpu", "--small", "--golden", str(none), without=NOT_NEEDED)
@@ -62,6 +63,7 @@ def test_every_part_runs_with_little_more_than_torch(gpu, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_part_runs_where_all_is_installed(gpu):
     code, result, text = gpu("--device", "cpu", "--small")
     assert code == 0, text
