@@ -47,15 +47,14 @@ def required_ones_that_need_no_timing(result):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_part_runs_with_little_more_than_torch(gpu, tmp_path):
+def test_it_needs_little_more_than_torch(gpu, tmp_path):
     none = tmp_path / "none"
-    code, result, text = gpu("--device", "cpu", "--small", "--golden", str(none), without=NOT_NEEDED)
+    some = "--device", "cpu", "--small", "--only", "a,b,g,h"  # of the same modules as the others
+    code, result, text = gpu(*some, "--golden", str(none), without=NOT_NEEDED)
     assert code == 0, text
-    assert {name: part["state"] for name, part in result["parts"].items()} == {
-        name: "left out" if name == "a" else "done" for name in PARTS
-    }
+    states = {name: part["state"] for name, part in result["parts"].items()}
+    assert states == {"a": "left out", "b": "done", "g": "done", "h": "done"}
     assert f"LEFT OUT: There is no folder {none} with recorded cases" in text
-    assert "tf_efficientnet_lite0 is left out: timm" in result["parts"]["d"]["notes"][1]
     assert figures(result)["h"]["dense CRF of an image"]["value"] is None
     assert all(part["title"] in text and part["seconds"] >= 0 for part in result["parts"].values())
     assert all(name in text for found in figures(result).values() for name in found)
