@@ -262,7 +262,9 @@ def _draw(gathered: _Gathered) -> None:
     if not (folder / MASKS_FILE).exists():
         made = gathered.masks(confident.NAME, "confident labels") | gathered.masks(pseudo.NAME, "pseudo mask")
         predicted = gathered.masks(evaluate.NAME, "prediction")
-        blocks = [MaskBlock("training images", dataset, list(files), made, files, gathered.own)]
+        sources = [maps for maps in (gathered.own, *gathered.chains) if gathered.chains[maps].artifact(confident.NAME)]
+        shown = [*sources, gathered.own][0]
+        blocks = [MaskBlock("training images", dataset, list(files), made, files, shown)]
         blocks += [MaskBlock("held-out images", each, each.ids, predicted) for each in gathered.held_out]
         draw_masks(blocks, folder / MASKS_FILE)
 

@@ -221,6 +221,7 @@ def _mask_blocks(parts: Sequence[Part], files: MapFiles) -> list[MaskBlock]:
     context = parts[0].context
     training: dict[str, Path] = {}
     predictions: dict[str, Path] = {}
+    sources = []
     for part in parts:
         source = label(part.context.own_maps)
         for name, folders, title in (
@@ -230,9 +231,10 @@ def _mask_blocks(parts: Sequence[Part], files: MapFiles) -> list[MaskBlock]:
         ):
             if name in part.stages and part.context.has(name):
                 folders[f"{title}, {source}"] = part.context.artifact(name)
+                sources.append(part.context.own_maps)
     blocks = []
     if training:
-        shown = context.training_set, list(files), training, files, context.own_maps
+        shown = context.training_set, list(files), training, files, sources[0]
         blocks.append(MaskBlock("training images", *shown))
     if predictions:
         blocks += [
