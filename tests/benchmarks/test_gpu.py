@@ -58,7 +58,8 @@ def test_it_needs_little_more_than_torch(gpu, tmp_path):
     assert figures(result)["h"]["dense CRF of an image"]["value"] is None
     assert all(part["title"] in text and part["seconds"] >= 0 for part in result["parts"].values())
     assert all(name in text for found in figures(result).values() for name in found)
-    assert (result["device"], result["small"], result["versions"]["torch"]) == ("cpu", True, torch.__version__)
+    assert (result["device"], result["small"]) == ("cpu", True)
+    assert torch.__version__.startswith(result["versions"]["torch"])
 
 
 @pytest.mark.slow
