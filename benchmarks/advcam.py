@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from advcam_baseline import Baseline
 from harness import figure, ratios
-from networks import LITE, RESNET, give_weights
+from networks import LITE, RESNET, drawn_up
 from refine import TIMED_STEPS, ProductWay, bfloat16_units, device, image_seconds, load, usable
-from refinements import Workload, prepare
 from torch import Tensor
 
 from ribray import storage
@@ -91,9 +90,8 @@ def _measure(
     """Return each way's seconds, the largest difference before the first step, and what the images are."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = storage.path(temporary)
-        workload = prepare(folder, [f"classifier.backbone={network}", *settings], size, in_turn=True)
-        give_weights(workload, network)
-        short = Workload(folder, [*workload.settings, f"refine.iterations={TIMED_STEPS}"], workload.images)
+        workload = drawn_up(folder, network, settings, size)
+        short = workload.but(f"refine.iterations={TIMED_STEPS}")
         experiment, ids = workload.experiment, usable(short)
         dataset = open_dataset(experiment.data, experiment.data.train_split)
         classes = len(dataset.classes)

@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 from harness import figure, ratios
-from networks import ENGINES, LITE, RESNET, give_weights
+from networks import ENGINES, LITE, RESNET, drawn_up
 from refine import TIMED_STEPS, ProductWay, usable
-from refinements import Workload, prepare
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from ribray import storage
 from ribray.machine import keeping_memory
@@ -60,13 +58,11 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = storage.path(temporary)
-        workload = prepare(folder, [f"classifier.backbone={network}", *settings], size, in_turn=True)
-        give_weights(workload, network)
-        short = Workload(folder, [*workload.settings, f"refine.iterations={TIMED_STEPS}"], workload.images)
+        short = drawn_up(folder, network, settings, size).but(f"refine.iterations={TIMED_STEPS}")
         ids, way = usable(short), ProductWay(short, "float32", ENGINES[network][-1])
         way.image(ids[0], ids[1])
         noted = _Products()
-        with noted, FlopCounterMode(display=False) as counter:
+        with noted:
             way.work(ids[0], ids[1])
         images, floors = [], []
         for _ in range(rounds):
@@ -80,7 +76,6 @@ def _measure(
         "an image of two steps": figure(images, "s"),
         "its products alone": figure(floors, "s"),
         "times the floor": figure(ratios(images, floors), "", at_most=ABOVE if network == RESNET else None),
-        "products": figure(counter.get_total_flops() / 1e9, "Gflop"),
     }
     operators = sorted(profiler.key_averages(), key=lambda each: -each.self_cpu_time_total)
     whole = sum(each.self_cpu_time_total for each in operators)
@@ -125,5 +120,5 @@ def _described(argument: Any) -> Any:
 def _made(described: Any) -> Any:
     if isinstance(described, tuple) and described and described[0] is torch.Tensor:
         _, shape, strides, dtype = described
-        return torch.empty_strided(shape, strides, dtype=dtype).normal_()
+        return torch.empty_strided(shape, strides, dtype=dtype).fill_(0.5)
     return list(described) if isinstance(described, tuple) else described

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from harness import figure, not_measured, ratios
 from networks import BASELINE, ENGINES, LITE, PRECISIONS, RESNET, compare
+from pictures import SMALL
 from refine import (
     GPU_BUSY,
     GPU_SECONDS,
@@ -37,15 +38,7 @@ from ribray.networks.weights import save_network
 
 Yields = str | tuple[str, dict[str, Any]]
 """A note, or a figure and its name."""
-TINY = [
-    "refine.scales=[1.0,0.5]",
-    "refine.loss_scales=[1.0]",
-    "refine.iterations=3",
-    "refine.batch_size=3",
-    "refine.crop_size=64",
-    "refine.resize_long=[60,90]",
-]
-TINY_SIZE = (48, 64)
+SMALL_SIZE = (48, 64)
 BUSY_IMAGES = 20
 
 
@@ -76,16 +69,15 @@ class Bench:
 
     def short(self, network: str) -> Workload:
         """Return the same images, refined in `TIMED_STEPS`."""
-        whole = self.workload(network)
-        return Workload(whole.folder, [*whole.settings, f"refine.iterations={TIMED_STEPS}"], whole.images)
+        return self.workload(network).but(f"refine.iterations={TIMED_STEPS}")
 
 
 @functools.cache
 def _workload(folder: Path, network: str, small: bool) -> Workload:
-    settings = [f"classifier.backbone={network}", *(TINY if small else [])]
+    settings = [f"classifier.backbone={network}", *(SMALL if small else [])]
     own = folder / network.replace("/", "_")
     own.mkdir()
-    workload = prepare(own, settings, TINY_SIZE if small else None, in_turn=True)
+    workload = prepare(own, settings, SMALL_SIZE if small else None, in_turn=True)
     if network == LITE:
         settle_norms(workload)
     else:
@@ -137,7 +129,7 @@ def deterministic(bench: Bench) -> Iterator[Yields]:
     """Refine the same images twice in one process, with ``refine.deterministic`` and without."""
     usual = bench.workload(bench.resnet)
     ids = usable(usual)[:3]
-    fixed = Workload(usual.folder, [*usual.settings, "refine.deterministic=true"], usual.images)
+    fixed = usual.but("refine.deterministic=true")
     seconds: dict[str, list[float]] = {"usual": [], "deterministic": []}
     files: dict[str, list[list[bytes]]] = {name: [] for name in seconds}
     with Processes(usual, 1) as first, Processes(fixed, 1) as second:

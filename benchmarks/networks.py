@@ -10,6 +10,7 @@ EfficientNet-Lite0 those of its package.
 import gc
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,9 +97,8 @@ def _measure(
     """Return each way's seconds an image, how far its maps are off, the steps of an image, and what the images are."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = storage.path(temporary)
-        workload = prepare(folder, [f"classifier.backbone={network}", *settings], size, in_turn=True)
-        give_weights(workload, network)
-        short = Workload(folder, [*workload.settings, f"refine.iterations={TIMED_STEPS}"], workload.images)
+        workload = drawn_up(folder, network, settings, size)
+        short = workload.but(f"refine.iterations={TIMED_STEPS}")
         ids, steps = usable(short), workload.experiment.refine.iterations
         ways: dict[str, Way] = {BASELINE: BaselineWay(short)}
         for engine in ENGINES[network]:
@@ -116,10 +116,9 @@ def share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) ->
         ways: dict[str, Way] = {}
         for network in (RESNET, LITE):
             folder = storage.path(temporary) / network.replace("/", "-")
-            workload = prepare(folder, [f"classifier.backbone={network}", *settings], size, in_turn=True)
-            give_weights(workload, network)
+            workload = drawn_up(folder, network, settings, size)
             steps = workload.experiment.refine.iterations
-            short = Workload(folder, [*workload.settings, f"refine.iterations={SHARE_STEPS}"], workload.images)
+            short = workload.but(f"refine.iterations={SHARE_STEPS}")
             ways[network], ids = ProductWay(short, "float32", ENGINES[network][-1]), usable(short)
             ways[network].image(ids[0], ids[1 % len(ids)])
         timed = time_parts(ways, ids, rounds)
@@ -141,13 +140,15 @@ def compare(
     return {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}, differences
 
 
-def give_weights(workload: Workload, network: str) -> None:
-    """Give a network weights with which its maps are neither zero nor without end."""
+def drawn_up(folder: Path, network: str, settings: Sequence[str], size: tuple[int, int] | None) -> Workload:
+    """Return images to refine on a network whose maps are neither zero nor without end."""
+    workload = prepare(folder, [f"classifier.backbone={network}", *settings], size, in_turn=True)
     if network == RESNET:
         give_signal(workload)
-        return
+        return workload
     experiment = workload.experiment
     model = load(workload, len(open_dataset(experiment.data, experiment.data.train_split).classes))
     load_backbone_weights(model.backbone, "imagenet")
     torch.nn.init.uniform_(model.head.weight, 0.0, 0.01)
     save_network(model, workload.folder / "weights.safetensors")
+    return workload

@@ -13,6 +13,15 @@ VOC_MINI = ROOT.parent / "shared" / "data" / "voc-mini"
 SIZE = (375, 500)
 """Height and width of most photographs of PASCAL VOC, in pixels."""
 CLASSES = 20
+SMALL = [
+    "refine.scales=[1.0,0.5]",
+    "refine.loss_scales=[1.0]",
+    "refine.iterations=3",
+    "refine.batch_size=3",
+    "refine.crop_size=64",
+    "refine.resize_long=[60,90]",
+]
+"""Settings of a refinement of small pictures that takes a moment."""
 PHOTOGRAPHS = "photographs"
 DRAWN = "drawn pictures"
 

@@ -191,7 +191,7 @@ def run(
         whole = prepare(storage.path(temporary), chosen, size, in_turn=True)
         give_signal(whole)
         steps = whole.experiment.refine.iterations
-        short = Workload(whole.folder, [*whole.settings, f"refine.iterations={TIMED_STEPS}"], whole.images)
+        short = whole.but(f"refine.iterations={TIMED_STEPS}")
         ids = usable(short)
         ways = {way: make(short, way) for way in WAYS}
         difference = differences(ways, ids)

@@ -56,6 +56,10 @@ class Workload:
     images: str
     """What the images are."""
 
+    def but(self, *settings: str) -> "Workload":
+        """Return the same images with other settings on top."""
+        return Workload(self.folder, [*self.settings, *settings], self.images)
+
     @property
     def experiment(self) -> Experiment:
         """The resolved configuration; no YAML is read."""

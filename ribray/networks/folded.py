@@ -89,7 +89,7 @@ class _Layer:
         self.conv, self.norm = parts
         assert not isinstance(self.conv.padding, str)
         self.geometry = (list(self.conv.padding), list(self.conv.stride), list(self.conv.dilation))
-        self.is_fused = _has_fused_convolution(self.conv.weight.device, dtype)
+        self.is_fused = has_fused_convolution(self.conv.weight.device, dtype)
         self.is_product = self.is_fused and self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
         with torch.no_grad():
             mean, variance = self.norm.running_mean, self.norm.running_var
@@ -112,7 +112,7 @@ class _Layer:
         # The ReLU stays apart: oneDNN's fused one makes a zero of what is not a number, and hides that it was none.
         weight = self.weight.detach()
         if self.is_fused:
-            out = _fused_convolution(x, weight, self.bias, self.geometry, added)
+            out = fused_convolution(x, weight, self.bias, self.geometry, added)
         else:
             padding, stride, dilation = self.geometry
             out = functional.conv2d(x, weight, self.bias, stride, padding, dilation)
@@ -136,7 +136,7 @@ class _Layer:
     def backward(self, gradient: Tensor, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return the gradient of ``x``, plus ``added``, from that of the convolution's output."""
         if self.is_product:  # the gradient of a 1×1 convolution is one with the weight transposed
-            return _fused_convolution(gradient, self.weight.detach().transpose(0, 1), None, self.geometry, added)
+            return fused_convolution(gradient, self.weight.detach().transpose(0, 1), None, self.geometry, added)
         of_x = self._convolution_backward(gradient, x, [True, False, False])[0]
         return of_x if added is None else of_x.add_(added)
 
@@ -250,17 +250,27 @@ def _layers(blocks: list[_Block]) -> Iterator[_Layer]:
             yield block.shortcut
 
 
-def _fused_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, added: Tensor | None
+def fused_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    added: Tensor | None = None,
+    groups: int = 1,
+    bounds: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Return weight ∗ x + bias + added, computed by oneDNN at any number of threads and of channels."""
+    """Return weight ∗ x + bias + added, computed by oneDNN at any number of threads and of channels.
+
+    Without ``added`` it may be clamped to ``bounds``, which makes a number of NaN.
+    """
     convolution: Any = torch.ops.mkldnn._convolution_pointwise
-    if added is None:
-        return convolution(x, weight, bias, *geometry, 1, "none", [], "")
-    return convolution.binary(x, added, weight, bias, *geometry, 1, "add", None, None, [], "")
+    if added is not None:
+        return convolution.binary(x, added, weight, bias, *geometry, groups, "add", None, None, [], "")
+    clamp = ("hardtanh", [*bounds]) if bounds else ("none", [])
+    return convolution(x, weight, bias, *geometry, groups, *clamp, "")
 
 
-def _has_fused_convolution(device: torch.device, dtype: torch.dtype) -> bool:
+def has_fused_convolution(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN computes a convolution and a sum at once."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False

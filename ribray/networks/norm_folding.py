@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ribray.networks.classifier import Classifier
+from ribray.networks.folded import fused_convolution, has_fused_convolution
 from ribray.networks.layered import sample_image
 
 _CLAMPS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
@@ -26,9 +27,6 @@ _CLAMPS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
 
 _COLUMNS = 3
 """Of a depthwise kernel: as many as oneDNN's fast gradient takes."""
-
-_CLAMPING = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-"""oneDNN's convolution with a clamp in it, which makes a number of NaN."""
 
 _TAME = 1e6
 """Of a weight: with none above it, no sum of products in front of a clamp comes near infinity."""
@@ -113,7 +111,7 @@ def refresh(folded: Classifier) -> None:
     weights = [*folded.parameters(), *(each for layer in layers for each in layer.folded)]
     is_tame = bool(nn.utils.get_total_norm([each.detach() for each in weights], math.inf) <= _TAME)
     for layer in layers:
-        layer.may_fuse = is_tame
+        layer.may_fuse = is_tame and layer.bounds is not None and math.isfinite(layer.bounds[1])
 
 
 def give_gradients(folded: Classifier) -> None:
@@ -129,7 +127,7 @@ class _ConvNorm(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, bounds: tuple[float, float] | None) -> None:
         super().__init__()
         self.conv, self.norm, self.bounds = conv, norm, bounds
-        self.may_fuse = False  # the clamp into the convolution: nothing can be infinite or NaN
+        self.may_fuse = False  # convolution and clamp: nothing before the clamp can be infinite or NaN
         self.refresh()
 
     def refresh(self) -> None:
@@ -179,18 +177,12 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        layer: _ConvNorm,
-        padding: tuple[int, int],
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: _ConvNorm, padding: tuple[int, int]
     ) -> Tensor:
         conv, bounds = layer.conv, layer.bounds
-        is_plain = x.device.type == "cpu" and x.dtype == torch.float32
-        if _CLAMPING and bounds and math.isfinite(bounds[1]) and layer.may_fuse and is_plain:
-            geometry = [padding, conv.stride, conv.dilation, conv.groups]
-            out = _CLAMPING(x, weight, bias, *geometry, "hardtanh", [*bounds], "")
+        if layer.may_fuse and x.dtype == torch.float32 and has_fused_convolution(x.device, x.dtype):
+            geometry = [*padding], [*conv.stride], [*conv.dilation]
+            out = fused_convolution(x, weight, bias, geometry, groups=conv.groups, bounds=bounds)
         else:
             out = functional.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
             if bounds:

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
+from benchmarks.pictures import SMALL
 from ribray.commands import bench
 from ribray.config import AdvCAMConfig
 from ribray.methods.advcam import AdvCAM
-from tests.benchmarks.figures import SMALL, values
+from tests.benchmarks.figures import values
 from tests.methods.test_advcam import PRESENT, make_classifier, make_views, relative_error
 
 

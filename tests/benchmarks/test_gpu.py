@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
+from benchmarks.pictures import SMALL
 from ribray.config import load_experiment
-from tests.benchmarks.figures import SMALL
 from tests.conftest import ROOT
 
 NOT_NEEDED = ("ray", "wandb", "torchvision", "timm", "pycocotools", "pandas", "yaml", "upath", "rich", "psutil")

@@ -2,8 +2,9 @@
 
 import pytest
 
+from benchmarks.pictures import SMALL
 from ribray.commands import bench
-from tests.benchmarks.figures import SMALL, values
+from tests.benchmarks.figures import values
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from benchmarks.pictures import SMALL
 from ribray.commands import bench
-from tests.benchmarks.figures import SMALL, values
+from tests.benchmarks.figures import values
 
 TINY = ["classifier.backbone=resnet18", *SMALL]
 

@@ -233,7 +233,7 @@ def test_batch_norm_in_the_convolutions_before_it_changes_neither_maps_nor_gradi
 def test_a_clamp_within_a_convolution_changes_last_digits_at_most_and_hides_no_nan(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folded, calls, clamping = fold_norms(copy.deepcopy(classifier)), [], norm_folding._CLAMPING
+    folded, bounds, fused = fold_norms(copy.deepcopy(classifier)), [], norm_folding.fused_convolution
 
     def maps_and_gradients() -> list[Tensor]:
         maps = folded.cams(folded.stem(images(side=47)))
@@ -243,17 +243,48 @@ def test_a_clamp_within_a_convolution_changes_last_digits_at_most_and_hides_no_n
         folded.zero_grad()
         return found
 
-    monkeypatch.setattr(norm_folding, "_CLAMPING", lambda *arguments: calls.append(1) or clamping(*arguments))
+    def noted(*arguments: object, **options: object) -> Tensor:
+        bounds.append(options["bounds"])
+        return fused(*arguments, **options)
+
+    monkeypatch.setattr(norm_folding, "fused_convolution", noted)
     within = maps_and_gradients()
-    assert calls
-    monkeypatch.setattr(norm_folding, "_CLAMPING", None)
+    assert set(bounds) == {(0.0, 6.0)}
+    monkeypatch.setattr(norm_folding, "has_fused_convolution", lambda *_: False)
     for one, other in zip(within, maps_and_gradients(), strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
 
-    monkeypatch.setattr(norm_folding, "_CLAMPING", clamping)
+    monkeypatch.undo()
     next(parameter for parameter in folded.backbone.parameters() if parameter.requires_grad).data[0] = torch.nan
     refresh(folded)
     assert folded.cams(folded.stem(images(side=47))).isnan().any()
+
+
+def test_a_gradient_is_overwritten_only_where_no_one_else_reads_it() -> None:
+    torch.manual_seed(0)
+    pairs = [(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4).eval()) for _ in range(3)]
+    layers = [norm_folding._ConvNorm(conv, norm, (0.0, 6.0)).double() for conv, norm in pairs]
+    for layer in layers:
+        layer.refresh()
+    plain = [lambda x, pair=pair: functional.relu6(pair[1](pair[0](x))) for pair in pairs]
+    image = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+
+    def gradients(first: Callable, second: Callable, third: Callable) -> list[Tensor]:
+        x = image.clone().requires_grad_()
+        alone = first(x)
+        twice = second(alone)  # read by a convolution and by a sum
+        added = third(twice + x) + twice.square()
+        added.square().sum().backward()
+        for layer in layers:
+            layer.give_gradients()
+        found = [x.grad, *(parameter.grad for pair in pairs for module in pair for parameter in module.parameters())]
+        for pair in pairs:
+            for module in pair:
+                module.zero_grad()
+        return found
+
+    for one, other in zip(gradients(*layers), gradients(*plain), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (13, 3)])
