@@ -28,11 +28,12 @@ from harness import figure
 from memory import begin_anew, give_back, highest_resident
 from simulated_cluster import RayCosts, SimulatedCluster
 
+from ribray import storage
 from ribray.cluster.pool import Outcome
 from ribray.cluster.session import Session, connect
 from ribray.config import ClusterConfig
 from ribray.errors import ImageError
-from ribray.pipeline.maps import SUBFOLDERS, are_finished, map_path
+from ribray.pipeline.maps import are_finished, map_path
 from ribray.runs.records import RECORD_FILE
 from ribray.stages import classifier, refine
 
@@ -299,7 +300,7 @@ def list_finished(files: int, ids: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="ribray-scale-") as name:
         folder = Path(name)
         (folder / RECORD_FILE).write_text("{}")
-        for number in range(SUBFOLDERS):
+        for number in range(storage.SUBFOLDERS):
             (folder / f"{number:02x}").mkdir()
         for number, id in enumerate(names):
             if number % 10:

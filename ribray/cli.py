@@ -301,8 +301,8 @@ def import_maps(
 @app.command()
 def export(
     directory: RunArgument,
-    format: Annotated[str, _option("--format", "coco or voc-server.", "FORMAT")],
-    out: Annotated[Path | None, _place("--out", "File to write (default: in exports/ of the run).", "FILE")] = None,
+    format: Annotated[str, _option("--format", "coco, voc-server or png.", "FORMAT")],
+    out: Annotated[Path | None, _place("--out", "What to write (default: in exports/ of the run).", "FILE")] = None,
     split: Annotated[
         str | None, _option("--split", "Images of this split (default: the one the masks are of).", "NAME")
     ] = None,
@@ -310,7 +310,7 @@ def export(
         str | None, _option("--what", "pseudo or predictions (default: pseudo; for voc-server predictions).", "MASKS")
     ] = None,
 ) -> None:
-    """Write a run's masks for other programs: COCO instances, or the archive that VOC's server judges."""
+    """Write a run's masks for other programs: COCO instances, the archive for VOC's server, or a folder of ID.png."""
     from ribray.commands.export import export_masks
 
     exported = export_masks(directory, format, console, stop_on_signals(), out=out, split=split, what=what)

@@ -6,6 +6,7 @@ object store it is put in one request. Nothing that is read can run code.
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -243,6 +244,25 @@ def _names(folder: Path) -> Iterator[str]:
     for parent, _, files in os.walk(top):
         prefix = parent[len(top) + 1 :] + "/" if parent != top else ""
         yield from (prefix + file for file in files if not file.startswith(TEMPORARY_PREFIX))
+
+
+SUBFOLDERS = 256
+
+
+def spread(folder: Path, id: str, suffix: str) -> Path:
+    """Return where an image's file lies in a folder of many: subfolders keep each listing short."""
+    return folder / f"{subfolder(id):02x}" / f"{id}{suffix}"
+
+
+def subfolder(id: str) -> int:
+    """Return the number of the subfolder of an image."""
+    return hashlib.sha256(id.encode()).digest()[0]
+
+
+def spread_id(name: str) -> str | None:
+    """Return whose file it is where `spread` put it under this name, given without its suffix."""
+    part, _, id = name.partition("/")
+    return id if id and part == f"{subfolder(id):02x}" else None
 
 
 def copy(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ribray.config import Experiment, flatten, to_values, validate_experiment
 from ribray.data.dataset import colour_map
-from ribray.data.mask_files import write_mask
+from ribray.data.mask_files import mask_path, write_mask
 from ribray.runs.keys import StageKey, select_configuration
 from ribray.runs.run import Run
 from ribray.stages import STAGES
@@ -37,7 +37,7 @@ def key(experiment: Experiment, stage: str, upstream: Mapping[str, str] | None =
 
 def put_masks(folder: Path, masks: Mapping[str, np.ndarray]) -> None:
     for id, mask in masks.items():
-        write_mask(folder / f"{id}.png", mask, colour_map(), {"id": id})
+        write_mask(mask_path(folder, id), mask, colour_map(), {"id": id})
 
 
 def random_mask(seed: int, size: tuple[int, int], values: list[int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from ribray import storage
 from ribray.config import load_experiment
 from ribray.data import open_dataset
-from ribray.data.mask_files import read_mask_file
+from ribray.data.mask_files import mask_path, read_mask_file
 from ribray.methods.maps import MapRecord, localization_maps
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
@@ -85,14 +85,14 @@ def test_every_photograph_ends_as_a_map_and_as_masks(finished):
         assert maps.shape == (len(record.classes), *dataset.image(id).shape[:2])
         assert np.isfinite(maps).all()
         for folder in ("confident", "pseudo", "predictions"):
-            mask, counts = read_mask_file(out / folder / f"{id}.png")
+            mask, counts = read_mask_file(mask_path(out / folder, id))
             assert mask.shape == maps.shape[1:]
             assert counts["mask"]["images"] == [1]
             if folder != "predictions":
                 assert set(np.unique(mask)) <= {0, 255, *(place + 1 for place in present)}
         if not present:
             without_objects += 1
-            assert not read_mask_file(out / "pseudo" / f"{id}.png")[0].any()
+            assert not read_mask_file(mask_path(out / "pseudo", id))[0].any()
     assert without_objects == (~dataset.labels.any(1)).sum()
     if recipe == "coco14":
         assert without_objects > 0
@@ -113,7 +113,7 @@ def test_the_masks_go_out_as_coco_annotations(finished, tmp_path):
     pixels = 0
     for image in exported.dataset["images"]:
         id = image["file_name"].rsplit("/")[-1].rsplit(".")[0]
-        mask, _ = read_mask_file(out / "pseudo" / f"{id}.png")
+        mask, _ = read_mask_file(mask_path(out / "pseudo", id))
         for annotation in exported.loadAnns(exported.getAnnIds(image["id"])):
             value = dataset.classes.index(names[annotation["category_id"]]) + 1
             np.testing.assert_array_equal(exported.annToMask(annotation), mask == value)

@@ -3,6 +3,7 @@
 An export is whole or absent: one damaged mask, and nothing is written.
 """
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -21,10 +22,10 @@ from rich.console import Console
 
 from ribray import storage
 from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, foreign_values
-from ribray.data.mask_files import read_mask_file
+from ribray.data.mask_files import SUFFIX, mask_path, read_mask_file
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.pipeline.finished_run import FinishedRun
-from ribray.pipeline.masks import finished_masks, mask_path
+from ribray.pipeline.masks import finished_masks
 from ribray.progress import Bar, show_progress
 from ribray.runs.directory import require_outside
 from ribray.stages import evaluate, pseudo, stages_of
@@ -32,8 +33,8 @@ from ribray.stages import evaluate, pseudo, stages_of
 NAME, FOLDER = "export", "exports"
 PSEUDO, PREDICTIONS = "pseudo", "predictions"
 STAGE_OF = {PSEUDO: pseudo.NAME, PREDICTIONS: evaluate.NAME}  # which stage makes the masks that ``--what`` names
-COCO, VOC_SERVER = "coco", "voc-server"
-ENDINGS = {COCO: ".json", VOC_SERVER: ".tar.gz"}
+COCO, VOC_SERVER, PNG = "coco", "voc-server", "png"
+ENDINGS = {COCO: ".json", VOC_SERVER: ".tar.gz", PNG: ""}
 
 SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 """Where the evaluation server looks: task 6, segmentation trained on any data but the test images."""
@@ -85,7 +86,7 @@ def export_masks(
     """Write the masks of one split (default: the one they were made of) of a run; None where the user stopped it."""
     if format not in ENDINGS:
         raise UsageError(f"There is no format '{format}'; the formats are {', '.join(ENDINGS)}.")
-    what = what or (PSEUDO if format == COCO else PREDICTIONS)
+    what = what or (PREDICTIONS if format == VOC_SERVER else PSEUDO)
     if what not in STAGE_OF:
         raise UsageError(f"There are no masks '{what}'; --what is one of {', '.join(STAGE_OF)}.")
     finished = FinishedRun.read(directory, stages_of)
@@ -98,14 +99,16 @@ def export_masks(
         split = split or SERVER_SPLIT
     split = split or (data.train_split if what == PSEUDO else data.eval_split)
     file = storage.absolute(out or finished.run.directory / FOLDER / f"{what}-{split}{ENDINGS[format]}")
-    if file.is_dir():
-        raise UsageError(f"{file} is a folder; --out must name the file to write.")
+    if file.is_dir() and (format != PNG or any(file.iterdir())):
+        wanted = "an empty or a new folder" if format == PNG else "the file to write"
+        raise UsageError(f"{file} is a folder{' with files' if format == PNG else ''}; --out must name {wanted}.")
     require_outside(file, allowed=FOLDER)
     masks = _find_masks(finished, what, split, require_all=format == VOC_SERVER)
     storage.require_writable(file.parent)
     try:
-        with show_progress(console, NAME, len(masks.ids)) as bar, storage.replacing(file) as stream:
-            annotations = (_write_coco if format == COCO else _write_archive)(stream, masks, bar, stop)
+        target = contextlib.nullcontext(file) if format == PNG else storage.replacing(file)
+        with show_progress(console, NAME, len(masks.ids)) as bar, target as stream:
+            annotations = _WRITERS[format](stream, masks, bar, stop)
     except _Stopped:
         return None
     except OSError as error:
@@ -201,21 +204,43 @@ def _segments(masks: _Masks, id: str) -> tuple[tuple[int, int], list[dict[str, A
     return (mask.shape[0], mask.shape[1]), segments
 
 
-# --- the archive of VOC's evaluation server ----------------------------------------------------------------------
+# --- mask files as they are ---------------------------------------------------------------------------------------
+
+
+def _contents(masks: _Masks, bar: Bar, stop: threading.Event, *, may_ignore: bool) -> Iterator[tuple[str, bytes]]:
+    """Yield the mask files, each checked."""
+
+    def read(id: str) -> bytes:
+        masks.read(id, len(masks.dataset.classes), may_ignore)
+        return mask_path(masks.folder, id).read_bytes()
+
+    return _in_order(read, masks.ids, bar, stop)
+
+
+def _write_folder(folder: Path, masks: _Masks, bar: Bar, stop: threading.Event) -> None:
+    """Write the mask files into a folder as other programs read them, ID.png; remove it where one is damaged."""
+    try:
+        for id, content in _contents(masks, bar, stop, may_ignore=True):
+            storage.write_bytes(folder / f"{id}{SUFFIX}", content)
+    except BaseException:
+        storage.remove_folder(folder)
+        raise
 
 
 def _write_archive(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event) -> None:
     """Write a .tar.gz of the mask files as they are; its bytes depend on these alone."""
-
-    def read(id: str) -> bytes:
-        masks.read(id, len(masks.dataset.classes), may_ignore=False)
-        return mask_path(masks.folder, id).read_bytes()
-
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
-        for id, content in _in_order(read, masks.ids, bar, stop):
-            entry = tarfile.TarInfo(mask_path(Path(SERVER_FOLDER), id).as_posix())  # of nobody, at time 0
+        for id, content in _contents(masks, bar, stop, may_ignore=False):
+            entry = tarfile.TarInfo(f"{SERVER_FOLDER}/{id}{SUFFIX}")  # of nobody, at time 0
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
+
+
+_WRITERS: dict[str, Callable[[Any, _Masks, Bar, threading.Event], int | None]] = {
+    COCO: _write_coco,
+    VOC_SERVER: _write_archive,
+    PNG: _write_folder,
+}

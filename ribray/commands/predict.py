@@ -35,7 +35,7 @@ from ribray.data.dataset import colour_map
 from ribray.data.files import list_files
 from ribray.data.images import IMAGE_SUFFIXES, read_picture, tell_readings
 from ribray.data.lists import check_id
-from ribray.data.mask_files import write_mask
+from ribray.data.mask_files import SUFFIX, write_mask
 from ribray.data.names import composed
 from ribray.demo import world as synthetic
 from ribray.errors import UsageError
@@ -43,7 +43,6 @@ from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.networks.deeplab import Predictor
 from ribray.pipeline.artifacts import WEIGHTS_FILE, require_recorded
 from ribray.pipeline.finished_run import Artifact, FinishedRun
-from ribray.pipeline.masks import SUFFIX, mask_path
 from ribray.pipeline.stage import connecting
 from ribray.progress import show_progress
 from ribray.report.overlays import legend_overlay
@@ -93,8 +92,8 @@ class PredictWorker:
         mask = probabilities.argmax(0).astype(np.uint8)
         stream = io.BytesIO()
         Image.fromarray(legend_overlay(image, mask, network.classes, network.palette)).save(stream, "PNG")
-        storage.write_bytes(mask_path(self._out / OVERLAYS, id), stream.getvalue())
-        write_mask(mask_path(self._out / MASKS, id), mask, network.palette)
+        storage.write_bytes(self._out / OVERLAYS / f"{id}{SUFFIX}", stream.getvalue())
+        write_mask(self._out / MASKS / f"{id}{SUFFIX}", mask, network.palette)
         return {"remarks": picture.remarks}
 
 

@@ -21,9 +21,23 @@ from ribray import storage
 from ribray.errors import DamagedError, ImageError, RibrayError
 from ribray.formats import parse_json
 
+SUFFIX = ".png"
 COUNTS_KEY = "ribray"  # keyword of the text chunk that holds the counts
 ID_KEY = "id"  # among the counts: whose mask it is
 _PNG_END = b"IEND\xaeB`\x82"  # the last chunk of a PNG file, its checksum included
+
+
+def mask_path(folder: Path, id: str) -> Path:
+    """Return the file of an image's mask; runs made by earlier versions have it in the folder itself."""
+    path = storage.spread(folder, id, SUFFIX)
+    if not path.exists() and storage.spread_id(id) is None and (before := folder / f"{id}{SUFFIX}").exists():
+        return before
+    return path
+
+
+def list_masks(folder: Path) -> set[str]:
+    """Return the ids of the images with a mask in a folder of a run, by one listing."""
+    return {storage.spread_id(name) or name for name in storage.list_ids(folder, SUFFIX)}
 
 
 def write_mask(

@@ -9,7 +9,6 @@ The names of the maps stand in the file. RIB's are older than other methods: its
 Shapes: P present classes, H W the image's pixels, h_i w_i the cells of scale i.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ Which = str | tuple[str, int]
 Size = Literal["full", "stride4"]
 
 SUFFIX = ".npz"
-SUBFOLDERS = 256
 
 _NAMES, _SERIES = "maps", "numbers"
 """Arrays of a file: what its maps, and its further series of numbers, are called."""
@@ -42,13 +40,8 @@ _DIVISION_GUARD = 1e-5
 
 
 def map_path(folder: Path, id: str) -> Path:
-    """Return where an image's map file lies: 256 subfolders keep each listing short."""
-    return folder / f"{subfolder(id):02x}" / f"{id}{SUFFIX}"
-
-
-def subfolder(id: str) -> int:
-    """Return the number of the subfolder that an image's map file lies in."""
-    return hashlib.sha256(id.encode()).digest()[0]
+    """Return where an image's map file lies."""
+    return storage.spread(folder, id, SUFFIX)
 
 
 @dataclass(frozen=True, kw_only=True)

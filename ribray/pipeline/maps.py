@@ -13,7 +13,7 @@ from ribray.data.dataset import Dataset
 from ribray.data.lists import id_finder, read_list
 from ribray.data.near import Near
 from ribray.errors import UsageError
-from ribray.methods.maps import SUBFOLDERS, SUFFIX, Size, localization_maps, map_path, subfolder
+from ribray.methods.maps import SUFFIX, Size, localization_maps, map_path
 from ribray.pipeline.artifacts import read_map
 from ribray.pipeline.stage import Context
 from ribray.runs.records import RECORD_FILE, Failure
@@ -42,9 +42,9 @@ def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
     finished = np.zeros(len(ids), dtype=bool)
     if not (folder / RECORD_FILE).exists():
         return finished
-    subfolders = np.fromiter(map(subfolder, ids), np.uint8, len(ids))
+    subfolders = np.fromiter(map(storage.subfolder, ids), np.uint8, len(ids))
     order = np.argsort(subfolders, kind="stable")
-    parts = np.split(order, np.searchsorted(subfolders[order], np.arange(1, SUBFOLDERS)))
+    parts = np.split(order, np.searchsorted(subfolders[order], np.arange(1, storage.SUBFOLDERS)))
 
     def look(number: int) -> None:
         if parts[number].size:
@@ -52,7 +52,7 @@ def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
             finished[parts[number]] = [ids[place] in names for place in parts[number]]
 
     with ThreadPoolExecutor(LISTINGS) as threads:
-        list(threads.map(look, range(SUBFOLDERS)))
+        list(threads.map(look, range(storage.SUBFOLDERS)))
     return finished
 
 
@@ -68,7 +68,7 @@ def finished_ids(folder: Path) -> set[str]:
     """Return the ids of all images with a map file, by one listing of the folder; none without the stage's record."""
     if not (folder / RECORD_FILE).exists():
         return set()
-    return {name.split("/", 1)[1] for name in storage.list_ids(folder, SUFFIX) if "/" in name}
+    return {id for name in storage.list_ids(folder, SUFFIX) if (id := storage.spread_id(name))}
 
 
 def wanted_ids(context: Context) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ribray import storage
 from ribray.data.dataset import Dataset
-from ribray.data.mask_files import ID_KEY, read_mask_file, write_mask
+from ribray.data.mask_files import ID_KEY, list_masks, mask_path, read_mask_file, write_mask
 from ribray.data.truth import Tally, compare
 from ribray.errors import ImageError
 from ribray.evaluation.bootstrap import Bootstrapped
@@ -27,23 +27,17 @@ from ribray.pipeline.stage import Context, Work, coverage
 from ribray.runs.metrics import Timing
 from ribray.runs.records import RECORD_FILE, Failure, read_record
 
-SUFFIX = ".png"
 MASK = "mask"
 """Name of the counts of the mask itself."""
 ORIGIN = "origin"
 """Beside the counts: what they are of."""
 
 
-def mask_path(folder: Path, id: str) -> Path:
-    """Return the file of an image's mask."""
-    return folder / f"{id}{SUFFIX}"
-
-
 def finished_masks(folder: Path) -> set[str]:
     """Return the ids of all images with a mask, by one listing; none without the stage's record."""
     if not (folder / RECORD_FILE).exists():
         return set()
-    return storage.list_ids(folder, SUFFIX)
+    return list_masks(folder)
 
 
 def masked_ids(context: Context, stage: str) -> list[str]:

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ribray import storage
 from ribray.config import CAM, ENDED, label
 from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, colour_map, foreign_values
-from ribray.data.mask_files import read_mask_file
+from ribray.data.mask_files import list_masks, mask_path, read_mask_file
 from ribray.errors import RibrayError
 from ribray.masks.seed import seed
 from ribray.methods.maps import MapRecord, Which, localization_maps
@@ -24,7 +23,6 @@ from ribray.report.overlays import heat_overlay, mask_colour, mask_overlay
 STEPS_SHOWN = (1, 3, 10)
 IMAGES_SHOWN = 6
 MOST_TRIED = 5 * IMAGES_SHOWN  # images that are looked at where some of them cannot be read
-MASK_SUFFIX = ".png"
 TILE_PIXELS, GROWTH_PIXELS = 288, 176  # longer side of a picture of the gallery, and of a map in its row of steps
 GROWTH, FIRST_STEP = "The map over the steps", "step 1"
 MOST_STEPS = 10  # of more steps so many are shown in the gallery, evenly spaced
@@ -90,7 +88,7 @@ def _read(dataset: Dataset, id: str, folders: Mapping[str, Path], map_files: Seq
     try:
         image, truth = dataset.image(id), dataset.mask(id)
         records = [MapRecord.read(file, id) for file in map_files]
-        masks = {caption: read_mask_file(folder / f"{id}{MASK_SUFFIX}", id)[0] for caption, folder in folders.items()}
+        masks = {caption: read_mask_file(mask_path(folder, id), id)[0] for caption, folder in folders.items()}
     except RibrayError:
         return None
     size, classes = image.shape[:2], len(dataset.classes)
@@ -106,7 +104,7 @@ def _read(dataset: Dataset, id: str, folders: Mapping[str, Path], map_files: Seq
 def _masks_in(folders: Mapping[str, Path], ids: Iterable[str]) -> dict[str, set[str]]:
     """Return caption -> those of the images that have a mask in its folder; a folder without any is left out."""
     wanted = set(ids)
-    found = {caption: wanted.intersection(storage.list_ids(folder, MASK_SUFFIX)) for caption, folder in folders.items()}
+    found = {caption: wanted.intersection(list_masks(folder)) for caption, folder in folders.items()}
     return {caption: ids for caption, ids in found.items() if ids}
 
 

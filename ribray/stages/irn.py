@@ -13,6 +13,7 @@ from torch.nn import functional
 from ribray.cluster.training import Total
 from ribray.config import IrnConfig
 from ribray.data.dataset import Dataset
+from ribray.data.mask_files import mask_path
 from ribray.data.transforms import normalise
 from ribray.errors import ImageError, UsageError
 from ribray.irn.loss import irn_loss
@@ -22,7 +23,7 @@ from ribray.networks.weights import drawn_with, load_backbone_weights, load_clas
 from ribray.pipeline.artifacts import WEIGHTS_FILE, trained_weights
 from ribray.pipeline.batches import Batch
 from ribray.pipeline.maps import source_stage, wanted_ids
-from ribray.pipeline.masks import mask_path, masked_ids
+from ribray.pipeline.masks import masked_ids
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.tasks import MaskTask
 from ribray.pipeline.training import (

@@ -13,6 +13,7 @@ from torch import Tensor
 from ribray import storage
 from ribray.config import Experiment
 from ribray.data.dataset import Dataset
+from ribray.data.mask_files import mask_path
 from ribray.data.transforms import target_views
 from ribray.errors import ImageError, UsageError
 from ribray.evaluation.bootstrap import Bootstrapped
@@ -35,7 +36,6 @@ from ribray.pipeline.masks import (
     MaskWorker,
     NewMask,
     judge_training_masks,
-    mask_path,
     mask_work,
 )
 from ribray.pipeline.stage import Context, Stage

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ribray.cluster.training import Total
 from ribray.config import SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
+from ribray.data.mask_files import mask_path
 from ribray.errors import UsageError
 from ribray.networks import normalisation_of
 from ribray.networks.deeplab import DeepLab, Predictor, build_deeplab, segmentation_loss
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_network
 from ribray.pipeline.artifacts import FIRST_FOLDER, FIRST_WEIGHTS, WEIGHTS_FILE, read_own_mask
 from ribray.pipeline.batches import Batch
-from ribray.pipeline.masks import MasksResult, MaskWorker, NewMask, mask_path, masked_ids, run_masks
+from ribray.pipeline.masks import MasksResult, MaskWorker, NewMask, masked_ids, run_masks
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.tasks import MaskTask, require_share
 from ribray.pipeline.training import (

@@ -13,14 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from ribray.data import open_dataset
-from ribray.data.mask_files import read_mask_file, write_mask
+from ribray.data.mask_files import mask_path, read_mask_file, write_mask
 from ribray.demo.world import make_world
 from ribray.errors import ImageError
 from ribray.networks.deeplab import build_deeplab
 from ribray.networks.irnet import build_irnet
 from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.pipeline.artifacts import read_own_mask
-from ribray.pipeline.masks import mask_path
 from ribray.stages.irn import IrnTask
 from ribray.stages.segmentation import SegmentationTask
 from tests.tiny import experiment

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 
 from ribray.data.coco_index import parse_instances
 from ribray.data.dataset import IGNORE
+from ribray.data.mask_files import mask_path
 from ribray.runs.run import Run
 from tests.by_hand import begin, empty_run, put_masks, random_mask
 
@@ -101,6 +102,22 @@ def test_pseudo_masks_of_coco_keep_the_datas_own_numbers(coco_run, ribray, capsy
     assert [other.name for other in file.parent.iterdir()] == [file.name]
 
 
+def test_a_folder_of_masks_is_as_other_programs_read_it_and_whole_or_absent(coco_run, ribray, capsys, tmp_path):
+    masks = {id: random_mask(seed, SIZES[id], ALL_VALUES) for seed, id in enumerate(SIZES)}
+    folder = begin(coco_run, "pseudo")
+    put_masks(folder, masks)
+    assert ribray("export", coco_run.directory, "--format", "png") == 0
+    out = coco_run.directory / "exports" / "pseudo-train"
+    assert {file.relative_to(out).as_posix() for file in out.rglob("*.png")} == {"sub/one.png", "two.png"}
+    for id, mask in masks.items():
+        assert np.array_equal(np.array(Image.open(out / f"{id}.png")), mask)
+    assert ribray("export", coco_run.directory, "--format", "png") == 2
+    assert "is a folder with files; --out must name an empty or a new folder" in capsys.readouterr().err
+    mask_path(folder, "two").write_bytes(b"half a file")
+    assert ribray("export", coco_run.directory, "--format", "png", "--out", tmp_path / "again") != 0
+    assert not (tmp_path / "again").exists()
+
+
 def test_an_export_can_be_learnt_from_again(coco_run, ribray, tmp_path):
     masks = {"sub/one": random_mask(1, (20, 30), ALL_VALUES), "two": np.zeros((20, 30), np.uint8)}
     put_masks(begin(coco_run, "pseudo"), masks)
@@ -150,7 +167,7 @@ def test_a_damaged_mask_leaves_the_former_export_alone(coco_run, ribray, capsys)
     put_masks(folder, {"two": random_mask(0, (20, 30), [0, 3])})
     assert ribray("export", coco_run.directory, "--format", "coco") == 1
     assert "two.png holds the value 3, where 0 to 2" in capsys.readouterr().err.replace("\n", " ")
-    (folder / "sub/one.png").write_bytes(b"x")
+    mask_path(folder, "sub/one").write_bytes(b"x")
     assert ribray("export", coco_run.directory, "--format", "coco") == 1
     assert file.read_bytes() == content
     assert [other.name for other in file.parent.iterdir()] == [file.name]
@@ -234,7 +251,7 @@ def test_the_servers_archive_holds_every_test_image(voc_run, predict_all, ribray
             assert np.array_equal(np.array(png), mask)
             assert png.getpalette()[3:6] == [128, 0, 0]
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    for mask_file in (voc_run.directory / "predictions").glob("*.png"):
+    for mask_file in (voc_run.directory / "predictions").glob("*/*.png"):
         mask_file.touch()
     other = tmp_path / "other.tgz"
     assert ribray("export", voc_run.directory, "--format", "voc-server", "--out", other) == 0
@@ -252,7 +269,7 @@ def test_missing_predictions_are_named_with_the_command_that_makes_them(voc_run,
     assert "5 of the 5 images" in error
     assert command in error
     predict_all([0, 1])
-    (directory / "predictions" / "2008_000003.png").unlink()
+    mask_path(directory / "predictions", "2008_000003").unlink()
     assert ribray("export", directory, "--format", "voc-server") == 2
     assert "1 of the 5 images of split 'test' (2008_000003)" in capsys.readouterr().err
     assert not (directory / "exports").exists()

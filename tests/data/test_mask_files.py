@@ -11,7 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ribray.data.dataset import colour_map
 from ribray.data.images import read_mask
-from ribray.data.mask_files import read_mask_file, write_mask
+from ribray.data.mask_files import list_masks, mask_path, read_mask_file, write_mask
 from ribray.errors import ImageError
 
 COUNTS = {"images": 1, "truth × mask": [[12, 0, 3], [4, 5, 0]], "skipped": None}
@@ -44,6 +44,22 @@ def test_mask_and_counts_come_back(path, counts):
 
 
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+def test_masks_are_spread_over_subfolders_and_found_where_earlier_versions_left_them(tmp_path):
+    of_subfolder = f"{mask_path(tmp_path, 'two').parent.name}/two"  # an id that looks like the place of another
+    for id in ("one", "sub/one", of_subfolder):
+        write_mask(mask_path(tmp_path, id), every_value(), colour_map(), {"id": id})
+    assert list_masks(tmp_path) == {"one", "sub/one", of_subfolder}
+    write_mask(mask_path(tmp_path, "two"), every_value(), colour_map(), {"id": "two"})
+    assert {read_mask_file(mask_path(tmp_path, id), id)[1]["id"] for id in list_masks(tmp_path)} == {
+        "one", "sub/one", of_subfolder, "two"
+    }  # fmt: skip
+    mask_path(tmp_path, "sub/one").rename(tmp_path / "sub-one.png")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub-one.png").rename(tmp_path / "sub/one.png")
+    assert mask_path(tmp_path, "sub/one") == tmp_path / "sub/one.png"
+    assert list_masks(tmp_path) == {"one", "sub/one", of_subfolder, "two"}
+
+
 @pytest.mark.parametrize("mask", [every_value(), np.zeros((3, 5), np.uint8), np.full((1, 1), 255, np.uint8)])
 def test_other_programs_read_the_mask_values(path, mask):
     write_mask(path, mask, colour_map(), COUNTS)

@@ -206,7 +206,7 @@ def test_stages_that_need_no_truth_run_where_no_truth_can_be_read(tmp_path, ribr
     shown = capsys.readouterr()
     assert "error: Stage 'seed' has done none of its 9 images, as with img00: " in shown.err
     assert "18 failed" in shown.out
-    assert len(list((run / "confident").glob("*.png"))) == 9
+    assert len(list((run / "confident").glob("*/*.png"))) == 9
     assert not (run / "seed").exists()
 
     shutil.copytree(tmp_path / "sound", tmp_path / "data" / "masks", dirs_exist_ok=True)

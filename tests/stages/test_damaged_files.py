@@ -14,7 +14,7 @@ from ribray.commands.report import write_report
 from ribray.commands.run import Request, parse_stages, plan_chain, read_status
 from ribray.config import IrnConfig
 from ribray.data.dataset import Dataset
-from ribray.data.mask_files import write_mask
+from ribray.data.mask_files import mask_path, write_mask
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.maps import MapRecord
 from ribray.pipeline.artifacts import read_map, read_own_mask, trained_weights
@@ -304,14 +304,15 @@ def masks(undisturbed: Path, tmp_path: Path) -> tuple[Dataset, Path]:
 def test_a_mask_that_is_not_the_images_is_made_again_and_never_learnt_from(damage, masks):
     dataset, folder = masks
     id, other = dataset.ids[:2]
-    file, sound = folder / f"{id}.png", (folder / f"{id}.png").read_bytes()
-    spoilt = (folder / f"{other}.png").read_bytes() if damage is None else damage(sound)
+    file = mask_path(folder, id)
+    sound = file.read_bytes()
+    spoilt = mask_path(folder, other).read_bytes() if damage is None else damage(sound)
     file.write_bytes(spoilt)
     assert Worker(dataset, folder).process(id)["made"]
     assert file.read_bytes() == sound
     file.write_bytes(spoilt)
     config = IrnConfig(crop_size=64)
-    images = MaskedImages(dataset, lambda id: folder / f"{id}.png", [id], "irn", config, lambda rng: 1.0)
+    images = MaskedImages(dataset, lambda id: mask_path(folder, id), [id], "irn", config, lambda rng: 1.0)
     set_aside(images[0, 0].error[1], file)
     assert "was damaged and is set aside" in images[1, 0].error[1]
     assert Worker(dataset, folder).process(id)["made"]

@@ -11,7 +11,7 @@ from PIL import Image
 from ribray import storage
 from ribray.commands.run import read_status
 from ribray.data import open_dataset
-from ribray.data.mask_files import read_mask_file, write_mask
+from ribray.data.mask_files import list_masks, mask_path, read_mask_file, write_mask
 from ribray.errors import UnreadableError, UsageError
 from ribray.runs.run import Run
 from tests.tiny import BAND, EVERYTHING, RETRAINED, chain, experiment
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
 
 def masks(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.glob("*.png")}
+    return {file.name: file.read_bytes() for file in folder.glob("??/*.png")}
 
 
 def training_set(run: Path):
@@ -34,14 +34,14 @@ def test_every_artifact_is_there_and_readable(whole):
     made = {"confident": 10, "pseudo": 10, "segmentation/filled": 10, "predictions": 6}
     made |= {"predictions/before_retraining": 6, "variants/cam/confident": 10, "variants/cam/pseudo": 10}
     for folder, count in made.items():
-        files = list((whole / folder).glob("*.png"))
+        files = list((whole / folder).glob("??/*.png"))
         assert len(files) == count, folder
         for file in files:
             mask, counts = read_mask_file(file)
             assert mask.shape == (64, 64)
             assert set(np.unique(mask)) <= {*range(7), 255}
             assert counts["mask"]["images"] == [1]
-    assert not any((read_mask_file(file)[0] == 255).any() for file in (whole / "segmentation/filled").glob("*.png"))
+    assert not any((read_mask_file(file)[0] == 255).any() for file in (whole / "segmentation/filled").glob("*/*.png"))
     for weights in ("irn", "segmentation", "segmentation/first", "variants/cam/irn"):
         assert (whole / weights / "weights.safetensors").stat().st_size > 0
     metrics = storage.read_json(whole / "metrics.json")
@@ -67,7 +67,7 @@ def test_the_numbers_are_those_of_the_files(whole):
     """mIoU anew, from the written masks alone and by another way of counting."""
     dataset = training_set(whole)
     known, wrong = np.zeros(7), np.zeros(7)
-    for file in (whole / "pseudo").glob("*.png"):
+    for file in (whole / "pseudo").glob("*/*.png"):
         mask, truth = np.array(Image.open(file)), dataset.mask(file.stem)
         mask[mask == 255] = 0
         for value in range(7):
@@ -92,11 +92,11 @@ def test_the_same_command_again_does_nothing(whole):
 def test_what_is_missing_is_made_again_with_the_same_bytes_and_numbers(whole, tmp_path):
     """One worker, other batches of images on their walk; damaged and lost files."""
     out = Path(shutil.copytree(whole, tmp_path / "run"))
-    (out / "confident" / "train_0000.png").unlink()
-    (out / "pseudo" / "train_0001.png").write_bytes(b"half a file")
+    mask_path(out / "confident", "train_0000").unlink()
+    mask_path(out / "pseudo", "train_0001").write_bytes(b"half a file")
     for number in (2, 3, 4):
-        (out / "pseudo" / f"train_000{number}.png").unlink()
-    (out / "predictions" / "val_0000.png").unlink()
+        mask_path(out / "pseudo", f"train_000{number}").unlink()
+    mask_path(out / "predictions", "val_0000").unlink()
     chain(out, [*RETRAINED, "cluster.workers=1", "pseudo.batch_images=2"], stages="confident,evaluate")
     (out / "metrics" / "pseudo.json").unlink()
     chain(out, [*RETRAINED, "cluster.workers=1", "pseudo.batch_images=2"], stages="pseudo")
@@ -121,6 +121,14 @@ def test_cam_alone_goes_into_the_variant_and_other_thresholds_are_refused(undist
     assert masks(out / "confident") != made
     assert [set(block.folders) for block in drawn] == [{"confident labels, plain CAM"}, {"confident labels, RIB"}]
     assert [(block.maps, len(block.map_files)) for block in drawn] == [("cam", 10), ("rib", 10)]
+
+    for file in (out / "confident").glob("*/*.png"):  # as earlier versions left them
+        file.rename(out / "confident" / file.name)
+    (out / "confident" / "train_0002.png").unlink()
+    _, text = chain(out, ["masks.crf=none"], stages="confident")
+    assert "confident: 10 of 10 images" in text
+    assert len(masks(out / "confident")) == 1
+    assert len(list_masks(out / "confident")) == 10
 
 
 @pytest.mark.on_demand
@@ -166,15 +174,15 @@ def test_what_cannot_be_read_is_left_out_and_told(whole, tmp_path):
     ]
     assert "9 × 5" in result.failures[1].error
     for id in dataset.ids[2:10]:
-        mask, _ = read_mask_file(out / "pseudo" / f"{id}.png")
+        mask, _ = read_mask_file(mask_path(out / "pseudo", id))
         known = mask != 255
         assert ((mask > 0) == (dataset.mask(id) > 0))[known].all()
 
     palette = dataset.palette
-    write_mask(out / "pseudo" / "train_0002.png", np.zeros((5, 9), np.uint8), palette, {"id": "train_0002"})
-    write_mask(out / "pseudo" / "train_0003.png", np.full((64, 64), 77, np.uint8), palette, {"id": "train_0003"})
+    write_mask(mask_path(out / "pseudo", "train_0002"), np.zeros((5, 9), np.uint8), palette, {"id": "train_0002"})
+    write_mask(mask_path(out / "pseudo", "train_0003"), np.full((64, 64), 77, np.uint8), palette, {"id": "train_0003"})
     nothing_known = np.full((64, 64), 255, np.uint8)  # and so no loss
-    write_mask(out / "pseudo" / "train_0004.png", nothing_known, palette, {"id": "train_0004"})
+    write_mask(mask_path(out / "pseudo", "train_0004"), nothing_known, palette, {"id": "train_0004"})
     result, _ = chain(out, settings, stages="segmentation,evaluate", redo="segmentation")
     failures = {failure.id: failure.error for failure in result.failures if failure.stage == "segmentation"}
     assert set(failures) == {"train_0002", "train_0003"}
@@ -234,7 +242,7 @@ def test_a_training_whose_masks_are_damaged_is_made_by_the_same_command(training
     """
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    for mask in (out / source).glob("*.png"):
+    for mask in (out / source).glob("*/*.png"):
         mask.write_bytes(b"no mask")
     with pytest.raises(UnreadableError, match=f"'{training}' cannot read {met} the 10 images to learn from") as raised:
         chain(out, RETRAINED, stages=EVERYTHING, redo=training)

@@ -84,14 +84,14 @@ def files(out, folder):
 
 def test_a_method_that_is_added_is_made_and_nothing_else(run):
     before, stage = map_bytes(run), storage.read_object(run / "maps" / "stage.json")
-    masks = {file.name: file.stat().st_mtime_ns for file in (run / "pseudo").glob("*.png")}
+    masks = {file.name: file.stat().st_mtime_ns for file in (run / "pseudo").glob("*/*.png")}
     result, text = chain(run, [HERE, BOTH, CLIMB], EVERYTHING)
     assert "refine: 10 of 10 images, done already" in text
     assert "refine_advcam: 10 of 10 images in" in text
     assert "pseudo: 10 of 10 images, done already" in text
     assert map_bytes(run) == before
     assert storage.read_object(run / "maps" / "stage.json") == stage
-    assert {file.name: file.stat().st_mtime_ns for file in (run / "pseudo").glob("*.png")} == masks
+    assert {file.name: file.stat().st_mtime_ns for file in (run / "pseudo").glob("*/*.png")} == masks
     assert result.metrics["refine_advcam"]["images"] == 10
     assert list(Run.read(run).read_metrics().refinements) == ["rib", "advcam"]
     assert {"cam", "rib", "advcam"} <= result.metrics["seed"].keys()
