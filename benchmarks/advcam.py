@@ -105,7 +105,7 @@ def _measure(
             f"AdvCAM of a class, {BASELINE}": partial(_baseline_seconds, baseline, views, index)
         }
         for precision, product in products.items():
-            ways[f"AdvCAM of a class, {precision}"] = partial(_product_seconds, product, views, index)
+            ways[f"AdvCAM of a class, {precision}"] = partial(product_seconds, product, views, index)
         ways["RIB of an image, float32"] = partial(_rib_seconds, rib, ids, steps)
         difference = _first_difference(products["float32"], baseline, views[:2], index)  # and warms up
         products["bfloat16"].climb(views[1:2], [index])
@@ -128,7 +128,7 @@ def _baseline_seconds(baseline: Baseline, views: Sequence[Tensor], index: int) -
     return total
 
 
-def _product_seconds(product: AdvCAM, views: Sequence[Tensor], index: int) -> float:
+def product_seconds(product: AdvCAM, views: Sequence[Tensor], index: int) -> float:
     """Return the seconds of all climbs of a class, of which three steps at every scale are taken."""
     config, cams = product.config, product.frozen.cams
     stamps: list[float] = []

@@ -8,8 +8,10 @@ EfficientNet-Lite0 those of its package.
 """
 
 import gc
+import multiprocessing
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from refine import (
 from refinements import Workload, prepare
 
 from ribray import storage
+from ribray.cluster.session import usable_cores
 from ribray.data import open_dataset
 from ribray.networks.engine import Kind
 from ribray.networks.weights import load_backbone_weights, save_network
@@ -41,7 +44,7 @@ THREADS = 2
 RESNET, LITE = "resnet50", "timm/tf_efficientnet_lite0"
 ENGINES: dict[str, tuple[Kind, ...]] = {RESNET: ("plain", "folded"), LITE: ("plain",)}
 """The folded engine takes residual networks only."""
-SHARE_STEPS = 5
+SHARE_STEPS = 3
 """An image begins with fresh memory, which its first step waits for: of two steps that would count nine times."""
 PRECISIONS = ("float32", "bfloat16")
 BASELINE = "plain reading"
@@ -84,7 +87,8 @@ def run(*, settings: Sequence[str] = (), size: tuple[int, int] | None = None, ro
         "figures": figures,
         "notes": [
             "Seconds of an image; the plain reading is benchmarks/refine_baseline.py in float32, on the same network, "
-            "weights, photographs and crops. For the share both networks take turns, in float32.",
+            "weights, photographs and crops. The share is taken in float32 by workers of one thread for each core, at "
+            "work at the same time, as a pool's are; both networks take turns.",
             f"The differences are those of the summed maps of one image after {TIMED_STEPS} steps from the plain "
             "reading's, over the largest value.",
         ],
@@ -111,7 +115,20 @@ def _measure(
 
 
 def share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) -> list[float]:
-    """Return what part of ResNet-50's seconds EfficientNet-Lite0 takes, each on its engine; both take turns."""
+    """Return what part of ResNet-50's seconds EfficientNet-Lite0 takes in the workers of a pool.
+
+    On a CPU these are as many as there are cores, of one thread each, at work at the same time.
+    """
+    if torch.cuda.is_available():
+        return _share(settings, size, rounds)
+    workers, context = usable_cores(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        works = [pool.submit(_share, settings, size, rounds) for _ in range(workers)]
+        return [each for work in works for each in work.result()]
+
+
+def _share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) -> list[float]:
+    """Return the share in this process, of every round; both networks take turns, each on its engine."""
     with tempfile.TemporaryDirectory() as temporary:
         ways: dict[str, Way] = {}
         for network in (RESNET, LITE):

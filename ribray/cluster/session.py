@@ -70,17 +70,15 @@ class Session:
             return precision
         gpus = self.gpus_per_worker(config)
         if self.in_process or (self.is_local and not gpus):
-            fast = _fast_bfloat16(on_gpu=gpus > 0)
-        else:
-            import ray
+            return best_precision(on_gpu=gpus > 0)
+        import ray
 
-            from ribray.cluster.pool import PoolPlan
-            from ribray.cluster.warm import crew_of
+        from ribray.cluster.pool import PoolPlan
+        from ribray.cluster.warm import crew_of
 
-            with crew_of(PoolPlan.of("precision", config, self), lambda: False) as crew:
-                assert crew is not None
-                fast = ray.get(crew.actor(0).answer.remote(_fast_bfloat16, gpus > 0))
-        return "bfloat16" if fast else "float32"
+        with crew_of(PoolPlan.of("precision", config, self), lambda: False) as crew:
+            assert crew is not None
+            return ray.get(crew.actor(0).answer.remote(best_precision, gpus > 0))
 
 
 def usable_cores() -> int:
@@ -308,10 +306,9 @@ def _probe(directory: str, token: str) -> bool:
     return True
 
 
-def _fast_bfloat16(on_gpu: bool) -> bool:
-    """Whether this process's GPU, or CPU, multiplies bfloat16 matrices faster than float32 ones."""
+def best_precision(on_gpu: bool) -> str:
+    """Return "bfloat16" where this process's GPU, or CPU, multiplies it faster than "float32"."""
     import torch
 
-    if on_gpu:
-        return torch.cuda.get_device_capability() >= (8, 0)
-    return torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.get_device_capability() >= (8, 0) if on_gpu else torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"

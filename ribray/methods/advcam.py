@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ribray.config import CAM, AdvCAMConfig
 from ribray.errors import ImageError
-from ribray.methods.method import Extras, Maps, Method, Refined, merge_views, to_maps
+from ribray.methods.method import Extras, Maps, Method, Passes, Refined, merge_views, to_maps
 from ribray.networks.engine import Frozen
 
 _NAME = "advcam"
@@ -130,11 +130,18 @@ class AdvCAM(Method):
         )
 
     @classmethod
-    def cost(cls, config: AdvCAMConfig, area: float, classes: float, extras: int) -> float:
-        """Return the pixels of every climb's passes forward and backward; the first one forward is shared."""
-        passes = (2 * steps - 1 for steps in steps_of(config.iterations, len(config.scales)))
+    def cost(cls, config: AdvCAMConfig, area: float, classes: float, extras: int) -> Passes:
+        """Return the pixels of every climb; the first pass is shared, and the last one does not go backward.
+
+        There are no gradients of weights, which are half of a backward pass; the stem's is about its forward pass.
+        """
+        climbs = steps_of(config.iterations, len(config.scales))
         pixels = [2 * scale**2 * area for scale in config.scales]
-        return sum(each * ((number - 1) * classes + 1) for each, number in zip(pixels, passes, strict=True))
+        backward = classes * sum(each * (steps - 1) for each, steps in zip(pixels, climbs, strict=True))
+        forward = sum(pixels) + backward
+        return Passes(
+            forward + backward, forward, backward / 2, len(pixels) + classes * sum(each - 1 for each in climbs)
+        )
 
     def climb(self, views: Sequence[Tensor], present: Sequence[int], trace: Trace | None = None) -> Climbed:
         """Climb for every scale and present class of one image.

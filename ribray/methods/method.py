@@ -9,10 +9,11 @@ h w cells of a map (different at each scale).
 
 import contextlib
 import functools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +62,19 @@ class Refined:
     def own(self) -> str:
         """The name of the method's own map, of several the last one."""
         return list(self.maps)[-1]
+
+
+class Passes(NamedTuple):
+    """What passes through the parts of a network, in pixels of images; or the seconds that a pixel takes there."""
+
+    stem: float
+    """Forward through the frozen part."""
+    trunk: float
+    """Forward through what learns."""
+    backward: float = 0.0
+    """Backward through what learns, to the weights and to the stem's output."""
+    calls: float = 0.0
+    """How often something passes, forward and backward; or the seconds of one time whatever its size."""
 
 
 def require_whole(refined: Refined, config: MethodConfig, present: Sequence[int]) -> None:
@@ -165,8 +179,8 @@ class Method(ABC):
         return None
 
     @classmethod
-    def cost(cls, config: Any, area: float, classes: float, extras: int) -> float:
-        """Return roughly the pixels that pass through the network, in forward passes, for a plan.
+    def cost(cls, config: Any, area: float, classes: float, extras: int) -> Passes:
+        """Return roughly what passes through the network for one image, for a plan; by default it is seen every step.
 
         Args:
             config: its settings.
@@ -174,7 +188,34 @@ class Method(ABC):
             classes: how many of them it shows.
             extras: samples that each step really draws.
         """
-        return config.steps * area * sum(2 * scale**2 for scale in config.scales) * (classes if cls.per_class else 1)
+        times = config.steps * (classes if cls.per_class else 1)
+        pixels = times * area * sum(2 * scale**2 for scale in config.scales)
+        return Passes(pixels, pixels, calls=times * len(config.scales))
+
+    def time_passes(self, side: int = 256) -> Passes:
+        """Return what the parts of the network take here, from two images of a ``side``, and of an eighth of it."""
+
+        def seconds(work: Callable[[], Any]) -> float:
+            times = []
+            for _ in range(3):  # the first one allocates
+                began = time.perf_counter()
+                work()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - began)
+            return min(times[1:])
+
+        def parts(side: int) -> np.ndarray:
+            images = torch.zeros(2, 3, side, side, device=self.device)
+            stem = self.network.stem(images)
+            trunk = seconds(torch.no_grad()(lambda: self.network.cams(stem)))
+            learnt = seconds(lambda: self.network.cams(stem).sum().backward())
+            return np.array([seconds(lambda: self.network.stem(images)), trunk, learnt - trunk])
+
+        with self.exact_float32():
+            large, small = parts(side), parts(side // 8)
+        per_pixel = (large - small).clip(min=0.0) / (2 * (side**2 - (side // 8) ** 2))
+        return Passes(*per_pixel.tolist(), calls=float(small.sum()))
 
     def check(self, views: Sequence[Tensor], present: Sequence[int]) -> None:
         """Refuse what no method can refine.

@@ -21,12 +21,9 @@ from torch import Tensor
 from ribray.config import CAM, RIB, RIBConfig
 from ribray.errors import ImageError
 from ribray.methods.loss import refinement_loss
-from ribray.methods.method import Extras, ExtraSamples, Method, Refined, merge_views, to_maps
+from ribray.methods.method import Extras, ExtraSamples, Method, Passes, Refined, merge_views, to_maps
 from ribray.methods.pooling import pool
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
-
-STEM_SHARE, BACKWARD_FACTOR = 0.28, 2.0
-"""Of a forward pass: the frozen stem's share (docs/method.md, section 2), and what a backward pass costs more."""
 
 _DIVISION_GUARD = 1e-5
 _DECAY_POWER = 0.9
@@ -251,14 +248,13 @@ class Refiner(Method):
         )
 
     @classmethod
-    def cost(cls, config: RIBConfig, area: float, classes: float, extras: int) -> float:
+    def cost(cls, config: RIBConfig, area: float, classes: float, extras: int) -> Passes:
         """Return the pixels of K steps: the target's stem passes once, and the last step has no backward pass."""
-        pixels = area * sum(2 * scale**2 for scale in config.scales)
-        learned = area * sum(2 * scale**2 for scale in config.loss_scales)
-        trunk = 1 - STEM_SHARE
-        return config.iterations * trunk * pixels + (config.iterations - 1) * (
-            BACKWARD_FACTOR * trunk * learned + (1 + BACKWARD_FACTOR * trunk) * extras * config.crop_size**2
-        )
+        target, learned = (area * sum(2 * scale**2 for scale in each) for each in (config.scales, config.loss_scales))
+        updates, parts = config.iterations - 1, math.ceil(extras / _EXTRAS_AT_ONCE_ON_CPU)
+        drawn = updates * extras * config.crop_size**2
+        calls = config.iterations * len(config.scales) + updates * (parts + 1)  # an update counts as one, too
+        return Passes(target + drawn, config.iterations * target + drawn, updates * learned + drawn, calls)
 
 
 @dataclass(frozen=True)

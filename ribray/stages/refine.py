@@ -4,7 +4,6 @@ There is one for each method of a run: RIB's is called ``refine``, that of any o
 """
 
 import itertools
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +15,14 @@ import numpy as np
 import torch
 
 from ribray import storage
-from ribray.cluster.session import usable_cores
-from ribray.config import RIB, TIMM_PREFIX, MethodConfig
+from ribray.cluster.session import best_precision, usable_cores
+from ribray.config import RIB, TIMM_PREFIX, Experiment, MethodConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
 from ribray.errors import ImageError, RibrayError, UsageError
 from ribray.methods.maps import MapRecord
-from ribray.methods.method import method_class
+from ribray.methods.method import Passes, method_class
 from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stopped_early
 from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
@@ -129,11 +128,9 @@ class _Refinement:
         }
 
     def _precision(self, context: Context) -> str:
-        """Return what workers compute in; ``auto`` is bfloat16 for networks on which its effect was measured."""
-        experiment, wanted = context.experiment, self.config(context).precision
-        if wanted == "auto" and experiment.classifier.backbone.startswith(TIMM_PREFIX):
-            return "float32"
-        return context.session.resolve_precision(wanted, experiment.cluster)
+        """Return what workers compute in."""
+        wanted = _wanted_precision(context.experiment, self.config(context))
+        return context.session.resolve_precision(wanted, context.experiment.cluster)
 
     def check(self, context: Context) -> None:
         """Refuse what no image could be refined with."""
@@ -149,7 +146,7 @@ class _Refinement:
             )
 
     def estimate(self, context: Context, work: Work) -> Estimate:
-        """Guess from a few images' sizes; the time from one timed forward pass, where the work is done here."""
+        """Guess from a few images' sizes; the time from a few timed passes, where the work is done here."""
         config, dataset = self.config(context), context.training_set
         method = method_class(config.method)
         stride = context.experiment.classifier.output_stride
@@ -163,7 +160,7 @@ class _Refinement:
         extras, with_class = method.extra_samples(config), dataset.labels[dataset.labels.any(1)]
         # Nobody is without a class that all others show.
         has_any = extras is not None and not (extras.of_no_use and with_class.all(0).any())
-        per_image = method.cost(config, median, present, extras.per_step if extras is not None and has_any else 0)
+        passes = method.cost(config, median, present, extras.per_step if extras is not None and has_any else 0)
         kept = 1 + len(config.maps) * (1 + (config.steps if config.keep_steps else 0))
         cells = median * sum(2 * scale**2 for scale in config.scales) / 2 / stride**2
         size = int(work.left * present * kept * 4 * cells)
@@ -171,7 +168,8 @@ class _Refinement:
         if cluster.address is not None and cluster.workers != 0:
             return Estimate(None, size)
         workers = usable_cores() if cluster.workers is None else max(1, cluster.workers)
-        return Estimate(work.left * per_image * _seconds_per_pixel(context) / workers, size)
+        per_image = np.dot(passes, _seconds_per_pixel(context, config))
+        return Estimate(work.left * float(per_image) / workers, size)
 
 
 def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:
@@ -263,24 +261,27 @@ def _area(dataset: Dataset, id: str) -> int | None:
     return height * width
 
 
-def _seconds_per_pixel(context: Context) -> float:
-    """Time a forward pass of the classifier on one thread (or the GPU) of this machine."""
+def _seconds_per_pixel(context: Context, config: MethodConfig) -> Passes:
+    """Time the parts of the classifier as a worker computes them, on its threads (or the GPU) of this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, dataset = context.experiment.classifier, context.training_set
-    with drawn_with(config.seed):
-        model = build_classifier(config.backbone, len(dataset.classes), config.output_stride)
-    model = model.to(device).eval()
-    image = torch.zeros(1, 3, 256, 256, device=device)
+    classifier, dataset = context.experiment.classifier, context.training_set
+    precision = _wanted_precision(context.experiment, config)
+    if precision == "auto":
+        precision = best_precision(on_gpu=device.type == "cuda")
+    with drawn_with(classifier.seed):
+        model = build_classifier(classifier.backbone, len(dataset.classes), classifier.output_stride)
     threads = torch.get_num_threads()
     torch.set_num_threads(context.experiment.cluster.threads_per_worker)
     try:
-        with torch.no_grad():
-            model(image)
-            began = time.monotonic()
-            model(image).sum().item()
-        return (time.monotonic() - began) / (image.shape[-1] * image.shape[-2])
+        return method_class(config.method)(model, config, precision, device).time_passes()
     finally:
         torch.set_num_threads(threads)
+
+
+def _wanted_precision(experiment: Experiment, config: MethodConfig) -> str:
+    """Return what is asked for; ``auto`` is left to the hardware where bfloat16's effect on a network was measured."""
+    is_known = not experiment.classifier.backbone.startswith(TIMM_PREFIX)
+    return config.precision if is_known or config.precision != "auto" else "float32"
 
 
 def stage_of(method: str) -> Stage:

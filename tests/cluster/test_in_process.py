@@ -22,6 +22,7 @@ from ribray.cluster.session import connect
 from ribray.commands.run import Request, plan_chain, read_status
 from ribray.config import ClusterConfig
 from ribray.errors import UsageError
+from ribray.methods.method import Passes
 from ribray.networks import build_classifier
 from ribray.networks.weights import load_backbone_weights, save_network
 from ribray.runs.run import Run
@@ -121,7 +122,7 @@ def test_a_command_that_is_told_to_stop_finishes_its_image_and_goes_on_later(cla
 
 
 def test_the_table_of_what_is_left_and_the_state_of_a_run(done, classified, settings, monkeypatch):
-    monkeypatch.setattr(refine, "_seconds_per_pixel", lambda context: 1e-6)
+    monkeypatch.setattr(refine, "_seconds_per_pixel", lambda *_: Passes(1e-6, 1e-6, 1e-6, 1e-3))
 
     def seconds(workers: int) -> float:
         request = Request(experiment([*settings, f"cluster.workers={workers}"]), "quickstart", classified)
