@@ -160,7 +160,7 @@ def compare(
 def drawn_up(folder: Path, network: str, settings: Sequence[str], size: tuple[int, int] | None) -> Workload:
     """Return images to refine on a network whose maps are neither zero nor without end."""
     workload = prepare(folder, [f"classifier.backbone={network}", *settings], size, in_turn=True)
-    if network == RESNET:
+    if network != LITE:
         give_signal(workload)
         return workload
     experiment = workload.experiment

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from rich.console import Console
 
 from ribray import storage
+from ribray.commands.run import Request, plan_chain
 from ribray.config import load_experiment
 from ribray.data import open_dataset
 from ribray.data.mask_files import mask_path, read_mask_file
@@ -103,6 +105,15 @@ def test_every_photograph_ends_as_a_map_and_as_masks(finished):
         assert metrics[stage]["failed"] == 0
     for weights in ("classifier", "irn", "segmentation"):
         assert (out / weights / "weights.safetensors").stat().st_size > 0
+
+
+def test_a_plan_says_roughly_what_the_refinement_took(finished, tmp_path):
+    """Within a factor of 1.5 with nothing else running (docs/cost.md); here something else may be."""
+    recipe, _, out = finished
+    request = Request(load_experiment(out / "experiment.yaml"), recipe, tmp_path / "new", ("classifier", "refine"))
+    planned = {each.stage: each for each in plan_chain(request, Console(quiet=True))}
+    took = storage.read_json(out / "metrics.json")["timing"]["refine"]["seconds"]
+    assert took / 4 < planned["refine"].estimate.seconds < 4 * took
 
 
 def test_the_masks_go_out_as_coco_annotations(finished, tmp_path):

@@ -133,15 +133,14 @@ class AdvCAM(Method):
     def cost(cls, config: AdvCAMConfig, area: float, classes: float, extras: int) -> Passes:
         """Return the pixels of every climb; the first pass is shared, and the last one does not go backward.
 
-        There are no gradients of weights, which are half of a backward pass; the stem's is about its forward pass.
+        There are no gradients of weights, which are half of a backward pass, and of a call; the stem's backward pass
+        is about its forward one.
         """
         climbs = steps_of(config.iterations, len(config.scales))
         pixels = [2 * scale**2 * area for scale in config.scales]
         backward = classes * sum(each * (steps - 1) for each, steps in zip(pixels, climbs, strict=True))
-        forward = sum(pixels) + backward
-        return Passes(
-            forward + backward, forward, backward / 2, len(pixels) + classes * sum(each - 1 for each in climbs)
-        )
+        forward, calls = sum(pixels) + backward, len(pixels) + classes * sum(each - 1 for each in climbs)
+        return Passes(forward + backward, forward, backward / 2, calls / 2)
 
     def climb(self, views: Sequence[Tensor], present: Sequence[int], trace: Trace | None = None) -> Climbed:
         """Climb for every scale and present class of one image.

@@ -215,7 +215,8 @@ class Method(ABC):
         with self.exact_float32():
             large, small = parts(side), parts(side // 8)
         per_pixel = (large - small).clip(min=0.0) / (2 * (side**2 - (side // 8) ** 2))
-        return Passes(*per_pixel.tolist(), calls=float(small.sum()))
+        stem, trunk, backward = per_pixel.tolist()
+        return Passes(stem, trunk, backward, float(small.sum()))
 
     def check(self, views: Sequence[Tensor], present: Sequence[int]) -> None:
         """Refuse what no method can refine.

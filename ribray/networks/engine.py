@@ -2,8 +2,9 @@
 
 The *plain* engine is autograd on any classifier; on a CPU with batch norm folded into convolutions
 (`ribray.networks.norm_folding`). The *folded* one (`ribray.networks.folded`) writes all gradients by hand, too; it
-takes residual networks only. There it is the default on a CPU, where it was measured to be the faster one, by 3 % in
-float32 and 4 % in bfloat16 (`benchmarks/README.md`). On a GPU neither was measured, so the plain one is.
+takes residual networks only. There it is the default on a CPU, where it was measured to be the faster one, by 1 to 10 %
+in either precision with AMX, with AVX-512 alone and with AVX2 (`benchmarks/README.md`). On a GPU neither was measured,
+so the plain one is.
 
 Where the image moves and the weights do not, `Frozen` computes: the gradient goes on through the stem to the pixels.
 

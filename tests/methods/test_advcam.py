@@ -141,8 +141,8 @@ def test_the_work_of_an_image_is_counted_by_its_classes() -> None:
     one, two = (AdvCAM.cost(config, 1.0, classes, 0) for classes in (1, 2))
     pixels = [2.0, 0.5, 4.5, 8.0]
     moves = sum(size * (steps - 1) for size, steps in zip(pixels, (27, 13, 27, 27), strict=True))
-    assert one == (sum(pixels) + 2 * moves, sum(pixels) + moves, moves / 2, 4 + 90)
-    assert two == (sum(pixels) + 4 * moves, sum(pixels) + 2 * moves, moves, 4 + 180)  # the first pass is shared
+    assert one == (sum(pixels) + 2 * moves, sum(pixels) + moves, moves / 2, 47)
+    assert two == (sum(pixels) + 4 * moves, sum(pixels) + 2 * moves, moves, 92)  # the first pass is shared
 
 
 # --- what it promises ---------------------------------------------------------------------------------------
