@@ -17,13 +17,13 @@ from ribray.commands import trial as one_trial
 from ribray.commands.run import Planned, Request, parse_stages, plan_chain
 from ribray.config import SegmentationConfig, load_experiment, to_yaml
 from ribray.errors import UsageError
+from ribray.methods.method import Method
 from ribray.networks import build_classifier
 from ribray.networks.deeplab import build_deeplab
 from ribray.networks.weights import save_network
 from ribray.report.ledger import TrialRecord, read_ledger
 from ribray.runs.directory import require_outside
 from ribray.runs.run import Run
-from ribray.stages import refine
 from ribray.sweep_file import Trial, base_experiment, trials_of, validate_sweep
 from tests import drawn
 from tests.by_hand import begin, put_masks
@@ -155,10 +155,7 @@ def test_a_plan_that_cannot_be_timed_leaves_the_number_of_threads(small_world, t
     def too_large(*_):
         raise MemoryError
 
-    class Network(torch.nn.Module):
-        forward = too_large
-
-    monkeypatch.setattr(refine, "build_classifier", lambda *_: Network())
+    monkeypatch.setattr(Method, "time_passes", too_large)
     with pytest.raises(MemoryError):
         plan(small_world, tmp_path / "run")
     assert torch.get_num_threads() == threads

@@ -13,6 +13,7 @@ from ribray.config import DataConfig, RIBConfig, load_experiment
 from ribray.data import open_dataset
 from ribray.data.depth import Scale
 from ribray.data.images import read_mask
+from ribray.data.mask_files import mask_path
 from ribray.masks.saliency import BINARY
 from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
@@ -115,9 +116,9 @@ def test_saliency_maps_of_0_and_1_give_the_pseudo_masks_of_those_of_0_and_255(tm
             dataset, out, dataset, tmp_path / "maps", tmp_path / "irn.safetensors", ("small", 8), experiment, saliency
         )
         notes.append(worker.process("img00")["note"])
-        masks.append((out / "img00.png").read_bytes())
+        masks.append(mask_path(out, "img00").read_bytes())
     assert masks[0] == masks[1]
-    mask = read_mask(tmp_path / "pseudo1" / "img00.png")
+    mask = read_mask(mask_path(tmp_path / "pseudo1", "img00"))
     assert set(np.unique(mask)) == {1, 255}  # a pixel is the class where the map is salient, and unknown elsewhere
     assert notes == [BINARY, None]
 
