@@ -7,17 +7,15 @@ as in benchmark ``refine``, AdvCAM's class from climbs of three steps as in benc
 comes of it.
 """
 
-import multiprocessing
 import resource
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from advcam import product_seconds
-from harness import figure
+from harness import figure, in_processes, serve
 from networks import LITE, RESNET, drawn_up
 from refine import ProductWay, bfloat16_units, device, image_seconds, load, usable
 
@@ -63,9 +61,9 @@ def run(
     for network in networks:
         for precision in PRECISIONS:
             for name in (*RIB, ADVCAM):
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
-                    work = own.submit(_measure, network, precision, name, tuple(settings), size, rounds)
-                    figures |= {f"{network}, {precision}, {each}": found for each, found in work.result().items()}
+                options = {"settings": [*settings], "size": size, "rounds": rounds}
+                (own,) = in_processes(measured, network=network, precision=precision, name=name, **options)
+                figures |= {f"{network}, {precision}, {each}": found for each, found in own.items()}
     return {
         "settings": {"rounds": rounds, "device": str(device()), "bfloat16 units": bfloat16_units()},
         "figures": figures,
@@ -76,9 +74,10 @@ def run(
     }
 
 
-def _measure(
+def measured(
     network: str, precision: str, name: str, settings: Sequence[str], size: tuple[int, int] | None, rounds: int
 ) -> dict[str, Any]:
+    """Return the figures of a method, or of a setting of RIB, on a network."""
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as temporary:
         workload = drawn_up(storage.path(temporary), network, [*RIB.get(name, ()), *settings], size)
@@ -116,3 +115,7 @@ def _measure(
             figures[f"{each}, plan over measured"] = figure(planned, "", at_least=1 / FACTOR, at_most=FACTOR)
         figures[f"{name}, memory"] = figure(memory, "GB")
         return figures
+
+
+if __name__ == "__main__":
+    serve(globals())

@@ -11,9 +11,12 @@ as its file says in ``THREADS``. Ratios are taken between runs that took turns (
 """
 
 import datetime
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +130,29 @@ def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int = 5, warm_up: 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Return round by round what was measured of one way over the same of another."""
     return [one / other for one, other in zip(above, below, strict=True)]
+
+
+def in_processes(function: Callable[..., Any], count: int = 1, **options: Any) -> list[Any]:
+    """Return what a function of a benchmark's file returns in so many processes of their own, at the same time.
+
+    Args:
+        function: returns what JSON holds; its file calls `serve` where it is the program.
+        count: processes.
+        options: what it is called with, of which JSON holds all.
+    """
+    command = [sys.executable, function.__code__.co_filename, function.__name__, json.dumps(options)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]])}
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(count)]
+    printed = [process.communicate()[0] for process in running]
+    for process in running:
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+    return [json.loads(text.splitlines()[-1]) for text in printed]
+
+
+def serve(names: Mapping[str, Any]) -> None:
+    """Call the function that `in_processes` asks for, and print what it returns."""
+    print(json.dumps(names[sys.argv[1]](**json.loads(sys.argv[2]))))
 
 
 def table(result: Mapping[str, Any]) -> "RenderableType":

@@ -8,15 +8,13 @@ EfficientNet-Lite0 those of its package.
 """
 
 import gc
-import multiprocessing
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import figure, ratios
+from harness import figure, in_processes, ratios, serve
 from refine import (
     TIMED_STEPS,
     BaselineWay,
@@ -120,15 +118,17 @@ def share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) ->
     On a CPU these are as many as there are cores, of one thread each, at work at the same time.
     """
     if torch.cuda.is_available():
-        return _share(settings, size, rounds)
-    workers, context = usable_cores(), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        works = [pool.submit(_share, settings, size, rounds) for _ in range(workers)]
-        return [each for work in works for each in work.result()]
+        return own_share(settings, size, rounds)
+    options = {"settings": [*settings], "size": size, "rounds": rounds, "threads": 1}
+    return [each for found in in_processes(own_share, usable_cores(), **options) for each in found]
 
 
-def _share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) -> list[float]:
+def own_share(
+    settings: Sequence[str], size: tuple[int, int] | None, rounds: int, threads: int | None = None
+) -> list[float]:
     """Return the share in this process, of every round; both networks take turns, each on its engine."""
+    if threads:
+        torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as temporary:
         ways: dict[str, Way] = {}
         for network in (RESNET, LITE):
@@ -169,3 +169,7 @@ def drawn_up(folder: Path, network: str, settings: Sequence[str], size: tuple[in
     torch.nn.init.uniform_(model.head.weight, 0.0, 0.01)
     save_network(model, workload.folder / "weights.safetensors")
     return workload
+
+
+if __name__ == "__main__":
+    serve(globals())

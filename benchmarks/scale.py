@@ -7,11 +7,7 @@ progress bar, the metrics. What Ray takes of the driver is measured on a cluster
 """
 
 import cProfile
-import json
-import os
 import pstats
-import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -24,7 +20,7 @@ from unittest import mock
 
 import ray
 from driver import CLASSES, simulated
-from harness import figure
+from harness import figure, in_processes, serve
 from memory import begin_anew, give_back, highest_resident
 from simulated_cluster import RayCosts, SimulatedCluster
 
@@ -90,7 +86,7 @@ def by_size(sizes: Sequence[int]) -> dict[str, Any]:
     found = {}
     for images in sizes:
         for workers in WORKERS if images <= MOST else [LARGEST]:
-            seen = in_a_process(simulate, images=images, workers=workers)
+            seen = in_processes(simulate, images=images, workers=workers)[0]
             found[f"driver's time an image, {images:,} images, {workers:,} workers"] = figure(seen["driver"], "µs")
         found[f"driver's memory over its start, {images:,} images, {workers:,} workers"] = figure(seen["peak"], "MB")
     return found
@@ -98,10 +94,10 @@ def by_size(sizes: Sequence[int]) -> dict[str, Any]:
 
 def with_ray(images: int) -> dict[str, Any]:
     """Return what Ray takes of the driver, and how many images a second the largest pool does then."""
-    costs = in_a_process(costs_of_ray)
+    costs = in_processes(costs_of_ray)[0]
     found = {f"Ray's time of the driver's thread: {name}": figure(1e6 * cost, "µs") for name, cost in costs.items()}
     for seconds in (AT_ONCE, *SECONDS):
-        seen = in_a_process(simulate, images=images, workers=LARGEST, seconds=seconds, costs=costs)
+        seen = in_processes(simulate, images=images, workers=LARGEST, seconds=seconds, costs=costs)[0]
         name = f"{LARGEST:,} workers, {seconds:g} s an image, with Ray's and the driver's time"
         found[f"{name}: images a second"] = figure(seen["pace"], "1/s")
         found[f"{name}: of what the workers could do"] = figure(100 * seen["pace"] * seconds / LARGEST, "%")
@@ -117,29 +113,21 @@ def in_trouble(images: int) -> dict[str, Any]:
     }
     found = {}
     for name, trouble in troubles.items():
-        seen = in_a_process(simulate, images=images, workers=LARGEST, trouble=trouble)
+        seen = in_processes(simulate, images=images, workers=LARGEST, trouble=trouble)[0]
         found[f"{name}: simulated time of the stage"] = figure(seen["clock"], "s")
         found[f"{name}: driver's time an image"] = figure(seen["driver"], "µs")
         found[f"{name}: images done"] = figure(seen["done"], "")
-    profile = in_a_process(simulate, images=images, workers=LARGEST, profiled=True)["profile"]
+    profile = in_processes(simulate, images=images, workers=LARGEST, profiled=True)[0]["profile"]
     return found | {f"of the driver's time: {name}": figure(share, "%") for name, share in profile.items()}
 
 
 def resumed(files: int, ids: int) -> dict[str, Any]:
     """Return how long the driver takes to see what is done."""
-    seen = in_a_process(list_finished, files=files, ids=ids)
+    seen = in_processes(list_finished, files=files, ids=ids)[0]
     return {
         f"one look at which of {files:,} images are done, nine tenths are": figure(seen["files"], "s"),
         f"the same of {ids:,} images, of which none is done": figure(seen["ids"], "s"),
     }
-
-
-def in_a_process(function: Callable[..., Any], **options: Any) -> Any:
-    """Return what a function of this file returns in a process of its own."""
-    command = [sys.executable, __file__, function.__name__, json.dumps(options)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]])}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # --- in a process of its own -------------------------------------------------------------------------------------
@@ -317,4 +305,4 @@ def list_finished(files: int, ids: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(globals()[sys.argv[1]](**json.loads(sys.argv[2]))))
+    serve(globals())
