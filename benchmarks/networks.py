@@ -33,7 +33,6 @@ from refine import (
 from refinements import Workload, prepare
 
 from ribray import storage
-from ribray.cluster.session import usable_cores
 from ribray.data import open_dataset
 from ribray.networks.engine import Kind
 from ribray.networks.weights import load_backbone_weights, save_network
@@ -119,6 +118,8 @@ def share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) ->
     """
     if torch.cuda.is_available():
         return own_share(settings, size, rounds)
+    from ribray.cluster.session import usable_cores  # what the check of a GPU does without
+
     options = {"settings": [*settings], "size": size, "rounds": rounds, "threads": 1}
     return [each for found in in_processes(own_share, usable_cores(), **options) for each in found]
 
