@@ -99,9 +99,10 @@ def export_masks(
         split = split or SERVER_SPLIT
     split = split or (data.train_split if what == PSEUDO else data.eval_split)
     file = storage.absolute(out or finished.run.directory / FOLDER / f"{what}-{split}{ENDINGS[format]}")
-    if file.is_dir() and (format != PNG or any(file.iterdir())):
-        wanted = "an empty or a new folder" if format == PNG else "the file to write"
-        raise UsageError(f"{file} is a folder{' with files' if format == PNG else ''}; --out must name {wanted}.")
+    if format == PNG and file.exists() and (not file.is_dir() or any(file.iterdir())):
+        raise UsageError(f"{file} is a file, or a folder with files; --out must name an empty or a new folder.")
+    if format != PNG and file.is_dir():
+        raise UsageError(f"{file} is a folder; --out must name the file to write.")
     require_outside(file, allowed=FOLDER)
     masks = _find_masks(finished, what, split, require_all=format == VOC_SERVER)
     storage.require_writable(file.parent)

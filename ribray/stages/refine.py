@@ -168,7 +168,7 @@ class _Refinement:
         if cluster.address is not None and cluster.workers != 0:
             return Estimate(None, size)
         workers = usable_cores() if cluster.workers is None else max(1, cluster.workers)
-        per_image = np.dot(passes, _seconds_per_pixel(context, config))
+        per_image = np.dot(passes, _unit_costs(context, config))
         return Estimate(work.left * float(per_image) / workers, size)
 
 
@@ -261,7 +261,7 @@ def _area(dataset: Dataset, id: str) -> int | None:
     return height * width
 
 
-def _seconds_per_pixel(context: Context, config: MethodConfig) -> Passes:
+def _unit_costs(context: Context, config: MethodConfig) -> Passes:
     """Time the parts of the classifier as a worker computes them, on its threads (or the GPU) of this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier, dataset = context.experiment.classifier, context.training_set

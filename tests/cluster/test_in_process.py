@@ -122,7 +122,7 @@ def test_a_command_that_is_told_to_stop_finishes_its_image_and_goes_on_later(cla
 
 
 def test_the_table_of_what_is_left_and_the_state_of_a_run(done, classified, settings, monkeypatch):
-    monkeypatch.setattr(refine, "_seconds_per_pixel", lambda *_: Passes(1e-6, 1e-6, 1e-6, 1e-3))
+    monkeypatch.setattr(refine, "_unit_costs", lambda *_: Passes(1e-6, 1e-6, 1e-6, 1e-3))
 
     def seconds(workers: int) -> float:
         request = Request(experiment([*settings, f"cluster.workers={workers}"]), "quickstart", classified)

@@ -13,7 +13,7 @@ from ribray.networks.weights import drawn_with
 from ribray.pipeline.stage import Context
 from ribray.runs.run import Run
 from ribray.stages import STAGES, classifier, irn, segmentation
-from ribray.stages.refine import _seconds_per_pixel
+from ribray.stages.refine import _unit_costs
 from ribray.tracking import Tracker
 from tests.drawn import folder, recipe
 
@@ -79,7 +79,7 @@ def test_the_classifiers_head_is_drawn_with_the_seed_whatever_the_backbone_is(we
 def test_timing_a_plan_draws_nothing_from_the_common_generator(context_of):
     state = torch.get_rng_state()
     context = context_of()
-    assert min(_seconds_per_pixel(context, context.experiment.refine)) > 0
+    assert min(_unit_costs(context, context.experiment.refine)) > 0
     assert torch.equal(torch.get_rng_state(), state)
 
 
