@@ -3,14 +3,15 @@
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from harness import figure, not_measured, ratios
-from networks import BASELINE, ENGINES, LITE, PRECISIONS, RESNET, compare
+from networks import BASELINE, ENGINES, LITE, PRECISIONS, RESNET, differences_of
 from pictures import SMALL
 from refine import (
     GPU_BUSY,
@@ -25,6 +26,7 @@ from refine import (
     load,
     on_gpu,
     one_after_another,
+    time_parts,
     usable,
 )
 from refinements import Processes, Workload, images_per_second, prepare, seconds_per_image
@@ -93,12 +95,12 @@ def settle_norms(workload: Workload) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
-            module.momentum = None  # the mean of all that it sees, which is one batch
+            module.momentum = None  # the mean of all that it sees
             module.train()
     normalisation = model.backbone.normalisation
-    images = torch.stack([normalise(dataset.image(id), normalisation) for id in workload.ids()[:4]])
     with torch.no_grad():
-        model.cams(model.stem(images))
+        for id in workload.ids()[:4]:
+            model.cams(model.stem(normalise(dataset.image(id), normalisation)[None]))
     nn.init.uniform_(model.head.weight, 0.0, 0.01)
     save_network(model, workload.folder / "weights.safetensors")
 
@@ -113,9 +115,7 @@ def engines(bench: Bench) -> Iterator[Yields]:
     maps = {}
     for engine in ENGINES[RESNET]:
         for precision in PRECISIONS:
-            way = ProductWay(workload, precision, engine)
-            way.image(ids[0], ids[1])
-            maps[engine, precision] = way.result(ids[0])
+            maps[engine, precision] = _maps(workload, precision, engine, ids)
     yield f"Largest differences of the maps of one image after {TIMED_STEPS} steps, of the largest value."
     for precision, most in zip(PRECISIONS, (1e-5, None), strict=True):
         difference = largest_difference(maps["folded", precision], maps["plain", precision])
@@ -123,6 +123,23 @@ def engines(bench: Bench) -> Iterator[Yields]:
     for engine in ENGINES[RESNET]:
         difference = largest_difference(maps[engine, "bfloat16"], maps[engine, "float32"])
         yield f"bfloat16 from float32, {engine} engine", figure(difference, "")
+    if not torch.cuda.is_available():
+        return
+    yield "A recorded step is a CUDA graph; images of all steps."
+    whole = bench.workload(bench.resnet)
+    for engine in ENGINES[RESNET]:
+        for precision in PRECISIONS:
+            recorded = _maps(whole, precision, engine, ids, recorded=True)
+            difference = largest_difference(recorded, _maps(whole, precision, engine, ids))
+            yield f"recorded steps from others, {engine} engine, {precision}", figure(difference, "", at_most=0)
+
+
+def _maps(workload: Workload, precision: str, engine: Kind, ids: list[str], recorded: bool = False) -> list[np.ndarray]:
+    """Return the maps of the first image; recorded ones are those of the last time of three."""
+    way = ProductWay(workload, precision, engine, recorded)
+    for _ in range(3 if recorded else 1):
+        way.image(ids[0], ids[1])
+    return way.result(ids[0])
 
 
 def deterministic(bench: Bench) -> Iterator[Yields]:
@@ -149,28 +166,44 @@ def seconds(bench: Bench) -> Iterator[Yields]:
     """Time an image by network, engine and precision against the plain reading on the same device."""
     steps = bench.workload(bench.resnet).experiment.refine.iterations
     yield (
-        f"Channels-last; an image of K = {steps} is a set-up, {steps - 1} ordinary steps and a last one, timed on "
-        f"images of {TIMED_STEPS} steps, all ways in turn. Baseline: benchmarks/refine_baseline.py on the same "
-        "network, weights, pictures and device, timed in torch's own float32 (TF32 in convolutions), compared with "
-        "TF32 off. Required where the GPU is an H100, of the fastest way."
+        f"Channels-last; whole images of K = {steps} and of one size, all ways in turn. Baseline: "
+        "benchmarks/refine_baseline.py on the same network, weights, pictures and device, timed in torch's own float32 "
+        f"(TF32 in convolutions), compared after {TIMED_STEPS} steps with TF32 off. Required where the GPU is an H100, "
+        "of the fastest way. New sizes: no image of its size came before, so that its steps were not recorded yet."
     )
     for network, kinds in bench.networks.items():
         if (lack := _lacks(network)) is not None:
             yield lack
             continue
-        workload = bench.short(network)
-        ways: dict[str, Way] = {BASELINE: BaselineWay(workload)}
-        for engine in kinds:
-            for precision in PRECISIONS:
-                ways[f"{engine}, {precision}"] = ProductWay(workload, precision, engine)
-        found, differences = compare(ways, usable(workload), steps, bench.rounds)
+        ids = usable(bench.workload(network))
+        differences = differences_of(_ways(bench.short(network), kinds), ids)
+        ways = _ways(bench.workload(network), kinds)
+        found = _whole(ways, ids, bench.rounds)
         yield from _timings(network, found, differences)
+        first = [ProductWay(bench.workload(network), "bfloat16", kinds[-1], recorded=True) for _ in range(2)]
+        for way in first[:1]:
+            way.image(ids[0], ids[1])  # what a process does only once
+        yield f"{network}, {kinds[-1]}, bfloat16, of a new size", figure(first[1].image(ids[0], ids[1]).whole, "s")
         fastest = min(list(found)[1:], key=lambda way: statistics.median(found[way]))
         on_h100 = torch.cuda.is_available() and "H100" in torch.cuda.get_device_name()
         bounds = (GPU_SECONDS, TIMES_GPU) if on_h100 else (None, None)
         yield f"{network}, fastest way ({fastest})", figure(found[fastest], "s", at_most=bounds[0])
         times = ratios(found[BASELINE], found[fastest])
         yield f"{network}, fastest way, times the plain reading", figure(times, "", at_least=bounds[1])
+
+
+def _ways(workload: Workload, kinds: Sequence[Kind]) -> dict[str, Way]:
+    ways: dict[str, Way] = {BASELINE: BaselineWay(workload)}
+    for engine in kinds:
+        for precision in PRECISIONS:
+            ways[f"{engine}, {precision}"] = ProductWay(workload, precision, engine, recorded=True)
+    return ways
+
+
+def _whole(ways: Mapping[str, Way], ids: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of whole images; each round every way refines the same one, after two that do not count."""
+    timed = time_parts(ways, ids, 2 + rounds)
+    return {name: [image.whole for image in images[2:]] for name, images in timed.items()}
 
 
 def _lacks(network: str) -> str | None:
@@ -197,38 +230,40 @@ def _timings(
 
 
 def compiled(bench: Bench) -> Iterator[Yields]:
-    """Time the plain engine in bfloat16 with stem and trunk compiled, and with CUDA graphs, against it as it is."""
+    """Time the plain engine with steps queued one by one, recorded, and with stem and trunk compiled."""
     has_gpu = torch.cuda.is_available()
-    compilers: dict[str, dict[str, Any]] = {
-        "torch.compile": {} if has_gpu else {"backend": "eager"},  # on a CPU only whether it can be traced
-        "torch.compile with CUDA graphs": {"mode": "reduce-overhead"},
-    }
-    first = "plain engine"
+    options: dict[str, Any] = {} if has_gpu else {"backend": "eager"}  # on a CPU only whether it can be traced
+    yield "One scale, in bfloat16: every size is compiled on its own, with gradient and without."
     for network in bench.networks:
         if (lack := _lacks(network)) is not None:
             yield lack
             continue
-        workload = bench.short(network)
-        steps, ids = bench.workload(network).experiment.refine.iterations, usable(workload)
-        for name, options in compilers.items():
-            if "mode" in options and not has_gpu:
-                yield f"{network}, {name}", not_measured("s", "CUDA graphs need a GPU.")
-                continue
-            try:
-                ways: dict[str, Way] = {first: ProductWay(workload, "bfloat16", "plain")}
-                ways[name] = CompiledWay(workload, functools.partial(torch.compile, dynamic=False, **options))
-                yield from _timings(network, *compare(ways, ids, steps, bench.rounds), first)
-            except Exception as error:  # noqa: BLE001 - where it cannot be had, that is the finding
-                reason = f"It cannot be had: {type(error).__name__}: {error}".partition("\n")[0]
-                yield f"{network}, {name}", not_measured("s", reason)
-            torch._dynamo.reset()
+        workload = bench.workload(network).but("refine.scales=[1.0]", "refine.loss_scales=[1.0]")
+        ids = usable(workload)
+        first = "plain engine, not recorded"
+        ways: dict[str, Way] = {
+            first: ProductWay(workload, "bfloat16", "plain"),
+            "plain engine": ProductWay(workload, "bfloat16", "plain", recorded=True),
+            "plain engine, torch.compile": CompiledWay(workload, functools.partial(torch.compile, **options)),
+        }
+        try:
+            found = _whole(ways, ids, bench.rounds)
+        except Exception as error:  # noqa: BLE001 - where it cannot be had, that is the finding
+            reason = f"It cannot be had: {type(error).__name__}: {error}".partition("\n")[0]
+            yield f"{network}, torch.compile", not_measured("s", reason)
+        else:
+            last = ids[(2 + bench.rounds) % len(ids)]
+            maps = {name: way.result(last) for name, way in ways.items()}
+            differences = {name: largest_difference(each, maps[first]) for name, each in maps.items()}
+            yield from _timings(network, found, differences, first)
+        torch._dynamo.reset()
 
 
 class CompiledWay(ProductWay):
     """The plain engine in bfloat16, its stem and trunk made faster by ``how``."""
 
     def __init__(self, workload: Workload, how: Callable[[Any], Any]) -> None:
-        super().__init__(workload, "bfloat16", "plain")
+        super().__init__(workload, "bfloat16", "plain", recorded=True)
         # One graph for each size of an image, with gradient and without.
         for name in ("recompile_limit", "cache_size_limit"):
             if hasattr(torch._dynamo.config, name):

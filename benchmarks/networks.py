@@ -34,6 +34,7 @@ from refinements import Workload, prepare
 
 from ribray import storage
 from ribray.data import open_dataset
+from ribray.machine import usable_cores
 from ribray.networks.engine import Kind
 from ribray.networks.weights import load_backbone_weights, save_network
 
@@ -118,8 +119,6 @@ def share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) ->
     """
     if torch.cuda.is_available():
         return own_share(settings, size, rounds)
-    from ribray.cluster.session import usable_cores  # what the check of a GPU does without
-
     options = {"settings": [*settings], "size": size, "rounds": rounds, "threads": 1}
     return [each for found in in_processes(own_share, usable_cores(), **options) for each in found]
 
@@ -148,14 +147,19 @@ def compare(
     ways: Mapping[str, Way], ids: Sequence[str], steps: int, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return each way's seconds of an image of so many steps, and how far its maps are off the first way's."""
+    differences = differences_of(ways, ids)
+    timed = time_parts(ways, ids, rounds)
+    return {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}, differences
+
+
+def differences_of(ways: Mapping[str, Way], ids: Sequence[str]) -> dict[str, float]:
+    """Return how far each way's maps of an image are off the first way's."""
     with without_tf32():
         for way in ways.values():
             way.image(ids[0], ids[1 % len(ids)])
     maps = {name: way.result(ids[0]) for name, way in ways.items()}
     expected = next(iter(maps.values()))
-    differences = {name: largest_difference(each, expected) for name, each in maps.items()}
-    timed = time_parts(ways, ids, rounds)
-    return {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}, differences
+    return {name: largest_difference(each, expected) for name, each in maps.items()}
 
 
 def drawn_up(folder: Path, network: str, settings: Sequence[str], size: tuple[int, int] | None) -> Workload:

@@ -54,8 +54,9 @@ WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize
 
 @dataclass
 class Timed:
-    """What one image took: seconds by part, and by phase within each part."""
+    """What one image took in seconds: by part, and by phase within each part, unless its steps were recorded."""
 
+    whole: float
     parts: dict[str, float]
     phases: dict[str, dict[str, float]]
 
@@ -74,10 +75,14 @@ class Way:
         with self.clock.phase("rest"):
             self.work(id, upcoming)
         self.stamp()
+        whole = self._stamps[-1][0] - self._stamps[0][0]
+        if len(self._stamps) == 2:
+            return Timed(whole, {}, {})
         begin, *steps, last, end = self._stamps
         first = steps[0] if steps else last
         spans = ((begin, first, 1), (first, last, max(len(steps), 1)), (last, end, 1))
         return Timed(
+            whole,
             {part: (to[0] - since[0]) / times for part, (since, to, times) in zip(PARTS, spans, strict=True)},
             {
                 part: {phase: (to[1].get(phase, 0.0) - since[1].get(phase, 0.0)) / times for phase in PHASES}
@@ -122,9 +127,12 @@ class BaselineWay(Way):
 
 
 class ProductWay(Way):
-    """`RefineWorker` in one precision, on the engine of its choice or a given one; the next image is being loaded."""
+    """`RefineWorker` in one precision, on the engine of its choice or a given one; the next image is being loaded.
 
-    def __init__(self, workload: Workload, precision: str, engine: Kind | None = None) -> None:
+    Where its steps are ``recorded``, as a GPU's usually are, they cannot be told apart.
+    """
+
+    def __init__(self, workload: Workload, precision: str, engine: Kind | None = None, recorded: bool = False) -> None:
         super().__init__()
         self._folder = workload.folder / (f"{engine} {precision}" if engine else precision)
         arguments = workload.arguments() | {"precision": precision, "folder": self._folder}
@@ -132,7 +140,9 @@ class ProductWay(Way):
         if engine is not None:
             chosen = self.worker._method
             self.worker._method = Refiner(chosen.classifier, chosen.config, precision, chosen.device, engine)
-        self._watch()
+        self.worker._method.recorder.is_on &= recorded
+        if not self.worker._method.recorder.is_on:
+            self._watch()
 
     def work(self, id: str, upcoming: str) -> None:
         self.worker.prefetch(upcoming)

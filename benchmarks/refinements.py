@@ -72,11 +72,11 @@ class Workload:
         return "bfloat16" if torch.cuda.is_available() else "float32"
 
     def ids(self) -> list[str]:
-        """Return the images of the commonest number of pixels, so that each takes as long."""
+        """Return the images of the commonest size, so that each takes as long."""
         dataset = open_dataset(self.experiment.data, self.experiment.data.train_split)
-        by_size: dict[int, list[str]] = defaultdict(list)
+        by_size: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for id in dataset.ids:
-            by_size[dataset.image(id).size].append(id)
+            by_size[dataset.image(id).shape].append(id)
         return max(by_size.values(), key=len)
 
     def arguments(self) -> dict[str, Any]:

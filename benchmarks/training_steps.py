@@ -23,6 +23,7 @@ from ribray.config import ClusterConfig, Experiment, load_experiment
 from ribray.data import Dataset, open_dataset
 from ribray.data.mask_files import write_mask
 from ribray.data.transforms import IMAGENET
+from ribray.machine import LOADERS
 from ribray.pipeline.masks import mask_path
 
 PRECISIONS = ("float32", "bfloat16")
@@ -172,7 +173,7 @@ def measure(
         data, images = data_settings(folder / "pictures", size)
         own = ([] if on_gpu else on_cpu) if item is None else item
         experiment = load_experiment("voc12", [*data, *own, "classifier.weights=none", f"{section}.lr=1e-6"])
-        loaders = experiment.cluster.loader_threads if on_gpu else 0
+        loaders = (experiment.cluster.loader_threads or LOADERS) if on_gpu else 0
         dataset = open_dataset(experiment.data, experiment.data.train_split)
         task, network = build(experiment, dataset, folder, loaders)
         config = getattr(experiment, section)

@@ -248,7 +248,7 @@ class MapMaker:
             preparation = Preparation(TARGET, gallery, config.scales, threads, self._normalisation, needs, order)
             try:
                 refinement = self._refiner.refine(
-                    preparation.target().views, present, lambda step: preparation.batch(self._refiner.device)
+                    preparation.target().views, present, lambda step: preparation.batch(self._refiner)
                 )
             finally:
                 preparation.cancel()

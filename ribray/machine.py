@@ -9,12 +9,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ribray.errors import UsageError
 
+if TYPE_CHECKING:
+    import torch
+
 CPU_FILE = Path("/proc/cpuinfo")
+LOADERS = 2
+"""Threads or processes that decode images for one worker, where nothing else is known."""
 
 
 def processor() -> str:
@@ -24,8 +28,15 @@ def processor() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_machine() -> str:
     """Return CPU, cores and GPUs: ``AMD EPYC, 16 cores, 2 × NVIDIA A100``."""
+    import torch
+
     cores = os.cpu_count() or 1
     gpus = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     parts = [processor(), f"{cores} core{'s' if cores > 1 else ''}"]
@@ -71,12 +82,14 @@ def keeping_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def usable_device(device: str | torch.device) -> torch.device:
+def usable_device(device: "str | torch.device") -> "torch.device":
     """Return a device by its name; "auto" is a GPU where there is one.
 
     Raises:
         UsageError: it cannot be used.
     """
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -22,6 +22,7 @@ from ribray import storage, supervisor
 from ribray.cluster import local, watch
 from ribray.config import ClusterConfig
 from ribray.errors import EXIT_USAGE, RibrayError, UsageError
+from ribray.machine import usable_cores
 
 if TYPE_CHECKING:
     import ray
@@ -79,10 +80,6 @@ class Session:
         with crew_of(PoolPlan.of("precision", config, self), lambda: False) as crew:
             assert crew is not None
             return ray.get(crew.actor(0).answer.remote(best_precision, gpus > 0))
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

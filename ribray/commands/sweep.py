@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from ribray import storage
-from ribray.cluster.session import Session, connect, require_shared, usable_cores
+from ribray.cluster.session import Session, connect, require_shared
 from ribray.cluster.sweep import Searched, require_optuna, run_sweep
 from ribray.commands.run import Request, parse_stages, run_chain, serves
 from ribray.commands.trial import TrialRunner, last_line, log_file
 from ribray.config import Experiment, flatten, nearest, to_values
 from ribray.errors import UsageError
+from ribray.machine import usable_cores
 from ribray.pipeline.maps import REFINE
 from ribray.pipeline.stage import Context, training_workers
 from ribray.progress import Bar, show_progress

@@ -115,10 +115,19 @@ def normalise_crops(
 ) -> torch.Tensor:
     """Normalise crops (N, S, S, 3) uint8 to (N, 3, S, S) float32 on their device; outside its box each is exactly 0."""
     pixels = torch.from_numpy(crops) if isinstance(crops, np.ndarray) else crops
-    normalised = torch.zeros((len(pixels), 3, *pixels.shape[1:3]), device=pixels.device)
-    for target, crop, (top, left, bottom, right) in zip(normalised, pixels, boxes, strict=True):
-        target[:, top:bottom, left:right] = _normalised(crop[top:bottom, left:right], normalisation)
-    return normalised
+    bounds = torch.tensor(boxes)
+    if pixels.is_cuda:  # without the host waiting for it
+        bounds = bounds.pin_memory().to(pixels.device, non_blocking=True)
+    return normalise_within(pixels, bounds, normalisation)
+
+
+def normalise_within(pixels: torch.Tensor, bounds: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
+    """Do as `normalise_crops` with pixels and boxes (N, 4) that are on one device."""
+    place = torch.arange(pixels.shape[1], device=pixels.device)
+    after, before = place >= bounds[:, :2, None], place < bounds[:, 2:, None]  # (N, 2, S) each: rows, columns
+    rows, columns = (after & before).unbind(1)
+    normalised = _normalised(pixels, normalisation)
+    return normalised.masked_fill_(~(rows[:, None, :, None] & columns[:, None, None, :]), 0.0)
 
 
 def _crop(
@@ -159,6 +168,6 @@ def _gain_and_offset(normalisation: Normalisation, device: torch.device) -> tupl
 
 
 def _normalised(image: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
-    """(H, W, 3) uint8 → (3, H, W) float32, in two rounded operations that give the same on every device."""
+    """(…, H, W, 3) uint8 → (…, 3, H, W) float32, in two rounded operations that give the same on every device."""
     gain, offset = _gain_and_offset(normalisation, image.device)
-    return image.permute(2, 0, 1).contiguous().to(torch.float32).mul_(gain).add_(offset)
+    return image.movedim(-1, -3).contiguous().to(torch.float32).mul_(gain).add_(offset)

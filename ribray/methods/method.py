@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from ribray.config import CAM, MethodConfig, load_method
+from ribray.data.transforms import normalise_within
 from ribray.errors import ImageError
 from ribray.machine import keeping_memory
 from ribray.networks.classifier import Classifier
 from ribray.networks.engine import Engine, Kind, engine_for
+from ribray.networks.recording import Recorder
 
 FINISHED = "finished"
 """The stop reason of a method that took all its steps."""
@@ -149,6 +151,7 @@ class Method(ABC):
         self.config = config
         self.device = torch.device(device)
         self.classifier = classifier.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.recorder = Recorder(self.device)
         self.computed_in = torch.bfloat16 if precision == "bfloat16" else self.classifier.head.weight.dtype
         self._engine = engine
 
@@ -169,6 +172,13 @@ class Method(ABC):
         Raises:
             ImageError: nothing can be made of this image.
         """
+
+    def normalised(self, pixels: Tensor, boxes: Tensor) -> Tensor:
+        """Return crops (n, S, S, 3) uint8, real within boxes (n, 4), as the network sees them: (n, 3, S, S) float32."""
+        return self.recorder(self._normalise, pixels, boxes)[0]
+
+    def _normalise(self, pixels: Tensor, boxes: Tensor) -> list[Tensor]:
+        return [normalise_within(pixels, boxes, self.classifier.backbone.normalisation)]
 
     def restore(self) -> None:  # noqa: B027  (most have nothing to do)
         """Give the classifier its trained weights again, where `refine` moves them."""

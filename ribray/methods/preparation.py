@@ -13,10 +13,10 @@ import torch
 
 from ribray.data.depth import Scale
 from ribray.data.images import Picture
-from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, normalise_crops, target_views
+from ribray.data.transforms import Box, Normalisation, augment, keyed_rng, target_views
 from ribray.errors import ImageError
 from ribray.methods.extras import ExtraOrder
-from ribray.methods.method import ExtraSamples
+from ribray.methods.method import ExtraSamples, Method
 
 _Loaded = TypeVar("_Loaded")
 
@@ -36,7 +36,7 @@ class _Crop:
     """One extra sample, cut out and still uint8."""
 
     place: int
-    pixels: np.ndarray
+    pixels: torch.Tensor
     box: Box
 
 
@@ -117,7 +117,7 @@ class Preparation:
         assert extras is not None
         rng = keyed_rng("extra", extras.seed, self._id, id, turn)
         pixels, box = augment(self._dataset.image(id), rng, extras.resize_long, extras.crop_size)
-        return _Crop(place, pixels, box)
+        return _Crop(place, torch.from_numpy(pixels), box)
 
     def target(self) -> Target:
         """Return the target's size and views.
@@ -148,8 +148,11 @@ class Preparation:
                     ) from None
         return crops
 
-    def batch(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def batch(self, method: Method) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the next step's extra samples: images (n, 3, S, S) float32, labels (n, C) bool; None where none are.
+
+        Args:
+            method: that sees them, on its device.
 
         Raises:
             ImageError: as `take`.
@@ -157,14 +160,13 @@ class Preparation:
         if self.per_step == 0:
             return None
         crops = self.take()
-        pixels, labels = (
-            _ready_to_copy(torch.from_numpy(array)).to(device, non_blocking=True)
-            for array in (
-                np.stack([crop.pixels for crop in crops]),
-                self._dataset.labels[[crop.place for crop in crops]],
-            )
-        )
-        return normalise_crops(pixels, [crop.box for crop in crops], self._normalisation), labels
+        is_on_gpu = method.device.type == "cuda"  # reads from pinned memory without the host waiting
+        pixels = torch.empty((len(crops), *crops[0].pixels.shape), dtype=torch.uint8, pin_memory=is_on_gpu)
+        torch.stack([crop.pixels for crop in crops], out=pixels)
+        boxes = _ready_to_copy(torch.tensor([crop.box for crop in crops]))
+        labels = _ready_to_copy(torch.from_numpy(self._dataset.labels[[crop.place for crop in crops]]))
+        pixels, boxes, labels = (each.to(method.device, non_blocking=True) for each in (pixels, boxes, labels))
+        return method.normalised(pixels, boxes), labels
 
     def _wait(self, future: Future[_Loaded]) -> _Loaded:
         began = time.monotonic()

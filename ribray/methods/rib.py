@@ -21,7 +21,7 @@ from torch import Tensor
 from ribray.config import CAM, RIB, RIBConfig
 from ribray.errors import ImageError
 from ribray.methods.loss import refinement_loss
-from ribray.methods.method import Extras, ExtraSamples, Method, Passes, Refined, merge_views, to_maps
+from ribray.methods.method import Extras, ExtraSamples, Maps, Method, Passes, Refined, merge_views, to_maps
 from ribray.methods.pooling import pool
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
 
@@ -71,6 +71,20 @@ class Refiner(Method):
         self.groups = [(backbone, config.lr), (head, config.lr * config.head_lr_factor)]
         self.learnable = [*backbone, *head]
         self.initial_weights = [parameter.detach().clone() for parameter in self.learnable]
+        # Where steps are recorded, a rate is read from the GPU's memory.
+        self.rates: list[Any] = [
+            torch.tensor(lr, device=self.device) if self.recorder.is_on else lr for _, lr in self.groups
+        ]
+        self.optimizer = torch.optim.SGD(
+            [{"params": parameters, "lr": lr} for (parameters, _), lr in zip(self.groups, self.rates, strict=True)],
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.momenta = [torch.zeros_like(each, requires_grad=False) for each in self.learnable if config.momentum]
+        for parameter, momentum in zip(self.learnable, self.momenta, strict=False):
+            self.optimizer.state[parameter]["momentum_buffer"] = momentum
+        self.no, self.yes = torch.tensor([False, True], device=self.device)
         # A CPU knows a step's stop tests before its backward pass and can spare it. Asking a GPU that early
         # would drain its queue, so there the tests are read after the update was queued, which no one sees if
         # it was too much: the maps of a step never depend on its own update.
@@ -92,144 +106,179 @@ class Refiner(Method):
         classes = torch.tensor(sorted(present), device=self.device)  # (P,)
         labels = torch.zeros(1, self.classifier.classes, dtype=torch.bool, device=self.device)
         labels[0, classes] = True  # (1, C)
-        sums: list[Tensor] = []  # per scale (P, h, w)
+        sums: list[Tensor] = []  # per scale (C, h, w)
         kept: list[list[Tensor]] = []
         losses: list[Tensor] = []
         target_losses: list[float] = []
 
-        with self.exact_float32():
-            self.restore()
-            optimizer = self._new_optimizer()
-            stems = [self._stem(view) for view in views]  # computed once: the stem never learns
+        with self.exact_float32(), self.recorder.at_work():
+            self.recorder(self._begin)
+            on_device = [view.to(self.device, non_blocking=True) for view in views]
+            stems = self.recorder(self._stems, *on_device)  # once: the stem never learns
             for step in range(self.config.iterations):
                 last = step == self.config.iterations - 1
-                target = self._see_target(stems, classes, labels, step, learn=not last)
+                before = losses[-1] if losses else torch.zeros((), device=self.device)
+                target = self._target_pass(labels, step, before, stems, learn=not last)
                 sums = _added(sums, target.maps)
                 if step == 0 or self.config.keep_steps:
                     kept.append(sums)
 
-                stop, logits = _StopTest(target, losses[-1:], self.config, step), None
+                stop, logits = _StopTest(target, self.config, step), None
                 if self.reads_before_update:
                     stop.read()
                 useful = not (last or stop.reason)  # on a GPU the reason may still be on its way
                 if target.logits is not None and (useful or trace is not None):
-                    total, logits = self._learn(optimizer, step, target.logits, labels, extras(step), update=useful)
+                    total, logits = self._learn(step, target, labels, extras(step), update=useful)
                     losses.append(total)
 
                 stop.read()
                 if stop.reason != EXPLOSION:
                     target_losses.append(stop.target_loss)
                 if trace is not None:
-                    trace.add(target.maps, None if stop.reason == EXPLOSION else logits)
+                    trace.add([each[classes] for each in target.maps], None if stop.reason == EXPLOSION else logits)
                 if stop.reason:
                     break
-            optimizer.zero_grad()
+
+        def present_maps(all_maps: list[Tensor]) -> Maps:
+            return to_maps([each[classes] for each in all_maps])
 
         traced_last = trace is not None and stop.reason != EXPLOSION
         return Refined(
             classes=classes.cpu().numpy(),
-            maps={CAM: to_maps(kept[0]), RIB: to_maps(sums)},
+            maps={CAM: present_maps(kept[0]), RIB: present_maps(sums)},
             steps=step + 1,
             stop_reason=stop.reason or FINISHED,
-            by_step={RIB: [to_maps(each) for each in kept]} if self.config.keep_steps else {},
+            by_step={RIB: [present_maps(each) for each in kept]} if self.config.keep_steps else {},
             losses=[loss.item() for loss in losses[: step + traced_last]],
             numbers={"target_losses": target_losses},
         )
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            [{"params": parameters, "lr": lr} for parameters, lr in self.groups],
-            momentum=self.config.momentum,
-            weight_decay=self.config.weight_decay,
-            fused=True,
-        )
+    def _target_pass(
+        self, labels: Tensor, step: int, loss_before: Tensor, stems: list[Tensor], learn: bool
+    ) -> "_TargetPass":
+        """Run the target's views through the network, and on a GPU back again where the step learns."""
+        may_explode = self.yes if step > 0 else self.no
+        if self.reads_before_update:
+            return self._see_target(labels, may_explode, loss_before, stems, learn)
+        work = self._see_and_learn if learn else self._see
+        numbers, logits, loss, *maps = self.recorder(work, labels, may_explode, loss_before, *stems)
+        return _TargetPass(maps, logits, numbers, loss if learn else None)
+
+    def _see_and_learn(
+        self, labels: Tensor, may_explode: Tensor, loss_before: Tensor, *stems: Tensor, learn: bool = True
+    ) -> list[Tensor]:
+        target = self._see_target(labels, may_explode, loss_before, stems, learn)
+        assert target.logits is not None
+        return [target.numbers, target.logits.detach(), self._learn_target(target, labels, learn), *target.maps]
+
+    def _see(self, *inputs: Tensor) -> list[Tensor]:
+        return self._see_and_learn(*inputs, learn=False)
 
     def _see_target(
-        self, stems: list[Tensor], classes: Tensor, labels: Tensor, step: int, learn: bool
+        self, labels: Tensor, may_explode: Tensor, loss_before: Tensor, stems: Sequence[Tensor], learn: bool
     ) -> "_TargetPass":
         """Run the target's views through the network: this step's maps, explosion check and logits."""
         maps: list[Tensor] = []
         rows: list[Tensor] = []
         exploded = torch.zeros((), dtype=torch.bool, device=self.device)
+
+        def numbers(target_loss: Tensor) -> Tensor:
+            present = labels[0, :, None, None]
+            total = torch.stack([each.where(present, 0.0).sum() for each in maps]).sum()
+            return torch.stack([each.float() for each in (exploded, target_loss, total, loss_before)])
+
         for scale, stem in enumerate(stems):
             with torch.set_grad_enabled(learn and self.in_loss[scale]):
                 cams = self.network.cams(stem)  # (V, C, h, w)
-            merged = merge_views(cams.detach().index_select(1, classes))  # (P, h, w)
+            merged = merge_views(cams.detach())  # (C, h, w)
             maps.append(merged.where(~exploded, 0.0))
-            if scale == 0 and step > 0:
-                exploded = self._explodes(merged)
+            if scale == 0:
+                exploded = self._explodes(merged, labels) & may_explode
                 if self.reads_before_update and exploded:
-                    return _TargetPass(maps, None, exploded, torch.zeros((), device=self.device))
+                    return _TargetPass(maps, None, numbers(loss_before))
             if self.in_loss[scale]:
                 rows.append(self._pool(cams, labels.expand(len(cams), -1)))
         logits = torch.cat(rows)  # (R, C)
-        return _TargetPass(maps, logits, exploded, (logits.detach() * labels).sum())
+        return _TargetPass(maps, logits, numbers((logits.detach() * labels).sum()))
 
-    def _explodes(self, merged: Tensor) -> Tensor:
-        """Say whether too much lights up in ``merged`` (P, h, w), this step's map of scale 1.0."""
+    def _explodes(self, merged: Tensor, labels: Tensor) -> Tensor:
+        """Say whether too much of a present class lights up in ``merged`` (C, h, w), this step's map of scale 1.0."""
         relative = merged / (merged.amax((1, 2), keepdim=True) + _DIVISION_GUARD)
-        covered = (relative > self.config.explode_threshold).any(0)  # (h, w)
+        covered = ((relative > self.config.explode_threshold) & labels[0, :, None, None]).any(0)  # (h, w)
         return covered.double().mean() > self.config.explode_ratio
 
     def _learn(
-        self,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-        target_logits: Tensor,
-        labels: Tensor,
-        extras: tuple[Tensor, Tensor] | None,
-        update: bool,
+        self, step: int, target: "_TargetPass", labels: Tensor, extras: tuple[Tensor, Tensor] | None, update: bool
     ) -> tuple[Tensor, Tensor]:
         """Take one step of SGD on target and extra samples; return the loss and all logits (R + n, C).
 
         The loss is a sum over rows, so each part runs backward on its own: memory never holds all of them.
         """
-        optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
-        rows: list[Tensor] = []
-
-        def add(logits: Tensor, logit_labels: Tensor) -> None:
-            nonlocal total
-            loss = self.loss(logits, logit_labels)
-            if update:
-                loss.backward()
-            total = total + loss.detach()
-            rows.append(logits.detach())
-
-        add(target_logits, labels.expand(len(target_logits), -1))
+        assert target.logits is not None
+        total = target.loss if target.loss is not None else self._learn_target(target, labels, update)
+        rows = [target.logits.detach()]
         if extras is not None and len(extras[0]):
             images, extra_labels = extras
             at_once = _EXTRAS_AT_ONCE_ON_CPU if self.device.type == "cpu" else len(images)
             for part, part_labels in zip(images.split(at_once), extra_labels.split(at_once), strict=True):
-                part_labels = part_labels.to(self.device, non_blocking=True)
-                with torch.set_grad_enabled(update):
-                    add(self._pool(self.network.cams(self._stem(part)), part_labels), part_labels)
+                inputs = (each.to(self.device, non_blocking=True) for each in (part, part_labels))
+                loss, logits = self.recorder(self._learn_extras if update else self._see_extras, *inputs)
+                total = total + loss
+                rows.append(logits)
         if update:
-            self._update(optimizer, step)
+            decay = (1 - step / self.config.iterations) ** _DECAY_POWER
+            for group, rate, (_, lr) in zip(self.optimizer.param_groups, self.rates, self.groups, strict=True):
+                group["lr"] = rate.fill_(lr * decay) if self.recorder.is_on else lr * decay
+            self.recorder(self._update)
         return total, torch.cat(rows)
 
-    def _update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Move the weights along the gradients that backward passes have left, at the rate of this step."""
-        self.network.give_gradients()
-        decay = (1 - step / self.config.iterations) ** _DECAY_POWER
-        for group, (_, lr) in zip(optimizer.param_groups, self.groups, strict=True):
-            group["lr"] = lr * decay
-        optimizer.step()
-        self.network.refresh()
+    def _learn_target(self, target: "_TargetPass", labels: Tensor, update: bool = True) -> Tensor:
+        """Forget the gradients of the step before, run the target's backward, and return its loss."""
+        assert target.logits is not None
+        self.optimizer.zero_grad(set_to_none=False)
+        loss = self.loss(target.logits, labels.expand(len(target.logits), -1))
+        if update:
+            loss.backward()
+        return loss.detach()
 
-    def _stem(self, images: Tensor) -> Tensor:
-        """Return the frozen stem's output for images (n, 3, H, W) on any device."""
-        return self.network.stem(images.to(self.device, non_blocking=True))
+    def _learn_extras(self, images: Tensor, labels: Tensor, update: bool = True) -> list[Tensor]:
+        """Run extra samples forward and backward; return their loss and logits."""
+        with torch.set_grad_enabled(update):
+            logits = self._pool(self.network.cams(self.network.stem(images)), labels)
+            loss = self.loss(logits, labels)
+        if update:
+            loss.backward()
+        return [loss.detach(), logits.detach()]
+
+    def _see_extras(self, images: Tensor, labels: Tensor) -> list[Tensor]:
+        return self._learn_extras(images, labels, update=False)
+
+    def _update(self) -> list[Tensor]:
+        """Move the weights along the gradients that backward passes have left."""
+        self.network.give_gradients()
+        self.optimizer.step()
+        self.network.refresh()
+        return []
+
+    def _stems(self, *views: Tensor) -> list[Tensor]:
+        """Return the frozen stem's output for the views of every scale (V, 3, H, W)."""
+        return [self.network.stem(view) for view in views]
 
     def _pool(self, cams: Tensor, labels: Tensor) -> Tensor:
         config = self.config
         return pool(cams, labels, config.pooling, config.pooling_threshold, config.pooling_first_classes)
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Give the classifier its initial weights W₀ again."""
+        self._begin()
+
+    @torch.no_grad()
+    def _begin(self) -> list[Tensor]:
         torch._foreach_copy_(self.learnable, self.initial_weights)
+        if self.momenta:
+            torch._foreach_zero_(self.momenta)
         self.network.refresh()
+        return []
 
     @classmethod
     def extra_samples(cls, config: RIBConfig) -> ExtraSamples | None:
@@ -262,16 +311,17 @@ class _TargetPass:
     """The target's part of one step.
 
     Attributes:
-        maps: per scale (P, h, w), to be added to the sums; zeros or missing behind an explosion.
-        logits: (R, C) with gradient, or None where an explosion ended the step before there were any.
-        exploded: () bool.
-        target_loss: () the sum of the present classes' logits.
+        maps: per scale (C, h, w), to be added to the sums; zeros or missing behind an explosion.
+        logits: (R, C), with gradient unless it was used; None where an explosion ended the step before there were any.
+        numbers: (4,) float32: whether the maps explode, the sum of the present classes' logits, the sum of their maps,
+            and the loss of the step before.
+        loss: () the target's, where the backward pass has been.
     """
 
     maps: list[Tensor]
     logits: Tensor | None
-    exploded: Tensor
-    target_loss: Tensor
+    numbers: Tensor
+    loss: Tensor | None = None
 
 
 class _StopTest:
@@ -281,10 +331,8 @@ class _StopTest:
     was queued afterwards.
     """
 
-    def __init__(self, target: _TargetPass, previous_loss: list[Tensor], config: RIBConfig, step: int) -> None:
-        total = sum((maps.sum() for maps in target.maps), start=torch.zeros((), device=target.exploded.device))
-        numbers = [target.exploded, target.target_loss, total, *previous_loss]
-        values = torch.stack([number.to(torch.float32) for number in numbers])
+    def __init__(self, target: _TargetPass, config: RIBConfig, step: int) -> None:
+        values = target.numbers
         self._event: torch.cuda.Event | None = None
         if values.is_cuda:
             self._values = torch.empty(values.shape, pin_memory=True)
@@ -322,4 +370,4 @@ def _added(sums: list[Tensor], maps: list[Tensor]) -> list[Tensor]:
     """Return the sums with a step's maps added, of which an explosion leaves the last ones out."""
     if not sums:
         return list(maps)
-    return [*(total + added for total, added in zip(sums, maps, strict=False)), *sums[len(maps) :]]
+    return [*torch._foreach_add(sums[: len(maps)], maps), *sums[len(maps) :]]

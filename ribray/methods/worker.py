@@ -13,12 +13,16 @@ import torch
 from ribray.config import CAM, MethodConfig
 from ribray.data.dataset import Dataset
 from ribray.errors import ImageError
+from ribray.machine import LOADERS, usable_cores
 from ribray.methods.extras import ExtraOrder
 from ribray.methods.maps import empty_arrays, map_path, to_arrays, write_maps
 from ribray.methods.method import method_class, require_whole
 from ribray.methods.preparation import Preparation
 from ribray.networks import build_classifier
 from ribray.networks.weights import load_classifier
+
+_MOST_LOADERS = 12
+"""On a GPU, where 171 extra samples are 1.3 s of a core to decode and resize, and 0.2 s to compute with."""
 
 
 class RefineWorker:
@@ -32,7 +36,7 @@ class RefineWorker:
         config: MethodConfig,
         precision: str,
         folder: Path,
-        loader_threads: int,
+        loader_threads: int | None,
     ):
         if config.deterministic and torch.cuda.is_available():
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -47,7 +51,8 @@ class RefineWorker:
         self._dataset, self._config, self._folder = dataset, config, folder
         extras = self._extras
         self._order = None if extras is None else ExtraOrder(dataset.ids, dataset.labels, extras.seed)
-        self._threads = ThreadPoolExecutor(loader_threads, thread_name_prefix="loader")
+        threads = loader_threads or (min(usable_cores(), _MOST_LOADERS) if torch.cuda.is_available() else LOADERS)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._prepared: dict[str, Preparation] = {}
 
     def prefetch(self, item: str) -> None:
@@ -73,7 +78,7 @@ class RefineWorker:
                     f"add images without its classes, be it without any, or set {self._extras.alone_with}."
                 )
             target = preparation.target()
-            refined = self._method.refine(target.views, present.tolist(), lambda step: preparation.batch(self._device))
+            refined = self._method.refine(target.views, present.tolist(), lambda step: preparation.batch(self._method))
         finally:
             preparation.cancel()
         require_whole(refined, self._config, present.tolist())

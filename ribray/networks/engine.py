@@ -2,9 +2,8 @@
 
 The *plain* engine is autograd on any classifier; on a CPU with batch norm folded into convolutions
 (`ribray.networks.norm_folding`). The *folded* one (`ribray.networks.folded`) writes all gradients by hand, too; it
-takes residual networks only. There it is the default on a CPU, where it was measured to be the faster one, by 1 to 10 %
-in either precision with AMX, with AVX-512 alone and with AVX2 (`benchmarks/README.md`). On a GPU neither was measured,
-so the plain one is.
+takes residual networks only. There it is the default, as it was measured to be the faster one (`benchmarks/README.md`):
+on a CPU by 1 to 10 % in either precision with AMX, with AVX-512 alone and with AVX2, on an H100 XXX.
 
 Where the image moves and the weights do not, `Frozen` computes: the gradient goes on through the stem to the pixels.
 
@@ -70,11 +69,13 @@ class Plain:
 
     def give_gradients(self) -> None:
         """Autograd has left them where they belong, but for convolutions with batch norm in them."""
-        norm_folding.give_gradients(self._classifier)
+        if self._is_on_cpu:
+            norm_folding.give_gradients(self._classifier)
 
     def refresh(self) -> None:
         """Fold batch norm anew, where it is folded."""
-        norm_folding.refresh(self._classifier)
+        if self._is_on_cpu:
+            norm_folding.refresh(self._classifier)
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=self._reduced is not None)
@@ -106,13 +107,12 @@ def engine_for(classifier: Classifier, dtype: torch.dtype, kind: Kind | None = N
     Args:
         classifier: on the device to compute on, channels-last.
         dtype: bfloat16, or what its parameters have.
-        kind: which one; by default the folded one where the network can be folded and it was measured to be faster.
+        kind: which one; by default the folded one where the network can be folded.
 
     Raises:
         ValueError: the network cannot be folded.
     """
     backbone = classifier.backbone
     can_fold = isinstance(backbone, ResidualBackbone) and backbone.can_fold
-    is_faster = classifier.head.weight.device.type == "cpu"
-    folds = can_fold and is_faster if kind is None else kind == "folded"
+    folds = can_fold if kind is None else kind == "folded"
     return Folded(classifier, dtype) if folds else Plain(classifier, dtype)

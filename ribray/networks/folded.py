@@ -80,6 +80,7 @@ class Folded:
         """Take over the parameters as they are now and forget gradients."""
         for layer in _layers(self._trunk):
             layer.refresh()
+        torch._foreach_zero_([gradient for layer in _layers(self._trunk) for gradient in layer.gradients])
 
 
 class _Layer:
@@ -90,6 +91,7 @@ class _Layer:
         assert not isinstance(self.conv.padding, str)
         self.geometry = (list(self.conv.padding), list(self.conv.stride), list(self.conv.dilation))
         self.is_fused = has_fused_convolution(self.conv.weight.device, dtype)
+        self.fuses_relu = has_fused_relu(self.conv.weight.device, dtype)
         self.is_product = self.is_fused and self.conv.kernel_size == (1, 1) and self.conv.stride == (1, 1)
         with torch.no_grad():
             mean, variance = self.norm.running_mean, self.norm.running_var
@@ -98,23 +100,26 @@ class _Layer:
             self.weight = torch.empty_like(self.conv.weight, dtype=dtype, memory_format=torch.channels_last)
             self.bias = torch.empty_like(self.norm.bias, dtype=dtype)
         self.weight.requires_grad_(learns)  # tells autograd that a pass through the trunk has a gradient
-        self.gradients: tuple[Tensor, Tensor] | None = None
-        self.has_none = True
+        # Of W', of b and of γ, kept from step to step: fresh memory costs time, and a recording needs them in place.
+        learning = (self.conv.weight, self.norm.bias, self.norm.weight) if learns else ()
+        self.gradients = [torch.zeros_like(each, requires_grad=False) for each in learning]
 
     def refresh(self) -> None:
         scale = self.norm.weight * self.over_deviation  # (c,)
         self.weight.detach().copy_(self.conv.weight * scale[:, None, None, None])
         self.bias.copy_(self.norm.bias - self.mean * scale)
-        self.has_none = True
 
     def __call__(self, x: Tensor, added: Tensor | None = None, relu: bool = True) -> Tensor:
         """Return ReLU(W' ∗ x + b + added)."""
-        # The ReLU stays apart: oneDNN's fused one makes a zero of what is not a number, and hides that it was none.
-        weight = self.weight.detach()
+        weight, (padding, stride, dilation) = self.weight.detach(), self.geometry
+        if relu and self.fuses_relu:
+            if added is None:
+                return torch.cudnn_convolution_relu(x, weight, self.bias, stride, padding, dilation, 1)
+            return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, self.bias, stride, padding, dilation, 1)
+        # Else the ReLU stays apart: oneDNN's own makes a zero of what is not a number, and hides that it was none.
         if self.is_fused:
             out = fused_convolution(x, weight, self.bias, self.geometry, added)
         else:
-            padding, stride, dilation = self.geometry
             out = functional.conv2d(x, weight, self.bias, stride, padding, dilation)
             if added is not None:
                 out += added
@@ -148,19 +153,15 @@ class _Layer:
         )
 
     def _add(self, of_weight: Tensor, of_bias: Tensor) -> None:
-        if self.gradients is None:  # kept from here on: fresh memory costs time
-            self.gradients = torch.empty_like(self.conv.weight), torch.empty_like(self.norm.bias)
-        for gradient, added in zip(self.gradients, (of_weight, of_bias), strict=True):
-            gradient.copy_(added) if self.has_none else gradient.add_(added)
-        self.has_none = False
+        for gradient, added in zip(self.gradients[:2], (of_weight, of_bias), strict=True):
+            gradient.add_(added)
 
     def give_gradients(self) -> None:
-        assert self.gradients is not None and not self.has_none
-        of_weight, of_bias = self.gradients
+        of_weight, of_bias, of_scale = self.gradients
         along = (of_weight * self.conv.weight).sum((1, 2, 3))  # (c,)
-        self.norm.weight.grad = (along - self.mean * of_bias) * self.over_deviation
-        self.norm.bias.grad = of_bias
-        self.conv.weight.grad = of_weight.mul_((self.norm.weight * self.over_deviation)[:, None, None, None])
+        of_scale.copy_((along - self.mean * of_bias) * self.over_deviation)
+        of_weight.mul_((self.norm.weight * self.over_deviation)[:, None, None, None])
+        self.conv.weight.grad, self.norm.bias.grad, self.norm.weight.grad = self.gradients
 
 
 class _Block:
@@ -275,3 +276,8 @@ def has_fused_convolution(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def has_fused_relu(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether cuDNN computes a convolution, a sum and a ReLU at once; what is not a number stays none."""
+    return device.type == "cuda" and torch.version.hip is None and dtype in (torch.float32, torch.bfloat16)

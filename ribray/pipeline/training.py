@@ -17,6 +17,7 @@ from ribray.cluster.training import LOG_FILE, WORK_FOLDER, TrainingPlan, read_lo
 from ribray.data.dataset import Dataset
 from ribray.data.transforms import shuffled
 from ribray.errors import DamagedError, ImageError, RibrayError, UnreadableError
+from ribray.machine import LOADERS
 from ribray.networks.weights import save_network
 from ribray.pipeline.artifacts import WEIGHTS_FILE, WEIGHTS_KEY, hash_file, record_weights
 from ribray.pipeline.stage import MENDED, Context, example, per_second
@@ -194,7 +195,7 @@ def reading(context: Context, stage: str) -> tuple[Path, int, float]:
     On a CPU, where the training needs the cores, or in this process, nothing else loads data.
     """
     session, experiment = context.session, context.experiment
-    loaders = experiment.cluster.loader_threads if session.gpus and not session.in_process else 0
+    loaders = (experiment.cluster.loader_threads or LOADERS) if session.gpus and not session.in_process else 0
     return context.own_folder(stage) / START_FILE, loaders, experiment.data.least_readable
 
 
