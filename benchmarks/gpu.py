@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from gpu_refine import Bench, LeftOut, Yields, busy, compiled, deterministic, engines, seconds, two_workers
+from gpu_refine import Bench, LeftOut, Yields, busy, compiled, deterministic, engines, seconds, several_workers
 from harness import cells, circumstances, figure, interleave, not_measured, ratios, where
 from oracles import example
 from pictures import CLASSES, ROOT, SIZE
@@ -193,7 +193,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], Iterator[Yields]]]] = {
     "c": ("the same bytes twice", deterministic),
     "d": ("seconds of an image", seconds),
     "e": ("how busy the GPU is", busy),
-    "f": ("two workers on one GPU", two_workers),
+    "f": ("several workers on one GPU", several_workers),
     "g": ("a training step of each network", trainings),
     "h": ("random walk and dense CRF", behind_maps),
     "d2": ("seconds of an image, compiled", compiled),

@@ -1,5 +1,6 @@
-"""The parts of `gpu` that refine: engines, determinism, seconds of an image, how busy the GPU is, two workers."""
+"""The parts of `gpu` that refine: engines, determinism, seconds of an image, how busy the GPU is, several workers."""
 
+import contextlib
 import functools
 import itertools
 import statistics
@@ -42,6 +43,8 @@ Yields = str | tuple[str, dict[str, Any]]
 """A note, or a figure and its name."""
 SMALL_SIZE = (48, 64)
 BUSY_IMAGES = 20
+WORKERS = (1, 2, 3)
+"""On one GPU."""
 
 
 class LeftOut(Exception):
@@ -287,16 +290,20 @@ def busy(bench: Bench) -> Iterator[Yields]:
     yield "waits of the host in a step", figure(waits / workload.experiment.refine.iterations, "")
 
 
-def two_workers(bench: Bench) -> Iterator[Yields]:
-    """Compare two workers on the same GPU with one."""
+def several_workers(bench: Bench) -> Iterator[Yields]:
+    """Compare two and three workers on the same GPU with one."""
     workload = bench.workload(bench.resnet)
-    ids = list(itertools.islice(itertools.cycle(usable(workload)), 6 if bench.small else 12))
-    found: dict[int, list[float]] = {1: [], 2: []}
-    with Processes(workload, 1) as one, Processes(workload, 2) as two:
-        for _ in range(bench.rounds):
-            for number, processes in ((1, one), (2, two)):
-                found[number].append(images_per_second(processes.refine(ids)))
-    yield f"Processes without Ray, {workload.precision}; {len(ids)} images a round, the first of each warms up."
+    ids = list(itertools.islice(itertools.cycle(usable(workload)), 6 if bench.small else 24))
+    found: dict[int, list[float]] = {number: [] for number in WORKERS}
+    with contextlib.ExitStack() as stack:
+        crews = {number: stack.enter_context(Processes(workload, number)) for number in WORKERS}
+        for turn in range(1 + bench.rounds):
+            for number, crew in crews.items():
+                rate = images_per_second(crew.refine(ids))
+                if turn:  # the first round warms up
+                    found[number].append(rate)
+    yield f"Processes without Ray, {workload.precision}; {len(ids)} images a round."
     for number, values in found.items():
         yield f"{number} worker{'s' if number > 1 else ''}", figure(values, "images/s")
-    yield "two workers over one, images/s", figure(ratios(found[2], found[1]), "")
+    for number in WORKERS[1:]:
+        yield f"{number} workers over one, images/s", figure(ratios(found[number], found[1]), "")
