@@ -71,6 +71,10 @@ class Workload:
         """What ``auto`` means on a GPU, and float32 on a CPU."""
         return "bfloat16" if torch.cuda.is_available() else "float32"
 
+    def all_ids(self) -> list[str]:
+        """Return all images."""
+        return list(open_dataset(self.experiment.data, self.experiment.data.train_split).ids)
+
     def ids(self) -> list[str]:
         """Return the images of the commonest size, so that each takes as long."""
         dataset = open_dataset(self.experiment.data, self.experiment.data.train_split)

@@ -1,6 +1,6 @@
 """What computes a classifier while its weights move: one small interface, two engines behind it.
 
-The *plain* engine is autograd on any classifier; on a CPU with batch norm folded into convolutions
+The *plain* engine is autograd on any classifier, with batch norm folded into convolutions
 (`ribray.networks.norm_folding`). The *folded* one (`ribray.networks.folded`) writes all gradients by hand, too; it
 takes residual networks only. There it is the default, as it was measured to be the faster one (`benchmarks/README.md`):
 on a CPU by 1 to 10 % in either precision with AMX, with AVX-512 alone and with AVX2, on an H100 XXX.
@@ -50,7 +50,7 @@ class Plain:
 
     def __init__(self, classifier: Classifier, dtype: torch.dtype) -> None:
         self._is_on_cpu = classifier.head.weight.device.type == "cpu"
-        self._classifier = norm_folding.fold_norms(classifier) if self._is_on_cpu else classifier
+        self._classifier = norm_folding.fold_norms(classifier)
         self._reduced = dtype if dtype != classifier.head.weight.dtype else None
 
     def stem(self, images: Tensor) -> Tensor:
@@ -69,13 +69,11 @@ class Plain:
 
     def give_gradients(self) -> None:
         """Autograd has left them where they belong, but for convolutions with batch norm in them."""
-        if self._is_on_cpu:
-            norm_folding.give_gradients(self._classifier)
+        norm_folding.give_gradients(self._classifier)
 
     def refresh(self) -> None:
         """Fold batch norm anew, where it is folded."""
-        if self._is_on_cpu:
-            norm_folding.refresh(self._classifier)
+        norm_folding.refresh(self._classifier)
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=self._reduced is not None)

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolutions before it, in any network, and their gradients as a CPU computes them fast.
+"""Batch norm folded into the convolutions before it, in any network, and their gradients, on a CPU computed fast.
 
 Batch norm that never leaves its running statistics is, with the convolution before it, one convolution: weight
 γ/σ · W and bias β + γ/σ · (b − mean) per output channel. Autograd sees both as functions of W, γ and β.
@@ -12,6 +12,7 @@ Shapes: N images, c channels, h w cells, k side of a kernel.
 import copy
 import math
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -108,6 +109,8 @@ def refresh(folded: Classifier) -> None:
     layers = [layer for layer in folded.modules() if isinstance(layer, _ConvNorm)]
     for layer in layers:
         layer.refresh()
+    if folded.head.weight.device.type != "cpu":  # where nothing is fused, and nobody waits for a number
+        return
     weights = [*folded.parameters(), *(each for layer in layers for each in layer.folded)]
     is_tame = bool(nn.utils.get_total_norm([each.detach() for each in weights], math.inf) <= _TAME)
     for layer in layers:
@@ -128,19 +131,29 @@ class _ConvNorm(nn.Module):
         super().__init__()
         self.conv, self.norm, self.bounds = conv, norm, bounds
         self.may_fuse = False  # convolution and clamp: nothing before the clamp can be infinite or NaN
-        self.refresh()
+        # These and their gradients stay where they are in memory, as `ribray.networks.recording` needs it.
+        self.folded = [each.detach().clone().requires_grad_(each.requires_grad) for each in self._fold()]
+        self.learning = [leaf for leaf in self.folded if leaf.requires_grad]
+        for leaf in self.learning:
+            leaf.grad = torch.zeros_like(leaf)
 
+    @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the parameters as they are now."""
-        self.folded = [each.detach().requires_grad_(each.requires_grad) for each in self._fold()]
+        """Take over the parameters as they are now and forget gradients."""
+        for leaf, value in zip(self.folded, self._fold(), strict=True):
+            leaf.copy_(value)
+        for gradient in self._gradients():
+            gradient.zero_()
 
     def give_gradients(self) -> None:
         """Turn the gradients of weight and bias into those of the parameters."""
-        given = [(own, leaf) for own, leaf in zip(self._fold(), self.folded, strict=True) if leaf.grad is not None]
-        if given:
-            torch.autograd.backward([own for own, _ in given], [leaf.grad for _, leaf in given])
-        for leaf in self.folded:
-            leaf.grad = None
+        if self.learning:
+            torch.autograd.backward([own for own in self._fold() if own.requires_grad], [*self._gradients()])
+
+    def _gradients(self) -> Iterator[Tensor]:
+        for leaf in self.learning:
+            assert leaf.grad is not None
+            yield leaf.grad
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.folded
@@ -206,7 +219,7 @@ class _Convolution(torch.autograd.Function):
         of_bias = (rows.new_ones(1, len(rows)) @ rows)[0] if wants_bias else None  # faster than a sum, or oneDNN's
         geometry = [conv.stride, ctx.padding, conv.dilation, False, [0, 0], conv.groups]
         of_x = of_weight = None
-        if _is_depthwise(conv):
+        if _is_depthwise(conv) and x.device.type == "cpu":
             if wants_x:  # a convolution with the kernel turned around
                 of_x = functional.conv2d(gradient, weight.flip(2, 3), None, 1, conv.padding, conv.dilation, conv.groups)
             if wants_weight:

@@ -236,6 +236,7 @@ def test_a_clamp_within_a_convolution_changes_last_digits_at_most_and_hides_no_n
     folded, bounds, fused = fold_norms(copy.deepcopy(classifier)), [], norm_folding.fused_convolution
 
     def maps_and_gradients() -> list[Tensor]:
+        refresh(folded)
         maps = folded.cams(folded.stem(images(side=47)))
         maps.square().mean().backward()
         give_gradients(folded)
@@ -263,13 +264,13 @@ def test_a_clamp_within_a_convolution_changes_last_digits_at_most_and_hides_no_n
 def test_a_gradient_is_overwritten_only_where_no_one_else_reads_it() -> None:
     torch.manual_seed(0)
     pairs = [(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4).eval()) for _ in range(3)]
-    layers = [norm_folding._ConvNorm(conv, norm, (0.0, 6.0)).double() for conv, norm in pairs]
-    for layer in layers:
-        layer.refresh()
+    layers = [norm_folding._ConvNorm(conv.double(), norm.double(), (0.0, 6.0)) for conv, norm in pairs]
     plain = [lambda x, pair=pair: functional.relu6(pair[1](pair[0](x))) for pair in pairs]
     image = torch.randn(2, 4, 6, 6, dtype=torch.float64)
 
     def gradients(first: Callable, second: Callable, third: Callable) -> list[Tensor]:
+        for layer in layers:
+            layer.refresh()
         x = image.clone().requires_grad_()
         alone = first(x)
         twice = second(alone)  # read by a convolution and by a sum
