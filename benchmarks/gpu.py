@@ -49,7 +49,7 @@ MINUTES = 9.0
 GOLDEN = ROOT.parent / "shared" / "golden"
 ON_CPU = ("irn_", "random_walk_", "dense_crf_")
 """Kinds of golden cases that take a moment on a CPU."""
-ROUNDS = 5
+ROUNDS = 3
 WITHOUT = "Left out, as they need Ray, W&B or a network: pools, Ray Train, sweeps, tracking, ImageNet weights."
 
 

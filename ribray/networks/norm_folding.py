@@ -79,7 +79,7 @@ def _pairs(classifier: Classifier, image: Tensor) -> dict[str, str]:
 
     hooks = []
     for name, module in classifier.named_modules():
-        if _can_fold(module):
+        if _can_fold(module, image.device.type == "cpu"):
             hooks.append(module.register_forward_hook(lambda _, inputs, output, name=name: behind(name, output)))
         elif isinstance(module, nn.BatchNorm2d) and module.affine and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: before(name, inputs[0])))
@@ -91,11 +91,14 @@ def _pairs(classifier: Classifier, image: Tensor) -> dict[str, str]:
     return found
 
 
-def _can_fold(module: nn.Module) -> bool:
-    """Whether it is a convolution that `_ConvNorm` can do: torch's, or timm's "same" one with a stride."""
+def _can_fold(module: nn.Module, is_on_cpu: bool) -> bool:
+    """Whether it is a convolution that `_ConvNorm` can do: torch's, or on a CPU timm's "same" one with a stride.
+
+    That one becomes a kernel with an even number of columns, for which cuDNN is slow.
+    """
     if type(module) is nn.Conv2d:
         return not isinstance(module.padding, str) and module.padding_mode == "zeros"
-    return _is_same(module) and module.dilation == (1, 1)
+    return is_on_cpu and _is_same(module) and module.dilation == (1, 1)
 
 
 def _is_same(module: nn.Module) -> bool:
