@@ -319,7 +319,7 @@ def busy(bench: Bench) -> Iterator[Yields]:
 def several_workers(bench: Bench) -> Iterator[Yields]:
     """Compare two and three workers on the same GPU with one."""
     workload = bench.workload(bench.resnet)
-    ids = list(itertools.islice(itertools.cycle(usable(workload)), 6 if bench.small else 24))
+    ids = list(itertools.islice(itertools.cycle(usable(workload)), 6 if bench.small else 18))
     found: dict[int, list[float]] = {number: [] for number in WORKERS}
     with contextlib.ExitStack() as stack:
         crews = {number: stack.enter_context(Processes(workload, number)) for number in WORKERS}

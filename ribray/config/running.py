@@ -20,8 +20,8 @@ class ClusterConfig(Section):
     threads_per_worker: Count = 1
     """Threads of one worker's arithmetic; maps are the same bytes only at one number of threads."""
     loader_threads: Count | None = None
-    """Threads of one worker that decode the images to come; default: a core of its machine each, at most 12, where the
-    worker has a GPU, else 2. For a training on a GPU: processes, by default 2."""
+    """Threads of one worker that decode the images to come; default: 2, with a GPU as many as its machine has cores, at
+    most 6. Of a training on a GPU: processes, by default 2."""
     memory_gb_per_worker: Positive = 3.0
     """Memory that a CPU worker is taken to need, in GB, when `workers` is left to default."""
     checkpoint_steps: Count = 500

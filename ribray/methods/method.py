@@ -208,24 +208,34 @@ class Method(ABC):
         Gradients of nothing are left behind: for an object that refines no image afterwards.
         """
 
-        def seconds(work: Callable[[], Any]) -> float:
+        def seconds(work: Callable[[Tensor], Sequence[Tensor]], seen: Tensor) -> float:
             times = []
-            for _ in range(3):  # the first one allocates
+            for _ in range(3):  # the first one allocates, a recorder's second one records
                 began = time.perf_counter()
-                work()
+                self.recorder(work, seen)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - began)
             return min(times[1:])
 
+        def to_stem(images: Tensor) -> list[Tensor]:
+            return [self.network.stem(images)]
+
+        @torch.no_grad()
+        def to_maps(seen: Tensor) -> list[Tensor]:
+            return [self.network.cams(seen)]
+
+        def and_back(seen: Tensor) -> list[Tensor]:
+            self.network.cams(seen).sum().backward()
+            return []
+
         def parts(side: int) -> np.ndarray:
             images = torch.zeros(2, 3, side, side, device=self.device)
-            stem = self.network.stem(images)
-            trunk = seconds(torch.no_grad()(lambda: self.network.cams(stem)))
-            learnt = seconds(lambda: self.network.cams(stem).sum().backward())
-            return np.array([seconds(lambda: self.network.stem(images)), trunk, learnt - trunk])
+            [seen] = to_stem(images)
+            trunk = seconds(to_maps, seen)
+            return np.array([seconds(to_stem, images), trunk, seconds(and_back, seen) - trunk])
 
-        with self.exact_float32():
+        with self.exact_float32(), self.recorder.at_work():
             large, small = parts(side), parts(side // 8)
         per_pixel = (large - small).clip(min=0.0) / (2 * (side**2 - (side // 8) ** 2))
         stem, trunk, backward = per_pixel.tolist()

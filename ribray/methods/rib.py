@@ -108,17 +108,16 @@ class Refiner(Method):
         labels[0, classes] = True  # (1, C)
         sums: list[Tensor] = []  # per scale (C, h, w)
         kept: list[list[Tensor]] = []
-        losses: list[Tensor] = []
+        losses = [torch.zeros((), device=self.device)]  # before any step, then of every step
         target_losses: list[float] = []
 
         with self.exact_float32(), self.recorder.at_work():
             self.recorder(self._begin)
-            on_device = [view.to(self.device, non_blocking=True) for view in views]
-            stems = self.recorder(self._stems, *on_device)  # once: the stem never learns
+            # Once: the stem never learns.
+            stems = self.recorder(self._stems, *(view.to(self.device, non_blocking=True) for view in views))
             for step in range(self.config.iterations):
                 last = step == self.config.iterations - 1
-                before = losses[-1] if losses else torch.zeros((), device=self.device)
-                target = self._target_pass(labels, step, before, stems, learn=not last)
+                target = self._target_pass(labels, step, losses[-1], stems, learn=not last)
                 sums = _added(sums, target.maps)
                 if step == 0 or self.config.keep_steps:
                     kept.append(sums)
@@ -149,7 +148,7 @@ class Refiner(Method):
             steps=step + 1,
             stop_reason=stop.reason or FINISHED,
             by_step={RIB: [present_maps(each) for each in kept]} if self.config.keep_steps else {},
-            losses=[loss.item() for loss in losses[: step + traced_last]],
+            losses=[loss.item() for loss in losses[1:][: step + traced_last]],
             numbers={"target_losses": target_losses},
         )
 

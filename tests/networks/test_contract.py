@@ -16,7 +16,7 @@ from ribray.methods.rib import FINISHED, Refiner
 from ribray.networks import BACKBONES, Backbone, Classifier, build_backbone, build_classifier, norm_folding
 from ribray.networks.backbone import ResidualBackbone
 from ribray.networks.deeplab import DeepLab, predict, segmentation_loss
-from ribray.networks.engine import Engine, Frozen, Plain, engine_for
+from ribray.networks.engine import Engine, Frozen, Plain, engine_for, folded_is_faster
 from ribray.networks.folded import Folded
 from ribray.networks.irnet import IRNet
 from ribray.networks.norm_folding import depthwise_weight_gradient, fold_norms, give_gradients, refresh
@@ -308,6 +308,7 @@ def test_the_folded_engine_computes_what_the_plain_one_does_or_refuses(classifie
     can_fold = isinstance(backbone, ResidualBackbone) and backbone.name != "resnext50_32x4d"  # grouped convolutions
     assert isinstance(engine_for(classifier, torch.float32), Folded if can_fold else Plain)
     assert isinstance(engine_for(classifier, torch.float32, "plain"), Plain)
+    assert [folded_is_faster(torch.device("cuda"), dtype) for dtype in (torch.float32, torch.bfloat16)] == [False, True]
     if not can_fold:
         with pytest.raises(ValueError, match="can be folded"):
             engine_for(classifier, torch.float32, "folded")
