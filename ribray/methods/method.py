@@ -222,7 +222,7 @@ class Method(ABC):
             return [self.network.stem(images)]
 
         @torch.no_grad()
-        def to_maps(seen: Tensor) -> list[Tensor]:
+        def to_cams(seen: Tensor) -> list[Tensor]:
             return [self.network.cams(seen)]
 
         def and_back(seen: Tensor) -> list[Tensor]:
@@ -232,7 +232,7 @@ class Method(ABC):
         def parts(side: int) -> np.ndarray:
             images = torch.zeros(2, 3, side, side, device=self.device)
             [seen] = to_stem(images)
-            trunk = seconds(to_maps, seen)
+            trunk = seconds(to_cams, seen)
             return np.array([seconds(to_stem, images), trunk, seconds(and_back, seen) - trunk])
 
         with self.exact_float32(), self.recorder.at_work():

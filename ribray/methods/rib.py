@@ -113,7 +113,6 @@ class Refiner(Method):
 
         with self.exact_float32(), self.recorder.at_work():
             self.recorder(self._begin)
-            # Once: the stem never learns.
             stems = self.recorder(self._stems, *(view.to(self.device, non_blocking=True) for view in views))
             for step in range(self.config.iterations):
                 last = step == self.config.iterations - 1
@@ -260,7 +259,7 @@ class Refiner(Method):
         return []
 
     def _stems(self, *views: Tensor) -> list[Tensor]:
-        """Return the frozen stem's output for the views of every scale (V, 3, H, W)."""
+        """Return the stem's output for the views of every scale (V, 3, H, W); it never learns."""
         return [self.network.stem(view) for view in views]
 
     def _pool(self, cams: Tensor, labels: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 The *plain* engine is autograd on any classifier, with batch norm folded into convolutions
 (`ribray.networks.norm_folding`). The *folded* one (`ribray.networks.folded`) writes all gradients by hand, too; it
-takes residual networks only. It is the default where it was measured to be the faster one (`benchmarks/README.md`): on a
-CPU by 1 to 10 % in either precision with AMX, with AVX-512 alone and with AVX2, on an H100 by 13 % in bfloat16. There the
-plain one is faster in float32, by 5 %.
+takes residual networks only. It is the default where it was measured to be the faster one (`benchmarks/README.md`): on
+a CPU by 1 to 10 % in either precision with AMX, with AVX-512 alone and with AVX2, on an H100 by 13 % in bfloat16. In
+float32 the plain one was faster there, by 5 %.
 
 Where the image moves and the weights do not, `Frozen` computes: the gradient goes on through the stem to the pixels.
 
