@@ -27,6 +27,7 @@ from ribray.cluster.training import WORK_FOLDER, Place, TrainingPlan, TrainingTa
 from ribray.errors import RibrayError
 
 LOOK_SECONDS = 0.1  # how often a worker without work looks for a training
+END_SECONDS = 5.0  # how long it is waited for a run of Ray Train whose workers were sent away; it takes half a second
 TRAINING, ATTEMPT = ".training", ".attempt"
 """Endings of files in a group's folder: one is there while a training lasts, one is added each time it begins."""
 
@@ -58,7 +59,7 @@ class _Group:
     is_in_the_way = False
 
     def __init__(self, task: TrainingTask, plan: TrainingPlan):
-        self._workers, self._count = plan.workers, 0
+        self._workers, self._count, self._is_at_work = plan.workers, 0, False
         self._folder = tempfile.TemporaryDirectory(prefix="ribray-training-") if plan.owns_cluster else None
         self._outcome = in_thread(self._trainer(task, plan).fit, "ray-train")
 
@@ -94,15 +95,16 @@ class _Group:
         """Wait until one of the files that end a training is there; return False where a stop request came first.
 
         What still runs after a stop request ends with this process's connection to Ray. Nor is Ray Train waited for
-        once such a file is written: without a dashboard it takes ten seconds to find out that a helper is done.
+        here once such a file is written: without a dashboard it takes ten seconds to find out that a helper is done.
         """
-        ends = plan.final, plan.refusal
+        ends, self._is_at_work = (plan.final, plan.refusal), True
         with contextlib.nullcontext() if self._folder is None else self._tell(Path(self._folder.name), task, plan):
             while not stop_requested():
                 if wait([self._outcome], timeout=warm.POLL_SECONDS).done:
                     self._outcome.result()
                     return True
                 if any(end.exists() for end in ends):
+                    self._is_at_work = False
                     return True
         return False
 
@@ -122,8 +124,14 @@ class _Group:
         return len(list(Path(self._folder.name).glob(f"*{ATTEMPT}"))) == self._count
 
     def end(self) -> None:
+        """Send the workers away; the thread that waits for them must not ask Ray while this process disconnects.
+
+        That would end the process, by Ray's own code, in one of several cases.
+        """
         if self._folder is not None:
             self._folder.cleanup()
+            if not self._is_at_work:
+                wait([self._outcome], timeout=END_SECONDS)
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ribray import storage
 from ribray.commands.import_maps import TITLE, import_maps
 from ribray.commands.tracking import log_run, open_trackers
 from ribray.config import Experiment, label
-from ribray.demo.world import make_world
+from ribray.demo.world import is_drawn, make_world
 from ribray.errors import StageError, UsageError
 from ribray.pipeline.maps import REFINE, map_files, refine_stage, wanted_ids
 from ribray.pipeline.stage import Context, Estimate, Stage, Work
@@ -105,7 +106,7 @@ def parse_stages(text: str | None) -> tuple[str, ...]:
 
 def run_chain(request: Request, console: Console, stop: threading.Event) -> Result:
     """Do what the request asks for; a `StageError` holds the result of the stages beside those that came to nothing."""
-    with _opened(request, console, stop) as parts:
+    with _opened(request, console, stop, connects=len(request.stages) > 1) as parts:
         _check(parts, request)
         main, *others = contexts = [part.context for part in parts]
         main.run.write_experiment(request.experiment, request.recipe)
@@ -287,7 +288,7 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
 
 
 @contextlib.contextmanager
-def _opened(request: Request, console: Console, stop: threading.Event) -> Iterator[list[Part]]:
+def _opened(request: Request, console: Console, stop: threading.Event, connects: bool = False) -> Iterator[list[Part]]:
     parent = _forked(request)
     with contextlib.ExitStack() as held:
 
@@ -299,7 +300,7 @@ def _opened(request: Request, console: Console, stop: threading.Event) -> Iterat
         context = parts[0].context
         with context.resources:
             if request.experiment.data.kind == "synthetic":
-                _draw_world(context)
+                _draw_world(context, connects)
             yield parts
 
 
@@ -338,10 +339,17 @@ def _parts(
     return parts
 
 
-def _draw_world(context: Context) -> None:
+def _draw_world(context: Context, connects: bool) -> None:
+    """Draw the world that the data is of where it is not there yet: such a run is new, so Ray is started meanwhile."""
     data = context.experiment.data
-    with context.console.status("drawing the synthetic world"):
-        make_world(context.data_root, data.synthetic, data.seed)
+    if is_drawn(context.data_root, data.synthetic, data.seed):
+        return
+    with ThreadPoolExecutor(1) as drawer:
+        drawn = drawer.submit(make_world, context.data_root, data.synthetic, data.seed)
+        if connects:
+            _ = context.session
+        with context.console.status("drawing the synthetic world"):
+            drawn.result()
 
 
 def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:

@@ -47,12 +47,17 @@ def make_world(root: Path, config: SyntheticConfig, seed: int) -> None:
     storage.write_json(root / MANIFEST, manifest | {"finished": True})
 
 
+def is_drawn(root: Path, config: SyntheticConfig, seed: int) -> bool:
+    """Whether there is nothing left for `make_world` to do."""
+    return _is_finished(root, _manifest(config, seed))
+
+
 def open_synthetic(data: DataConfig, split: str, root: Path, labelled: bool = True) -> Dataset:
     """Open a split, `train` or `val`, of the world in `root`; nothing is written where it is not there yet."""
     splits = _splits(data.synthetic)
     if split not in splits:
         raise UsageError(f"The synthetic world has no split '{split}', only {' and '.join(splits)}.")
-    if _is_finished(root, _manifest(data.synthetic, data.seed)):
+    if is_drawn(root, data.synthetic, data.seed):
         return DrawnWorld(root, split, data.synthetic)
     return UndrawnWorld(root, split, data.synthetic, data.seed)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ribray.data.dataset import BACKGROUND, IGNORE
-from ribray.masks.crf import CrfParameters, crf_from_labels
+from ribray.masks.crf import Crf, CrfParameters
 from ribray.masks.seed import seed
 
 
@@ -49,9 +49,18 @@ def cut(
         raise ValueError("The localization maps are not all finite numbers.")
     if image is not None and image.shape[:2] != maps.shape[1:]:
         raise ValueError(f"Localization maps of shape {maps.shape} do not go with an image of {image.shape[:2]}.")
-    mask = _reading(image, maps, present, fg_threshold, crf)
+    if crf is not None and image is None:
+        raise ValueError("The CRF needs the image.")
+    keys = np.array([BACKGROUND, *np.sort(np.asarray(present, dtype=np.int64)) + 1], dtype=np.uint8)
+    follow = Crf(image, len(keys), crf) if crf is not None and image is not None else None
+
+    def reading(threshold: float) -> NDArray[np.uint8]:
+        mask = seed(maps, present, threshold)
+        return mask if follow is None else keys[follow.from_labels(np.searchsorted(keys, mask))]
+
+    mask = reading(fg_threshold)
     if bg_threshold < fg_threshold:
-        low = _reading(image, maps, present, bg_threshold, crf)
+        low = reading(bg_threshold)
         mask[(mask == BACKGROUND) & (low != BACKGROUND)] = IGNORE
     return mask
 
@@ -69,19 +78,3 @@ def foreground_reading(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         (height, width) uint8 mask without ignored pixels.
     """
     return np.where(mask == IGNORE, np.uint8(BACKGROUND), mask)
-
-
-def _reading(
-    image: NDArray[np.uint8] | None,
-    maps: NDArray[np.float32],
-    present: ArrayLike,
-    threshold: float,
-    crf: CrfParameters | None,
-) -> NDArray[np.uint8]:
-    mask = seed(maps, present, threshold)
-    if crf is None:
-        return mask
-    if image is None:
-        raise ValueError("The CRF needs the image.")
-    keys = np.array([BACKGROUND, *np.sort(np.asarray(present, dtype=np.int64)) + 1], dtype=np.uint8)
-    return keys[crf_from_labels(image, np.searchsorted(keys, mask), len(keys), crf)]

@@ -7,8 +7,10 @@ Shapes: K keys (background and the present classes), H W the image's pixels.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +69,46 @@ def require_crf() -> None:
     _library()
 
 
+class Crf:
+    """The CRF of one image with a number of keys: its kernels are made once for whatever it is asked."""
+
+    def __init__(self, image: NDArray[np.uint8], keys: int, parameters: CrfParameters):
+        self._image, self._keys, self._parameters = image, keys, parameters
+
+    def from_labels(self, labels: NDArray[np.integer], gt_prob: float = LABEL_CERTAINTY) -> NDArray[np.uint8]:
+        """Return labels that follow the edges of the image, see `crf_from_labels`."""
+        keys = self._keys
+        _check_image(self._image, labels.shape)
+        if not 1 <= keys <= 256 or labels.min() < 0 or labels.max() >= keys:
+            raise ValueError(f"Labels {labels.min()} to {labels.max()} do not go with {keys} keys (1 to 256).")
+        if not 0 < gt_prob < 1:
+            raise ValueError(f"gt_prob must lie between 0 and 1, not be {gt_prob}.")
+        if keys == 1:
+            return labels.astype(np.uint8)
+        certain = labels.reshape(-1) == np.arange(keys)[:, None]  # (K, H·W)
+        energy = np.where(certain, -np.log(gt_prob), -np.log((1 - gt_prob) / (keys - 1)))
+        return self.marginals(energy).argmax(axis=0).astype(np.uint8)
+
+    def marginals(self, energy: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return the marginals (K, H, W) of unary energies (K, H·W)."""
+        self._kernels.setUnaryEnergy(np.ascontiguousarray(energy, dtype=np.float32))
+        marginals = np.array(self._kernels.inference(self._parameters.iterations), dtype=np.float32)
+        return marginals.reshape(self._keys, *self._image.shape[:2])
+
+    @cached_property
+    def _kernels(self) -> Any:
+        parameters, (height, width) = self._parameters, self._image.shape[:2]
+        crf = _library().DenseCRF2D(width, height, self._keys)
+        crf.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_weight)
+        crf.addPairwiseBilateral(
+            sxy=parameters.bilateral_sxy,
+            srgb=parameters.bilateral_srgb,
+            rgbim=np.array(self._image, order="C"),  # a copy: the library takes no read-only array
+            compat=parameters.bilateral_weight,
+        )
+        return crf
+
+
 def crf_from_labels(
     image: NDArray[np.uint8],
     labels: NDArray[np.integer],
@@ -93,16 +135,7 @@ def crf_from_labels(
         UsageError: pydensecrf2 is not installed.
         ValueError: image and labels differ in size, a label is no key, or `gt_prob` no probability of a choice.
     """
-    _check_image(image, labels.shape)
-    if not 1 <= keys <= 256 or labels.min() < 0 or labels.max() >= keys:
-        raise ValueError(f"Labels {labels.min()} to {labels.max()} do not go with {keys} keys (1 to 256).")
-    if not 0 < gt_prob < 1:
-        raise ValueError(f"gt_prob must lie between 0 and 1, not be {gt_prob}.")
-    if keys == 1:
-        return labels.astype(np.uint8)
-    certain = labels.reshape(-1) == np.arange(keys)[:, None]  # (K, H·W)
-    energy = np.where(certain, -np.log(gt_prob), -np.log((1 - gt_prob) / (keys - 1)))
-    return _inference(image, energy, parameters).argmax(axis=0).astype(np.uint8)
+    return Crf(image, keys, parameters).from_labels(labels, gt_prob)
 
 
 def crf_from_probabilities(
@@ -128,24 +161,7 @@ def crf_from_probabilities(
     if not np.isfinite(probabilities).all():
         raise ValueError("The probabilities are not all finite numbers.")
     energy = -np.log(np.clip(probabilities, _SMALLEST_PROBABILITY, 1.0))
-    return _inference(image, energy.reshape(len(probabilities), -1), parameters)
-
-
-def _inference(
-    image: NDArray[np.uint8], energy: NDArray[np.floating], parameters: CrfParameters
-) -> NDArray[np.float32]:
-    """Return the marginals (K, H, W) of unary energies (K, H·W)."""
-    keys, (height, width) = len(energy), image.shape[:2]
-    crf = _library().DenseCRF2D(width, height, keys)
-    crf.setUnaryEnergy(np.ascontiguousarray(energy, dtype=np.float32))
-    crf.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_weight)
-    crf.addPairwiseBilateral(
-        sxy=parameters.bilateral_sxy,
-        srgb=parameters.bilateral_srgb,
-        rgbim=np.array(image, order="C"),  # a copy: the library takes no read-only array
-        compat=parameters.bilateral_weight,
-    )
-    return np.array(crf.inference(parameters.iterations), dtype=np.float32).reshape(keys, height, width)
+    return Crf(image, len(probabilities), parameters).marginals(energy.reshape(len(probabilities), -1))
 
 
 def _check_image(image: NDArray[np.uint8], size: tuple[int, ...]) -> None:

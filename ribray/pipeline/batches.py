@@ -21,6 +21,8 @@ from ribray.pipeline.artifacts import read_own_mask
 
 Place = tuple[int, int]
 """Epoch, and place among the ids."""
+KEPT_BYTES = 64 * 2**20
+"""Of decoded images and masks that a process keeps: all of a small data set, which is so read once, not every epoch."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,23 @@ class MaskedImages(Samples):
         """``name`` enters the keys of the randomness, ``draw_scale`` draws the scale of an image."""
         super().__init__(dataset, ids, config.crop_size)
         self._masks, self._name, self._seed, self._draw_scale = masks, name, config.seed, draw_scale
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._room = KEPT_BYTES
 
     def cut(self, id: str, epoch: int) -> Sample:
         rng = keyed_rng(self._name, self._seed, epoch, id)
-        image = self.dataset.image(id)
-        mask = read_own_mask(self._masks(id), id, self.dataset, (image.shape[0], image.shape[1]))
+        image, mask = self._kept.get(id) or self._read(id)
         pixels, labels, box = augment_pair(image, mask, rng, self._draw_scale(rng), self.size)
         return Sample(pixels, box, labels)
+
+    def _read(self, id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Read an image and its mask, and keep them while there is room; none makes way for another."""
+        image = self.dataset.image(id)
+        mask = read_own_mask(self._masks(id), id, self.dataset, (image.shape[0], image.shape[1]))
+        if (size := image.nbytes + mask.nbytes) <= self._room:
+            self._kept[id] = image, mask
+            self._room -= size
+        return image, mask
 
     def labels_of_unreadable(self, id: str) -> np.ndarray:
         return np.full((self.size, self.size), IGNORE, np.uint8)

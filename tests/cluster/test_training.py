@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +188,7 @@ class ElsewhereKilledOnce(ClassifierKilledOnce, Elsewhere):
 def test_the_workers_of_ray_train_stay_for_the_next_training_unless_one_was_lost(world, tmp_path):
     """A pool that takes all of the cluster runs in between."""
     expected, log = train(task(world), tmp_path / "expected", 2)
-    pids = {}
+    pids, before = {}, threading.enumerate()
     with connect(ClusterConfig()):
         for name in ("first", "second", "killed", "last"):
             told = task(world, of=ElsewhereKilledOnce if name == "killed" else Elsewhere)
@@ -199,6 +200,7 @@ def test_the_workers_of_ray_train_stay_for_the_next_training_unless_one_was_lost
             weights = load_file(tmp_path / name / plan.weights)
             assert all(torch.equal(weights[key], tensor) for key, tensor in expected.items())
             assert fill()[2].done == 8
+    assert not [thread for thread in threading.enumerate() if thread.name == "ray-train" and thread not in before]
     assert told.marker.exists()
     assert len(pids["first"]) == 2
     assert set(pids["first"]) == set(pids["second"])

@@ -1,14 +1,19 @@
 """Stages in a run directory: reuse, refusal, resume, and results that do not depend on how the work was spread."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
 from ribray import storage
+from ribray.cluster import session
+from ribray.commands import run as running
 from ribray.commands.run import read_status
+from ribray.demo.world import make_world
 from ribray.errors import UsageError
 from ribray.methods.maps import MapRecord, localization_maps
+from ribray.pipeline import stage as stages
 from ribray.runs.run import Run
 from tests.tiny import chain, map_bytes
 
@@ -39,6 +44,26 @@ def test_every_wanted_image_ends_as_a_map_and_the_seed_is_judged(undisturbed):
     assert record.steps == 3
     assert len(record.by_step["rib"]) == 3
     np.testing.assert_array_equal(localization_maps(record, ("rib", 0)), localization_maps(record, "cam"))
+
+
+def test_a_new_run_connects_while_its_world_is_drawn_and_another_once_nothing_is_refused(tmp_path, monkeypatch):
+    connected = threading.Event()
+
+    def connect(*arguments):
+        connected.set()
+        return session.connect(*arguments)
+
+    def draw(*arguments):
+        assert connected.wait(20)
+        make_world(*arguments)
+
+    monkeypatch.setattr(stages, "connect", connect)
+    monkeypatch.setattr(running, "make_world", draw)
+    for is_new in (True, False):
+        connected.clear()
+        with pytest.raises(UsageError, match="no such stage"):
+            chain(tmp_path / "run", ["cluster.workers=0"], redo="everything")
+        assert connected.is_set() == is_new
 
 
 def test_two_workers_and_one_give_the_same_bytes_and_metrics(undisturbed, trained, copy_of):

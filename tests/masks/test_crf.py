@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ribray.errors import UsageError
-from ribray.masks.crf import LABEL_CRF, PREDICTION_CRF, crf_from_labels, crf_from_probabilities, require_crf
+from ribray.masks.crf import LABEL_CRF, PREDICTION_CRF, Crf, crf_from_labels, crf_from_probabilities, require_crf
 
 RECORDED = ["dense_crf_ir_label.npz", "dense_crf_ir_label_2.npz"]
 
@@ -33,6 +33,14 @@ def test_the_recorded_labels_are_met_exactly(shared_dir, name, reading):
     refined = crf_from_labels(case["image"], labels, len(case["keys"]), LABEL_CRF)
     assert refined.dtype == np.uint8
     np.testing.assert_array_equal(refined, case[f"crf_{reading}_labels"])
+
+
+def test_one_crf_answers_for_several_labellings_as_one_of_each_would():
+    image, labels = two_halves()
+    readings = [with_errors(labels), labels, np.zeros_like(labels), with_errors(labels)]
+    crf = Crf(image, 2, LABEL_CRF)
+    for reading in readings:
+        np.testing.assert_array_equal(crf.from_labels(reading), crf_from_labels(image, reading, 2, LABEL_CRF))
 
 
 @pytest.mark.parametrize("name", RECORDED)
