@@ -15,7 +15,10 @@ from tests.conftest import ROOT
 
 NAMES = {
     "ray._private.services.canonicalize_bootstrap_address": "the address of a cluster of this machine",
+    "torch._foreach_add": "the maps of a step to the sums, in one call",
     "torch._foreach_copy_": "a classifier's first weights again, in one call",
+    "torch._foreach_mul": "copies of what a recording gives, in one call",
+    "torch._foreach_zero_": "no gradients, in one call",
     "torch.cpu._is_amx_tile_supported": "whether a CPU is fast in bfloat16",
     "torch.ops.mkldnn._convolution_pointwise": "a convolution with a sum or a clamp in it",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "whether that convolution knows bfloat16",
