@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOST = 32
-"""Recordings that are kept, those played last: a data set has many sizes of images."""
+_MOST = 64
+"""Recordings that are kept, those played last: three of a size of images, of which a data set has many."""
 
 Work = Callable[..., Sequence[Tensor]]
 
