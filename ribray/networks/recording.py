@@ -31,6 +31,7 @@ class Recorder:
 
     def __init__(self, device: torch.device) -> None:
         self.is_on = device.type == "cuda"
+        self._is_at_work = False
         self._stream = torch.cuda.Stream(device) if self.is_on else None
         self._met: set[Any] = set()
         self._recordings: dict[Any, _Recording] = {}
@@ -39,20 +40,20 @@ class Recorder:
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Queue what the ``with`` block computes apart from other work, as recording needs it."""
-        if self._stream is None:
-            yield
-            return
-        usual = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(usual)
+        self._is_at_work = True
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         try:
-            with torch.cuda.stream(self._stream):
+            with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
                 yield
         finally:
-            usual.wait_stream(self._stream)
+            self._is_at_work = False
+            if self._stream is not None:
+                torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def __call__(self, work: Work, *inputs: Tensor) -> list[Tensor]:
-        """Return what a function returns; on a GPU within `at_work` only."""
-        if not self.is_on:
+        """Return what a function returns; outside of `at_work` it is just called."""
+        if not (self.is_on and self._is_at_work):
             return list(work(*inputs))
         key = (getattr(work, "__func__", work), *((each.shape, each.stride(), each.dtype) for each in inputs))
         if key not in self._met:  # what libraries set up on their first call cannot be recorded

@@ -53,13 +53,16 @@ def test_each_size_is_recorded_the_second_time_and_the_last_played_ones_are_kept
 
     def log(*sizes: int) -> list[str]:
         Played.log.clear()
-        for size in sizes:
-            assert recorder(worker.double, torch.ones(size))[0].tolist() == [2] * size
+        with recorder.at_work():
+            for size in sizes:
+                assert recorder(worker.double, torch.ones(size))[0].tolist() == [2] * size
         return list(Played.log)
 
     assert log(1, 2, 3) == []
     assert log(1, 1, 2) == ["recorded (1,)", "played (1,)", "played (1,)", "recorded (2,)", "played (2,)"]
     assert log(1, 3) == ["played (1,)", "recorded (3,)", "played (3,)"]
     assert log(1, 2) == ["played (1,)", "recorded (2,)", "played (2,)"]
-    assert recorder(worker.double, torch.ones(1, dtype=torch.int64))[0].tolist() == [2]
-    assert Played.log[-1] == "played (2,)", "another type was not met before"
+    with recorder.at_work():
+        recorder(worker.double, torch.ones(1, dtype=torch.int64))
+    recorder(worker.double, torch.ones(1))
+    assert Played.log[-1] == "played (2,)", "another type was not met before, and nothing is played outside"
