@@ -75,7 +75,7 @@ def test_every_part_runs_where_all_is_installed(gpu):
     times = {name for name in figures(result)["d"] if "times the plain reading" in name}
     assert {"resnet18, folded, bfloat16, times the plain reading"} < times
     assert any("lite0" in name for name in times)
-    assert figures(result)["d2"]["resnet18, torch.compile"]["value"] > 0
+    assert figures(result)["d2"]["resnet18, plain engine, torch.compile"]["value"] > 0
 
 
 @pytest.mark.lengthy
