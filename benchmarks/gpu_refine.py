@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import figure, not_measured, ratios
-from networks import BASELINE, ENGINES, LITE, PRECISIONS, RESNET, differences_of
+from networks import BASELINE, ENGINES, LITE, PRECISIONS, RESNET
 from pictures import SMALL
 from refine import (
     GPU_BUSY,
@@ -23,6 +23,7 @@ from refine import (
     BaselineWay,
     ProductWay,
     Way,
+    differences,
     give_signal,
     largest_difference,
     load,
@@ -183,10 +184,10 @@ def seconds(bench: Bench) -> Iterator[Yields]:
             yield lack
             continue
         ids = usable(bench.workload(network))
-        differences = differences_of(_ways(bench.short(network), kinds), ids)
+        apart = differences(_ways(bench.short(network), kinds), ids)
         ways = _ways(bench.workload(network), kinds)
         found = _whole(ways, ids, bench.rounds)
-        yield from _timings(network, found, differences)
+        yield from _timings(network, found, apart)
         fastest = min(list(found)[1:], key=lambda way: statistics.median(found[way]))
         on_h100 = torch.cuda.is_available() and "H100" in torch.cuda.get_device_name()
         bounds = (GPU_SECONDS, TIMES_GPU) if on_h100 else (None, None)
@@ -204,7 +205,7 @@ def _of_new_sizes(workload: Workload, engine: Kind, network: str) -> Iterator[Yi
     way = ProductWay(workload, "bfloat16", engine, recorded=True)
     for turn in range(3):
         way.image(ids[turn % len(ids)], ids[turn % len(ids)])
-    others = [id for id in workload.all_ids() if id not in ids][:NEW_SIZES]
+    others = [of_size[0] for of_size in workload.by_size() if of_size != ids][:NEW_SIZES]
     seconds = [way.image(id, id).whole for id in others]
     if seconds:
         yield f"{network}, {engine}, bfloat16, first of its size", figure(seconds, "s")
@@ -247,7 +248,7 @@ def _lacks(network: str) -> str | None:
 
 
 def _timings(
-    network: str, found: dict[str, list[float]], differences: dict[str, float], first: str = BASELINE
+    network: str, found: dict[str, list[float]], apart: dict[str, float], first: str = BASELINE
 ) -> Iterator[Yields]:
     for way, each in found.items():
         yield f"{network}, {way}", figure(each, "s")
@@ -255,7 +256,7 @@ def _timings(
             continue
         yield f"{network}, {way}, times the {first}", figure(ratios(found[first], each), "")
         most = 1e-5 if way.endswith("float32") else None
-        yield f"{network}, {way}, largest difference", figure(differences[way], "", at_most=most)
+        yield f"{network}, {way}, largest difference", figure(apart[way], "", at_most=most)
 
 
 def compiled(bench: Bench) -> Iterator[Yields]:
@@ -283,8 +284,8 @@ def compiled(bench: Bench) -> Iterator[Yields]:
         else:
             last = ids[(2 + bench.rounds) % len(ids)]
             maps = {name: way.result(last) for name, way in ways.items()}
-            differences = {name: largest_difference(each, maps[first]) for name, each in maps.items()}
-            yield from _timings(network, found, differences, first)
+            apart = {name: largest_difference(each, maps[first]) for name, each in maps.items()}
+            yield from _timings(network, found, apart, first)
         torch._dynamo.reset()
 
 

@@ -22,13 +22,12 @@ from refine import (
     Way,
     bfloat16_units,
     device,
+    differences,
     give_signal,
     image_seconds,
-    largest_difference,
     load,
     time_parts,
     usable,
-    without_tf32,
 )
 from refinements import Workload, prepare
 
@@ -61,13 +60,13 @@ def run(*, settings: Sequence[str] = (), size: tuple[int, int] | None = None, ro
     figures: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {}
     for network in ENGINES:
-        found, differences, steps, images = _measure(network, settings, size, rounds)
+        found, apart, steps, images = _measure(network, settings, size, rounds)
         for way, each in found.items():
             figures[f"{network}, {way}"] = figure(each, "s")
         for way in list(found)[1:]:
             figures[f"{network}, {way}, times the plain reading"] = figure(ratios(found[BASELINE], found[way]), "")
             figures[f"{network}, {way}, largest relative difference"] = figure(
-                differences[way], "", at_most=1e-5 if way.endswith("float32") else None
+                apart[way], "", at_most=1e-5 if way.endswith("float32") else None
             )
         seconds |= {f"{network}, {way}": each for way, each in found.items()}
     for precision in PRECISIONS:
@@ -106,10 +105,10 @@ def _measure(
         for engine in ENGINES[network]:
             for precision in PRECISIONS:
                 ways[f"{engine}, {precision}"] = ProductWay(short, precision, engine)
-        found, differences = compare(ways, ids, steps, rounds)
+        found, apart = compare(ways, ids, steps, rounds)
         del ways
         gc.collect()
-        return found, differences, steps, workload.images
+        return found, apart, steps, workload.images
 
 
 def share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) -> list[float]:
@@ -147,19 +146,9 @@ def compare(
     ways: Mapping[str, Way], ids: Sequence[str], steps: int, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return each way's seconds of an image of so many steps, and how far its maps are off the first way's."""
-    differences = differences_of(ways, ids)
+    apart = differences(ways, ids)
     timed = time_parts(ways, ids, rounds)
-    return {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}, differences
-
-
-def differences_of(ways: Mapping[str, Way], ids: Sequence[str]) -> dict[str, float]:
-    """Return how far each way's maps of an image are off the first way's."""
-    with without_tf32():
-        for way in ways.values():
-            way.image(ids[0], ids[1 % len(ids)])
-    maps = {name: way.result(ids[0]) for name, way in ways.items()}
-    expected = next(iter(maps.values()))
-    return {name: largest_difference(each, expected) for name, each in maps.items()}
+    return {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}, apart
 
 
 def drawn_up(folder: Path, network: str, settings: Sequence[str], size: tuple[int, int] | None) -> Workload:

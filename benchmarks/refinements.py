@@ -71,17 +71,17 @@ class Workload:
         """What ``auto`` means on a GPU, and float32 on a CPU."""
         return "bfloat16" if torch.cuda.is_available() else "float32"
 
-    def all_ids(self) -> list[str]:
-        """Return all images."""
-        return list(open_dataset(self.experiment.data, self.experiment.data.train_split).ids)
-
     def ids(self) -> list[str]:
         """Return the images of the commonest size, so that each takes as long."""
+        return max(self.by_size(), key=len)
+
+    def by_size(self) -> list[list[str]]:
+        """Return all images, those of one size together."""
         dataset = open_dataset(self.experiment.data, self.experiment.data.train_split)
         by_size: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for id in dataset.ids:
             by_size[dataset.image(id).shape].append(id)
-        return max(by_size.values(), key=len)
+        return list(by_size.values())
 
     def arguments(self) -> dict[str, Any]:
         """Return what a `RefineWorker` is built with."""

@@ -279,5 +279,5 @@ def has_fused_convolution(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def has_fused_relu(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether cuDNN computes a convolution, a sum and a ReLU at once; what is not a number stays none."""
+    """Whether cuDNN computes a convolution, a sum and a ReLU at once; NaN stays NaN."""
     return device.type == "cuda" and torch.version.hip is None and dtype in (torch.float32, torch.bfloat16)
