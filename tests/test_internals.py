@@ -20,6 +20,7 @@ NAMES = {
     "torch._foreach_mul": "copies of what a recording gives, in one call",
     "torch._foreach_zero_": "no gradients, in one call",
     "torch.cpu._is_amx_tile_supported": "whether a CPU is fast in bfloat16",
+    "torch.cpu._is_avx512_bf16_supported": "whether a CPU is fast in bfloat16",
     "torch.ops.mkldnn._convolution_pointwise": "a convolution with a sum or a clamp in it",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "whether that convolution knows bfloat16",
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ribray import machine
-from ribray.machine import describe_machine, processor
+from ribray.machine import best_precision, describe_machine, processor
 
 
 def test_a_machine_is_its_cpu_its_cores_and_its_gpus(tmp_path, monkeypatch):
@@ -25,6 +25,23 @@ def test_a_machine_is_its_cpu_its_cores_and_its_gpus(tmp_path, monkeypatch):
 def test_a_system_without_that_file_names_its_architecture(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "CPU_FILE", tmp_path / "nothing")
     assert processor()
+
+
+@pytest.mark.parametrize(
+    ("model", "units", "found"),
+    [
+        ("Intel(R) Xeon(R)", {"amx_tile", "avx512_bf16"}, "bfloat16"),
+        ("Intel(R) Xeon(R)", {"avx512_bf16"}, "float32"),
+        ("AMD EPYC", {"avx512_bf16"}, "bfloat16"),
+        ("AMD Ryzen", set(), "float32"),
+    ],
+)
+def test_bfloat16_is_for_cpus_that_multiply_it_faster(model, units, found, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"model name\t: {model}\n")
+    monkeypatch.setattr(machine, "CPU_FILE", tmp_path / "cpuinfo")
+    for unit in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{unit}_supported", lambda unit=unit: unit in units)
+    assert best_precision(on_gpu=False) == found
 
 
 FAULTS = """

@@ -22,7 +22,7 @@ from ribray import storage, supervisor
 from ribray.cluster import local, watch
 from ribray.config import ClusterConfig
 from ribray.errors import EXIT_USAGE, RibrayError, UsageError
-from ribray.machine import usable_cores
+from ribray.machine import best_precision, usable_cores
 
 if TYPE_CHECKING:
     import ray
@@ -301,11 +301,3 @@ def _probe(directory: str, token: str) -> bool:
     except (OSError, RibrayError):
         return False
     return True
-
-
-def best_precision(on_gpu: bool) -> str:
-    """Return "bfloat16" where this process's GPU, or CPU, multiplies it faster than "float32"."""
-    import torch
-
-    fast = torch.cuda.get_device_capability() >= (8, 0) if on_gpu else torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"

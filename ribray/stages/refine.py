@@ -15,13 +15,12 @@ import numpy as np
 import torch
 
 from ribray import storage
-from ribray.cluster.session import best_precision
 from ribray.config import RIB, TIMM_PREFIX, Experiment, MethodConfig
 from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
 from ribray.errors import ImageError, RibrayError, UsageError
-from ribray.machine import usable_cores
+from ribray.machine import best_precision, usable_cores
 from ribray.methods.maps import MapRecord
 from ribray.methods.method import Passes, method_class
 from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stopped_early
