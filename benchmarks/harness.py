@@ -66,11 +66,7 @@ def _version(package: str) -> str | None:
 
 
 def figure(
-    values: float | Sequence[float],
-    unit: str,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
+    values: float | Sequence[float], unit: str, *, at_least: float | None = None, at_most: float | None = None
 ) -> dict[str, Any]:
     """Return one figure of a benchmark: the median of what was measured, its range, and what is required of it.
 

@@ -32,11 +32,7 @@ TIMES_SMALLER = 18
 
 
 def run(
-    *,
-    images: int = 8,
-    rounds: int = 7,
-    item: Sequence[str] = ITEM,
-    size: tuple[int, int] | None = None,
+    *, images: int = 8, rounds: int = 7, item: Sequence[str] = ITEM, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """Return the figures.
 

@@ -35,11 +35,7 @@ class Silent:
 
 
 def run(
-    *,
-    images: int = 7,
-    rounds: int = 5,
-    item: Sequence[str] | None = None,
-    size: tuple[int, int] | None = None,
+    *, images: int = 7, rounds: int = 5, item: Sequence[str] | None = None, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """Return the figures.
 
@@ -77,7 +73,7 @@ def run(
             "Baseline: the same RefineWorker in a process without Ray, at the priority of Ray's workers; it loads the "
             f"next image meanwhile, as in the pool. {describe(workload)}. A round takes either way once; its value is "
             "the median over its images, and the first of each way warms up. Waiting is what the worker's own time "
-            "stamps say: between two images, and within one for pixels that are still being loaded.",
+            "stamps say: between two images, and within one for pixels that are still being loaded."
         ],
     }
 

@@ -19,11 +19,7 @@ POOL_OF_TWO, PROCESSES, POOL_OF_ONE = "two pool workers", "two Ray-free processe
 
 
 def run(
-    *,
-    images: int = 5,
-    rounds: int = 5,
-    item: Sequence[str] | None = None,
-    size: tuple[int, int] | None = None,
+    *, images: int = 5, rounds: int = 5, item: Sequence[str] | None = None, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """Return the figures.
 
@@ -64,6 +60,6 @@ def run(
             "Baseline: two processes without Ray, each with the same worker class on half of the images, at the "
             "priority of Ray's workers and while no Ray cluster runs on the machine. Every worker computes on one "
             f"thread. {describe(workload)}. The images per second are those of the time in which all workers were at "
-            "work, after the first image of each.",
+            "work, after the first image of each."
         ],
     }

@@ -38,12 +38,7 @@ _GROUP_ON_ACCELERATOR = 16
 
 @torch.no_grad()
 def random_walk(
-    maps: Sequence[Tensor],
-    boundaries: Sequence[Tensor],
-    *,
-    radius: int = 5,
-    beta: float = 10,
-    exp_times: int = 8,
+    maps: Sequence[Tensor], boundaries: Sequence[Tensor], *, radius: int = 5, beta: float = 10, exp_times: int = 8
 ) -> list[Tensor]:
     """Return each image's maps after 2 ** `exp_times` steps from map · (1 − boundary).
 
@@ -71,7 +66,7 @@ def random_walk(
     for image, boundary in zip(maps, boundaries, strict=True):
         if image.ndim != 3 or image.shape[1:] != boundary.shape:
             raise ValueError(f"Maps of shape {tuple(image.shape)} do not go with a boundary {tuple(boundary.shape)}.")
-    results = [image.to(_precision(image)) for image in maps]
+    results = [image.to(torch.promote_types(image.dtype, torch.float32)) for image in maps]
     walking = sorted((i for i, image in enumerate(maps) if image.numel()), key=lambda i: boundaries[i].shape)
     together = 1 if all(image.device.type == "cpu" for image in maps) else _GROUP_ON_ACCELERATOR
     for first in range(0, len(walking), together):
@@ -179,7 +174,3 @@ def _chebyshev_weights(steps: int) -> dict[int, float]:
             break
     covered = sum(weights.values())
     return {k: weight / covered for k, weight in weights.items()}
-
-
-def _precision(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)

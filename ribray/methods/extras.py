@@ -1,8 +1,7 @@
 """Which extra samples accompany a target image, and in which order (docs/method.md, section 2).
 
-The order of two candidates is a pure function of (seed, target id, pass, the candidates' ids): the target's
-neighbours in the queue, the number of workers, and other images that come to or leave the data set change
-nothing about it.
+The order of two candidates is a pure function of (seed, target id, pass, the candidates' ids): the target's neighbours
+in the queue, the number of workers, and other images that come to or leave the data set change nothing about it.
 """
 
 import hashlib

@@ -42,20 +42,5 @@ def _log_softsign_probability(logits: Tensor) -> Tensor:
     return rising.where(above, falling) - math.log(2)
 
 
-LOSSES: dict[str, Loss] = {
-    "rib": rib,
-    "bce_sigmoid": bce_sigmoid,
-    "bce_tanh": bce_tanh,
-    "bce_softsign": bce_softsign,
-}
-
-
-def refinement_loss(name: str) -> Loss:
-    """Return the loss called ``name``.
-
-    Raises:
-        ValueError: there is no such loss.
-    """
-    if name not in LOSSES:
-        raise ValueError(f"There is no refinement loss {name!r}; choose one of {', '.join(LOSSES)}.")
-    return LOSSES[name]
+LOSSES: dict[str, Loss] = {"rib": rib, "bce_sigmoid": bce_sigmoid, "bce_tanh": bce_tanh, "bce_softsign": bce_softsign}
+"""By the names of ``refine.loss``."""

@@ -175,8 +175,7 @@ def write_maps(location: Path, id: str, arrays: Mapping[str, np.ndarray]) -> Non
 def localization_maps(record: MapRecord, which: Which | None = None, size: Size = "full") -> np.ndarray:
     """Return localization maps (P, height, width) float32, each class divided by its maximum.
 
-    The sums of all scales are resized bilinearly, cropped and added; the division by (maximum + 1e-5) comes
-    last.
+    The sums of all scales are resized bilinearly, cropped and added; the division by (maximum + 1e-5) comes last.
 
     Args:
         record: content of a maps file.

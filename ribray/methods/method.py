@@ -266,12 +266,8 @@ class Method(ABC):
         try:
             matmul.allow_tf32 = False
             keeps = keeping_memory() if self.device.type == "cpu" else contextlib.nullcontext()
-            with (
-                keeps,
-                torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=deterministic, allow_tf32=False
-                ),
-            ):
+            flags = {"enabled": True, "benchmark": False, "deterministic": deterministic, "allow_tf32": False}
+            with keeps, torch.backends.cudnn.flags(**flags):
                 yield
         finally:
             matmul.allow_tf32 = allowed

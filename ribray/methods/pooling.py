@@ -1,5 +1,4 @@
-"""Pooling of class activation maps into logits: global average, or without the most discriminative cells
-(GNDRP).
+"""Pooling of class activation maps into logits: global average, or without the most discriminative cells (GNDRP).
 
 Shapes: N rows (views or images), C classes, h w cells.
 """
@@ -11,11 +10,7 @@ GAP = "gap"
 
 
 def pool(
-    cams: Tensor,
-    labels: Tensor,
-    pooling: str = GNDRP,
-    threshold: float = 0.4,
-    first_classes: int | None = None,
+    cams: Tensor, labels: Tensor, pooling: str = GNDRP, threshold: float = 0.4, first_classes: int | None = None
 ) -> Tensor:
     """Pool ``cams`` into logits (N, C).
 

@@ -31,13 +31,8 @@ class Target:
     remarks: tuple[Scale | str, ...]
 
 
-@dataclass(frozen=True)
-class _Crop:
-    """One extra sample, cut out and still uint8."""
-
-    place: int
-    pixels: torch.Tensor
-    box: Box
+_Crop = tuple[int, torch.Tensor, Box]
+"""One extra sample: the place of its image, its pixels, cut out and still uint8, and where they are real."""
 
 
 class Source(Protocol):
@@ -117,7 +112,7 @@ class Preparation:
         assert extras is not None
         rng = keyed_rng("extra", extras.seed, self._id, id, turn)
         pixels, box = augment(self._dataset.image(id), rng, extras.resize_long, extras.crop_size)
-        return _Crop(place, torch.from_numpy(pixels), box)
+        return place, torch.from_numpy(pixels), box
 
     def target(self) -> Target:
         """Return the target's size and views.
@@ -159,12 +154,12 @@ class Preparation:
         """
         if self.per_step == 0:
             return None
-        crops = self.take()
+        places, crops, real = zip(*self.take(), strict=True)
         is_on_gpu = method.device.type == "cuda"  # reads from pinned memory without the host waiting
-        pixels = torch.empty((len(crops), *crops[0].pixels.shape), dtype=torch.uint8, pin_memory=is_on_gpu)
-        torch.stack([crop.pixels for crop in crops], out=pixels)
-        boxes = _ready_to_copy(torch.tensor([crop.box for crop in crops]))
-        labels = _ready_to_copy(torch.from_numpy(self._dataset.labels[[crop.place for crop in crops]]))
+        pixels = torch.empty((len(crops), *crops[0].shape), dtype=torch.uint8, pin_memory=is_on_gpu)
+        torch.stack(crops, out=pixels)
+        boxes = _ready_to_copy(torch.tensor(real))
+        labels = _ready_to_copy(torch.from_numpy(self._dataset.labels[list(places)]))
         pixels, boxes, labels = (each.to(method.device, non_blocking=True) for each in (pixels, boxes, labels))
         return method.normalised(pixels, boxes), labels
 

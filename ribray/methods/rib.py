@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ribray.config import CAM, RIB, RIBConfig
 from ribray.errors import ImageError
-from ribray.methods.loss import refinement_loss
+from ribray.methods.loss import LOSSES
 from ribray.methods.method import Extras, ExtraSamples, Maps, Method, Passes, Refined, merge_views, to_maps
 from ribray.methods.pooling import pool
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
@@ -35,8 +35,7 @@ class Trace:
     """Inner values of one refinement, to be compared with recorded ones.
 
     Attributes:
-        maps: ``maps[k][i]`` (P, h, w), what step k added at scale i; zeros or missing where an explosion
-            ended step k.
+        maps: ``maps[k][i]`` (P, h, w), what step k added at scale i; zeros or missing where an explosion ended step k.
         logits: per step that came to them the pooled logits (R + n, C), the target's rows first.
     """
 
@@ -65,7 +64,7 @@ class Refiner(Method):
         config = self.config
         if config.scales[0] != 1.0:
             raise ValueError(f"The first scale must be 1.0, whose map the explosion check reads, not {config.scales}.")
-        self.loss = refinement_loss(config.loss)
+        self.loss = LOSSES[config.loss]
         self.in_loss = [scale in config.loss_scales for scale in config.scales]
         backbone, head = self.classifier.learnable_groups()
         self.groups = [(backbone, config.lr), (head, config.lr * config.head_lr_factor)]

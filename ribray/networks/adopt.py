@@ -6,7 +6,7 @@ linear layer, unless features and head are named.
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ribray.networks.layered import (
     layers_in_a_row,
     not_in_a_row,
     sample_image,
-    sizes_of,
+    strides_of,
 )
 from ribray.networks.timm_backbone import TimmBackbone
 
@@ -83,25 +83,25 @@ def _known(network: Any, name: str) -> Backbone | None:
     if origin.startswith("timm."):
         return TimmBackbone(network, name)
     if origin == "torchvision.models.resnet":
-        sides = sizes_of(network, ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"), sample_image())
-        return ResNet(name, sample_image().shape[2] // sides[-1], network)
+        strides = strides_of(network, ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"))
+        return ResNet(name, int(strides[-1]), network)
     return None
 
 
 def _row(
-    network: nn.Module,
-    layers: list[str] | None,
-    head: nn.Module,
-    frozen: Sequence[str] | None,
-    name: str,
+    network: nn.Module, layers: list[str] | None, head: nn.Module, frozen: Sequence[str] | None, name: str
 ) -> Layered:
     """Return a network as the row of its layers, those that were named or those before its head."""
-    seen = _seen_by(network, head, name)
-    stem_layers, layers = _stem_of(network, layers or _layers_before(network, seen, name), frozen, name)
+    vector, is_average = _seen_by(network, head, name)
+    if layers is None:
+        layers = layers_in_a_row(network, lambda features: _agree(features.mean((2, 3)), vector))
+        if layers is None:
+            raise not_in_a_row(name) if is_average else behind_pooling(name)
+    stem_layers, layers = _stem_of(network, layers, frozen, name)
     backbone = Layered(network, layers, stem_layers, name, _normalisation_of(network))
     with torch.no_grad():
         features = backbone.trunk(backbone.stem(sample_image()))
-    if features.ndim != 4 or not _agree(features.mean((2, 3)), seen.vector):
+    if features.ndim != 4 or not _agree(features.mean((2, 3)), vector):
         raise UsageError(
             f"The head of {name} does not see the average of these features, of shape {tuple(features.shape)}: a "
             "network is needed whose head is one linear layer on globally averaged features."
@@ -209,24 +209,11 @@ def _head_weight(head: nn.Module, name: str) -> Tensor:
     raise UsageError(f"The head of {name} is a {type(head).__name__}: it must be a linear layer or a 1×1 convolution.")
 
 
-def _layers_before(network: nn.Module, seen: "_Seen", name: str) -> list[str]:
-    """Return the layers whose average the head sees."""
-    layers = layers_in_a_row(network, sample_image(), lambda features: _agree(features.mean((2, 3)), seen.vector))
-    if layers is None:
-        raise not_in_a_row(name) if seen.is_average else behind_pooling(name)
-    return layers
+def _seen_by(network: nn.Module, head: nn.Module, name: str) -> tuple[Tensor, bool]:
+    """Return what the head is given for the sample image, and whether some module puts out maps of that average.
 
-
-class _Seen(NamedTuple):
-    """What the head is given for the sample image."""
-
-    vector: Tensor
-    """(1, F), averaged over the cells of maps."""
-    is_average: bool
-    """Whether some module puts out maps of that average."""
-
-
-def _seen_by(network: nn.Module, head: nn.Module, name: str) -> _Seen:
+    What it is given is (1, F), averaged over the cells of maps.
+    """
     given: list[Tensor] = []
     averages: list[Tensor] = []
 
@@ -253,7 +240,7 @@ def _seen_by(network: nn.Module, head: nn.Module, name: str) -> _Seen:
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-6):
         raise UsageError(f"{name} gives other logits than its head does: no layer may follow the head.")
     vector = given[-1].mean((2, 3)) if is_map else given[-1]
-    return _Seen(vector, any(_agree(average, vector) for average in averages))
+    return vector, any(_agree(average, vector) for average in averages)
 
 
 def _agree(average: Tensor, vector: Tensor) -> bool:
@@ -265,13 +252,12 @@ def _stem_of(network: nn.Module, layers: list[str], frozen: Sequence[str] | None
     """Return how many layers are the stem, and the layers: those of a container one by one where that divides it."""
     layers = [each for layer in layers for each in _spread(network, layer)]
     if frozen is None:
-        sizes = sizes_of(network, layers, sample_image())
-        strides = [sample_image().shape[2] // size for size in sizes]
+        strides = [int(stride) for stride in strides_of(network, layers)]
         most = STEM_STRIDE if strides[-1] > STEM_STRIDE else strides[-1] - 1  # something has to learn
         return next((place for place, stride in enumerate(strides) if stride > most), len(layers)), layers
     for each in frozen:
         _name_of(network, network, each, "frozen")
-    held = [place for place, layer in enumerate(layers) if any(_within(layer, each) for each in frozen)]
+    held = [place for place, layer in enumerate(layers) if any(f"{layer}.".startswith(f"{each}.") for each in frozen)]
     if held != list(range(len(held))) or (frozen and not held):
         raise UsageError(f"frozen={list(frozen)} must be the first layers of {name}: {', '.join(layers)}.")
     return len(held), layers
@@ -282,7 +268,3 @@ def _spread(network: nn.Module, layer: str) -> list[str]:
     if type(module) is nn.Sequential:
         return [f"{layer}.{each}" if layer else each for each, _ in module.named_children()]
     return [layer]
-
-
-def _within(layer: str, outer: str) -> bool:
-    return layer == outer or layer.startswith(f"{outer}.")

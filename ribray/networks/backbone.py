@@ -18,6 +18,8 @@ from ribray.networks import residual
 
 ConvNorm = tuple[nn.Conv2d, nn.BatchNorm2d]
 """A convolution without bias and the batch norm behind it."""
+_DILATIONS: dict[int, dict[str, int]] = {32: {}, 16: {"layer4": 1}, 8: {"layer3": 2, "layer4": 4}}
+"""By output stride the stages of a ResNet that run at stride 1, and their dilations."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Backbone(nn.Module, ABC):
     def train(self, mode: bool = True) -> "Backbone":
         """Switch the mode of every module but batch norm, which never leaves evaluation mode."""
         super().train(mode)
-        keep_running_statistics(self)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
 
@@ -118,30 +122,16 @@ class ResNet(ResidualBackbone):
 
     def __init__(self, name: str, output_stride: int, network: Any = None) -> None:
         super().__init__()
-        self.name, is_given = name, network is not None
-        if not is_given:
+        if output_stride not in _DILATIONS:
+            raise ValueError(f"A ResNet has output stride 32, 16 or 8, not {output_stride}.")
+        if network is None:
             network = residual.Network(name)
-        self.conv1, self.bn1, self.relu, self.maxpool = (
-            network.conv1,
-            network.bn1,
-            network.relu,
-            network.maxpool,
-        )
+            for stage, dilation in _DILATIONS[output_stride].items():
+                _set_stride_one(getattr(network, stage), dilation)
+        self.name, self.strides = name, (4, 4, 8, min(output_stride, 16), output_stride)
+        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
-        if output_stride == 32:
-            self.strides = (4, 4, 8, 16, 32)
-        elif output_stride == 16:
-            if not is_given:
-                _set_stride_one(self.layer4, dilation=1)
-            self.strides = (4, 4, 8, 16, 16)
-        elif output_stride == 8:
-            if not is_given:
-                _set_stride_one(self.layer3, dilation=2)
-                _set_stride_one(self.layer4, dilation=4)
-            self.strides = (4, 4, 8, 8, 8)
-        else:
-            raise ValueError(f"A ResNet has output stride 32, 16 or 8, not {output_stride}.")
         last = network.fc.in_features
         self.channels = (network.conv1.out_channels, last // 8, last // 4, last // 2, last)
         self.train(self.training)
@@ -184,13 +174,6 @@ class ResNet(ResidualBackbone):
 
     def _entry(self, images: Tensor) -> Tensor:
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, H/4, W/4)
-
-
-def keep_running_statistics(network: nn.Module) -> None:
-    """Put every batch norm of ``network`` in evaluation mode."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def _parts(block: Any) -> Residual:

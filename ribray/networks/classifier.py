@@ -6,14 +6,13 @@ Shapes: N images, C classes, H W pixels, h w cells of the last level.
 import torch
 from torch import Tensor, nn
 
-from ribray.networks.backbone import Backbone, keep_running_statistics
+from ribray.networks.backbone import Backbone
 
 
 class Classifier(nn.Module):
     """A backbone with a frozen stem and a 1×1 convolution without bias as its head.
 
-    Because global average pooling and the head are both linear, the mean of a class activation map *is* that
-    class's
+    Because global average pooling and the head are both linear, the mean of a class activation map *is* that class's
     logit: ``forward`` pools what ``cams`` returns.
     """
 
@@ -54,9 +53,3 @@ class Classifier(nn.Module):
         """Return the parameters that learn: the backbone's, and the head's, which has a higher rate."""
         backbone = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return backbone, list(self.head.parameters())
-
-    def train(self, mode: bool = True) -> "Classifier":
-        """Switch the mode of every module but batch norm, which never leaves evaluation mode."""
-        super().train(mode)
-        keep_running_statistics(self)
-        return self

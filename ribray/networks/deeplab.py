@@ -19,16 +19,13 @@ from ribray.config import SegmentationConfig
 from ribray.data.dataset import BACKGROUND, IGNORE
 from ribray.data.transforms import normalise
 from ribray.networks import build_backbone
-from ribray.networks.backbone import Backbone, keep_running_statistics
+from ribray.networks.backbone import Backbone
 from ribray.networks.weights import load_network
 
 SKIP_STRIDE = 4
 """Input pixels per cell of the outputs of a network with a hidden layer."""
 
 _INIT_STD = 0.01
-
-Total = Callable[[Tensor], Tensor]
-"""Gives the sum of a small tensor over all ranks of a training."""
 
 
 class DeepLab(nn.Module):
@@ -93,12 +90,6 @@ class DeepLab(nn.Module):
             groups.append({"params": biases, "lr": 2 * lr * factor, "weight_decay": 0.0})
         return groups
 
-    def train(self, mode: bool = True) -> "DeepLab":
-        """Switch the mode of every module but batch norm, which never leaves evaluation mode."""
-        super().train(mode)
-        keep_running_statistics(self)
-        return self
-
     def _at_scale(self, images: Tensor, scale: float) -> Tensor:
         size = [max(round(side * scale), 1) for side in images.shape[2:]]
         return self.head(self.backbone.features(_resized(images, size))).float()
@@ -136,11 +127,9 @@ class _AsppHead(nn.Module):
 # --- the loss -----------------------------------------------------------------------------------------------
 
 
-def _identity(counts: Tensor) -> Tensor:
-    return counts
-
-
-def segmentation_loss(logits: Sequence[Tensor], labels: Tensor, total: Total = _identity) -> Tensor:
+def segmentation_loss(
+    logits: Sequence[Tensor], labels: Tensor, total: Callable[[Tensor], Tensor] = lambda counts: counts
+) -> Tensor:
     """Return the balanced cross entropy, summed over all outputs of a network in training mode: a float32 scalar.
 
     It is the mean over background plus the mean over foreground pixels; where there are no such pixels, it is 0. The

@@ -12,7 +12,7 @@ Shapes: N images, C classes, H W pixels, h w cells of a map.
 """
 
 import copy
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,22 +23,6 @@ from ribray.networks.classifier import Classifier
 from ribray.networks.folded import Folded
 
 Kind = Literal["plain", "folded"]
-
-
-class Engine(Protocol):
-    """A classifier in one precision. Its parameters are the classifier's, which an optimiser moves."""
-
-    def stem(self, images: Tensor) -> Tensor:
-        """Return the frozen part's output for ``images`` (N, 3, H, W) float32, without gradient."""
-
-    def cams(self, stem: Tensor) -> Tensor:
-        """Return raw class activation maps (N, C, h, w), float32 and without ReLU, from the stem's output."""
-
-    def give_gradients(self) -> None:
-        """Set the gradients of the parameters from all backward passes since the last `refresh`."""
-
-    def refresh(self) -> None:
-        """Take over the parameters as they are now."""
 
 
 class Plain:
@@ -98,6 +82,10 @@ class Frozen:
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._reduced):
             return self._classifier.cams(self._classifier.backbone.stem(images))
+
+
+Engine = Plain | Folded
+"""A classifier in one precision. Its parameters are the classifier's, which an optimiser moves."""
 
 
 def engine_for(classifier: Classifier, dtype: torch.dtype, kind: Kind | None = None) -> Engine:

@@ -5,7 +5,6 @@ network itself gives.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,12 +93,11 @@ def sample_image() -> Tensor:
     return image
 
 
-def layers_in_a_row(network: Any, image: Tensor, is_end: Callable[[Tensor], bool]) -> list[str] | None:
-    """Return the names of the layers that, one after the other, turn an image into what is looked for.
+def layers_in_a_row(network: nn.Module, is_end: Callable[[Tensor], bool]) -> list[str] | None:
+    """Return the names of the layers that, one after the other, turn `sample_image` into what is looked for.
 
     Args:
         network: in evaluation mode; its children are its layers in order, those of a container in its place.
-        image: (1, 3, S, S).
         is_end: whether this is what is looked for.
 
     Returns:
@@ -107,12 +105,13 @@ def layers_in_a_row(network: Any, image: Tensor, is_end: Callable[[Tensor], bool
     """
     layers: list[tuple[str, nn.Module]] = []
     for name, child in network.named_children():
-        is_container = isinstance(child, nn.Sequential | nn.ModuleList)
-        layers += (
-            [(f"{name}.{each}", layer) for each, layer in child.named_children()] if is_container else [(name, child)]
-        )
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            layers += [(f"{name}.{each}", layer) for each, layer in child.named_children()]
+        else:
+            layers.append((name, child))
     names: list[str] = []
-    features, wanted, end = image, 0, image
+    features = end = sample_image()
+    wanted = 0
     with torch.no_grad():
         for name, layer in layers:
             try:
@@ -155,11 +154,11 @@ def cannot_run(name: str, error: Exception) -> UsageError:
     )
 
 
-def sizes_of(network: nn.Module, layers: Sequence[str], image: Tensor) -> list[int]:
-    """Return the side of what every layer puts out for a square image."""
-    sizes = []
+def strides_of(network: nn.Module, layers: Sequence[str]) -> list[float]:
+    """Return how many pixels of `sample_image` a cell of every layer's output has."""
+    image, strides = sample_image(), []
     with torch.no_grad():
         for name in layers:
             image = network.get_submodule(name)(image)
-            sizes.append(image.shape[2])
-    return sizes
+            strides.append(SIDE / image.shape[2])
+    return strides

@@ -15,14 +15,13 @@ from ribray.config import TIMM_PREFIX
 from ribray.data.transforms import Normalisation
 from ribray.errors import UsageError
 from ribray.networks.layered import (
-    SIDE,
     Layered,
     behind_pooling,
     cannot_run,
     layers_in_a_row,
     not_in_a_row,
     sample_image,
-    sizes_of,
+    strides_of,
 )
 
 _LEVELS = 5
@@ -83,15 +82,13 @@ class TimmBackbone(Layered):
         """
         was_training = network.training
         network.eval()
-        image = sample_image()
         with torch.no_grad():
-            expected = _features_of(network, image, name)
+            expected = _features_of(network, name)
             _require_linear_head(network, expected, name)
-        layers = layers_in_a_row(network, image, lambda features: torch.equal(features, expected))
+        layers = layers_in_a_row(network, lambda features: torch.equal(features, expected))
         if layers is None:
             raise not_in_a_row(name)
-        strides = [SIDE / side for side in sizes_of(network, layers, image)]
-        ends = _ends(network, layers, strides, name)
+        ends = _ends(network, layers, name)
         settings = network.pretrained_cfg
         network.reset_classifier(0, "")
         network.train(was_training)
@@ -131,14 +128,14 @@ def build_timm(name: str, output_stride: int) -> TimmBackbone:
 # --- taking a network apart --------------------------------------------------------------------------------------
 
 
-def _features_of(network: Any, image: Tensor, name: str) -> Tensor:
+def _features_of(network: Any, name: str) -> Tensor:
     """Return what is pooled, (1, C, h, w).
 
     Raises:
         UsageError: it is no map.
     """
     try:
-        features = network.forward_features(image)
+        features = network.forward_features(sample_image())
     except Exception as error:  # noqa: BLE001 - an assertion on the image's size, as of networks of patches
         raise cannot_run(name, error) from None
     if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[1] != network.num_features:
@@ -163,7 +160,7 @@ def _require_linear_head(network: Any, features: Tensor, name: str) -> None:
         raise behind_pooling(name)
 
 
-def _ends(network: Any, names: list[str], strides: list[float], name: str) -> list[int]:
+def _ends(network: Any, names: list[str], name: str) -> list[int]:
     """Return the place of the layer with which each of the five levels ends; the last one is the last layer.
 
     A network that begins with a stride of 4 has that as its first level, too, as a ResNet's max-pool is one.
@@ -171,6 +168,7 @@ def _ends(network: Any, names: list[str], strides: list[float], name: str) -> li
     Raises:
         UsageError: its stages have other strides, or end inside a layer.
     """
+    strides = strides_of(network, names)
     stages = [info["module"] for info in network.feature_info if info["reduction"] > 1]
     ends = [*(_end_of(stage, names) for stage in stages[:-1]), len(names) - 1][-_LEVELS:]
     if len(ends) == _LEVELS - 1 and 4 in strides:

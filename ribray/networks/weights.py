@@ -172,13 +172,12 @@ def read_state(location: Path) -> dict[str, Tensor]:
     for nested in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(nested), Mapping):
             state = state[nested]
-    if not isinstance(state, Mapping) or not all(_is_plain(name, tensor) for name, tensor in state.items()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        for name, tensor in state.items()
+    ):
         raise UsageError(f"The weights {location} are no state dict, that is no tensors by name.")
     return dict(state)
-
-
-def _is_plain(name: Any, tensor: Any) -> bool:
-    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
 
 
 def _require_unpacked(content: bytes) -> None:
