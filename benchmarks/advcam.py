@@ -10,20 +10,18 @@ plain reading all steps cost the same, and one is timed. RIB's image is that of 
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from advcam_baseline import Baseline
-from harness import figure, ratios
+from harness import figure, now, ratios
 from networks import LITE, RESNET, drawn_up
 from refine import TIMED_STEPS, ProductWay, bfloat16_units, device, image_seconds, load, usable
 from torch import Tensor
 
 from ribray import storage
 from ribray.config import AdvCAMConfig
-from ribray.data import open_dataset
 from ribray.data.transforms import target_views
 from ribray.methods.advcam import AdvCAM, Trace, steps_of
 
@@ -92,39 +90,32 @@ def _measure(
         folder = storage.path(temporary)
         workload = drawn_up(folder, network, settings, size)
         short = workload.but(f"refine.iterations={TIMED_STEPS}")
-        experiment, ids = workload.experiment, usable(short)
-        dataset = open_dataset(experiment.data, experiment.data.train_split)
-        classes = len(dataset.classes)
+        dataset, ids = workload.dataset, usable(short)
         index = int(np.flatnonzero(dataset.labels[dataset.index(ids[0])])[0])
-        model = load(workload, classes)
+        model = load(workload)
         views = target_views(dataset.image(ids[0]), config.scales, model.backbone.normalisation)
-        baseline = Baseline(load(workload, classes), config, device())
+        baseline = Baseline(load(workload), config, device())
         products = {precision: AdvCAM(model, config, precision, device()) for precision in PRECISIONS}
-        rib, steps = ProductWay(short, "float32"), experiment.refine.iterations
+        rib, steps = ProductWay(short, "float32"), workload.experiment.refine.iterations
         ways: dict[str, Callable[[], float]] = {
             f"AdvCAM of a class, {BASELINE}": partial(_baseline_seconds, baseline, views, index)
         }
         for precision, product in products.items():
             ways[f"AdvCAM of a class, {precision}"] = partial(product_seconds, product, views, index)
-        ways["RIB of an image, float32"] = partial(_rib_seconds, rib, ids, steps)
+        ways["RIB of an image, float32"] = lambda: image_seconds(rib.image(ids[0], ids[1 % len(ids)]), steps)
         difference = _first_difference(products["float32"], baseline, views[:2], index)  # and warms up
         products["bfloat16"].climb(views[1:2], [index])
         found = [[way() for way in ways.values()] for _ in range(rounds)]
         return dict(zip(ways, map(list, zip(*found, strict=True)), strict=True)), difference, workload.images
 
 
-def _rib_seconds(rib: ProductWay, ids: Sequence[str], steps: int) -> float:
-    """Return the seconds of an image by RIB."""
-    return image_seconds(rib.image(ids[0], ids[1 % len(ids)]), steps)
-
-
 def _baseline_seconds(baseline: Baseline, views: Sequence[Tensor], index: int) -> float:
     """Return the seconds of all climbs of a class, of which one step at every scale is taken."""
     total = 0.0
     for view, steps in zip(views, steps_of(baseline.config.iterations, len(views)), strict=True):
-        began = _now()
+        began = now()
         baseline.climb([view], 1, index)
-        total += steps * (_now() - began)
+        total += steps * (now() - began)
     return total
 
 
@@ -134,7 +125,7 @@ def product_seconds(product: AdvCAM, views: Sequence[Tensor], index: int) -> flo
     stamps: list[float] = []
 
     def stamped(images: Tensor) -> Tensor:
-        stamps.append(_now())
+        stamps.append(now())
         return cams(images)
 
     product.config, product.frozen.cams = config.model_copy(update={"iterations": TIMED}), stamped
@@ -142,7 +133,7 @@ def product_seconds(product: AdvCAM, views: Sequence[Tensor], index: int) -> flo
         product.climb(views, [index])
     finally:
         product.config, product.frozen.cams = config, cams
-    stamps.append(_now())
+    stamps.append(now())
     total = 0.0
     for scale, steps in enumerate(steps_of(config.iterations, len(views))):
         begin, second, last, end = stamps[scale * TIMED : scale * TIMED + TIMED + 1]
@@ -161,10 +152,3 @@ def _first_difference(product: AdvCAM, baseline: Baseline, views: Sequence[Tenso
     found = [trace.values[scale, index]["cam"][0] for scale in range(len(views))]
     assert all(maps.max() > 0 for maps in expected), "a map that is zero everywhere compares with anything"
     return max(float(np.abs(one - other).max() / other.max()) for one, other in zip(found, expected, strict=True))
-
-
-def _now() -> float:
-    """Return the time when all that was queued is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return perf_counter()

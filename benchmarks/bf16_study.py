@@ -12,18 +12,14 @@ Poisson bootstrap of the images: in every replicate both precisions see the same
 
 import argparse
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
+from quickstart_study import dataset_of, run_quietly
 
-from ribray.commands.run import Request, run_chain
-from ribray.config import load_experiment
-from ribray.data import open_dataset
 from ribray.evaluation.bootstrap import COVERAGE, Bootstrap
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
@@ -61,22 +57,17 @@ class Comparison:
 
 def refine(out: Path, seed: str, images: int, settings: Sequence[str]) -> None:
     """Refine one seed's images in both precisions, or what is left of them."""
-    common = ["tracking.wandb=disabled", "refine.keep_steps=false", f"seed={seed}", f"refine.limit={images}"]
-    base, fork = (out / seed / precision for precision in PRECISIONS)
-    for precision, folder in zip(PRECISIONS, (base, fork), strict=True):
-        experiment = load_experiment("quickstart", [*common, f"refine.precision={precision}", *settings])
-        if folder == fork and not fork.exists():
-            request = Request(experiment, "quickstart", base, STAGES, fork=fork)
-        else:  # begin it, or continue it; a fork knows its parent
-            request = Request(experiment, "quickstart", folder, STAGES)
-        run_chain(request, Console(quiet=True), threading.Event())
+    common = ["refine.keep_steps=false", f"seed={seed}", f"refine.limit={images}"]
+    base, other = (out / seed / precision for precision in PRECISIONS)
+    for precision, fork in zip(PRECISIONS, (None, other), strict=True):
+        run_quietly(base, [*common, f"refine.precision={precision}", *settings], STAGES, fork)
 
 
 def compare(out: Path, seed: str) -> Comparison:
     """Judge the images that a seed's two runs have both refined."""
     runs = {precision: out / seed / precision for precision in PRECISIONS}
     experiment = Run.read(runs["float32"]).read_experiment()
-    dataset = open_dataset(experiment.data, experiment.data.train_split, next((runs["float32"] / "data").iterdir()))
+    dataset = dataset_of(runs["float32"])
     done = set.intersection(*(finished_ids(run / "maps") for run in runs.values()))
     ids = [id for id in dataset.ids if id in done]
     thresholds = experiment.seed_eval.thresholds

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from advcam import product_seconds
 from harness import figure, in_processes, serve
 from networks import LITE, RESNET, drawn_up
@@ -21,7 +20,6 @@ from refine import ProductWay, bfloat16_units, device, image_seconds, load, usab
 
 from ribray import storage
 from ribray.config import AdvCAMConfig
-from ribray.data import open_dataset
 from ribray.data.transforms import target_views
 from ribray.methods.advcam import AdvCAM
 
@@ -78,17 +76,15 @@ def measured(
     network: str, precision: str, name: str, settings: Sequence[str], size: tuple[int, int] | None, rounds: int
 ) -> dict[str, Any]:
     """Return the figures of a method, or of a setting of RIB, on a network."""
-    torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as temporary:
         workload = drawn_up(storage.path(temporary), network, [*RIB.get(name, ()), *settings], size)
         experiment = workload.experiment
-        dataset = open_dataset(experiment.data, experiment.data.train_split)
-        ids = usable(workload)
+        dataset, ids = workload.dataset, usable(workload)
         area = float(np.prod(dataset.size(ids[0])))
         found: dict[str, list[float]] = {}
         if name == ADVCAM:
             config = AdvCAMConfig(method="advcam")
-            model = load(workload, len(dataset.classes))
+            model = load(workload)
             views = target_views(dataset.image(ids[0]), config.scales, model.backbone.normalisation)
             method = AdvCAM(model, config, precision, device())
             present = [int(np.flatnonzero(dataset.labels[dataset.index(ids[0])])[0])]

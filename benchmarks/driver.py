@@ -6,13 +6,9 @@ Stage ``refine`` runs as it is, from the listing of what is done to its metrics,
 cluster of its own. Only the worker is another one: it refines nothing and writes a few bytes in place of a map.
 """
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +19,8 @@ from unittest import mock
 
 import numpy as np
 import psutil
-from harness import figure
+from harness import figure, in_processes, serve
+from memory import begin_anew, highest_resident
 from rich.console import Console
 
 from ribray import storage
@@ -42,7 +39,6 @@ MORE = 1_000
 CHUNK = 50
 """Images of one call."""
 CLASSES, WORKERS = 20, 2
-SAMPLE_SECONDS = 0.02
 MB = 2**20
 
 
@@ -56,10 +52,10 @@ def run(*, images: int | None = None, few: int = FEW, full: bool = False) -> dic
     """
     count = images or (MILLION if full else SOME)
     with tempfile.TemporaryDirectory(prefix="ribray-driver-") as folder:
-        small, large = Path(folder) / "small", Path(folder) / "large"
-        first = in_a_process(small, few, few)
-        found = in_a_process(large, count + MORE, count)
-        again = in_a_process(large, count + MORE, count + MORE)
+        small, large = f"{folder}/small", f"{folder}/large"
+        (first,) = in_processes(refine_simulated, directory=small, images=few, limit=few)
+        (found,) = in_processes(refine_simulated, directory=large, images=count + MORE, limit=count)
+        (again,) = in_processes(refine_simulated, directory=large, images=count + MORE, limit=count + MORE)
         shutil.rmtree(folder, ignore_errors=True)  # here, where it is not taken for a stuck benchmark
         Path(folder).mkdir()
     growth = {name: (one["peak"] - first["peak"]) / MB for name, one in (("run", found), ("restart", again))}
@@ -78,21 +74,13 @@ def run(*, images: int | None = None, few: int = FEW, full: bool = False) -> dic
             "of it one listing of what is done": figure(again["listings"], "s"),
         },
         "notes": [
-            "Memory: resident set of the driver's process, looked at every 20 ms, shared memory of Ray's object store "
-            f"included. Baseline of its growth: the run with {few:,} images.",
+            "Memory: the highest resident set of the driver's process, shared memory of Ray's object store included. "
+            f"Baseline of its growth: the run with {few:,} images.",
             f"A worker writes 2 bytes in place of a map, without waiting for the disk; {CHUNK} images are one call.",
             "The start is counted from the beginning of the process, its imports and Ray's included. What is done is "
             "looked for three times: when settings are checked, when the stage is begun, and when it goes on.",
         ],
     }
-
-
-def in_a_process(folder: Path, images: int, limit: int) -> dict[str, Any]:
-    """Refine up to ``limit`` of so many images in a process of its own; return what it saw."""
-    command = [sys.executable, __file__, str(folder), str(images), str(limit)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]])}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # --- in a driver -------------------------------------------------------------------------------------------------
@@ -152,30 +140,6 @@ class Recorder:
         return record | {"process": os.getpid(), "began": began, "ended": time.monotonic()}
 
 
-class Memory:
-    """Samples the resident set of this process, in bytes, for the length of a ``with`` block."""
-
-    def __enter__(self) -> "Memory":
-        """Begin."""
-        self.peak = 0
-        self._ended = threading.Event()
-        threading.Thread(target=self._sample, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End."""
-        self._ended.set()
-
-    @staticmethod
-    def now() -> int:
-        """Return the present size."""
-        return psutil.Process().memory_info().rss
-
-    def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            self.peak = max(self.peak, self.now())
-
-
 @contextmanager
 def simulated(directory: Path, images: int, settings: Sequence[str]) -> Iterator[SimulatedContext]:
     """Yield a context of so many images, of which none is there, in a run directory."""
@@ -188,17 +152,18 @@ def simulated(directory: Path, images: int, settings: Sequence[str]) -> Iterator
             yield context
 
 
-def refine_simulated(directory: Path, images: int, limit: int) -> dict[str, Any]:
-    """Run the stage up to ``limit`` images; return what was seen of this process."""
+def refine_simulated(directory: str, images: int, limit: int) -> dict[str, Any]:
+    """Run the stage up to ``limit`` of so many images; return what was seen of this process."""
     settings = [f"refine.limit={limit}", f"cluster.workers={WORKERS}"]
+    process = psutil.Process()
+    begin_anew()
     with (
-        Memory() as memory,
-        simulated(directory, images, settings) as context,
+        simulated(storage.path(directory), images, settings) as context,
         mock.patch.multiple(refine, RefineWorker=Recorder, CHUNK=CHUNK),
     ):
-        before = memory.now()
+        before = process.memory_info().rss
         data = context.training_set
-        size = memory.now() - before
+        size = process.memory_info().rss - before
         context.begin(classifier.NAME)
         for _ in range(2):  # as the chain does: once to check, once to begin
             began = time.monotonic()
@@ -211,13 +176,13 @@ def refine_simulated(directory: Path, images: int, limit: int) -> dict[str, Any]
         maps = context.own_folder(refine.NAME)
         first = min(map_path(maps, id).stat().st_mtime for id in new)
         return {
-            "peak": memory.peak,
+            "peak": highest_resident(),
             "data": size,
             "listings": listings,
-            "start": first - psutil.Process().create_time(),
+            "start": first - process.create_time(),
             "images_per_second": metrics["timing"]["refine"]["images_per_second"],
         }
 
 
 if __name__ == "__main__":
-    print(json.dumps(refine_simulated(storage.path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    serve(globals())

@@ -35,7 +35,6 @@ from refine import (
 from refinements import Processes, Workload, images_per_second, prepare, seconds_per_image
 from torch import nn
 
-from ribray.data import open_dataset
 from ribray.data.transforms import normalise
 from ribray.methods.maps import map_path
 from ribray.networks.engine import Kind
@@ -95,9 +94,7 @@ def _workload(folder: Path, network: str, small: bool) -> Workload:
 
 def settle_norms(workload: Workload) -> None:
     """Give random weights the batch norm of their own signal, which would fade or grow, and maps above zero."""
-    experiment = workload.experiment
-    dataset = open_dataset(experiment.data, experiment.data.train_split)
-    model = load(workload, len(dataset.classes))
+    dataset, model = workload.dataset, load(workload)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()

@@ -115,12 +115,17 @@ def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int = 5, warm_up: 
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(warm_up + rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = now()
             way()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
     return {name: found[warm_up:] for name, found in seconds.items()}
+
+
+def now() -> float:
+    """Return the time when all that was queued on a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
@@ -128,16 +133,20 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [one / other for one, other in zip(above, below, strict=True)]
 
 
-def in_processes(function: Callable[..., Any], count: int = 1, **options: Any) -> list[Any]:
+def in_processes(
+    function: Callable[..., Any], count: int = 1, *, threads: int | None = None, **options: Any
+) -> list[Any]:
     """Return what a function of a benchmark's file returns in so many processes of their own, at the same time.
 
     Args:
         function: returns what JSON holds; its file calls `serve` where it is the program.
         count: processes.
+        threads: of torch, of each; default: as many as here.
         options: what it is called with, of which JSON holds all.
     """
     command = [sys.executable, function.__code__.co_filename, function.__name__, json.dumps(options)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]])}
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads or torch.get_num_threads())}
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(count)]
     printed = [process.communicate()[0] for process in running]
     for process in running:

@@ -1,25 +1,16 @@
 """Thousands of refinements in one worker: whether its memory grows, and whether it keeps files open.
 
 ribray bench long-run
-
-As a script it refines so many images in its own process and prints what it saw:
-
-    python benchmarks/long_run.py 2000
 """
 
-import json
-import os
-import subprocess
-import sys
+import itertools
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
-from harness import figure
+from harness import figure, in_processes, serve
 from memory import begin_anew, highest_resident
 from refinements import prepare
 
@@ -44,9 +35,7 @@ def run(*, images: int = 2000) -> dict[str, Any]:
     Args:
         images: to refine; a multiple of four.
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(images)]
-    seen = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    (seen,) = in_processes(refine_many, images=images)
     peaks = dict(zip(QUARTERS, seen["peak_bytes"], strict=True))
     seconds = dict(zip(QUARTERS, seen["seconds"], strict=True))
     return {
@@ -66,44 +55,37 @@ def run(*, images: int = 2000) -> dict[str, Any]:
     }
 
 
-def refine_many(images: int, folder: Path) -> dict[str, Any]:
+def refine_many(images: int) -> dict[str, Any]:
     """Refine so many images in one worker, and return by quarter its highest memory and the seconds it took.
 
     Beside them stand, at the start (after the first image) and at the end, the open files and the threads of this
     process.
     """
-    workload = prepare(folder, ITEM, SIZE)
-    worker = RefineWorker(**workload.arguments())
-    work = _endless(worker, workload.ids())
-    next(work)
     process = psutil.Process()
-    files, threads = [process.num_fds()], [process.num_threads()]
-    peaks, seconds = [], []
-    for _ in QUARTERS:
-        begin_anew()
-        began = time.perf_counter()
-        for _ in range(images // len(QUARTERS)):
-            next(work)
-        seconds.append(time.perf_counter() - began)
-        peaks.append(highest_resident())
-    work.close()
-    files.append(process.num_fds())
-    threads.append(process.num_threads())
+    with tempfile.TemporaryDirectory() as folder:
+        workload = prepare(Path(folder), ITEM, SIZE)
+        worker = RefineWorker(**workload.arguments())
+        upcoming = itertools.pairwise(itertools.cycle(workload.ids()))
+
+        def refine(count: int) -> None:
+            for id, following in itertools.islice(upcoming, count):
+                worker.prefetch(id)
+                worker.prefetch(following)
+                worker.process(id)
+
+        refine(1)
+        files, threads = [process.num_fds()], [process.num_threads()]
+        peaks, seconds = [], []
+        for _ in QUARTERS:
+            begin_anew()
+            began = time.perf_counter()
+            refine(images // len(QUARTERS))
+            seconds.append(time.perf_counter() - began)
+            peaks.append(highest_resident())
+        files.append(process.num_fds())
+        threads.append(process.num_threads())
     return {"peak_bytes": peaks, "seconds": seconds, "files": files, "threads": threads}
 
 
-def _endless(worker: RefineWorker, ids: list[str]) -> Iterator[None]:
-    """Refine images one after the other, again and again, the next one being loaded meanwhile."""
-    place = 0
-    while True:
-        worker.prefetch(ids[place % len(ids)])
-        worker.prefetch(ids[(place + 1) % len(ids)])
-        worker.process(ids[place % len(ids)])
-        place += 1
-        yield
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        print(json.dumps(refine_many(int(sys.argv[1]), Path(name))))
+    serve(globals())

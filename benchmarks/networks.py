@@ -32,7 +32,6 @@ from refine import (
 from refinements import Workload, prepare
 
 from ribray import storage
-from ribray.data import open_dataset
 from ribray.machine import usable_cores
 from ribray.networks.engine import Kind
 from ribray.networks.weights import load_backbone_weights, save_network
@@ -118,16 +117,13 @@ def share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) ->
     """
     if torch.cuda.is_available():
         return own_share(settings, size, rounds)
-    options = {"settings": [*settings], "size": size, "rounds": rounds, "threads": 1}
-    return [each for found in in_processes(own_share, usable_cores(), **options) for each in found]
+    options = {"settings": [*settings], "size": size, "rounds": rounds}
+    found = in_processes(own_share, usable_cores(), threads=1, **options)
+    return [each for of_process in found for each in of_process]
 
 
-def own_share(
-    settings: Sequence[str], size: tuple[int, int] | None, rounds: int, threads: int | None = None
-) -> list[float]:
+def own_share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int) -> list[float]:
     """Return the share in this process, of every round; both networks take turns, each on its engine."""
-    if threads:
-        torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as temporary:
         ways: dict[str, Way] = {}
         for network in (RESNET, LITE):
@@ -157,8 +153,7 @@ def drawn_up(folder: Path, network: str, settings: Sequence[str], size: tuple[in
     if network != LITE:
         give_signal(workload)
         return workload
-    experiment = workload.experiment
-    model = load(workload, len(open_dataset(experiment.data, experiment.data.train_split).classes))
+    model = load(workload)
     load_backbone_weights(model.backbone, "imagenet")
     torch.nn.init.uniform_(model.head.weight, 0.0, 0.01)
     save_network(model, workload.folder / "weights.safetensors")

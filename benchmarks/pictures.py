@@ -1,6 +1,7 @@
 """Photographs to measure with: those beside the checkout, or drawn ones of their size."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,24 +55,27 @@ def data_settings(
 def draw_pictures(folder: Path, size: tuple[int, int], count: int) -> None:
     """Write pictures of (height, width), their masks and labels, as a data root of kind ``folder``."""
     height, width = size
-    names = class_names(CLASSES)
-    rows = ["id,classes"]
+    classes = {}
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     for index in range(count):
         image, mask, labels = draw("train", index, 0, max(size), CLASSES)
         id = f"drawn_{index:04d}"
         Image.fromarray(image[:height, :width]).save(folder / f"{id}.jpg", quality=95)
         Image.fromarray(mask[:height, :width]).save(folder / "masks" / f"{id}.png")
-        rows.append(f"{id},{';'.join(names[kind] for kind in np.flatnonzero(labels))}")
-    (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    (folder / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+        classes[id] = np.flatnonzero(labels).tolist()
+    write_labels(folder, classes)
 
 
 def label_in_turn(folder: Path) -> None:
     """Give each picture of a data root of kind ``folder`` one class, so that it shares it with hardly any other."""
-    names = class_names(CLASSES)
     ids = sorted(path.stem for path in folder.glob("*.jpg"))
-    rows = ["id,classes", *(f"{id},{names[place % CLASSES]}" for place, id in enumerate(ids))]
+    write_labels(folder, {id: [place % CLASSES] for place, id in enumerate(ids)})
+
+
+def write_labels(folder: Path, classes: Mapping[str, Sequence[int]]) -> None:
+    """Write which classes the pictures of a data root of kind ``folder`` show."""
+    names = class_names(CLASSES)
+    rows = ["id,classes", *(f"{id},{';'.join(names[kind] for kind in kinds)}" for id, kinds in classes.items())]
     (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     (folder / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
 

@@ -11,13 +11,14 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from ribray.commands.run import Request, run_chain
 from ribray.config import load_experiment
-from ribray.data import open_dataset
+from ribray.data import Dataset, open_dataset
 from ribray.evaluation.threshold_curve import ThresholdCurve
 from ribray.masks.seed import winner
 from ribray.methods.maps import MapRecord, localization_maps
@@ -45,17 +46,28 @@ def measure(out: Path, settings: Sequence[str], variants: Sequence[str] = tuple(
 
 
 def _seed_metrics(out: Path, settings: Sequence[str], fork: Path | None = None) -> dict:
-    experiment = load_experiment("quickstart", ["tracking.wandb=disabled", f"refine.limit={IMAGES}", *settings])
+    return run_quietly(out, [f"refine.limit={IMAGES}", *settings], STAGES, fork)["seed"]
+
+
+def run_quietly(out: Path, settings: Sequence[str], stages: Sequence[str], fork: Path | None = None) -> dict[str, Any]:
+    """Run the quickstart in ``out`` or in its ``fork``, or what is left of it, and return its metrics."""
+    experiment = load_experiment("quickstart", ["tracking.wandb=disabled", *settings])
     if fork is not None and fork.exists():  # continue it; it knows its parent
         out, fork = fork, None
-    request = Request(experiment, "quickstart", out, STAGES, fork=fork)
-    return run_chain(request, Console(quiet=True), threading.Event()).metrics["seed"]
+    request = Request(experiment, "quickstart", out, stages, fork=fork)
+    return run_chain(request, Console(quiet=True), threading.Event()).metrics
+
+
+def dataset_of(run: Path) -> Dataset:
+    """Return the images that a run was made of."""
+    data = Run.read(run).read_experiment().data
+    return open_dataset(data, data.train_split, next((run / "data").iterdir()))
 
 
 def by_step(run: Path) -> dict[str, float]:
     """Return the best seed mIoU of the map after every step of a run with ``refine.keep_steps``."""
     experiment = Run.read(run).read_experiment()
-    dataset = open_dataset(experiment.data, experiment.data.train_split, next((run / "data").iterdir()))
+    dataset = dataset_of(run)
     curves = [
         ThresholdCurve(len(dataset.classes) + 1, experiment.seed_eval.thresholds)
         for _ in range(experiment.refine.iterations)

@@ -1,22 +1,15 @@
 """The sparse random walk against the dense matrix that published code squares: time, difference, memory.
 
-    ribray bench random-walk [--full]
-
-As a script it walks once and prints the memory that this took:
-
-    python benchmarks/random_walk.py 94 125 3
+ribray bench random-walk [--full]
 """
 
 import functools
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import psutil
-from harness import figure, interleave, ratios
+from harness import figure, in_processes, interleave, ratios, serve
 from memory import begin_anew, give_back, highest_resident
 from oracles import dense_random_walk, example
 from torch import Tensor
@@ -83,7 +76,8 @@ def run(
         walked[each] = random_walk([inputs[each][0]], [inputs[each][1]])[0]
     differences = {each: _difference(walked[each], found) for each, found in squared.items()}
     figures["largest difference"] = figure(max(differences.values()), "", at_most=1e-4)
-    figures["extra memory of the walk"] = figure(_extra_megabytes_elsewhere(size, classes), "MB", at_most=64)
+    (extra,) = in_processes(extra_megabytes, size=size, classes=classes)
+    figures["extra memory of the walk"] = figure(extra, "MB", at_most=64)
     notes = [
         f"At {name} the oracle was {'run once' if full else 'not run'}. Its time scaled up is that at "
         f"{_name(largest)} times {factor:.1f}, the cube of {_cells(size)} over {_cells(largest)} cells. Baseline: "
@@ -112,12 +106,6 @@ def extra_megabytes(size: Size, classes: int) -> float:
     return (highest_resident() - before) / 1e6
 
 
-def _extra_megabytes_elsewhere(size: Size, classes: int) -> float:
-    command = [sys.executable, __file__, *map(str, (*size, classes))]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
-
-
 def _require_memory(cells: int) -> None:
     needed, available = DENSE_MATRICES * 4 * cells**2, psutil.virtual_memory().available
     if needed > available:
@@ -140,4 +128,4 @@ def _cells(size: Size) -> int:
 
 
 if __name__ == "__main__":
-    print(extra_megabytes((int(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3])))
+    serve(globals())

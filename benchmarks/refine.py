@@ -23,7 +23,6 @@ from refine_baseline import Baseline
 from refinements import Workload, prepare
 
 from ribray import storage
-from ribray.data import open_dataset
 from ribray.methods import worker as product
 from ribray.methods.extras import ExtraOrder
 from ribray.methods.maps import MapRecord, map_path
@@ -111,10 +110,8 @@ class BaselineWay(Way):
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
-        experiment = workload.experiment
-        dataset = open_dataset(experiment.data, experiment.data.train_split)
-        classifier = load(workload, len(dataset.classes))
-        self._baseline = Baseline(classifier, dataset, experiment.refine, device(), self.clock)
+        config = workload.experiment.refine
+        self._baseline = Baseline(load(workload), workload.dataset, config, device(), self.clock)
         self._folder = workload.folder / "baseline"
         self._sums: list[torch.Tensor] = []
 
@@ -417,13 +414,12 @@ def bfloat16_units() -> str:
 
 def usable(workload: Workload) -> list[str]:
     """Return images of one size; each has as many extra samples as a step takes, or the ways would differ in work."""
-    experiment = workload.experiment
-    dataset = open_dataset(experiment.data, experiment.data.train_split)
-    order = ExtraOrder(dataset.ids, dataset.labels, experiment.refine.seed)
+    config, dataset = workload.experiment.refine, workload.dataset
+    order = ExtraOrder(dataset.ids, dataset.labels, config.seed)
     ids = workload.ids()
     for id in ids:
         present = np.flatnonzero(dataset.labels[dataset.index(id)]).tolist()
-        enough = bool(present) and order.available(id, present) >= experiment.refine.batch_size - 1
+        enough = bool(present) and order.available(id, present) >= config.batch_size - 1
         assert enough, f"{id} has too few extra samples to be measured with"
     return ids
 
@@ -446,18 +442,16 @@ def largest_difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarra
 
 def give_signal(workload: Workload) -> None:
     """Give random weights residual branches that do something, without growing the signal, and maps above zero."""
-    experiment = workload.experiment
-    classes = len(open_dataset(experiment.data, experiment.data.train_split).classes)
-    model = load(workload, classes)
+    model = load(workload)
     for block in (*model.backbone.stem_blocks(), *model.backbone.trunk_blocks()):
         torch.nn.init.constant_(block.main[-1][1].weight, RESIDUAL_GAIN)
     model.head.weight.data.abs_()
     save_network(model, workload.folder / "weights.safetensors")
 
 
-def load(workload: Workload, classes: int) -> Classifier:
+def load(workload: Workload) -> Classifier:
     """Return the classifier that every way starts from."""
     config = workload.experiment.classifier
-    model = build_classifier(config.backbone, classes, config.output_stride)
+    model = build_classifier(config.backbone, len(workload.dataset.classes), config.output_stride)
     load_classifier(model, workload.folder / "weights.safetensors")
     return model

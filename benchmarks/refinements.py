@@ -22,7 +22,7 @@ from pictures import data_settings
 
 from ribray import storage
 from ribray.config import Experiment, change, validate_experiment
-from ribray.data import open_dataset
+from ribray.data import Dataset, open_dataset
 from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
 from ribray.networks.weights import load_backbone_weights, save_network
@@ -71,13 +71,19 @@ class Workload:
         """What ``auto`` means on a GPU, and float32 on a CPU."""
         return "bfloat16" if torch.cuda.is_available() else "float32"
 
+    @property
+    def dataset(self) -> Dataset:
+        """The images, opened anew."""
+        data = self.experiment.data
+        return open_dataset(data, data.train_split)
+
     def ids(self) -> list[str]:
         """Return the images of the commonest size, so that each takes as long."""
         return max(self.by_size(), key=len)
 
     def by_size(self) -> list[list[str]]:
         """Return all images, those of one size together."""
-        dataset = open_dataset(self.experiment.data, self.experiment.data.train_split)
+        dataset = self.dataset
         by_size: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for id in dataset.ids:
             by_size[dataset.image(id).shape].append(id)
@@ -87,7 +93,7 @@ class Workload:
         """Return what a `RefineWorker` is built with."""
         experiment = self.experiment
         return {
-            "dataset": open_dataset(experiment.data, experiment.data.train_split),
+            "dataset": self.dataset,
             "classifier": {
                 "backbone": experiment.classifier.backbone,
                 "output_stride": experiment.classifier.output_stride,
@@ -123,11 +129,10 @@ def prepare(
     # No early stop, or images would differ in the number of their steps.
     fixed = ["classifier.weights=none", "refine.stop_threshold=1e30", "refine.explode_ratio=1"]
     workload = Workload(folder, [*settings, *chosen, *fixed], images)
-    experiment = workload.experiment
-    dataset = open_dataset(experiment.data, experiment.data.train_split)
+    config = workload.experiment.classifier
     torch.manual_seed(0)
-    model = build_classifier(experiment.classifier.backbone, len(dataset.classes), experiment.classifier.output_stride)
-    load_backbone_weights(model.backbone, experiment.classifier.weights)
+    model = build_classifier(config.backbone, len(workload.dataset.classes), config.output_stride)
+    load_backbone_weights(model.backbone, config.weights)
     save_network(model, folder / "weights.safetensors")
     return workload
 
