@@ -110,19 +110,13 @@ def trainings(bench: Bench) -> Iterator[Yields]:
 
 def _classifier(bench: Bench) -> tuple[nn.Module, Callable[[], Tensor]]:
     images, _, labels = _batch(*((2, 64) if bench.small else (16, 512)))
-    with drawn_with(0):
-        model = build_classifier(bench.resnet, CLASSES, 16)
-    load_backbone_weights(model.backbone, "none")
-    model.to(device()).train()
+    model = _drawn(lambda: build_classifier(bench.resnet, CLASSES, 16))
     return model, lambda: functional.binary_cross_entropy_with_logits(model(images).float(), labels)
 
 
 def _irn(bench: Bench) -> tuple[nn.Module, Callable[[], Tensor]]:
     images, masks, _ = _batch(*((2, 64) if bench.small else (32, 512)))
-    with drawn_with(0):
-        model = build_irnet(bench.resnet, 16, 64 if bench.small else IrnConfig().displacement_width)
-    load_backbone_weights(model.backbone, "none")
-    model.to(device()).train()
+    model = _drawn(lambda: build_irnet(bench.resnet, 16, 64 if bench.small else IrnConfig().displacement_width))
 
     def loss() -> Tensor:
         boundary, displacement = model(images)
@@ -135,11 +129,16 @@ def _irn(bench: Bench) -> tuple[nn.Module, Callable[[], Tensor]]:
 def _deeplab(bench: Bench) -> tuple[nn.Module, Callable[[], Tensor]]:
     images, masks, _ = _batch(*((2, 65) if bench.small else (10, 321)))
     tiny = {"backbone": bench.resnet, "rates": (1, 2), "scales": (1.0,)} if bench.small else {}
-    with drawn_with(0):
-        model = build_deeplab(SegmentationConfig(**tiny), CLASSES)
-    load_backbone_weights(model.backbone, "none")
-    model.to(device()).train()
+    model = _drawn(lambda: build_deeplab(SegmentationConfig(**tiny), CLASSES))
     return model, lambda: segmentation_loss(model(images), masks)
+
+
+def _drawn(build: Callable[[], Any]) -> Any:
+    """Return a network with random weights, to be trained on the device."""
+    with drawn_with(0):
+        model = build()
+    load_backbone_weights(model.backbone, "none")
+    return model.to(device()).train()
 
 
 def _batch(count: int, side: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ ribray bench maps
 
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,12 @@ def run(
         seconds = interleave(
             {
                 "written": functools.partial(_write, made, ours),
-                "published form written": functools.partial(_write_published, published, theirs),
+                "published form written": functools.partial(
+                    _write, published, theirs, functools.partial(np.savez, allow_pickle=False)
+                ),
                 "read": functools.partial(_read, ours),
-                "published form read": functools.partial(_read_published, theirs),
-                "read, full-size maps made": functools.partial(_read_full, ours),
+                "published form read": functools.partial(_read, theirs, _read_published),
+                "read, full-size maps made": functools.partial(_read, ours, _read_full),
             },
             rounds,
         )
@@ -126,27 +128,20 @@ def _filled(arrays: Arrays) -> Arrays:
     }
 
 
-def _write(made: Sequence[Arrays], files: Sequence[Path]) -> None:
+def _write(made: Sequence[Arrays], files: Sequence[Path], write: Callable[..., None] = storage.write_npz) -> None:
     for arrays, file in zip(made, files, strict=True):
-        storage.write_npz(file, **arrays)
+        write(file, **arrays)
 
 
-def _write_published(made: Sequence[Arrays], files: Sequence[Path]) -> None:
-    for arrays, file in zip(made, files, strict=True):
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def _read(files: Sequence[Path]) -> None:
+def _read(files: Sequence[Path], read: Callable[[Path], Any] = MapRecord.read) -> None:
     for file in files:
-        MapRecord.read(file)
+        read(file)
 
 
-def _read_full(files: Sequence[Path]) -> None:
-    for file in files:
-        localization_maps(MapRecord.read(file))
+def _read_full(file: Path) -> None:
+    localization_maps(MapRecord.read(file))
 
 
-def _read_published(files: Sequence[Path]) -> None:
-    for file in files:
-        with np.load(file, allow_pickle=False) as archive:
-            archive["keys"], archive["high_res"]
+def _read_published(file: Path) -> None:
+    with np.load(file, allow_pickle=False) as archive:
+        archive["keys"], archive["high_res"]

@@ -9,7 +9,7 @@ EfficientNet-Lite0 those of its package.
 
 import gc
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +104,11 @@ def _measure(
         for engine in ENGINES[network]:
             for precision in PRECISIONS:
                 ways[f"{engine}, {precision}"] = ProductWay(short, precision, engine)
-        found, apart = compare(ways, ids, steps, rounds)
+        apart = differences(ways, ids)
+        timed = time_parts(ways, ids, rounds)
         del ways
         gc.collect()
+        found = {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}
         return found, apart, steps, workload.images
 
 
@@ -136,15 +138,6 @@ def own_share(settings: Sequence[str], size: tuple[int, int] | None, rounds: int
         timed = time_parts(ways, ids, rounds)
     seconds = {network: [image_seconds(image, steps) for image in images] for network, images in timed.items()}
     return ratios(seconds[LITE], seconds[RESNET])
-
-
-def compare(
-    ways: Mapping[str, Way], ids: Sequence[str], steps: int, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return each way's seconds of an image of so many steps, and how far its maps are off the first way's."""
-    apart = differences(ways, ids)
-    timed = time_parts(ways, ids, rounds)
-    return {name: [image_seconds(image, steps) for image in images] for name, images in timed.items()}, apart
 
 
 def drawn_up(folder: Path, network: str, settings: Sequence[str], size: tuple[int, int] | None) -> Workload:

@@ -419,7 +419,7 @@ def usable(workload: Workload) -> list[str]:
     ids = workload.ids()
     for id in ids:
         present = np.flatnonzero(dataset.labels[dataset.index(id)]).tolist()
-        enough = bool(present) and order.available(id, present) >= config.batch_size - 1
+        enough = bool(present) and len(order.candidates(id, present)) >= config.batch_size - 1
         assert enough, f"{id} has too few extra samples to be measured with"
     return ids
 

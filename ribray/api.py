@@ -266,7 +266,7 @@ class MapMaker:
             by_step=tuple(
                 localization_maps(record, (record.own, step)) for step in range(refinement.steps if by_step else 0)
             ),
-            notes=_notes(len(gallery.ids) - 1, order.available(TARGET, present), preparation.unreadable.values())
+            notes=_notes(len(gallery.ids) - 1, len(order.candidates(TARGET, present)), preparation.unreadable.values())
             if order is not None
             else (),
             mask_values=tuple(index + 1 for index in chosen) if self._classifier.classes < IGNORE else (),

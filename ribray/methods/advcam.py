@@ -252,11 +252,7 @@ class AdvCAM(Method):
         return moved, largest
 
     def _require_sense(self, sums: list[Tensor], slopes: list[Tensor]) -> None:
-        """Read from the device, once an image, whether the climbs made sense.
-
-        Raises:
-            ImageError: they did not.
-        """
+        """Read from the device, once an image, whether the climbs made sense; refuse the image where they did not."""
         numbers = torch.stack([torch.stack([each.sum() for each in sums]).sum(), torch.cat(slopes).amax()])
         total, slope = numbers.tolist()
         if not math.isfinite(total):

@@ -46,10 +46,6 @@ class ExtraOrder:
                 break
         return np.flatnonzero(disjoint)
 
-    def available(self, target: str, present: Sequence[int]) -> int:
-        """Return how many different images may accompany ``target``."""
-        return len(self.candidates(target, present))
-
     def draw(self, target: str, present: Sequence[int]) -> Iterator[int]:
         """Yield indices of extra samples: every candidate once, then all again in a new order, without end.
 

@@ -129,11 +129,7 @@ def build_timm(name: str, output_stride: int) -> TimmBackbone:
 
 
 def _features_of(network: Any, name: str) -> Tensor:
-    """Return what is pooled, (1, C, h, w).
-
-    Raises:
-        UsageError: it is no map.
-    """
+    """Return what is pooled, (1, C, h, w), or refuse what is no map."""
     try:
         features = network.forward_features(sample_image())
     except Exception as error:  # noqa: BLE001 - an assertion on the image's size, as of networks of patches
@@ -147,11 +143,7 @@ def _features_of(network: Any, name: str) -> Tensor:
 
 
 def _require_linear_head(network: Any, features: Tensor, name: str) -> None:
-    """Refuse a network whose logits are not a linear layer on the mean of its features.
-
-    Raises:
-        UsageError: it is one.
-    """
+    """Refuse a network whose logits are not a linear layer on the mean of its features."""
     classifier = network.get_classifier()
     pooled = network.forward_head(features, pre_logits=True).flatten(1)
     mean = features.mean((2, 3))
@@ -163,10 +155,8 @@ def _require_linear_head(network: Any, features: Tensor, name: str) -> None:
 def _ends(network: Any, names: list[str], name: str) -> list[int]:
     """Return the place of the layer with which each of the five levels ends; the last one is the last layer.
 
-    A network that begins with a stride of 4 has that as its first level, too, as a ResNet's max-pool is one.
-
-    Raises:
-        UsageError: its stages have other strides, or end inside a layer.
+    A network that begins with a stride of 4 has that as its first level, too, as a ResNet's max-pool is one. One whose
+    stages have other strides, or end inside a layer, is refused.
     """
     strides = strides_of(network, names)
     stages = [info["module"] for info in network.feature_info if info["reduction"] > 1]

@@ -258,11 +258,10 @@ def _require_finite(name: str, tensor: Tensor, location: Path | str) -> None:
 
 def _head(state: Mapping[str, Tensor], root: str, classifier: Classifier, location: Path) -> Tensor:
     """Return the head's weight in the shape of a 1×1 convolution."""
-    outer = {"", "module.", root}
-    names = [prefix + head for prefix in sorted(outer) for head in _HEADS if f"{prefix}{head}.weight" in state]
-    if not names:
+    names = [prefix + head for prefix in sorted({"", "module.", root}) for head in _HEADS]
+    name = next((name for name in names if f"{name}.weight" in state), None)
+    if name is None:
         raise UsageError(f"The classifier {location} has no head: no tensor 'head.weight', 'fc.weight' or the like.")
-    name = names[0]
     weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
     wanted = classifier.head.weight
     if bias is not None and (bias.shape != weight.shape[:1] or bias.count_nonzero()):

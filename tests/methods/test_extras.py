@@ -29,7 +29,7 @@ def test_extra_samples_share_no_class_with_the_target(labels: np.ndarray) -> Non
         index for index in range(len(IDS)) if labels[index].any() and not labels[index, 0] and not labels[index, 1]
     }
     assert set(order.candidates(IDS[3], [0, 1]).tolist()) == expected
-    assert order.available(IDS[3], [0, 1]) == len(expected)
+    assert len(order.candidates(IDS[3], [0, 1])) == len(expected)
     assert set(take(order, IDS[3], [0, 1], len(expected))) == expected
 
 
@@ -46,7 +46,7 @@ def test_the_target_is_never_its_own_extra_sample(labels: np.ndarray) -> None:
 
 def test_every_candidate_comes_once_before_any_comes_again_in_a_new_order(labels: np.ndarray) -> None:
     order = ExtraOrder(IDS, labels, seed=0)
-    count = order.available(IDS[3], [0, 1])
+    count = len(order.candidates(IDS[3], [0, 1]))
     drawn = take(order, IDS[3], [0, 1], 3 * count)
     passes = [drawn[start : start + count] for start in range(0, 3 * count, count)]
     assert all(sorted(one) == sorted(passes[0]) for one in passes)
@@ -65,7 +65,7 @@ def test_the_order_depends_on_seed_and_target_and_on_nothing_else(labels: np.nda
 
 def test_images_that_leave_the_data_set_do_not_reorder_the_others(labels: np.ndarray) -> None:
     order = ExtraOrder(IDS, labels, seed=5)
-    count = order.available(IDS[3], [0, 1])
+    count = len(order.candidates(IDS[3], [0, 1]))
     before = [IDS[index] for index in take(order, IDS[3], [0, 1], 2 * count)]
     gone = {before[2], before[7]}
     kept = [index for index, image_id in enumerate(IDS) if image_id not in gone]
@@ -76,7 +76,7 @@ def test_images_that_leave_the_data_set_do_not_reorder_the_others(labels: np.nda
 
 def test_the_first_few_of_many_come_in_the_order_of_all(labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     order = ExtraOrder(IDS, labels, seed=2)
-    count = 2 * order.available(IDS[3], [0, 1])
+    count = 2 * len(order.candidates(IDS[3], [0, 1]))
     sorted_at_once = take(order, IDS[3], [0, 1], count)
     monkeypatch.setattr(extras, "FIRST", 4)
     assert take(order, IDS[3], [0, 1], count) == sorted_at_once
@@ -89,7 +89,7 @@ def test_the_order_is_the_same_on_every_platform() -> None:
 
 def test_no_candidate_gives_no_sample() -> None:
     order = ExtraOrder(["a", "b"], np.array([[True], [True]]), seed=0)
-    assert order.available("a", [0]) == 0
+    assert len(order.candidates("a", [0])) == 0
     assert take(order, "a", [0], 3) == []
 
 
