@@ -17,7 +17,7 @@ import torch
 from advcam_baseline import Baseline
 from harness import figure, now, ratios
 from networks import LITE, RESNET, drawn_up
-from refine import TIMED_STEPS, ProductWay, bfloat16_units, device, image_seconds, largest_difference, load, usable
+from refine import TIMED_STEPS, ProductWay, device, hardware, image_seconds, largest_difference, load, usable
 from torch import Tensor
 
 from ribray import storage
@@ -67,8 +67,7 @@ def run(*, settings: Sequence[str] = (), size: tuple[int, int] | None = None, ro
             "iterations": config.iterations,
             "scales": list(config.scales),
             "rounds": rounds,
-            "device": str(device()),
-            "bfloat16 units": bfloat16_units(),
+            **hardware(),
         },
         "figures": figures,
         "notes": [

@@ -16,7 +16,7 @@ import numpy as np
 from advcam import product_seconds
 from harness import figure, in_processes, serve
 from networks import LITE, RESNET, drawn_up
-from refine import ProductWay, bfloat16_units, device, image_seconds, load, usable
+from refine import ProductWay, device, hardware, image_seconds, load, usable
 
 from ribray import storage
 from ribray.config import AdvCAMConfig
@@ -63,7 +63,7 @@ def run(
                 (own,) = in_processes(measured, network=network, precision=precision, name=name, **options)
                 figures |= {f"{network}, {precision}, {each}": found for each, found in own.items()}
     return {
-        "settings": {"rounds": rounds, "device": str(device()), "bfloat16 units": bfloat16_units()},
+        "settings": {"rounds": rounds, **hardware()},
         "figures": figures,
         "notes": [
             "Seconds of one worker of two threads. Memory is the highest of its process, Python and torch included.",

@@ -92,7 +92,6 @@ class Simulated(Dataset):
     has_masks = False
 
     def __init__(self, images: int):
-        """Draw the labels of so many images."""
         ids = [f"image_{number:09d}" for number in range(images)]
         labels = np.zeros((images, CLASSES), dtype=bool)
         rng = np.random.default_rng(0)
@@ -112,12 +111,10 @@ class SimulatedContext(Context):
     """What the stage works with, on images that are not there."""
 
     def dataset(self, split: str) -> Dataset:
-        """Return the images."""
         return self.simulated
 
     @cached_property
     def simulated(self) -> Simulated:
-        """The images, as many as `images` says."""
         return Simulated(self.images)
 
     images = 0
@@ -127,7 +124,6 @@ class Recorder:
     """Writes a few bytes in place of a map."""
 
     def __init__(self, folder: Path, **_: Any):
-        """Keep where to."""
         self._folder = folder
 
     def process(self, item: str) -> Mapping[str, Any]:

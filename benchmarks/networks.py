@@ -20,10 +20,9 @@ from refine import (
     BaselineWay,
     ProductWay,
     Way,
-    bfloat16_units,
-    device,
     differences,
     give_signal,
+    hardware,
     image_seconds,
     load,
     time_parts,
@@ -73,13 +72,7 @@ def run(*, settings: Sequence[str] = (), size: tuple[int, int] | None = None, ro
         figures[f"{RESNET}, folded over plain, {precision}, images/s"] = figure(ratios(plain, folded), "")
     figures[f"{LITE}, share of {RESNET}'s seconds"] = figure(share(settings, size, rounds), "", at_most=LITE_SHARE)
     return {
-        "settings": {
-            "images": images,
-            "iterations": steps,
-            "rounds": rounds,
-            "device": str(device()),
-            "bfloat16 units": bfloat16_units(),
-        },
+        "settings": {"images": images, "iterations": steps, "rounds": rounds, **hardware()},
         "figures": figures,
         "notes": [
             "Seconds of an image; the plain reading is benchmarks/refine_baseline.py in float32, on the same network, "

@@ -230,8 +230,7 @@ def run(
             "scales": list(refine.scales),
             "crop_size": refine.crop_size,
             "rounds": rounds,
-            "device": str(device()),
-            "bfloat16 units": bfloat16_units(),
+            **hardware(),
         },
         "figures": figures,
         "notes": [
@@ -401,6 +400,11 @@ def gpu_use(profile: torch.profiler.profile) -> tuple[float, float, int]:
 def device() -> torch.device:
     """Return where the worker computes."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hardware() -> dict[str, str]:
+    """Return what a result's settings say of it."""
+    return {"device": str(device()), "bfloat16 units": bfloat16_units()}
 
 
 def bfloat16_units() -> str:

@@ -120,7 +120,6 @@ class Baseline:
         return sums, losses
 
     def write(self, location: Path, sums: Sequence[Tensor]) -> None:
-        """Write an image's maps."""
         with self.clock.phase("write"):
             location.parent.mkdir(parents=True, exist_ok=True)
             np.savez(location, *[maps.cpu().numpy() for maps in sums])

@@ -148,7 +148,6 @@ class FailingWorker(SimulatedWorker):
     """Fails at the first images."""
 
     def process(self, item: str) -> Mapping[str, Any]:
-        """Raise for the first images."""
         if int(item.removeprefix("image_")) < FAILING:
             raise ImageError(f"{item} is unreadable.")
         return RECORD
@@ -244,7 +243,6 @@ class Echo:
     """Answers as a refinement's actor does."""
 
     def process(self, chunk: list[str], upcoming: list[str]) -> list[Outcome]:
-        """Return a record for each item."""
         return [Outcome(item, record=RECORD) for item in chunk]
 
     def wait(self) -> None:

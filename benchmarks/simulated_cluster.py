@@ -127,7 +127,6 @@ class SimulatedCluster:
     # --- what the pool calls --------------------------------------------------------------------------------------
 
     def monotonic(self) -> float:
-        """Return the time."""
         return self.now
 
     def put(self, value: Any) -> Any:
@@ -181,7 +180,6 @@ class SimulatedCluster:
         return ready[:num_returns], None
 
     def get(self, reference: Call) -> Any:
-        """Return what came of a call."""
         self._enter(self._costs.get if self._costs else 0.0)
         del self._over[reference]
         self._left = time.thread_time()

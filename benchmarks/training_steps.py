@@ -52,19 +52,15 @@ class InTurns(TrainingTask):
         self.divergence_bound = task.divergence_bound
 
     def model(self) -> nn.Module:
-        """Return the training's network."""
         return self._task.model()
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
-        """Return the training's optimiser."""
         return self._task.optimizer(model)
 
     def decay(self, step: int) -> float:
-        """Return the training's decay."""
         return self._task.decay(step)
 
     def loss(self, model: nn.Module, batch: Any, device: torch.device, total: Any) -> Tensor:
-        """Return the training's loss."""
         return self._task.loss(model, batch, device, total)
 
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[Any]:
@@ -100,7 +96,6 @@ class InTurns(TrainingTask):
         """Return nothing: validation is not timed."""
 
     def conclude(self, model: Any, parts: list[Any]) -> dict[str, Any]:
-        """Return nothing."""
         return {}
 
     def save(self, model: Any, destination: Path) -> None:

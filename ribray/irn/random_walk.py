@@ -102,12 +102,7 @@ def _pad(maps: list[Tensor], boundaries: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _affinities(boundary: Tensor, radius: int, beta: float) -> list[tuple[int, Tensor]]:
-    """Return the affinities of each displacement that fits into the padded map.
-
-    Args:
-        boundary: (N, 1, h, w), padded.
-        radius: pairs are less than this many cells apart.
-        beta: power of the affinities.
+    """Return the affinities of each displacement that fits into the padded ``boundary`` (N, 1, h, w).
 
     Returns:
         Per displacement its offset o in a flattened map of n cells, and (N, 1, n − o) the affinity of cell j with

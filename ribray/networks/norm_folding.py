@@ -9,7 +9,9 @@ network gives there must be what the network gave.
 Shapes: N images, c channels, h w cells, k side of a kernel.
 """
 
+import contextlib
 import copy
+import functools
 import math
 import sys
 from collections.abc import Iterator
@@ -69,25 +71,21 @@ def _pairs(classifier: Classifier, image: Tensor) -> dict[str, str]:
     found: dict[str, str] = {}
     outputs = []  # kept, so that no two have one id
 
-    def behind(name: str, output: Tensor) -> None:
+    def behind(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         outputs.append(output)
         convolution_of[id(output)] = name
 
-    def before(name: str, x: Tensor) -> None:
-        if id(x) in convolution_of:
-            found[name] = convolution_of.pop(id(x))
+    def before(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if id(inputs[0]) in convolution_of:
+            found[name] = convolution_of.pop(id(inputs[0]))
 
-    hooks = []
-    for name, module in classifier.named_modules():
-        if _can_fold(module, image.device.type == "cpu"):
-            hooks.append(module.register_forward_hook(lambda _, inputs, output, name=name: behind(name, output)))
-        elif isinstance(module, nn.BatchNorm2d) and module.affine and module.running_mean is not None:
-            hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: before(name, inputs[0])))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in classifier.named_modules():
+            if _can_fold(module, image.device.type == "cpu"):
+                hooks.enter_context(module.register_forward_hook(functools.partial(behind, name)))
+            elif isinstance(module, nn.BatchNorm2d) and module.affine and module.running_mean is not None:
+                hooks.enter_context(module.register_forward_pre_hook(functools.partial(before, name)))
         classifier.cams(classifier.stem(image))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 
