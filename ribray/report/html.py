@@ -27,8 +27,7 @@ from ribray.report.charts import RefinementLosses
 from ribray.report.comparison import PSEUDO_MASKS, SEED, Stages, comparisons, ordered
 from ribray.report.pictures import FIRST_STEP, GalleryBlock
 from ribray.report.plots import Chart, DotChart, to_svg
-from ribray.report.sweep_results import results_table
-from ribray.report.sweep_tables import failed_trials_table, trials_table
+from ribray.report.sweep_results import failed_trials_table, results_table, trials_table
 from ribray.report.table import Table
 from ribray.runs.metrics import RunMetrics, Timing
 
@@ -276,38 +275,37 @@ SWEEP_SECTIONS = {
 
 
 def render_sweep(page: SweepPage) -> str:
+    sweep = sweep_rows.Sweep(page.ledger)
     failed = [{**failure, "trial": trial} for trial, found in page.failures.items() for failure in found]
     return _render(
         "sweep.html.j2",
         page=page,
         sections=SWEEP_SECTIONS,
-        cards=_sweep_cards(page.ledger),
-        results=[results_table(page.ledger)] if page.ledger["trials"] else [],
+        cards=_sweep_cards(sweep),
+        results=[results_table(page.ledger)] if sweep.trials else [],
         plots=[_plot(title, content) for title, content in page.plots.items()],
-        trials=_known(trials_table(page.ledger)),
-        failures=_known(failed_trials_table(page.ledger), stage_tables.failures_table(failed)),
+        trials=_known(trials_table(sweep)),
+        failures=_known(failed_trials_table(sweep), stage_tables.failures_table(failed)),
     )
 
 
-def _sweep_cards(ledger: Mapping[str, Any]) -> list[_Card]:
-    trials, metric = ledger["trials"], ledger["metric"]
-    found, names = sweep_rows.rows(ledger), sweep_rows.short_keys(ledger["axes"])
+def _sweep_cards(sweep: sweep_rows.Sweep) -> list[_Card]:
     cards: list[_Card] = []
-    best = next((row for row in found if row.summary and (row.is_best or len(found) == 1)), None)
+    best = next((row for row in sweep.valued if row.is_best or len(sweep.rows) == 1), None)
     if best is not None and best.summary is not None:
-        notes = [", ".join(f"{name} {sweep_rows.setting_text(best.settings[axis])}" for axis, name in names.items())]
+        notes = [sweep.settings_text(best)] if sweep.axes else []
         if best.summary.std is not None:
-            notes.append(f"± {sweep_rows.spread(best.summary.std, metric)} over {best.count} repeats")
-        label = f"{'Best ' if best.is_best else ''}{sweep_rows.metric_name(metric)}"
-        unit, value = "%" if sweep_rows.is_percent(metric) else "", sweep_rows.number(best.summary.mean, metric)
-        cards.append(_Card(label, value, unit, [note for note in notes if note]))
-    statuses = Counter(trial["status"] for trial in trials)
+            notes.append(f"{sweep.plus_minus(best.summary.std).lstrip()} over {best.count} repeats")
+        label = f"{'Best ' if best.is_best else ''}{sweep_rows.metric_name(sweep.metric)}"
+        unit = "%" if sweep_rows.is_percent(sweep.metric) else ""
+        cards.append(_Card(label, sweep.number(best.summary.mean), unit, notes))
+    statuses = Counter(trial["status"] for trial in sweep.trials)
     told = ", ".join(f"{count} {status}" for status, count in statuses.items())
     failed = statuses[sweep_rows.FAILED]
-    seconds = sum(trial.get("seconds") or 0 for trial in trials)
+    seconds = sum(trial.get("seconds") or 0 for trial in sweep.trials)
     return [
         *cards,
-        _Card("Trials", _count(len(trials)), "", [told] if told else []),
+        _Card("Trials", _count(len(sweep.trials)), "", [told] if told else []),
         _Card("Time of all trials", _duration(seconds), "", ["one after the other"]),
         _Card("Failed trials", _count(failed), "", [], "bad" if failed else ""),
     ]

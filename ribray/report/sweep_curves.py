@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ribray import storage
 from ribray.config import CAM, label
+from ribray.report import sweep_rows
 from ribray.report.comparison import ordered
 from ribray.report.plots import FAINT_INK, Line, Look, legend, ruled
-from ribray.report.sweep_rows import DIVERGED, FINISHED, SweepRow, is_logarithmic, is_number, seed_maps, setting_text
-from ribray.report.sweep_sheet import LOSS, OURS, Sweep
+from ribray.report.sweep_rows import DIVERGED, FINISHED, Sweep, SweepRow, is_number, setting_text
+from ribray.report.sweep_sheet import LOSS, OURS, legend_title, looks_of_rows, row_label, sheet
 from ribray.runs.metrics import SeedJudgement
 from ribray.runs.run import Run
 from ribray.sweep_file import metric_of
@@ -49,11 +50,13 @@ def loss_curves(sweep: Sweep) -> list[list[LossCurve]]:
     if not sweep.metric.endswith(SUFFIX):
         return [[] for _ in sweep.rows]
     log = Path(*sweep.metric.removesuffix(SUFFIX).split("."), LOG_FILE)
-    read = ([_read_losses(sweep.directory(trial) / log, trial["status"]) for trial in row.trials] for row in sweep.rows)
+    read = (
+        [_read_losses(sweep.folder / trial["directory"] / log, trial) for trial in row.trials] for row in sweep.rows
+    )
     return [[curve for curve in of_row if curve is not None] for of_row in read]
 
 
-def _read_losses(location: Path, status: str) -> LossCurve | None:
+def _read_losses(location: Path, trial: Mapping[str, Any]) -> LossCurve | None:
     if not location.exists():
         return None
     content = storage.read_bytes(location)
@@ -63,36 +66,36 @@ def _read_losses(location: Path, status: str) -> LossCurve | None:
     if not known:
         return None
     steps, losses = np.array([(line["step"] + 1, line["loss"]) for line in known], float).T
-    return LossCurve(steps, losses, status == DIVERGED)
+    return LossCurve(steps, losses, trial["status"] == DIVERGED)
 
 
 def draw_losses(sweep: Sweep, curves: Sequence[Sequence[LossCurve]]) -> Figure:
     """Draw the loss of every training (figure S1a of the paper); a cross is where one diverged."""
     every = [curve for of_row in curves for curve in of_row]
-    figure = sweep.sheet("×: diverged; the training ends here." if any(curve.is_diverged for curve in every) else "")
+    figure = sheet(sweep, "×: diverged; the training ends here." if any(curve.is_diverged for curve in every) else "")
     axes = ruled(figure.add_subplot(), "training step", f"{' '.join(sweep.metric.split('.')[:-1])} loss")
     width = 1.6 if max(curve.steps[-1] for curve in every) <= MANY_STEPS else 0.8
     cross: dict[str, Any] = {"marker": "x", "markersize": 9, "markeredgewidth": 2.2, "clip_on": False}
     handles = []
-    for row, of_row, look in zip(sweep.rows, curves, sweep.looks(sweep.rows), strict=True):
+    for row, of_row, look in zip(sweep.rows, curves, looks_of_rows(sweep, sweep.rows), strict=True):
         for curve in of_row:
             Line("", curve.steps, curve.losses, look, width=width).draw(axes)
             if curve.is_diverged:
                 axes.plot(curve.steps[-1], curve.losses[-1], color=look.colour, **cross)
         ends = [str(int(curve.steps[-1])) for curve in of_row if curve.is_diverged]
         if of_row:
-            label = sweep.label(row) + (f", diverged at step {', '.join(ends)}" if ends else "")
+            label = row_label(sweep, row) + (f", diverged at step {', '.join(ends)}" if ends else "")
             handles.append(Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=1.6, label=label))
     axes.set_yscale("symlog", linthresh=LINEAR_BELOW)
     ticks = SymmetricalLogLocator(base=10, linthresh=LINEAR_BELOW)
     ticks.set_params(numticks=LOSS_TICKS)
     axes.yaxis.set_major_locator(ticks)
     axes.yaxis.set_major_formatter(FuncFormatter(_loss_tick))
-    if is_logarithmic([curve.steps[-1] for curve in every]):
+    if sweep_rows.is_logarithmic([curve.steps[-1] for curve in every]):
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend(axes, handles, sweep.legend_title)
+    legend(axes, handles, legend_title(sweep))
     return figure
 
 
@@ -103,7 +106,6 @@ def _loss_tick(value: float, _: int) -> str:
 
 
 # --- curves of the seed ------------------------------------------------------------------------------------------
-
 
 Points = Mapping[float, float | None]  # a curve: x -> mIoU
 
@@ -153,12 +155,10 @@ def _seeds(sweep: Sweep, rows: Sequence[SweepRow], maps: str | None = None) -> l
     """
     found = []
     for trial in (trial for row in rows for trial in row.trials if trial["status"] == FINISHED):
-        wanted, seed = (
-            seed_maps(metric_of(sweep.metric, trial["settings"])),
-            Run(sweep.directory(trial)).read_metrics().seed,
-        )
+        seed = Run(sweep.folder / trial["directory"]).read_metrics().seed
         seeds = seed.maps if seed else {}
-        if seeds and (name := maps or wanted or ordered(seeds)[-1]) in seeds:
+        wanted = maps or sweep_rows.seed_maps(metric_of(sweep.metric, trial["settings"]))
+        if seeds and (name := wanted or ordered(seeds)[-1]) in seeds:
             found.append(seeds[name])
     return found
 
@@ -166,7 +166,7 @@ def _seeds(sweep: Sweep, rows: Sequence[SweepRow], maps: str | None = None) -> l
 def draw_steps(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
     """Draw seed mIoU over refinement steps (over activations: figure S1b of the paper)."""
     notes = "Step 1 is the plain CAM. Every step at its own best threshold.", _band_note(curves)
-    figure = sweep.sheet(*notes, with_published=LOSS in sweep.axes)
+    figure = sheet(sweep, *notes, with_published=LOSS in sweep.axes)
     axes = ruled(figure.add_subplot(), "refinement step", "seed mIoU, %")
     _legend(axes, sweep, _draw(axes, sweep, curves, "at step"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -175,7 +175,7 @@ def draw_steps(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
 
 def draw_thresholds(sweep: Sweep, curves: Mapping[int, SeedCurve]) -> Figure:
     """Draw seed mIoU over thresholds, with that of plain CAM where all trials share it."""
-    figure = sweep.sheet(_band_note(curves), with_published=False)
+    figure = sheet(sweep, _band_note(curves), with_published=False)
     axes = ruled(figure.add_subplot(), "threshold", "seed mIoU, %")
     handles = _draw(axes, sweep, curves, "at")
     plain = [points for seed in _seeds(sweep, sweep.rows, CAM) if (points := _thresholds(seed))]
@@ -198,8 +198,8 @@ def _draw(axes: Axes, sweep: Sweep, curves: Mapping[int, SeedCurve], at: str) ->
     best = max(curves.values(), key=lambda curve: curve.mean[curve.best])
     is_crowded = len(curves) > LINES_APART
     named: list[Line2D] = []
-    for row, curve, look in zip(rows, curves.values(), sweep.looks(rows), strict=True):
-        label = f"{sweep.label(row)}: {curve.mean[curve.best]:.1f} {at} {setting_text(float(curve.x[curve.best]))}"
+    for row, curve, look in zip(rows, curves.values(), looks_of_rows(sweep, rows), strict=True):
+        label = f"{row_label(sweep, row)}: {curve.mean[curve.best]:.1f} {at} {setting_text(float(curve.x[curve.best]))}"
         if is_crowded and curve is not best:
             Line(label, curve.x, curve.mean, Look(OTHERS, "-", ""), width=0.9).draw(axes)
             continue
@@ -212,5 +212,5 @@ def _draw(axes: Axes, sweep: Sweep, curves: Mapping[int, SeedCurve], at: str) ->
 
 
 def _legend(axes: Axes, sweep: Sweep, handles: Sequence[Line2D]) -> None:
-    title = f"{sweep.legend_title}: best" if sweep.axes else ""
+    title = f"{legend_title(sweep)}: best" if sweep.axes else ""
     legend(axes, handles, title, beside=len(handles) > LINES_ABOVE)

@@ -12,26 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from ribray.report import sweep_curves
+from ribray.report import sweep_curves, sweep_rows, sweep_sheet
 from ribray.report.plots import BAND_OPACITY, FAINT_INK, INK, PAPER, PLOT_INCHES, STYLE, Line, Look, legend, ruled, save
-from ribray.report.sweep_rows import (
-    FINISHED,
-    SweepRow,
-    best_first,
-    is_logarithmic,
-    is_number,
-    is_numeric,
-    metric_label,
-    number,
-    published_decimals,
-    published_table,
-    published_values,
-    repeats_of,
-    setting_text,
-    short_keys,
-    spread,
-)
-from ribray.report.sweep_sheet import LOSS, OURS, PUBLISHED, SHADES, Sweep, looks_of, plain, scale, setting_label
+from ribray.report.sweep_rows import Sweep, SweepRow, is_logarithmic, is_numeric, metric_label, setting_text
+from ribray.report.sweep_sheet import LOSS, OURS, PUBLISHED, SHADES, legend_title, plain, row_label, scale, sheet
 from ribray.report.table import NOTHING
 
 PLOT_FILE, STEPS_FILE, THRESHOLDS_FILE = "plot.png", "steps.png", "thresholds.png"
@@ -47,7 +31,7 @@ CROSS: dict[str, Any] = {"linestyle": "", "color": INK, "markersize": 7, "marker
 DOT: dict[str, Any] = {"color": OURS.colour, "marker": OURS.marker, "markeredgecolor": PAPER}
 
 
-def draw_plots(ledger: Mapping[str, Any], rows: Sequence[SweepRow], folder: Path) -> list[Path]:
+def draw_plots(sweep: Sweep) -> list[Path]:
     """Draw what the rows of a sweep show and write PNG files into its folder, below which its trials lie.
 
     The files are returned; there is no plot of a sweep without a value or a curve.
@@ -55,7 +39,6 @@ def draw_plots(ledger: Mapping[str, Any], rows: Sequence[SweepRow], folder: Path
     Raises:
         RibrayError: a trial's file is damaged.
     """
-    sweep = Sweep(ledger, rows, folder)
     losses, steps = sweep_curves.loss_curves(sweep), sweep_curves.step_curves(sweep)
     figures: dict[str, Figure] = {}
     with mpl.rc_context(STYLE):
@@ -70,8 +53,8 @@ def draw_plots(ledger: Mapping[str, Any], rows: Sequence[SweepRow], folder: Path
         if thresholds := sweep_curves.threshold_curves(sweep):
             figures[THRESHOLDS_FILE] = sweep_curves.draw_thresholds(sweep, thresholds)
         for name, figure in figures.items():
-            save(figure, folder / name)
-    return [folder / name for name in figures]
+            save(figure, sweep.folder / name)
+    return [sweep.folder / name for name in figures]
 
 
 def _metric_plot(sweep: Sweep) -> Figure:
@@ -94,16 +77,16 @@ def _metric_plot(sweep: Sweep) -> Figure:
 
 
 def _one_axis(sweep: Sweep, axis: str) -> Figure:
-    figure = sweep.sheet(_bar_note(sweep.rows))
+    figure = sheet(sweep, _bar_note(sweep.rows))
     axes = ruled(figure.add_subplot(), plain(axis), metric_label(sweep.metric))
     rows = sorted(sweep.rows, key=lambda row: row.settings[axis])
     best = next((row for row in rows if row.is_best), None)
     label = f", best {_mean(sweep, best)} at {setting_text(best.settings[axis])}" if best else ""
     values = [row.settings[axis] for row in rows]
     handles = [_line(f"this sweep{label}", values, rows, OURS).draw(axes)]
-    if table := published_table(sweep.ledger):
-        curve = {float(column): value for column, value in published_values(table).items()}
-        handles.append(_draw_published(axes, curve, sweep.valued, f"published, table {table.name}"))
+    if sweep.table:
+        curve = {float(column): value for column, value in sweep.published.items()}
+        handles.append(_draw_published(axes, curve, sweep.valued, f"published, table {sweep.table.name}"))
         values = [*values, *curve]
     scale(axes, values)
     legend(axes, [*handles, *_mark_missing(axes, axis, rows)])
@@ -117,17 +100,17 @@ def _series(sweep: Sweep, x: str, other: str) -> Figure:
     order = list(dict.fromkeys(map(setting_text, sweep.values(other))))
     if is_numeric(sweep.values(other)):
         order.sort(key=float)
-    figure = sweep.sheet(_bar_note(sweep.rows))
+    figure = sheet(sweep, _bar_note(sweep.rows))
     axes = ruled(figure.add_subplot(), plain(x), metric_label(sweep.metric))
-    looks = looks_of([groups[name][0].settings[other] for name in order])
+    looks = sweep_sheet.looks_of([groups[name][0].settings[other] for name in order])
     handles = []
     for place, (name, look) in enumerate(zip(order, looks, strict=True)):
         rows = groups[name]
         values = _beside([row.settings[x] for row in rows], sweep.values(x), place - (len(order) - 1) / 2)
-        handles.append(_line(setting_label(other, rows[0].settings[other]), values, rows, look).draw(axes))
+        handles.append(_line(sweep_sheet.setting_label(other, rows[0].settings[other]), values, rows, look).draw(axes))
     scale(axes, sweep.values(x))
     handles += _mark_missing(axes, x, sweep.rows)
-    legend(axes, handles, sweep.names[other], columns=4)
+    legend(axes, handles, plain(sweep.names[other]), columns=4)
     return figure
 
 
@@ -167,17 +150,12 @@ def _draw_published(axes: Axes, curve: Mapping[float, float], rows: Sequence[Swe
     right.set_ylabel(f"{name}, %", color=PUBLISHED.colour)
     axes.set_zorder(right.get_zorder() + 1)  # the sweep's own curve is in front
     axes.patch.set_visible(False)
-    _same_units(axes, right)
+    spans = [float(np.ptp(each.get_ylim())) for each in (axes, right)]
+    if max(spans) <= SAME_SCALE * min(spans):  # slopes compare; else one curve would be flat
+        for each in (axes, right):
+            middle = float(np.mean(each.get_ylim()))
+            each.set_ylim(middle - max(spans) / 2, middle + max(spans) / 2)
     return handle
-
-
-def _same_units(left: Axes, right: Axes) -> None:
-    """Let both scales span the same, so that slopes compare, unless one curve would be flat."""
-    spans = [float(np.ptp(axes.get_ylim())) for axes in (left, right)]
-    if max(spans) <= SAME_SCALE * min(spans):
-        for axes in (left, right):
-            middle = float(np.mean(axes.get_ylim()))
-            axes.set_ylim(middle - max(spans) / 2, middle + max(spans) / 2)
 
 
 def _mark_missing(axes: Axes, axis: str, rows: Sequence[SweepRow]) -> list[Line2D]:
@@ -195,7 +173,7 @@ def _mark_missing(axes: Axes, axis: str, rows: Sequence[SweepRow]) -> list[Line2
 
 
 def _bar_note(rows: Sequence[SweepRow]) -> str:
-    repeats, parts = repeats_of(rows), []
+    repeats, parts = sweep_rows.repeats_of(rows), []
     if repeats:
         parts.append(f"sample standard deviation over {repeats} repeats")
     if any(row.interval for row in rows):
@@ -204,7 +182,7 @@ def _bar_note(rows: Sequence[SweepRow]) -> str:
 
 
 def _mean(sweep: Sweep, row: SweepRow) -> str:
-    return NOTHING if row.mean is None else number(row.mean, sweep.metric)
+    return NOTHING if row.mean is None else sweep.number(row.mean)
 
 
 # --- other axes --------------------------------------------------------------------------------------------------
@@ -213,11 +191,10 @@ def _mean(sweep: Sweep, row: SweepRow) -> str:
 def _dots(sweep: Sweep) -> Figure:
     rows, note = list(sweep.rows), ""
     if len(rows) > ROWS_DRAWN:
-        rows = best_first(rows, sweep.ledger["mode"])[:ROWS_DRAWN]
+        rows = sweep.best_first()[:ROWS_DRAWN]
         note = f"{len(rows)} of {len(sweep.rows)} rows, the best."
-    size = (PLOT_INCHES[0], AROUND_ROWS_INCHES + ROW_INCHES * len(rows))
-    figure = sweep.sheet(_bar_note(rows), note, size=size)
-    axes = ruled(figure.add_subplot(), metric_label(sweep.metric), sweep.legend_title)
+    figure = sheet(sweep, _bar_note(rows), note, size=(PLOT_INCHES[0], AROUND_ROWS_INCHES + ROW_INCHES * len(rows)))
+    axes = ruled(figure.add_subplot(), metric_label(sweep.metric), legend_title(sweep))
     for place, row in enumerate(rows):
         if row.mean is None:
             reason = plain(row.reason, REASON_LETTERS)
@@ -228,7 +205,7 @@ def _dots(sweep: Sweep) -> Figure:
         above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
         weight = "bold" if row.is_best else "normal"
         axes.annotate(_mean(sweep, row), (row.mean, place), fontweight=weight, **above)
-    axes.set_yticks(range(len(rows)), [sweep.label(row) for row in rows])
+    axes.set_yticks(range(len(rows)), [row_label(sweep, row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.margins(x=0.08)
     axes.grid(visible=False, axis="y")
@@ -236,7 +213,7 @@ def _dots(sweep: Sweep) -> Figure:
 
 
 def _scatter(sweep: Sweep, x: str, y: str) -> Figure:
-    figure = sweep.sheet()
+    figure = sheet(sweep)
     axes = ruled(figure.add_subplot(), plain(x), plain(y))
 
     def places(rows: Sequence[SweepRow]) -> list[list[float]]:
@@ -268,12 +245,11 @@ def _panels(sweep: Sweep, numeric: Sequence[str]) -> Figure:
         (row, trial["value"])
         for row in sweep.rows
         for trial in row.trials
-        if trial["status"] != FINISHED and is_number(trial["value"])
+        if trial["status"] != sweep_rows.FINISHED and sweep_rows.is_number(trial["value"])
     ]
     best = [row for row in sweep.valued if row.is_best]
     notes = [f"Outlined: best, {_mean(sweep, best[0])}." if best else "", "Hollow: ended early." if partial else ""]
-    size = (max(PLOT_INCHES[0], PANEL_INCHES * len(numeric)), PLOT_INCHES[1])
-    figure = sweep.sheet(*notes, size=size)
+    figure = sheet(sweep, *notes, size=(max(PLOT_INCHES[0], PANEL_INCHES * len(numeric)), PLOT_INCHES[1]))
     panels = figure.subplots(1, len(numeric), sharey=True, squeeze=False)[0]
     looks: list[dict[str, Any]] = [
         {"markersize": 5, "markerfacecolor": "none", "markeredgecolor": FAINT_INK},
@@ -294,14 +270,12 @@ def _repeats(sweep: Sweep) -> Figure:
     row, repeats = sweep.valued[0], list(sweep.ledger["repeats"])
     summary = row.summary
     assert summary is not None
-    decimals = published_decimals((sweep.ledger.get("published") or {}).get("value"))
-    label, band = f"mean {number(summary.mean, sweep.metric, decimals)}", ""
-    if summary.std is not None:
-        label += f" ± {spread(summary.std, sweep.metric)}"
-        band = f"Band: sample standard deviation over {summary.count} repeats."
+    decimals = sweep_rows.published_decimals(sweep.stated.get("value"))
+    label = f"mean {sweep.number(summary.mean, decimals)}{sweep.plus_minus(summary.std)}"
+    band = "" if summary.std is None else f"Band: sample standard deviation over {summary.count} repeats."
     reason = f"Not counted: {plain(row.reason, REASON_LETTERS)}." if row.reason else ""
-    figure = sweep.sheet(band or _bar_note([row]), reason)
-    names = list(short_keys(repeats).values()) if len(repeats) > 1 else repeats
+    figure = sheet(sweep, band or _bar_note([row]), reason)
+    names = list(sweep_rows.short_keys(repeats).values()) if len(repeats) > 1 else repeats
     axes = ruled(figure.add_subplot(), plain(", ".join(names)), metric_label(sweep.metric))
     if summary.std is not None:
         low, high = summary.mean - summary.std, summary.mean + summary.std

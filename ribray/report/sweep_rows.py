@@ -7,14 +7,15 @@ What a *ledger* is (``sweep.json``): "metric" and "mode" (max or min), "axes" (t
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ribray.config import label
 from ribray.evaluation import published
-from ribray.evaluation.published import PublishedTable
 from ribray.evaluation.statistics import Summary, summarise
 from ribray.sweep_file import metric_of
 
@@ -60,52 +61,98 @@ class SweepRow:
         return self.interval
 
 
-def rows(ledger: Mapping[str, Any]) -> list[SweepRow]:
-    """Return a row per combination of the axes' values, in the order of the trials."""
-    axes = ledger["axes"]
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for trial in ledger["trials"]:
-        groups.setdefault(json.dumps([trial["settings"].get(axis) for axis in axes]), []).append(trial)
-    found = [_row(ledger, trials) for trials in groups.values()]
-    means = [row.mean for row in found if row.mean is not None]
-    if len(set(means)) < 2:
-        return found
-    best = min(means) if ledger["mode"] == "min" else max(means)
-    return [replace(row, is_best=row.mean == best) for row in found]
+class Sweep:
+    """A ledger, its rows, and how its metric is written."""
 
+    def __init__(self, ledger: Mapping[str, Any], folder: Path = Path()) -> None:
+        self.ledger, self.folder, self.trials = ledger, folder, ledger["trials"]
+        self.metric: str = ledger["metric"]
+        self.axes: list[str] = list(ledger["axes"])
+        self.names = short_keys(self.axes)  # how they are called, by axis
+        self.stated: Mapping[str, Any] = ledger.get("published") or {}
+        """What is published: "value" with its "std", a "table" and a "text"."""
+        name = self.stated.get("table")
+        self.table = table = published.table(name) if name and self.axes else None
+        self.published: Mapping[str, float] = table.row(table.methods()[0]) if table else {}
+        """What the published table has, by the values of the first axis."""
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for trial in self.trials:
+            groups.setdefault(json.dumps([trial["settings"].get(axis) for axis in self.axes]), []).append(trial)
+        self.rows = [self._row(trials) for trials in groups.values()]
+        """A row per combination of the axes' values, in the order of the trials."""
+        means = [row.mean for row in self.rows if row.mean is not None]
+        if len(set(means)) > 1:
+            best = min(means) if ledger["mode"] == "min" else max(means)
+            self.rows = [replace(row, is_best=row.mean == best) for row in self.rows]
+        self.valued = [row for row in self.rows if row.mean is not None]
 
-def best_first(found: Sequence[SweepRow], mode: str) -> list[SweepRow]:
-    """Return the rows that have a mean, the best one first."""
-    known = [(row.mean, place) for place, row in enumerate(found) if row.mean is not None]
-    sign = 1 if mode == "min" else -1
-    return [found[place] for _, place in sorted((sign * mean, place) for mean, place in known)]
+    def _row(self, trials: Sequence[Mapping[str, Any]]) -> SweepRow:
+        settings = {axis: trials[0]["settings"].get(axis) for axis in self.axes}
+        counting = [trial for trial in trials if _counts(trial)]
+        return SweepRow(
+            settings=settings,
+            trials=trials,
+            counting=counting,
+            summary=summarise([trial["value"] for trial in counting]) if counting else None,
+            interval=self.interval_of(counting[0]) if len(counting) == 1 else None,
+            statuses=Counter(trial["status"] for trial in trials),
+            reason=self._reason(trials),
+            published=self.published.get(setting_text(settings[self.axes[0]])) if self.published else None,
+        )
 
+    def _reason(self, trials: Sequence[Mapping[str, Any]]) -> str:
+        """Say what became of the trials that do not count, and how many images the others lack."""
+        kinds: dict[str, list[Mapping[str, Any]]] = {}
+        for trial in trials:
+            if not _counts(trial):
+                kinds.setdefault(trial["status"], []).append(trial)
+        parts = []
+        for status, alike in kinds.items():
+            words = "no value" if status == FINISHED else status
+            words = words if len(alike) == len(trials) else f"{len(alike)} of {len(trials)} {words}"
+            errors = dict.fromkeys(trial["error"] for trial in alike if trial.get("error"))
+            if status == FAILED and errors:
+                words += ": " + "; ".join(errors)
+            elif len(alike) == 1 and is_number(alike[0]["value"]):
+                words += f" at {self.number(alike[0]['value'])}"
+            parts.append(words)
+        if images := sum(trial.get("failed_images") or 0 for trial in trials):
+            parts.append(f"{images} failed image{'s' if images > 1 else ''}")
+        return ", ".join(parts)
 
-def _row(ledger: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> SweepRow:
-    settings = {axis: trials[0]["settings"].get(axis) for axis in ledger["axes"]}
-    counting = [trial for trial in trials if _counts(trial)]
-    table = published_table(ledger)
-    return SweepRow(
-        settings=settings,
-        trials=trials,
-        counting=counting,
-        summary=summarise([trial["value"] for trial in counting]) if counting else None,
-        interval=interval_of(counting[0], ledger["metric"]) if len(counting) == 1 else None,
-        statuses=Counter(trial["status"] for trial in trials),
-        reason=_reason(trials, ledger["metric"]),
-        published=published_values(table).get(setting_text(settings[ledger["axes"][0]])) if table else None,
-    )
+    def interval_of(self, trial: Mapping[str, Any]) -> tuple[float, float] | None:
+        """Return the (low, high) that a trial states for the metric."""
+        interval = trial["metrics"].get(f"{metric_of(self.metric, trial['settings'])}{INTERVAL_SUFFIX}")
+        return (interval[0], interval[1]) if interval else None
+
+    def values(self, axis: str) -> list[Any]:
+        return [row.settings[axis] for row in self.rows]
+
+    def best_first(self) -> list[SweepRow]:
+        """Return the rows that have a mean, the best one first."""
+        return sorted(self.valued, key=lambda row: row.mean or 0.0, reverse=self.ledger["mode"] != "min")
+
+    def settings_text(self, row: SweepRow) -> str:
+        return ", ".join(f"{name} {setting_text(row.settings[axis])}" for axis, name in self.names.items())
+
+    @property
+    def metric_heading(self) -> str:
+        return metric_name(self.metric) + (", %" if is_percent(self.metric) else "")
+
+    def number(self, value: float, decimals: int = 1) -> str:
+        """Return a value of the metric: a percentage with so many decimals, anything else with four digits."""
+        return f"{value:.{decimals}f}" if is_percent(self.metric) else _short(f"{value:.4g}")
+
+    def plus_minus(self, std: float | None) -> str:
+        """Return what stands behind a value with a standard deviation."""
+        if std is None:
+            return ""
+        return f" ± {std:.2f}" if is_percent(self.metric) else f" ± {_short(f'{std:.2g}')}"
 
 
 def is_number(value: Any) -> bool:
     """Say whether a value of the ledger is a finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def interval_of(trial: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    """Return the (low, high) that a trial states for the metric."""
-    interval = trial["metrics"].get(f"{metric_of(metric, trial['settings'])}{INTERVAL_SUFFIX}")
-    return (interval[0], interval[1]) if interval else None
 
 
 def repeats_of(found: Sequence[SweepRow]) -> str:
@@ -116,37 +163,6 @@ def repeats_of(found: Sequence[SweepRow]) -> str:
 
 def _counts(trial: Mapping[str, Any]) -> bool:
     return trial["status"] == FINISHED and is_number(trial["value"])
-
-
-def _reason(trials: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Say what became of the trials that do not count, and how many images the others lack."""
-    kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for trial in trials:
-        if not _counts(trial):
-            kinds.setdefault(trial["status"], []).append(trial)
-    parts = []
-    for status, alike in kinds.items():
-        words = "no value" if status == FINISHED else status
-        words = words if len(alike) == len(trials) else f"{len(alike)} of {len(trials)} {words}"
-        errors = dict.fromkeys(trial["error"] for trial in alike if trial.get("error"))
-        if status == FAILED and errors:
-            words += ": " + "; ".join(errors)
-        elif len(alike) == 1 and is_number(alike[0]["value"]):
-            words += f" at {number(alike[0]['value'], metric)}"
-        parts.append(words)
-    if images := sum(trial.get("failed_images") or 0 for trial in trials):
-        parts.append(f"{images} failed image{'s' if images > 1 else ''}")
-    return ", ".join(parts)
-
-
-def published_table(ledger: Mapping[str, Any]) -> PublishedTable | None:
-    """Return the published table beside the sweep; its columns are the values of the first axis."""
-    name = (ledger.get("published") or {}).get("table")
-    return published.table(name) if name and ledger["axes"] else None
-
-
-def published_values(table: PublishedTable) -> Mapping[str, float]:
-    return table.row(table.methods()[0])
 
 
 # --- texts -------------------------------------------------------------------------------------------------------
@@ -176,16 +192,6 @@ def metric_label(metric: str) -> str:
     where = " ".join(parts[:-1] if maps else parts).replace("_", " ")
     words = [where, metric_name(metric), named]
     return " ".join(word for word in words if word) + (", %" if is_percent(metric) else "")
-
-
-def number(value: float, metric: str, decimals: int = 1) -> str:
-    """Return a value of the metric: a percentage with so many decimals, anything else with four digits."""
-    return f"{value:.{decimals}f}" if is_percent(metric) else _short(f"{value:.4g}")
-
-
-def spread(std: float, metric: str) -> str:
-    """Return a standard deviation of the metric."""
-    return f"{std:.2f}" if is_percent(metric) else _short(f"{std:.2g}")
 
 
 def as_published(value: float) -> str:
@@ -233,8 +239,7 @@ def is_logarithmic(values: Iterable[float]) -> bool:
 
 
 def _skew(known: Sequence[float]) -> float:
-    middle = (known[len(known) // 2] + known[(len(known) - 1) // 2]) / 2
-    return abs((middle - known[0]) / (known[-1] - known[0]) - 0.5)
+    return abs((statistics.median(known) - known[0]) / (known[-1] - known[0]) - 0.5)
 
 
 def _short(text: str) -> str:

@@ -1,9 +1,7 @@
 """What the plots of a sweep share: a sheet with title and caption, names, and how lines look."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -13,24 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
 from ribray.report.plots import DOTS_PER_INCH, FAINT_INK, LOOKS, PAPER, PLOT_INCHES, TITLE, Look
-from ribray.report.sweep_rows import (
-    SweepRow,
-    as_published,
-    is_logarithmic,
-    is_numeric,
-    setting_text,
-    short_keys,
-    shortened,
-    spread,
-)
+from ribray.report.sweep_rows import Sweep, SweepRow, as_published, is_logarithmic, is_numeric, setting_text, shortened
 
 LOSS = "refine.loss"  # the axis of the study of activations
-LOSS_NAMES = {
-    "rib": r"$L_\mathrm{RIB}$",
-    "bce_sigmoid": "BCE, sigmoid",
-    "bce_tanh": "BCE, tanh",
-    "bce_softsign": "BCE, softsign",
-}
+LOSS_NAMES = {"rib": r"$L_\mathrm{RIB}$"}
+LOSS_NAMES |= {f"bce_{name}": f"BCE, {name}" for name in ("sigmoid", "tanh", "softsign")}
 LOSS_LOOKS = {"rib": LOOKS[1], "bce_sigmoid": LOOKS[0], "bce_softsign": LOOKS[2], "bce_tanh": LOOKS[3]}
 OURS, PUBLISHED = LOOKS[1], LOOKS[0]
 SHADES, DARKEST, LIGHTEST = "viridis", 0.0, 0.86  # lines of a numeric axis run through these colours
@@ -41,72 +26,30 @@ CAPTION_LINE_INCHES = 0.16
 CAPTION: dict[str, Any] = {"x": 0.012, "ha": "left", "fontsize": 7.5, "color": FAINT_INK, "linespacing": 1.35}
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A ledger, its rows, and how plots call them."""
+def sheet(sweep: Sweep, *notes: str, size: tuple[float, float] = PLOT_INCHES, with_published: bool = True) -> Figure:
+    """Return an empty figure with the sweep's title above, and below it notes, the base and what is published."""
+    title = plain(sweep.ledger.get("title") or sweep.ledger["name"], 2 * TITLE_LETTERS)
+    texts, stated = [*filter(None, notes)], sweep.stated if with_published else {}
+    if recipe := (sweep.ledger.get("base") or {}).get("recipe"):
+        texts.append(f"Base: {plain(recipe)}.")
+    if stated.get("value") is not None:
+        texts.append(f"Published: {as_published(stated['value'])}{sweep.plus_minus(stated.get('std'))}.")
+    if stated.get("text"):
+        texts.append(f"Published: {plain(stated['text'], 300)}")
+    lines = textwrap.wrap(" ".join(texts), int(CAPTION_LETTERS * size[0]))
+    inches = (size[0], size[1] + CAPTION_LINE_INCHES * len(lines))
+    figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, facecolor=PAPER, layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(title, TITLE_LETTERS)), **TITLE)
+    figure.supxlabel("\n".join(lines), **CAPTION)
+    return figure
 
-    ledger: Mapping[str, Any]
-    rows: Sequence[SweepRow]
-    folder: Path
 
-    @property
-    def axes(self) -> list[str]:
-        return list(self.ledger["axes"])
+def legend_title(sweep: Sweep) -> str:
+    return ", ".join(map(plain, sweep.names.values()))
 
-    @property
-    def metric(self) -> str:
-        return str(self.ledger["metric"])
 
-    @property
-    def names(self) -> dict[str, str]:
-        """Axis -> how legends call it."""
-        return {axis: plain(name) for axis, name in short_keys(self.axes).items()}
-
-    @property
-    def legend_title(self) -> str:
-        return ", ".join(self.names.values())
-
-    @property
-    def valued(self) -> list[SweepRow]:
-        return [row for row in self.rows if row.mean is not None]
-
-    def values(self, axis: str) -> list[Any]:
-        return [row.settings[axis] for row in self.rows]
-
-    def label(self, row: SweepRow) -> str:
-        return ", ".join(setting_label(axis, row.settings[axis]) for axis in self.axes) or "this sweep"
-
-    def directory(self, trial: Mapping[str, Any]) -> Path:
-        return self.folder / trial["directory"]
-
-    def looks(self, rows: Sequence[SweepRow]) -> list[Look]:
-        if self.axes == [LOSS] and all(row.settings[LOSS] in LOSS_LOOKS for row in rows):
-            return [LOSS_LOOKS[row.settings[LOSS]] for row in rows]
-        if len(self.axes) == 1:
-            return looks_of([row.settings[self.axes[0]] for row in rows])
-        return looks_of([self.label(row) for row in rows])
-
-    def sheet(self, *notes: str, size: tuple[float, float] = PLOT_INCHES, with_published: bool = True) -> Figure:
-        """Return an empty figure with the sweep's title above, and below it notes, the base and what is published."""
-        title = plain(self.ledger.get("title") or self.ledger["name"], 2 * TITLE_LETTERS)
-        caption = " ".join(note for note in (*notes, *self._notes(with_published)) if note)
-        lines = textwrap.wrap(caption, int(CAPTION_LETTERS * size[0]))
-        inches = (size[0], size[1] + CAPTION_LINE_INCHES * len(lines))
-        figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, facecolor=PAPER, layout="constrained")
-        figure.suptitle("\n".join(textwrap.wrap(title, TITLE_LETTERS)), **TITLE)
-        figure.supxlabel("\n".join(lines), **CAPTION)
-        return figure
-
-    def _notes(self, with_published: bool) -> list[str]:
-        recipe = (self.ledger.get("base") or {}).get("recipe")
-        notes = [f"Base: {plain(recipe)}."] if recipe else []
-        stated = (self.ledger.get("published") or {}) if with_published else {}
-        if stated.get("value") is not None:
-            std = f" ± {spread(stated['std'], self.metric)}" if stated.get("std") is not None else ""
-            notes.append(f"Published: {as_published(stated['value'])}{std}.")
-        if stated.get("text"):
-            notes.append(f"Published: {plain(stated['text'], 300)}")
-        return notes
+def row_label(sweep: Sweep, row: SweepRow) -> str:
+    return ", ".join(setting_label(axis, row.settings[axis]) for axis in sweep.axes) or "this sweep"
 
 
 def setting_label(axis: str, value: Any) -> str:
@@ -119,6 +62,14 @@ def plain(text: str, letters: int = LABEL_LETTERS) -> str:
     """Return text from data so that matplotlib shows its letters: no mathematics, no label hidden by an underscore."""
     label = shortened(text, letters).replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
+
+
+def looks_of_rows(sweep: Sweep, rows: Sequence[SweepRow]) -> list[Look]:
+    if sweep.axes == [LOSS] and all(row.settings[LOSS] in LOSS_LOOKS for row in rows):
+        return [LOSS_LOOKS[row.settings[LOSS]] for row in rows]
+    if len(sweep.axes) == 1:
+        return looks_of([row.settings[sweep.axes[0]] for row in rows])
+    return looks_of([row_label(sweep, row) for row in rows])
 
 
 def looks_of(values: Sequence[Any]) -> list[Look]:

@@ -12,9 +12,8 @@ from PIL import Image
 from rich.console import Console
 
 from ribray.report.sweep_curves import threshold_curves
-from ribray.report.sweep_results import results_table, rows, write_results
-from ribray.report.sweep_rows import metric_label
-from ribray.report.sweep_sheet import Sweep
+from ribray.report.sweep_results import results_table, write_results
+from ribray.report.sweep_rows import Sweep, metric_label
 from ribray.runs.metrics import SeedMetrics
 from ribray.runs.run import Run
 
@@ -62,6 +61,10 @@ def repeated(values=((10, (55.0, 57.0)), (1, (50.0, 50.3, 50.6))), **more):
     """Return a ledger of batch sizes with several seeds each."""
     trials = [trial({B: size, SEED: seed}, value) for size, of in values for seed, value in enumerate(of)]
     return ledger(trials, **more)
+
+
+def rows(study):
+    return Sweep(study).rows
 
 
 def shown(renderable, width=80):
@@ -482,5 +485,5 @@ def test_curves_are_those_of_the_maps_that_the_metric_is_about(tmp_path):
             run.write_metrics("seed", SeedMetrics(**{"cam": {"miou": 30.0}, method: judged}))
         trials.append(found)
     study = ledger(trials, ["refine.method"], [], "seed.{method}.miou")
-    curves = threshold_curves(Sweep(study, rows(study), tmp_path))
+    curves = threshold_curves(Sweep(study, tmp_path))
     assert [curve.mean.tolist() for curve in curves.values()] == [[47.0, 48.0], [55.0, 56.0]]
