@@ -9,24 +9,16 @@ ROWS_IN_FULL = 30  # up to so many classes a table shows all of them
 EXTREMES = 5  # of more classes it shows so many from the top and as many from the bottom
 
 
-def _known(value: float | None, form: str) -> Cell:
+def number(value: float | None, form: str = ".1f") -> Cell:
     return Cell(NOTHING if value is None else format(value, form), value)
-
-
-def number(value: float | None) -> Cell:
-    return _known(value, ".1f")
 
 
 def bar(value: float | None) -> Cell:
     return replace(number(value), share=value)
 
 
-def threshold(value: float | None) -> Cell:
-    return _known(value, ".2f")
-
-
 def count(value: int | None) -> Cell:
-    return _known(value, ",d")
+    return number(value, ",d")
 
 
 def failed(value: int | None) -> Cell:

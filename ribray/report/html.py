@@ -28,7 +28,6 @@ from ribray.report.comparison import PSEUDO_MASKS, SEED, Stages, comparisons, or
 from ribray.report.pictures import FIRST_STEP, GalleryBlock
 from ribray.report.plots import Chart, DotChart, to_svg
 from ribray.report.sweep_results import failed_trials_table, results_table, trials_table
-from ribray.report.table import Table
 from ribray.runs.metrics import RunMetrics, Timing
 
 JPEG_QUALITY = 86
@@ -105,31 +104,9 @@ class _Card(NamedTuple):
     kind: str = ""
 
 
-class _Drawn(NamedTuple):
-    title: str
-    svg: Markup
-    say: str
-
-
-class _Plot(NamedTuple):
-    title: str
-    uri: str
-    width: int
-    height: int
-
-
 # --- a run -------------------------------------------------------------------------------------------------------
 
-RUN_SECTIONS = {
-    "results": "Results",
-    "seed": "Seed",
-    "classes": "Classes",
-    "gallery": "Gallery",
-    "losses": "Losses",
-    "throughput": "Throughput",
-    "failures": "Failures",
-    "configuration": "Configuration",
-}
+RUN_SECTIONS = ("Results", "Seed", "Classes", "Gallery", "Losses", "Throughput", "Failures", "Configuration")
 REMARKS = {
     "seed": "Stage 'seed' has judged nothing yet: it needs maps, and images with a true mask.",
     "steps": "The maps of every step were not kept (refine.keep_steps), so there is no curve over the steps.",
@@ -154,22 +131,16 @@ def render_run(page: RunPage) -> str:
         charts.loss_chart(logs, network, validation="held out" if network == "Classifier" else None)
         for network, logs in page.logs.items()
     ]
-    refinement = [
-        drawn
-        for each in page.refinements
-        if each.losses is not None
-        for drawn in _drawn(
-            charts.refinement_charts(each.losses, label(each.maps), each.stop_threshold, _whose(page, each)),
-            each.stage,
-            f"{each.losses.images} images, band: the middle 80 %",
-        )
-    ]
-    paces = [
-        (_whose(page, each), each.maps, timing, each.settings)
-        for each in page.refinements
-        if (timing := _timing(metrics, each))
-    ]
+    refined, paces = list[dict[str, str]](), []
+    for each in page.refinements:
+        whose = _whose(page, each)
+        if each.losses is not None:
+            drawn = charts.refinement_charts(each.losses, label(each.maps), each.stop_threshold, whose)
+            refined += _drawn(drawn, each.stage, f"{each.losses.images} images, band: the middle 80 %")
+        if timing := _timing(metrics, each):
+            paces.append((whose, each.maps, timing, each.settings))
     pace = stage_tables.pace_table(paces, page.machine)
+    times = stage_tables.stage_table(metrics, stages, page.reused, on_page=True), pace
     judged = tables.evaluation_tables(metrics, stages, own, splits, all_classes=True)
     seed_tables = [tables.seed_table(seed, title="Seed, IoU in percent", all_classes=True)] if seed else []
     strips = [strip for block in page.gallery for image in block.images for strip in image.strips]
@@ -187,13 +158,10 @@ def render_run(page: RunPage) -> str:
         seed_charts=_drawn([*seeds, *([by_step] if by_step else [])], "seed"),
         has_steps=by_step is not None,
         class_tables=[*seed_tables, *judged[-1:]],
-        loss_charts=[
-            *_drawn([chart for chart in trained if chart.lines], "loss", LOSS_REMARK),
-            *refinement,
-        ],
-        has_refinement=bool(refinement),
+        loss_charts=[*_drawn([chart for chart in trained if chart.lines], "loss", LOSS_REMARK), *refined],
+        has_refinement=bool(refined),
         stops=_stops(page),
-        times=_known(stage_tables.stage_table(metrics, stages, page.reused, on_page=True), pace),
+        times=[table for table in times if table],
         has_pace=pace is not None,
         failures=stage_tables.failures_table(page.failures),
     )
@@ -239,39 +207,21 @@ def _run_cards(page: RunPage) -> list[_Card]:
             notes.append(f"95 %: {bounds}")
         for other in reversed(others):
             gain = cells.gain(numbers[other].miou, numbers[shown].miou).text
-            notes.append(f"{label(other)} {_text(numbers[other].miou)} ({gain})")
-        cards.append(_Card(title, _text(numbers[shown].miou), "%", notes))
+            notes.append(f"{label(other)} {cells.number(numbers[other].miou).text} ({gain})")
+        cards.append(_Card(title, cells.number(numbers[shown].miou).text, "%", notes))
     for each in page.refinements:
         timing = _timing(page.metrics, each)
         if timing and timing.images_per_second:
-            notes = [f"{_count(timing.images)} images in {_duration(timing.seconds)}"]
+            notes = [f"{cells.count(timing.images).text} images in {cells.duration(timing.seconds).text}"]
             cards.append(_Card(f"Refinement{_whose(page, each)}", f"{timing.images_per_second:.2f}", "images/s", notes))
     failed = len(page.failures)
     notes = ["see Failures"] if failed else ["nothing was left out"]
-    return [*cards, _Card("Failed images", _count(failed), "", notes, "bad" if failed else "")]
-
-
-def _text(value: float | None) -> str:
-    return cells.number(value).text
-
-
-def _count(value: int | None) -> str:
-    return cells.count(value).text
-
-
-def _duration(seconds: float | None) -> str:
-    return cells.duration(seconds).text
+    return [*cards, _Card("Failed images", f"{failed:,}", "", notes, "bad" if failed else "")]
 
 
 # --- a sweep -----------------------------------------------------------------------------------------------------
 
-SWEEP_SECTIONS = {
-    "study": "Study",
-    "results": "Results",
-    "trials": "Trials",
-    "failures": "Failures",
-    "configuration": "Configuration",
-}
+SWEEP_SECTIONS = ("Study", "Results", "Trials", "Failures", "Configuration")
 
 
 def render_sweep(page: SweepPage) -> str:
@@ -284,8 +234,8 @@ def render_sweep(page: SweepPage) -> str:
         cards=_sweep_cards(sweep),
         results=[results_table(page.ledger)] if sweep.trials else [],
         plots=[_plot(title, content) for title, content in page.plots.items()],
-        trials=_known(trials_table(sweep)),
-        failures=_known(failed_trials_table(sweep), stage_tables.failures_table(failed)),
+        trials=[trials_table(sweep)] if sweep.trials else [],
+        failures=[table for table in (failed_trials_table(sweep), stage_tables.failures_table(failed)) if table],
     )
 
 
@@ -305,30 +255,27 @@ def _sweep_cards(sweep: sweep_rows.Sweep) -> list[_Card]:
     seconds = sum(trial.get("seconds") or 0 for trial in sweep.trials)
     return [
         *cards,
-        _Card("Trials", _count(len(sweep.trials)), "", [told] if told else []),
-        _Card("Time of all trials", _duration(seconds), "", ["one after the other"]),
-        _Card("Failed trials", _count(failed), "", [], "bad" if failed else ""),
+        _Card("Trials", f"{len(sweep.trials):,}", "", [told] if told else []),
+        _Card("Time of all trials", cells.duration(seconds).text, "", ["one after the other"]),
+        _Card("Failed trials", f"{failed:,}", "", [], "bad" if failed else ""),
     ]
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
 
 
-def _known(*found: Table | None) -> list[Table]:
-    return [table for table in found if table is not None]
-
-
-def _drawn(found: Sequence[Chart | DotChart], name: str, about_bands: str = "") -> list[_Drawn]:
+def _drawn(found: Sequence[Chart | DotChart], name: str, about_bands: str = "") -> list[dict[str, str]]:
     """Return charts as SVG; what bands are is said of those that have some."""
-    return [
-        _Drawn(chart.title, Markup(to_svg(chart, f"{name}{number}")), about_bands if chart.has_bands else "")
-        for number, chart in enumerate(found)
-    ]
+    drawn = []
+    for number, chart in enumerate(found):
+        say = about_bands if chart.has_bands else ""
+        drawn.append({"title": chart.title, "svg": Markup(to_svg(chart, f"{name}{number}")), "say": say})
+    return drawn
 
 
-def _plot(title: str, content: bytes) -> _Plot:
+def _plot(title: str, content: bytes) -> dict[str, Any]:
     with Image.open(io.BytesIO(content)) as image:
-        return _Plot(title, _uri(content, "png"), *image.size)
+        return {"title": title, "uri": _uri(content, "png"), "width": image.width, "height": image.height}
 
 
 def jpeg_uri(picture: NDArray[np.uint8]) -> str:
@@ -342,20 +289,17 @@ def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _render(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("ribray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["uri"] = jpeg_uri
-    script = environment.get_template("page.js").render()
+def _render(template: str, sections: Sequence[str], **values: Any) -> str:
+    layout: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+    pages = Environment(loader=PackageLoader("ribray.report"), autoescape=True, undefined=StrictUndefined, **layout)
+    pages.filters["uri"] = jpeg_uri
+    script = pages.get_template("page.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-        f"script-src 'sha256-{digest}'"
-    )
-    page = environment.get_template(template)
-    return page.render(version=__version__, policy=policy, script=Markup(script), **values)
+    values |= {
+        "version": __version__,
+        "sections": {title.lower(): title for title in sections},
+        "script": Markup(script),
+        "policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+        f"script-src 'sha256-{digest}'",
+    }
+    return pages.get_template(template).render(values)

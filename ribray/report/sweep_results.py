@@ -144,11 +144,8 @@ def _notes(sweep: Sweep) -> list[str]:
 # --- tables of the trials, for a page ----------------------------------------------------------------------------
 
 
-def trials_table(sweep: Sweep) -> Table | None:
-    """Return a sweep's trials, a row each; None where there are none."""
+def trials_table(sweep: Sweep) -> Table:
     trials = sweep.trials
-    if not trials:
-        return None
     names = sweep_rows.short_keys(list(dict.fromkeys(key for trial in trials for key in trial["settings"])))
     numeric = {key: is_numeric(trial["settings"][key] for trial in trials if key in trial["settings"]) for key in names}
     with_errors = any(trial.get("error") for trial in trials)

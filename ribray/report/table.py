@@ -1,5 +1,6 @@
 """One model of a table with typed cells; a terminal (rich), a page (``parts.html.j2``) and markdown are renderings."""
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -97,5 +98,4 @@ def _line(texts: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    html = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return MARKDOWN.sub(r"\\\g<0>", html)
+    return MARKDOWN.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))

@@ -55,11 +55,7 @@ def seed_table(
 
 
 def _class_table(
-    title: str,
-    columns: Sequence[_Ious],
-    compared: Sequence[_Ious],
-    all_classes: bool,
-    is_seed: bool = False,
+    title: str, columns: Sequence[_Ious], compared: Sequence[_Ious], all_classes: bool, is_seed: bool = False
 ) -> Table:
     """Return the IoU per class; of many, those that `compared`, one column or two, ranks highest and lowest."""
     own = [column for column in columns if not column.is_published]
@@ -89,7 +85,7 @@ def _class_table(
     if any(column.numbers.miou_interval for column in own):
         foot.append(line("95 % interval", lambda numbers: cells.interval(numbers.miou_interval), _gain_interval, True))
     if is_seed:
-        foot.append(line("best threshold", lambda numbers: cells.threshold(getattr(numbers, "threshold", None))))
+        foot.append(line("best threshold", lambda numbers: cells.number(getattr(numbers, "threshold", None), ".2f")))
     foot.append(line("images", lambda numbers: cells.count(numbers.images)))
     foot.append(line("failed", lambda numbers: cells.failed(numbers.failed), is_of_own=True))
     shown = sum(map(len, groups))
