@@ -109,9 +109,8 @@ def loss_chart(logs: Mapping[str, Sequence[Mapping[str, Any]]], title: str, vali
     The lines of a log are of steps ("step", "loss") and of validations ("step", "validation": with "loss", or not);
     losses of validations are left out unless `validation` says what to call them.
     """
-    lines: list[Line] = []
+    lines, losses = list[Line](), list[float]()
     looks = _looks([*logs, *([] if validation is None else [validation])])
-    losses: list[float] = []
     for (name, log), look in zip(logs.items(), looks, strict=False):
         known = [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
         lines += [_thinned(name, np.array(known, float), look)] if known else []
@@ -159,12 +158,11 @@ def read_losses(files: Sequence[Path]) -> RefinementLosses | None:
         for name, values in known.items():
             found.setdefault(name, []).append(np.asarray(values, float))
         images += bool(known)
-    return RefinementLosses({name: _quantiles(series) for name, series in found.items()}, images) if images else None
-
-
-def _quantiles(series: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    values = [[one[step] for one in series if len(one) > step] for step in range(max(map(len, series)))]
-    return np.array([np.quantile(of_step, QUANTILES) for of_step in values])
+    quantiles = {}
+    for name, series in found.items():
+        by_step = [[one[step] for one in series if len(one) > step] for step in range(max(map(len, series)))]
+        quantiles[name] = np.array([np.quantile(values, QUANTILES) for values in by_step])
+    return RefinementLosses(quantiles, images) if images else None
 
 
 def refinement_charts(

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ LABEL_LINES = 3
 LETTER_INCHES = STYLE["font.size"] * 0.62 / 72  # width of a letter, roughly
 PICTURES_ACROSS = 8  # images of few pictures stand beside each other, up to so many pictures in all
 LEGEND_LINE_INCHES, SWATCH_INCHES = 0.22, 0.36  # of a legend's line, and what an entry needs beside its name
+
+LEGEND: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 0.1, "borderpad": 0.2}
+LEGEND |= {"frameon": False, "handlelength": 1.2, "handleheight": 0.9, "handletextpad": 0.5, "columnspacing": 1.4}
+LABEL: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "multialignment": "center", "linespacing": 1.1}
 
 
 @dataclass(frozen=True)
@@ -87,21 +91,28 @@ class _Block:
 
     def draw(self, figure: Figure, top: float) -> None:
         """Draw it below `top`: its title, and per image a label and pictures, below headings in the first line."""
+        across, down = figure.get_size_inches()
         if self.title:
-            at = 1 - (top + 0.8 * HEADING_INCHES) / figure.get_figheight()
-            figure.text(0.006, at, self.title, fontweight="bold", va="center")
-        size = STYLE["font.size"] * min(1.0, max(0.6, self.width / (max(map(len, self.headings)) * LETTER_INCHES)))
+            figure.text(0.006, 1 - (top + 0.8 * HEADING_INCHES) / down, self.title, fontweight="bold", va="center")
+        heading_size = _letters(self.headings, self.width)
         top += self.above
         for number, line in enumerate(self.lines):
             for place, row in enumerate(line):
                 left = place * (self.margin + len(self.headings) * (self.width + GAP_INCHES))
                 height = self.row_height(row)
-                _write_label(figure, row.label, left + self.margin - GAP_INCHES, top, height)
+                middle = (left + self.margin - GAP_INCHES) / across, 1.0 - (top + height / 2) / down
+                figure.text(*middle, "\n".join(row.label), fontsize=_letters(row.label, height), **LABEL)
                 for column, picture in enumerate(row.pictures(self.with_truth)):
                     start = left + self.margin + column * (self.width + GAP_INCHES)
-                    axes = _add_picture(figure, picture, start, top, self.width, height)
+                    corner = start / across, 1.0 - (top + height) / down
+                    axes = figure.add_axes((*corner, self.width / across, height / down))
+                    axes.set_axis_off()
+                    if picture is None:
+                        axes.text(0.5, 0.5, "no truth", ha="center", va="center", color=FAINT_INK)
+                    else:
+                        axes.imshow(picture, aspect="auto", interpolation="lanczos")
                     if number == 0:
-                        axes.set_title(self.headings[column], pad=4, fontsize=size)
+                        axes.set_title(self.headings[column], pad=4, fontsize=heading_size)
             top += self.line_height(line) + GAP_INCHES
 
 
@@ -131,47 +142,11 @@ def image_figure(
             block.draw(figure, top)
             top += block.height
         if legend:
-            figure.legend(
-                [Patch(facecolor=colour / 255, edgecolor=FAINT_INK, linewidth=0.5) for colour in legend.values()],
-                list(legend),
-                ncols=min(columns, len(legend)),
-                loc="lower center",
-                bbox_to_anchor=(0.5, 0),
-                borderaxespad=0.1,
-                borderpad=0.2,
-                frameon=False,
-                handlelength=1.2,
-                handleheight=0.9,
-                handletextpad=0.5,
-                columnspacing=1.4,
-            )
+            patches = [Patch(facecolor=colour / 255, edgecolor=FAINT_INK, linewidth=0.5) for colour in legend.values()]
+            figure.legend(patches, list(legend), ncols=min(columns, len(legend)), **LEGEND)
         save(figure, path)
 
 
-def _add_picture(
-    figure: Figure, picture: NDArray[np.uint8] | None, left: float, top: float, width: float, height: float
-) -> Axes:
-    across, down = figure.get_size_inches()
-    axes = figure.add_axes((left / across, 1.0 - (top + height) / down, width / across, height / down))
-    axes.set_axis_off()
-    if picture is None:
-        axes.text(0.5, 0.5, "no truth", ha="center", va="center", color=FAINT_INK, transform=axes.transAxes)
-    else:
-        axes.imshow(picture, aspect="auto", interpolation="lanczos")
-    return axes
-
-
-def _write_label(figure: Figure, lines: Sequence[str], right: float, top: float, height: float) -> None:
-    """Write the lines upwards beside a row, against its pictures, smaller where the row is short."""
-    across, down = figure.get_size_inches()
-    figure.text(
-        right / across,
-        1.0 - (top + height / 2) / down,
-        "\n".join(lines),
-        rotation=90,
-        ha="right",
-        va="center",
-        multialignment="center",
-        fontsize=STYLE["font.size"] * min(1.0, max(0.6, height / (max(map(len, lines)) * LETTER_INCHES))),
-        linespacing=1.1,
-    )
+def _letters(lines: Sequence[str], inches: float) -> float:
+    """Return the size of letters that lets the longest line fit, within bounds."""
+    return STYLE["font.size"] * min(1.0, max(0.6, inches / (max(map(len, lines)) * LETTER_INCHES)))

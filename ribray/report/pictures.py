@@ -50,8 +50,7 @@ def choose(dataset: Dataset, ids: Sequence[str]) -> Iterator[str]:
 def choose_any(dataset: Dataset, ids: Sequence[str]) -> Iterator[str]:
     """Yield images as `choose` does, or evenly spaced ones where no labels are known: they are only predicted."""
     chosen = choose(dataset, ids)
-    first = next(chosen, None)
-    if first is None:
+    if (first := next(chosen, None)) is None:
         return iter(ids[:: max(1, len(ids) // IMAGES_SHOWN)])
     return itertools.chain([first], chosen)
 
@@ -77,8 +76,8 @@ class _Seen:
 
     def names(self, from_maps: bool = True) -> list[str]:
         """Return its classes: those that were refined, or those of its truth, or of its masks."""
-        for record in self.maps.values() if from_maps else ():
-            return [self.dataset.classes[int(index)] for index in record.classes]
+        if from_maps and self.maps:
+            return [self.dataset.classes[int(index)] for index in next(iter(self.maps.values())).classes]
         known = self.masks.values() if self.truth is None else [self.truth]
         return [self.dataset.classes[value - 1] for value in _objects_in(known)]
 
@@ -170,17 +169,17 @@ class MaskBlock:
         if not present:
             return []
         whole = set.intersection(*present.values(), *([set(self.map_files)] if self.map_files else []))
-        ids = [id for id in self.ids if id in whole]
-        return read_some(choose_any(self.dataset, ids), lambda id: self._row(id, present))
+        folders = {heading: self.folders[heading] for heading in present}
 
-    def _row(self, id: str, headings: Iterable[str]) -> ImageRow | None:
-        folders = {heading: self.folders[heading] for heading in headings}
-        seen = _read(self.dataset, id, folders, self.map_files.get(id, ()))
-        if seen is None:
-            return None
-        maps = {f"{label(self.maps)} map": _localized(seen, self.maps)} if self.maps in seen.maps else {}
-        names = seen.names(from_maps=False)
-        return ImageRow(seen.image, names, maps, self.dataset.palette, seen.truth, seen.masks)
+        def row(id: str) -> ImageRow | None:
+            seen = _read(self.dataset, id, folders, self.map_files.get(id, ()))
+            if seen is None:
+                return None
+            maps = {f"{label(self.maps)} map": _localized(seen, self.maps)} if self.maps in seen.maps else {}
+            names = seen.names(from_maps=False)
+            return ImageRow(seen.image, names, maps, self.dataset.palette, seen.truth, seen.masks)
+
+        return read_some(choose_any(self.dataset, [id for id in self.ids if id in whole]), row)
 
 
 def draw_masks(blocks: Sequence[MaskBlock], destination: Path) -> Path | None:
@@ -271,37 +270,32 @@ def gallery_block(
     by caption; one without masks of these images is left out. ``thresholds`` are those that seeds are cut at, by the
     name of their maps: maps left out have no seed.
     """
-    masks = _masks_in(folders, dataset.ids)
+    present, cuts = _masks_in(folders, dataset.ids), thresholds or {}
     files = {id: file for id, file in (map_files or {}).items() if id in dataset}
-    sources = [*masks.values(), *([set(files)] if files else [])]
+    sources = [*present.values(), *([set(files)] if files else [])]
     if not sources:
         return None
     counts = [sum(id in source for source in sources) for id in dataset.ids]
     ids = [id for id, count in zip(dataset.ids, counts, strict=True) if count == max(counts)]
-    drawn: list[NDArray[np.uint8]] = []
+    drawn: list[NDArray[np.uint8]] = []  # the masks of the images shown
 
-    def read(id: str) -> GalleryImage | None:
-        chosen = {caption: folders[caption] for caption, found in masks.items() if id in found}
+    def image(id: str) -> GalleryImage | None:
+        chosen = {caption: folders[caption] for caption, found in present.items() if id in found}
         seen = _read(dataset, id, chosen, files.get(id, ()))
-        return None if seen is None else _gallery_image(seen, id, thresholds or {}, drawn)
+        if seen is None:
+            return None
+        masks = {} if seen.truth is None else {"truth": seen.truth}
+        for name in [name for name in seen.maps if name in cuts]:
+            classes = seen.maps[name].classes
+            masks[f"seed, {label(name)}"] = seed(_localized(seen, name), classes, cuts[name])
+        masks |= seen.masks
+        drawn.extend(masks.values())
+        painted = {caption: mask_overlay(seen.image, mask, dataset.palette) for caption, mask in masks.items()}
+        tiles = [_tile(caption, picture, TILE_PIXELS) for caption, picture in {"image": seen.image, **painted}.items()]
+        return GalleryImage(id, seen.names(), tiles, _strips(seen))
 
-    images = read_some(choose_any(dataset, ids), read)
+    images = read_some(choose_any(dataset, ids), image)
     return GalleryBlock(title, images, _legend_of(dataset, drawn)) if images else None
-
-
-def _gallery_image(
-    seen: _Seen, id: str, thresholds: Mapping[str, float], drawn: list[NDArray[np.uint8]]
-) -> GalleryImage:
-    """Return what is shown of an image, and note its masks."""
-    masks = {} if seen.truth is None else {"truth": seen.truth}
-    for name in (name for name in seen.maps if name in thresholds):
-        maps, classes = _localized(seen, name), seen.maps[name].classes
-        masks[f"seed, {label(name)}"] = seed(maps, classes, thresholds[name])
-    masks |= seen.masks
-    drawn += masks.values()
-    painted = {caption: mask_overlay(seen.image, mask, seen.dataset.palette) for caption, mask in masks.items()}
-    tiles = [_tile(caption, picture, TILE_PIXELS) for caption, picture in {"image": seen.image, **painted}.items()]
-    return GalleryImage(id, seen.names(), tiles, _strips(seen))
 
 
 def _strips(seen: _Seen) -> list[Strip]:

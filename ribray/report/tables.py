@@ -51,7 +51,11 @@ def seed_table(
     those of the highest and lowest IoU.
     """
     columns = [_Ious(label(maps), maps, seed[maps]) for maps in ordered(seed)]
-    return _class_table(title, columns, columns[:1] + columns[1:][-1:], all_classes, is_seed=True)
+    return _class_table(title, columns, _first_and_last(columns), all_classes, is_seed=True)
+
+
+def _first_and_last(columns: Sequence[_Ious]) -> list[_Ious]:
+    return [*columns[:1], *columns[1:][-1:]]
 
 
 def _class_table(
@@ -199,24 +203,16 @@ class _Peers:
 
     table: str
     data: str
-    split: str
-    aliases: tuple[str, ...]  # names that a run may have for that split
+    splits: tuple[str, ...]  # names that a run may have for the split `VAL`
     images: int
     beside: tuple[str, ...]  # methods whose classes are shown; of the others the mean
     figures: Mapping[str, str]  # further means, which stand in the text: what to call it -> quantity
 
 
-FIRST_NETWORK = "segmentation without re-training"
-VOC = _Peers(
-    "S2",
-    "VOC 2012 val",
-    "val",
-    ("val",),
-    1449,
-    (published.RIB, RIB_SALIENCY),
-    {"RIB, without re-training": FIRST_NETWORK},
-)
-COCO = _Peers("S3", "COCO 2014 val", "val", ("val", "val2014"), 40504, (IRN, published.RIB), {})
+VAL, FIRST_NETWORK = "val", "segmentation without re-training"
+FIRST = {"RIB, without re-training": FIRST_NETWORK}
+VOC = _Peers("S2", "VOC 2012 val", (VAL,), 1449, (published.RIB, RIB_SALIENCY), FIRST)
+COCO = _Peers("S3", "COCO 2014 val", (VAL, "val2014"), 40504, (IRN, published.RIB), {})
 
 
 def _peers_of(classes: Iterable[str]) -> _Peers | None:
@@ -242,54 +238,36 @@ def evaluation_tables(
     # Of a chain that others follow only the last network, so that the table fits.
     final = {column.maps: column for column in columns}
     shown = [column for column in columns if column.maps == columns[-1].maps or column is final[column.maps]]
-    compared = [*final.values()][:1] + [*final.values()][1:][-1:]
-    peers = _peers_of(columns[0].numbers.per_class)
-    beside = [] if peers is None else [_published(peers, method) for method in peers.beside]
-    per_class = _class_table("Segmentation, IoU in percent", [*shown, *beside], compared, all_classes)
-    if peers is None:
-        return [per_class]
-    return [_means_table(columns, peers, splits, _crf_lines(metrics, stages, own)), per_class]
-
-
-def _published(peers: _Peers, method: str) -> _Ious:
-    row = published.table(peers.table).row(method, peers.split)
-    numbers = MaskJudgement(per_class=dict(row), miou=row[MEAN], images=peers.images)
-    name = f"{method.removesuffix(OURS)}, published"
-    return _Ious(name, published.MAPS.get(method, ""), numbers, is_published=True)
+    compared, peers = _first_and_last([*final.values()]), _peers_of(columns[0].numbers.per_class)
+    title, means = "Segmentation, IoU in percent", []
+    if peers is not None:
+        means = [_means_table(columns, peers, splits, _crf_lines(metrics, stages, own))]
+        for method in peers.beside:
+            row, name = published.table(peers.table).row(method, VAL), f"{method.removesuffix(OURS)}, published"
+            numbers = MaskJudgement(per_class=dict(row), miou=row[MEAN], images=peers.images)
+            shown.append(_Ious(name, published.MAPS.get(method, ""), numbers, is_published=True))
+    return [*means, _class_table(title, shown, compared, all_classes)]
 
 
 def _means_table(columns: Sequence[_Ious], peers: _Peers, splits: Sequence[str], crf: Sequence[str]) -> Table:
-    reference, rows = published.table(peers.table), []
-    stated = {
-        method.removesuffix(OURS): reference.value(method, split=peers.split)
-        for method in reference.methods(peers.split)
-    }
+    reference = published.table(peers.table)
+    stated = {method.removesuffix(OURS): reference.value(method, split=VAL) for method in reference.methods(VAL)}
     stated |= {name: published.figure_in_text(quantity).miou for name, quantity in peers.figures.items()}
-    for name, mean in stated.items():
-        rows.append([Cell(name), cells.number(mean), cells.count(peers.images), Cell("published")])
-    for column in columns:
-        numbers = column.numbers
-        row = [Cell(column.name), cells.number(numbers.miou), cells.count(numbers.images), Cell("this run")]
+    images = cells.count(peers.images)
+    rows = [[Cell(name), cells.number(mean), images, Cell("published")] for name, mean in stated.items()]
+    for name, numbers in ((column.name, column.numbers) for column in columns):
+        row = [Cell(name), cells.number(numbers.miou), cells.count(numbers.images), Cell("this run")]
         rows.append(cells.strong(row))
     rows.sort(key=lambda row: row[1].value or 0.0)
-    images = min(column.numbers.images or 0 for column in columns)
-    remarks = [] if [*splits] in [[alias] for alias in peers.aliases] else [f"not {peers.split}"]
-    remarks += [f"fewer than the published {peers.images:,}"] if images < peers.images else []
-    this_run = f"this run: {images:,} images of {' + '.join(splits)}, {'with' if crf else 'without'} dense CRF"
-    return Table(
-        f"Segmentation, mIoU in percent, beside {peers.data}",
-        [
-            Column("method", width=30, wraps=False),
-            Column("mIoU", True, width=7),
-            Column("images", True, width=8),
-            Column("", is_long=True),
-        ],
-        [rows],
-        [
-            f"published: {peers.data}, {peers.images:,} images (RIB paper, Table {peers.table})",
-            f"{this_run}; {', '.join(remarks)}" if remarks else this_run,
-        ],
-    )
+    fewest = min(column.numbers.images or 0 for column in columns)
+    remarks = [] if [*splits] in [[split] for split in peers.splits] else [f"not {VAL}"]
+    remarks += [f"fewer than the published {peers.images:,}"] if fewest < peers.images else []
+    this_run = f"this run: {fewest:,} images of {' + '.join(splits)}, {'with' if crf else 'without'} dense CRF"
+    headings = [Column("method", width=30, wraps=False), Column("mIoU", True, width=7), Column("images", True, width=8)]
+    notes = [f"published: {peers.data}, {peers.images:,} images (RIB paper, Table {peers.table})"]
+    notes.append("; ".join([this_run, *([", ".join(remarks)] if remarks else [])]))
+    title = f"Segmentation, mIoU in percent, beside {peers.data}"
+    return Table(title, [*headings, Column("", is_long=True)], [rows], notes)
 
 
 class _Stated(NamedTuple):
@@ -340,7 +318,7 @@ def _stated_on_voc(batch_size: int | None) -> list[_Stated]:
         value = f"{sizes.value(rib, size):g}"
         stated.append(_Stated(f"seed at B = {size}", SEED, rib, value, seed.split, f"Table {sizes.name}"))
     stated.append(_Stated(SEGMENTATION, SEGMENTATION, rib, f"{first.miou:g}", first.split, first.source))
-    last = published.table(VOC.table).value(rib, split=VOC.split)
+    last = published.table(VOC.table).value(rib, split=VAL)
     return [*stated, _Stated(RETRAINED, RETRAINED, rib, f"{last:g}", VOC.data, f"Table {VOC.table}")]
 
 
