@@ -31,6 +31,7 @@ TRIALS_FOLDER = "trials"  # of a sweep; each folder in it is the run of a trial
 START_SECONDS, FINISH_SECONDS = 60.0, 120.0
 """How long W&B is waited for, online: to answer, and to take in the last of a run."""
 FLUSH_SECONDS = 1.0  # what is younger may miss in the W&B file of a killed process
+SETTINGS: dict[str, Any] = {"silent": True, "console": "off", "x_disable_stats": True, "disable_git": True}
 DATA_VARIABLE, SERVICE_VARIABLE = "WANDB_DATA_DIR", "WANDB_SERVICE"
 
 
@@ -69,6 +70,7 @@ class Tracker:
             return
         import wandb  # takes its time, and pool workers have no use for it
 
+        waits = {"init_timeout": START_SECONDS, "finish_timeout": FINISH_SECONDS}
         logging.getLogger("wandb").setLevel(logging.ERROR)
         # A process uses a W&B service of its own: one that is killed leaves its run open in the service.
         os.environ.pop(SERVICE_VARIABLE, None)
@@ -89,22 +91,13 @@ class Tracker:
                 dir=local_directory(self._directory),
                 config=read_yaml(self._directory / EXPERIMENT_FILE),
                 reinit="create_new",  # a variant of a run logs beside it, in the same process
-                settings=wandb.Settings(
-                    silent=True,
-                    console="off",
-                    x_disable_stats=True,
-                    disable_git=True,
-                    init_timeout=START_SECONDS,
-                    finish_timeout=FINISH_SECONDS,
-                    x_transaction_log_flush_interval=FLUSH_SECONDS,
-                ),
+                settings=wandb.Settings(**SETTINGS, **waits, x_transaction_log_flush_interval=FLUSH_SECONDS),
             )
         except RibrayError:
             raise
         except Exception as error:  # what W&B raises has no base class
-            raise RibrayError(
-                f"W&B cannot start ({_reason(error)}); use --set tracking.wandb=offline or disabled."
-            ) from error
+            told = f"W&B cannot start ({_reason(error)}); use --set tracking.wandb=offline or disabled."
+            raise RibrayError(told) from error
         finally:
             os.environ.pop(SERVICE_VARIABLE, None)
         self._write_state()
@@ -140,8 +133,7 @@ class Tracker:
         summary = _scalars(metrics)
         if self._is_off or not summary:
             return
-        content = json.dumps([metrics, sorted(figures)], sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        digest = _digest(json.dumps([metrics, sorted(figures)], sort_keys=True))
         if self._wandb is None and self._state["results"] == digest:
             return
         local, made = local_directory(self._directory), media()
@@ -215,21 +207,23 @@ def local_directory(directory: Path) -> Path:
     """Return where W&B writes its files: in the run directory; for one on an object store, on this machine."""
     if storage.is_local(directory):
         return directory
-    digest = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"ribray-{getpass.getuser()}" / digest
+    folder = Path(tempfile.gettempdir()) / f"ribray-{getpass.getuser()}" / _digest(str(directory))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 
 
 def sync_command(directories: Iterable[Path]) -> str | None:
     """Return what uploads the W&B files of runs that are on no server yet; None where there are none."""
-    folders = (local_directory(directory) / WANDB_FOLDER for directory in directories)
-    left = [
-        folder
-        for folder in folders
-        if not all(file.with_name(f"{file.name}.synced").exists() for file in folder.glob("offline-run-*/*.wandb"))
-    ]
-    return shlex.join(["wandb", "sync", *map(str, left)]) if left else None
+    left = []
+    for folder in (local_directory(directory) / WANDB_FOLDER for directory in directories):
+        files = folder.glob("offline-run-*/*.wandb")
+        if not all(file.with_name(f"{file.name}.synced").exists() for file in files):
+            left.append(str(folder))
+    return shlex.join(["wandb", "sync", *left]) if left else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _series(training: str) -> str:
@@ -250,10 +244,10 @@ def _images(figures: Mapping[str, Path], folder: Path) -> dict[str, Any]:
 
     images = {}
     for name, file in figures.items():
-        if not storage.is_local(file):
-            storage.write_bytes(folder / file.name, file.read_bytes())
-            file = folder / file.name
-        images[f"figures/{name}"] = wandb.Image(str(file))
+        local = file if storage.is_local(file) else folder / file.name
+        if local != file:
+            storage.write_bytes(local, file.read_bytes())
+        images[f"figures/{name}"] = wandb.Image(str(local))
     return images
 
 

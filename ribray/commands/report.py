@@ -280,12 +280,14 @@ def _sweep_page(directory: Path) -> SweepPage:
     text = definition.read_text(encoding="utf-8-sig", errors="replace") if definition.is_file() else ""
     files = sorted(directory.glob("*.png"), key=lambda file: ([*PLOT_TITLES, file.name].index(file.name), file.name))
     pictures = {PLOT_TITLES.get(file.name, file.stem): _picture(file) for file in files}
+    runs = {trial["id"]: directory / trial["directory"] for trial in ledger["trials"]}
+    failures = {id: Run.read(run).failures() for id, run in runs.items() if (run / EXPERIMENT_FILE).is_file()}
     return SweepPage(
         directory=str(directory),
         written=time.strftime("%Y-%m-%d %H:%M"),
         ledger=ledger,
         plots={title: content for title, content in pictures.items() if content is not None},
-        failures={trial["id"]: found for trial in ledger["trials"] if (found := _trial_failures(directory, trial))},
+        failures={trial: [vars(failure) for failure in found] for trial, found in failures.items() if found},
         facts=_sweep_facts(directory, ledger, definition),
         configuration=text,
     )
@@ -298,13 +300,6 @@ def _picture(location: Path) -> bytes | None:
         return location.read_bytes()
     except ImageError:
         return None
-
-
-def _trial_failures(directory: Path, trial: Mapping[str, Any]) -> list[dict[str, Any]]:
-    location = directory / trial["directory"]
-    if not (location / EXPERIMENT_FILE).is_file():
-        return []
-    return [vars(failure) for failure in Run.read(location).failures()]
 
 
 def _sweep_facts(directory: Path, ledger: Mapping[str, Any], definition: Path) -> dict[str, str]:

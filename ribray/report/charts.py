@@ -38,9 +38,6 @@ def _looks(names: Iterable[str]) -> Iterator[Look]:
         yield known.get(name) or next(free)
 
 
-# --- mIoU --------------------------------------------------------------------------------------------------------
-
-
 def curves_of(seed: Mapping[str, SeedJudgement]) -> dict[str, tuple[ArrayLike, ArrayLike]]:
     """Return the curves of seeds by what their maps are called, plain CAM first."""
     return {
@@ -100,9 +97,6 @@ def comparison_chart(found: Sequence[Comparison], title: str = "") -> DotChart:
     return DotChart(title, "mIoU, %", [compared.label for compared in found], series)
 
 
-# --- losses of trainings -----------------------------------------------------------------------------------------
-
-
 def loss_chart(logs: Mapping[str, Sequence[Mapping[str, Any]]], title: str, validation: str | None = None) -> Chart:
     """Return the loss of trainings, by name, over their steps; a loss that was not finite is left out.
 
@@ -131,9 +125,6 @@ def _thinned(name: str, points: NDArray[np.float64], look: Look) -> Line:
     steps, means = np.array([stretch.mean(axis=0) for stretch in stretches]).T
     low, high = ([float(edge(stretch[:, 1])) for stretch in stretches] for edge in (np.min, np.max))
     return Line(name, steps, means, look, band=(low, high), is_noisy=True)
-
-
-# --- losses of the refinement ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

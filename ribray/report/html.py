@@ -67,7 +67,7 @@ class RunPage:
     gallery: Sequence[GalleryBlock]
     facts: Mapping[str, str]  # versions and the like
     configuration: str  # text of ``experiment.yaml``
-    remarks: Mapping[str, str] = field(default_factory=dict)  # what to say in place of one of `REMARKS`
+    remarks: Mapping[str, str] = field(default_factory=dict)  # what to say where a section, or a part of one, is empty
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,6 @@ class _Card(NamedTuple):
 
 # --- a run -------------------------------------------------------------------------------------------------------
 
-RUN_SECTIONS = ("Results", "Seed", "Classes", "Gallery", "Losses", "Throughput", "Failures", "Configuration")
-REMARKS = {
-    "seed": "Stage 'seed' has judged nothing yet: it needs maps, and images with a true mask.",
-    "steps": "The maps of every step were not kept (refine.keep_steps), so there is no curve over the steps.",
-    "classes": "Nothing was judged yet, so there is no IoU per class.",
-    "gallery": "There is nothing to show yet: the first pictures are those of stage 'refine'.",
-    "losses": "Nothing was trained in this run.",
-    "damaged": "",
-    "refinement": "There are no maps yet that were refined here, so there are no losses of the refinement.",
-    "pace": "The refinement was not timed: this run has not refined, or every map was there already.",
-}
-"""What is said where a section, or a part of one, would be empty."""
 LOSS_REMARK = "line: mean of a stretch of steps, band: its lowest and highest"
 
 
@@ -149,8 +137,6 @@ def render_run(page: RunPage) -> str:
         page=page,
         methods=[label(each.maps) for each in page.refinements],
         begins_plain=not any(strip.tiles[0].caption == FIRST_STEP for strip in strips),
-        sections=RUN_SECTIONS,
-        remarks=REMARKS | dict(page.remarks),
         cards=_run_cards(page),
         chain=tables.chain_table(metrics, stages, own, splits=splits, on_page=True),
         chain_charts=_drawn(chain, "chain"),
@@ -221,8 +207,6 @@ def _run_cards(page: RunPage) -> list[_Card]:
 
 # --- a sweep -----------------------------------------------------------------------------------------------------
 
-SWEEP_SECTIONS = ("Study", "Results", "Trials", "Failures", "Configuration")
-
 
 def render_sweep(page: SweepPage) -> str:
     sweep = sweep_rows.Sweep(page.ledger)
@@ -230,7 +214,6 @@ def render_sweep(page: SweepPage) -> str:
     return _render(
         "sweep.html.j2",
         page=page,
-        sections=SWEEP_SECTIONS,
         cards=_sweep_cards(sweep),
         results=[results_table(page.ledger)] if sweep.trials else [],
         plots=[_plot(title, content) for title, content in page.plots.items()],
@@ -289,7 +272,7 @@ def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _render(template: str, sections: Sequence[str], **values: Any) -> str:
+def _render(template: str, **values: Any) -> str:
     layout: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
     pages = Environment(loader=PackageLoader("ribray.report"), autoescape=True, undefined=StrictUndefined, **layout)
     pages.filters["uri"] = jpeg_uri
@@ -297,7 +280,6 @@ def _render(template: str, sections: Sequence[str], **values: Any) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     values |= {
         "version": __version__,
-        "sections": {title.lower(): title for title in sections},
         "script": Markup(script),
         "policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
         f"script-src 'sha256-{digest}'",

@@ -47,15 +47,8 @@ LOOKS = (
     Look("#009E73", (0, (1, 1.2)), "D"),
     Look("#CC79A7", "-.", "^"),
 )
-STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT_INK,
-    "xtick.color": FAINT_INK,
-    "ytick.color": FAINT_INK,
-}
+STYLE: dict[Any, Any] = {"font.family": ["DejaVu Sans"], "font.size": 9.0, "text.color": INK, "axes.labelcolor": INK}
+STYLE |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), FAINT_INK)
 
 
 @dataclass(frozen=True)
@@ -179,11 +172,11 @@ def ruled(axes: Axes, x: str = "", y: str = "") -> Axes:
 def legend(axes: Axes, handles: Sequence[Any], title: str = "", columns: int = 2, beside: bool = False) -> None:
     """Put a legend above the axes, or of many lines beside them."""
     if handles:
-        right: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "borderaxespad": 0}
-        place = right if beside else {**ABOVE, "ncols": columns, "columnspacing": 2.0}
-        put = axes.legend(
-            handles=handles, title=title or None, frameon=False, handlelength=2.6, alignment="left", **place
-        )
+        place: dict[str, Any] = {**ABOVE, "ncols": columns, "columnspacing": 2.0}
+        if beside:
+            place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "borderaxespad": 0}
+        place |= {"frameon": False, "handlelength": 2.6, "alignment": "left"}
+        put = axes.legend(handles=handles, title=title or None, **place)
         put.get_title().set_color(FAINT_INK)
 
 
@@ -231,16 +224,11 @@ def write_png(charts: Sequence[Chart], path: Path) -> None:
 
 # --- SVG for a page ----------------------------------------------------------------------------------------------
 
-
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 REFERENCE, FONT = re.compile(r"url\(#([^)]+)\)"), re.compile(r"font-family: [^;]+")
-VARIABLES = {
-    mpl.colors.to_hex(colour): f"var({variable})"
-    for colour, variable in [
-        *((INK, "--ink"), (FAINT_INK, "--faint"), (GRID, "--grid"), (PAPER, "--paper")),
-        *((look.colour, f"--line-{number}") for number, look in enumerate(LOOKS)),
-    ]
-}
+_NAMED = {"ink": INK, "faint": FAINT_INK, "grid": GRID, "paper": PAPER}
+_NAMED |= {f"line-{number}": look.colour for number, look in enumerate(LOOKS)}
+VARIABLES = {mpl.colors.to_hex(colour): f"var(--{name})" for name, colour in _NAMED.items()}
 """Which of the page's CSS variables stands for a colour."""
 register_namespace("", SVG)
 
@@ -260,8 +248,7 @@ def to_svg(chart: Chart | DotChart, name: str) -> str:
     drawing = fromstring(buffer.getvalue())
     for element in drawing.iter():
         _adopt(element, name)
-    for key in ("width", "height"):
-        drawing.attrib.pop(key)
+    del drawing.attrib["width"], drawing.attrib["height"]
     drawing.attrib |= {"class": "chart", "role": "img", "aria-label": chart.title}
     return tostring(drawing, encoding="unicode")
 

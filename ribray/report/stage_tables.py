@@ -1,7 +1,6 @@
 """Tables of a run's stages: what each came to and took, the pace of refinements, and the images that failed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ribray.evaluation import published
@@ -25,20 +24,21 @@ def stage_table(
         for variant, run in runs
         for name in [*filter(run.timing.__contains__, stages), *(name for name in run.timing if name not in stages)]
     ]
-    spans = [timing.seconds or 0 for *_, timing in found]
-    rows = []
+    if not found:
+        return None
+    spans, rows = [timing.seconds or 0 for *_, timing in found], []
+    left_out = 3 if on_page else 6  # a page has no failures here, a terminal no workers
     for variant, numbers, name, timing in found:
         images, failed = (_counted(numbers, key, getattr(timing, key, None)) for key in ("images", "failed"))
         note = f"in {reused[name]}" if reused and variant is None and name in reused else ""
         share = 100 * timing.seconds / max(spans) if timing.seconds and on_page else None
         row = [Cell(stage_title(name, variant), note=note), Cell(headline(numbers, stages.get(name)))]
-        row += [cells.count(images), *([] if on_page else [cells.failed(failed)])]
-        row += [cells.duration(timing.seconds, share), cells.number(timing.images_per_second)]
-        rows.append([*row, cells.count(timing.workers)] if on_page else row)
-    if not rows:
-        return None
-    middle = ["images", *([] if on_page else ["failed"]), "time", "images/s", *(["workers"] if on_page else [])]
-    columns = [Column("stage", wraps=False), Column("result"), *(Column(text, True, wraps=False) for text in middle)]
+        row += [cells.count(images), cells.failed(failed), cells.duration(timing.seconds, share)]
+        row += [cells.number(timing.images_per_second), cells.count(timing.workers)]
+        rows.append(row[:left_out] + row[left_out + 1 :])
+    numeric = ("images", "failed", "time", "images/s", "workers")
+    columns = [Column("stage", wraps=False), Column("result"), *(Column(text, True, wraps=False) for text in numeric)]
+    del columns[left_out]
     if not on_page:
         return Table("", columns, [rows], is_dense=True)
     total = [Cell("all stages"), Cell(""), Cell(""), cells.duration(sum(spans)), Cell(""), Cell("")]
@@ -64,7 +64,7 @@ def pace_table(paces: Sequence[tuple[str, str, Timing, str]], machine: str | Non
 
     Each has what stands behind its name, its maps, its timing, and its settings in words.
     """
-    known = [(whose, maps, timing, settings) for whose, maps, timing, settings in paces if timing.images_per_second]
+    known = [pace for pace in paces if pace[2].images_per_second]
     if not known:
         return None
     stated, groups = published.refinement_times(), list[list[list[Cell]]]()
@@ -81,12 +81,9 @@ def pace_table(paces: Sequence[tuple[str, str, Timing, str]], machine: str | Non
     paper = []
     for each in (each for each in stated if published.MAPS[each.method] in [maps for _, maps, _, _ in known]):
         who = "the paper" if each.method == published.RIB else f"the authors of {each.method}"
-        seconds = 60 * each.minutes
-        cell = replace(cells.duration(seconds), text=f"{each.minutes:g} min")
-        row_of_paper = row(
-            f"{who}, {each.devices}", f"{each.data}; {each.source}", each.images, seconds, each.images / seconds
-        )
-        paper.append([*row_of_paper[:2], cell, row_of_paper[3]])
+        seconds, note = 60 * each.minutes, f"{each.data}; {each.source}"
+        line = row(f"{who}, {each.devices}", note, each.images, seconds, each.images / seconds)
+        paper.append([*line[:2], Cell(f"{each.minutes:g} min", seconds), line[3]])
     columns = [Column("refinement"), *(Column(text, True) for text in ("images", "time", "images/s"))]
     notes = [f"this run{whose}: {settings}." for whose, _, _, settings in known]
     notes[-1] += " Times compare only where network, image sizes and settings are the same."

@@ -33,9 +33,6 @@ MANY_STEPS = 300  # longer trainings have thin lines
 PLAIN_BELOW = 1000.0  # ticks of smaller losses have no exponent
 
 
-# --- losses of trainings -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class LossCurve:
     """The losses of a training, as far as they are finite."""
@@ -49,10 +46,8 @@ def loss_curves(sweep: Sweep) -> list[list[LossCurve]]:
     """Return the loss curves of each row's trials, none where the metric is not the loss of a training."""
     if not sweep.metric.endswith(SUFFIX):
         return [[] for _ in sweep.rows]
-    log = Path(*sweep.metric.removesuffix(SUFFIX).split("."), LOG_FILE)
-    read = (
-        [_read_losses(sweep.folder / trial["directory"] / log, trial) for trial in row.trials] for row in sweep.rows
-    )
+    log, folder = Path(*sweep.metric.removesuffix(SUFFIX).split("."), LOG_FILE), sweep.folder
+    read = [[_read_losses(folder / trial["directory"] / log, trial) for trial in row.trials] for row in sweep.rows]
     return [[curve for curve in of_row if curve is not None] for of_row in read]
 
 

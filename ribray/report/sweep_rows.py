@@ -165,9 +165,6 @@ def _counts(trial: Mapping[str, Any]) -> bool:
     return trial["status"] == FINISHED and is_number(trial["value"])
 
 
-# --- texts -------------------------------------------------------------------------------------------------------
-
-
 def is_percent(metric: str) -> bool:
     parts = metric.split(".")
     return parts[-1] in METRIC_NAMES or PER_CLASS in parts

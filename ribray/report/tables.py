@@ -144,10 +144,11 @@ def chain_table(
     columns.append(Column("images", True, width=8 if wraps else None))
     noted = [cell.text for rows in groups.values() for row in rows for cell in row[1:-1] if cell.note]
     notes = [f"{'small' if on_page else 'below'}: 95 % interval, bootstrap over images"] if noted else []
-    notes += (
-        ["of gains: paired, every image weighs alike on both sides"] if any(text[0] in "+-" for text in noted) else []
-    )
-    notes += [*_unknown_lines(metrics, own), *_crf_lines(metrics, stages, own)] if has_masks else []
+    if any(text[0] in "+-" for text in noted):
+        notes.append("of gains: paired, every image weighs alike on both sides")
+    notes += _unknown_lines(metrics, own) if has_masks else []
+    if has_masks and _uses_crf(metrics, stages, own):
+        notes.append("the segmentation's predictions passed through a dense CRF")
     title = "mIoU from maps to masks" if on_page else "mIoU in percent, from maps to masks"
     return Table(title, columns, list(groups.values()), notes, is_dense=True)
 
@@ -183,10 +184,9 @@ def _unknown_lines(metrics: RunMetrics, own: str) -> list[str]:
     return [f"unknown pixels, read as background: {', '.join(shares)}"] if shares else []
 
 
-def _crf_lines(metrics: RunMetrics, stages: Stages, own: str) -> list[str]:
+def _uses_crf(metrics: RunMetrics, stages: Stages, own: str) -> bool:
     found = [chain for chain in chains(metrics, own).values() if _networks(chain, stages)]
-    uses_crf = any(chain.evaluate and chain.evaluate.crf == "dense" for chain in found)
-    return ["the segmentation's predictions passed through a dense CRF"] if uses_crf else []
+    return any(chain.evaluate and chain.evaluate.crf == "dense" for chain in found)
 
 
 def _networks(chain: RunMetrics, stages: Stages) -> dict[str, Judgement]:
@@ -241,7 +241,7 @@ def evaluation_tables(
     compared, peers = _first_and_last([*final.values()]), _peers_of(columns[0].numbers.per_class)
     title, means = "Segmentation, IoU in percent", []
     if peers is not None:
-        means = [_means_table(columns, peers, splits, _crf_lines(metrics, stages, own))]
+        means = [_means_table(columns, peers, splits, _uses_crf(metrics, stages, own))]
         for method in peers.beside:
             row, name = published.table(peers.table).row(method, VAL), f"{method.removesuffix(OURS)}, published"
             numbers = MaskJudgement(per_class=dict(row), miou=row[MEAN], images=peers.images)
@@ -249,7 +249,7 @@ def evaluation_tables(
     return [*means, _class_table(title, shown, compared, all_classes)]
 
 
-def _means_table(columns: Sequence[_Ious], peers: _Peers, splits: Sequence[str], crf: Sequence[str]) -> Table:
+def _means_table(columns: Sequence[_Ious], peers: _Peers, splits: Sequence[str], has_crf: bool) -> Table:
     reference = published.table(peers.table)
     stated = {method.removesuffix(OURS): reference.value(method, split=VAL) for method in reference.methods(VAL)}
     stated |= {name: published.figure_in_text(quantity).miou for name, quantity in peers.figures.items()}
@@ -262,7 +262,7 @@ def _means_table(columns: Sequence[_Ious], peers: _Peers, splits: Sequence[str],
     fewest = min(column.numbers.images or 0 for column in columns)
     remarks = [] if [*splits] in [[split] for split in peers.splits] else [f"not {VAL}"]
     remarks += [f"fewer than the published {peers.images:,}"] if fewest < peers.images else []
-    this_run = f"this run: {fewest:,} images of {' + '.join(splits)}, {'with' if crf else 'without'} dense CRF"
+    this_run = f"this run: {fewest:,} images of {' + '.join(splits)}, {'with' if has_crf else 'without'} dense CRF"
     headings = [Column("method", width=30, wraps=False), Column("mIoU", True, width=7), Column("images", True, width=8)]
     notes = [f"published: {peers.data}, {peers.images:,} images (RIB paper, Table {peers.table})"]
     notes.append("; ".join([this_run, *([", ".join(remarks)] if remarks else [])]))
@@ -302,11 +302,9 @@ def paper_table(metrics: RunMetrics, stages: Stages, own: str, batch_size: int |
 
 
 def _stated_on_coco() -> list[_Stated]:
-    values, source = published.table(COCO.table), f"Table {COCO.table}"
-    return [
-        _Stated(SEGMENTATION, SEGMENTATION, method, f"{values.value(method):.1f}", COCO.data, source)
-        for method in (IRN, published.RIB)
-    ]
+    found = ((method, published.table(COCO.table).value(method)) for method in COCO.beside)
+    source = f"Table {COCO.table}"
+    return [_Stated(SEGMENTATION, SEGMENTATION, method, f"{value:.1f}", COCO.data, source) for method, value in found]
 
 
 def _stated_on_voc(batch_size: int | None) -> list[_Stated]:
