@@ -165,14 +165,6 @@ class _Gathered:
                 blocks.append(gallery_block(f"Held-out images ({split})", dataset, predicted))
         return [block for block in blocks if block is not None]
 
-    @property
-    def failures(self) -> list[dict[str, Any]]:
-        return [
-            {**vars(failure), "stage": stage_title(failure.stage, None if source == self.own else source)}
-            for source, finished in self.chains.items()
-            for failure in finished.run.failures()
-        ]
-
     def page(self) -> RunPage:
         provenance, metrics = read_provenance(self.run.directory), self.metrics
         machine, data = provenance.get("machine"), self.experiment.data
@@ -187,6 +179,11 @@ class _Gathered:
         if self.training_set is not None:
             images += f": {len(self.training_set):,} images of {len(self.training_set.classes)} classes"
         refined = [f"{len(self.map_files):,} refined"] if self.map_files else []
+        failures = [
+            {**vars(failure), "stage": stage_title(failure.stage, None if source == self.own else source)}
+            for source, finished in self.chains.items()
+            for failure in finished.run.failures()
+        ]
         return RunPage(
             name=self.run.directory.name,
             directory=str(self.run.directory),
@@ -202,7 +199,7 @@ class _Gathered:
             refinements=[self._refinement(name) for name in self.experiment.methods],
             machine=None if machine is None else str(machine),
             reused={stage: str(run.directory) for stage, run in self.reused.items() if stage in metrics.stages()},
-            failures=self.failures,
+            failures=failures,
             gallery=gallery,
             facts=_facts(provenance, self.run),
             configuration=(self.run.directory / EXPERIMENT_FILE).read_text(encoding="utf-8-sig"),

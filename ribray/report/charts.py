@@ -39,7 +39,6 @@ def _looks(names: Iterable[str]) -> Iterator[Look]:
 
 
 def curves_of(seed: Mapping[str, SeedJudgement]) -> dict[str, tuple[ArrayLike, ArrayLike]]:
-    """Return the curves of seeds by what their maps are called, plain CAM first."""
     return {
         label(name): (np.array(curve.thresholds, float), np.array(curve.miou, float))
         for name in ordered(seed)
@@ -87,7 +86,6 @@ def steps_chart(seed: Mapping[str, SeedJudgement], title: str = "") -> Chart | N
 
 
 def comparison_chart(found: Sequence[Comparison], title: str = "") -> DotChart:
-    """Return the mIoU of all that was judged, from the seed to the segmentation, for every kind of maps."""
     kinds = ordered(maps for compared in found for maps in compared.numbers)
     series = {}
     for maps, look in zip(kinds, _looks(map(label, kinds)), strict=True):

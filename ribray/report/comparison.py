@@ -25,7 +25,6 @@ def look_number(maps: str) -> int | None:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Return names of maps, plain CAM first."""
     return sorted(set(names), key=lambda name: (name != CAM, name))
 
 
@@ -48,7 +47,6 @@ def chains(metrics: RunMetrics, own: str) -> dict[str, RunMetrics]:
 
 
 def judged(metrics: RunMetrics, stages: Stages) -> list[Judged]:
-    """Return what of a chain has an mIoU, in the order of the stages."""
     numbers = metrics.stages()
     parts = [part for name, stage in stages.items() if name in numbers for part in stage.judged(numbers[name])]
     return [part for part in parts if part.numbers.miou is not None]

@@ -36,8 +36,6 @@ Failures = Sequence[Mapping[str, Any]]  # lines of ``failures.jsonl``
 
 @dataclass(frozen=True)
 class Refinement:
-    """How a method has refined a run's images."""
-
     method: str
     maps: str  # its own
     stage: str
@@ -95,8 +93,6 @@ class SweepPage:
 
 
 class _Card(NamedTuple):
-    """A number that a reader looks for first."""
-
     label: str
     value: str
     unit: str = ""

@@ -250,11 +250,9 @@ class Strip:
 
 @dataclass(frozen=True)
 class GalleryBlock:
-    """Images of one split, with the colours of their masks by class name."""
-
     title: str
     images: Sequence[GalleryImage]
-    legend: Mapping[str, NDArray[np.uint8]]
+    legend: Mapping[str, NDArray[np.uint8]]  # of their masks, by class name
 
 
 def gallery_block(

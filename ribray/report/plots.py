@@ -96,8 +96,6 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one pair of axes."""
-
     title: str
     x_label: str
     y_label: str
@@ -111,7 +109,6 @@ class Chart:
         return any(line.band is not None for line in self.lines)
 
     def draw(self, axes: Axes) -> None:
-        """Draw it, without its title."""
         handles = [line.draw(axes) for line in self.lines]
         if self.is_logarithmic:
             axes.set_yscale("log")
@@ -137,7 +134,6 @@ class DotChart:
     has_bands = False
 
     def draw(self, axes: Axes) -> None:
-        """Draw it, without its title."""
         handles = []
         for name, ((colour, _, marker), values) in self.series.items():
             known = [(place, *value) for place, value in enumerate(values) if value is not None]

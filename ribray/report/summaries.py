@@ -25,7 +25,6 @@ NAMES_SHOWN = 12
 def run_summary(
     metrics: RunMetrics, stages: Stages, out: str | Path, *, failures: Sequence[Mapping[str, Any]] = ()
 ) -> RenderableType:
-    """Return what a run did: a row per stage, the images that failed, and where the results lie."""
     place = rich.table.Table.grid(padding=(0, 2))
     place.add_column(style="dim", no_wrap=True)
     place.add_column(overflow="fold")

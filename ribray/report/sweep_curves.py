@@ -100,8 +100,6 @@ def _loss_tick(value: float, _: int) -> str:
     return f"${'-' if value < 0 else ''}10^{{{np.log10(abs(value)):g}}}$"
 
 
-# --- curves of the seed ------------------------------------------------------------------------------------------
-
 Points = Mapping[float, float | None]  # a curve: x -> mIoU
 
 

@@ -56,9 +56,6 @@ def _csv_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-# --- the table of the rows ---------------------------------------------------------------------------------------
-
-
 def results_table(ledger: Mapping[str, Any]) -> Table:
     """Return the sweep's rows, beside or above what is published; of many the best.
 
@@ -72,7 +69,6 @@ def results_table(ledger: Mapping[str, Any]) -> Table:
 
 
 def _rows_table(sweep: Sweep, shown: Sequence[SweepRow], *notes: str) -> Table:
-    """Return a table of all rows or of some, with the columns that all of them have."""
     stated = sweep.stated.get("value")
     decimals = sweep_rows.published_decimals(stated)
     settings = [_column(name, is_numeric(sweep.values(axis))) for axis, name in sweep.names.items()]
@@ -139,9 +135,6 @@ def _notes(sweep: Sweep) -> list[str]:
     if text := sweep.stated.get("text"):
         lines.append(f"published: {' '.join(text.split())}")
     return lines
-
-
-# --- tables of the trials, for a page ----------------------------------------------------------------------------
 
 
 def trials_table(sweep: Sweep) -> Table:

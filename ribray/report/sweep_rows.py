@@ -121,7 +121,6 @@ class Sweep:
         return ", ".join(parts)
 
     def interval_of(self, trial: Mapping[str, Any]) -> tuple[float, float] | None:
-        """Return the (low, high) that a trial states for the metric."""
         interval = trial["metrics"].get(f"{metric_of(self.metric, trial['settings'])}{INTERVAL_SUFFIX}")
         return (interval[0], interval[1]) if interval else None
 
@@ -192,7 +191,6 @@ def metric_label(metric: str) -> str:
 
 
 def as_published(value: float) -> str:
-    """Return a published percentage with the decimals that it was printed with, at least one."""
     return f"{value:.{published_decimals(value)}f}"
 
 
@@ -203,7 +201,6 @@ def published_decimals(value: float | None) -> int:
 
 
 def setting_text(value: Any) -> str:
-    """Return a setting's value as short as tables and plots need it."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):

@@ -34,8 +34,6 @@ OURS = " (Ours)"  # what the paper adds to the names of its own methods
 
 @dataclass(frozen=True)
 class _Ious:
-    """A column of IoUs: of maps or a network of this run, or published."""
-
     name: str
     maps: str
     numbers: Judgement
@@ -173,7 +171,6 @@ def interval_text(numbers: Judgement | None) -> str:
 
 
 def _unknown_lines(metrics: RunMetrics, own: str) -> list[str]:
-    """Say how many pixels the masks leave unknown, plain CAM's first."""
     found = chains(metrics, own).values()
     confident = [chain.confident.seed_crf for chain in found if chain.confident and chain.confident.seed_crf]
     pseudo = [chain.pseudo for chain in found if chain.pseudo]
