@@ -9,7 +9,7 @@ from PIL import Image
 from ribray.evaluation.published import MEAN, table
 from ribray.report.charts import RefinementLosses
 from ribray.report.html import Refinement, RunPage, SweepPage
-from ribray.report.pictures import GROWTH, GalleryBlock, GalleryImage, Strip, Tile
+from ribray.report.pictures import GROWTH, GalleryBlock, GalleryImage, Strip
 from ribray.runs.metrics import RunMetrics
 from ribray.stages import STAGES
 
@@ -74,8 +74,8 @@ def picture(seed, size=(60, 80)):
 
 
 def gallery():
-    tiles = [Tile(caption, picture(place)) for place, caption in enumerate(("image", "truth", "seed, RIB", MARKUP))]
-    growth = [Tile(f"step {step}", picture(step)) for step in range(1, 11)]
+    tiles = {caption: picture(place) for place, caption in enumerate(("image", "truth", "seed, RIB", MARKUP))}
+    growth = {f"step {step}": picture(step) for step in range(1, 11)}
     refined = GalleryImage(MARKUP, CLASSES[1:3], tiles, [Strip(GROWTH, growth, "stopped after step 3")])
     held_out = GalleryImage("val_1", (), tiles)
     legend = {SCRIPT: np.array([200, 10, 10], np.uint8), "unknown": np.array([200, 200, 200], np.uint8)}

@@ -82,15 +82,6 @@ class SweepPage:
     def name(self) -> str:
         return str(self.ledger["name"])
 
-    @property
-    def title(self) -> str:
-        return str(self.ledger.get("title") or self.name)
-
-    @property
-    def summary(self) -> str:
-        wanted = "lower" if self.ledger["mode"] == "min" else "higher"
-        return f"{sweep_rows.metric_label(self.ledger['metric'])} ({self.ledger['metric']}); {wanted} is better"
-
 
 class _Card(NamedTuple):
     label: str
@@ -132,7 +123,7 @@ def render_run(page: RunPage) -> str:
         "run.html.j2",
         page=page,
         methods=[label(each.maps) for each in page.refinements],
-        begins_plain=not any(strip.tiles[0].caption == FIRST_STEP for strip in strips),
+        begins_plain=not any(next(iter(strip.tiles)) == FIRST_STEP for strip in strips),
         cards=_run_cards(page),
         chain=tables.chain_table(metrics, stages, own, splits=splits, on_page=True),
         chain_charts=_drawn(chain, "chain"),
@@ -210,6 +201,7 @@ def render_sweep(page: SweepPage) -> str:
     return _render(
         "sweep.html.j2",
         page=page,
+        metric_label=sweep_rows.metric_label(sweep.metric),
         cards=_sweep_cards(sweep),
         results=[results_table(page.ledger)] if sweep.trials else [],
         plots=[_plot(title, content) for title, content in page.plots.items()],

@@ -223,19 +223,14 @@ def draw_photograph(
 # --- the gallery of a page ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One picture, (height, width, 3) RGB, with what stands below it."""
-
-    caption: str
-    picture: NDArray[np.uint8]
+Tiles = Mapping[str, NDArray[np.uint8]]  # pictures, (height, width, 3) RGB, by what stands below them
 
 
 @dataclass(frozen=True)
 class GalleryImage:
     id: str
     class_names: Sequence[str]
-    tiles: Sequence[Tile]  # the image, its truth and its masks
+    tiles: Tiles  # the image, its truth and its masks
     strips: Sequence["Strip"] = ()
 
 
@@ -244,7 +239,7 @@ class Strip:
     """Maps of an image after each step, or those of several methods, the plain CAM first."""
 
     title: str
-    tiles: Sequence[Tile]
+    tiles: Tiles
     remark: str = ""  # how the refinement ended, if not after all steps
 
 
@@ -289,8 +284,7 @@ def gallery_block(
         masks |= seen.masks
         drawn.extend(masks.values())
         painted = {caption: mask_overlay(seen.image, mask, dataset.palette) for caption, mask in masks.items()}
-        tiles = [_tile(caption, picture, TILE_PIXELS) for caption, picture in {"image": seen.image, **painted}.items()]
-        return GalleryImage(id, seen.names(), tiles, _strips(seen))
+        return GalleryImage(id, seen.names(), _reduced({"image": seen.image, **painted}, TILE_PIXELS), _strips(seen))
 
     images = read_some(choose_any(dataset, ids), image)
     return GalleryBlock(title, images, _legend_of(dataset, drawn)) if images else None
@@ -320,11 +314,11 @@ def _strip(seen: _Seen, title: str, shown: Mapping[str, Which], names: Sequence[
             whose = f"{label(name)}: " if len(names) > 1 else ""
             remarks.append(f"{whose}after step {record.steps} {ENDED[record.stop_reason]}")
     pictures = {caption: heat_overlay(seen.image, _localized(seen, which)) for caption, which in shown.items()}
-    tiles = [_tile(caption, picture, GROWTH_PIXELS) for caption, picture in pictures.items()]
-    return Strip(title, tiles, "; ".join(remarks))
+    return Strip(title, _reduced(pictures, GROWTH_PIXELS), "; ".join(remarks))
 
 
-def _tile(caption: str, picture: NDArray[np.uint8], side: int) -> Tile:
-    reduced = Image.fromarray(picture)
-    reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return Tile(caption, np.array(reduced))
+def _reduced(pictures: Tiles, side: int) -> Tiles:
+    reduced = {caption: Image.fromarray(picture) for caption, picture in pictures.items()}
+    for picture in reduced.values():
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return {caption: np.array(picture) for caption, picture in reduced.items()}

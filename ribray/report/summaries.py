@@ -1,6 +1,7 @@
 """What commands print of their work: stages done and to do, failures, what a check found."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from ribray.report import cells
-from ribray.report.cells import EXTREMES, ROWS_IN_FULL
 from ribray.report.comparison import Stages
 from ribray.report.stage_tables import stage_table, stage_title
 from ribray.report.table import NOTHING, Cell, Column, Table
@@ -130,15 +130,14 @@ def data_report(report: Any) -> RenderableType:
 
 def _frequencies(splits: Mapping[str, Any]) -> Table:
     """Return the number of images per class; of many classes the most and the least frequent."""
-    totals: dict[str, int] = {}
+    totals = Counter[str]()
     for split in splits.values():
-        for name, images in split.classes.items():
-            totals[name] = totals.get(name, 0) + images
-    ordered = sorted((name for name in totals if totals[name]), key=lambda name: -totals[name])
-    notes, shown = [], ordered
-    if len(ordered) > ROWS_IN_FULL:
-        notes = [f"{2 * EXTREMES} of {len(ordered)} classes, the most and the least frequent"]
-        shown = [*ordered[:EXTREMES], *ordered[-EXTREMES:]]
+        totals.update(split.classes)
+    found = {name: images for name, images in totals.most_common() if images}
+    shown = [name for group in cells.class_groups(found) for name in group]
+    notes = []
+    if len(shown) < len(found):
+        notes.append(f"{len(shown)} of {len(found)} classes, the most and the least frequent")
     rows = [[name, *(f"{split.classes.get(name, 0):,}" for split in splits.values())] for name in shown]
     return _plain(["class", *(f"images of {name}" for name in splits)], rows, notes)
 

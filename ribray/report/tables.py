@@ -7,21 +7,8 @@ from typing import NamedTuple
 from ribray.config import CAM, label
 from ribray.evaluation import published
 from ribray.evaluation.published import IRN, MEAN, RIB_SALIENCY
-from ribray.report import cells
-from ribray.report.comparison import (
-    PSEUDO_MASKS,
-    RETRAINED,
-    SEED,
-    SEGMENTATION,
-    Comparison,
-    Stages,
-    chains,
-    comparisons,
-    judged,
-    look_number,
-    ordered,
-    paired_interval,
-)
+from ribray.report import cells, comparison
+from ribray.report.comparison import PSEUDO_MASKS, RETRAINED, SEED, SEGMENTATION, Comparison, Stages, chains
 from ribray.report.table import NOTHING, Cell, Column, Table
 from ribray.runs.metrics import Judgement, MaskJudgement, RunMetrics, SeedJudgement
 
@@ -48,7 +35,7 @@ def seed_table(
     Of many classes those are shown where the last ones gain most and least over the first; of a single kind of maps,
     those of the highest and lowest IoU.
     """
-    columns = [_Ious(label(maps), maps, seed[maps]) for maps in ordered(seed)]
+    columns = [_Ious(label(maps), maps, seed[maps]) for maps in comparison.ordered(seed)]
     return _class_table(title, columns, _first_and_last(columns), all_classes, is_seed=True)
 
 
@@ -97,7 +84,8 @@ def _class_table(
     widths = (None, None) if is_crowded else (10, 8)
     headings = [Column("class", width=22 if columns == own and not is_crowded else 14, wraps=False)]
     for place, each in enumerate(columns):
-        headings.append(Column(each.name.replace(", ", "\n"), True, width=widths[0], look=look_number(each.maps)))
+        look = comparison.look_number(each.maps)
+        headings.append(Column(each.name.replace(", ", "\n"), True, width=widths[0], look=look))
         headings += [Column("gain", True, width=widths[1])] if has_gains and place else []
     body = [[class_line(name) for name in group] for group in groups]
     return Table(title, headings, [*body, foot], notes, True, is_dense=not is_seed)
@@ -108,7 +96,7 @@ def _gain(before: Judgement | None, after: Judgement | None) -> Cell:
 
 
 def _gain_interval(before: Judgement | None, after: Judgement | None) -> Cell:
-    bounds = paired_interval(before, after)
+    bounds = comparison.paired_interval(before, after)
     return cells.interval(bounds) if bounds else Cell("")
 
 
@@ -122,11 +110,11 @@ def chain_table(
 
     None where nothing was judged; on a terminal, where the seed has its own table, also where nothing follows it.
     """
-    found = comparisons(metrics, stages, own)
+    found = comparison.comparisons(metrics, stages, own)
     has_masks = any(compared.label != SEED for compared in found)
     if not (found if on_page else has_masks):
         return None
-    kinds = ordered(maps for compared in found for maps in compared.numbers)
+    kinds = comparison.ordered(maps for compared in found for maps in compared.numbers)
     groups: dict[str, list[list[Cell]]] = {}
     for compared in found:
         where = " + ".join(splits) if compared.is_held_out else TRAINING
@@ -188,7 +176,7 @@ def _uses_crf(metrics: RunMetrics, stages: Stages, own: str) -> bool:
 
 def _networks(chain: RunMetrics, stages: Stages) -> dict[str, Judgement]:
     """Return the numbers of each segmentation network that was judged: with re-training, the first and the last."""
-    return {part.label: part.numbers for part in judged(chain, stages) if part.is_held_out}
+    return {part.label: part.numbers for part in comparison.judged(chain, stages) if part.is_held_out}
 
 
 # --- beside published numbers ------------------------------------------------------------------------------------
@@ -278,9 +266,9 @@ class _Stated(NamedTuple):
 
 def paper_table(metrics: RunMetrics, stages: Stages, own: str, batch_size: int | None, data: str) -> Table:
     """Return this run's numbers beside the papers'; B of its refinement and what its data is called are said too."""
-    found = {compared.label: compared.numbers for compared in comparisons(metrics, stages, own)}
+    found = {compared.label: compared.numbers for compared in comparison.comparisons(metrics, stages, own)}
     classes = [each.per_class for numbers in found.values() for each in numbers.values()]
-    kinds = ordered([CAM, *(maps for numbers in found.values() for maps in numbers)])
+    kinds = comparison.ordered([CAM, *(maps for numbers in found.values() for maps in numbers)])
     peers = _peers_of(classes[0] if classes else ())
     stated = _stated_on_coco() if peers is COCO else [*_stated_on_voc(batch_size), *_stated_of_others(kinds)]
     stated.sort(key=lambda each: [SEED, PSEUDO_MASKS, SEGMENTATION, RETRAINED].index(each.judged))
