@@ -76,16 +76,13 @@ class _Gathered:
         self.chains = {maps: found[maps] for maps in ordered(found)}
         """Name of the maps -> the run that goes on from them, plain CAM first."""
         self.splits = self.experiment.evaluate.splits or (self.experiment.data.eval_split,)
+        self.reused = {name: made.run for name, made in self.artifacts.items() if made and made.run is not run}
         self.remarks: dict[str, str] = {}  # what to say of a section, or of a part of one, that is empty
-
-    @cached_property
-    def training_set(self) -> Dataset | None:
-        """The images that were refined; None, with a remark, where they cannot be opened."""
+        self.training_set: Dataset | None = None  # the images that were refined
         try:
-            return self.context.training_set
+            self.training_set = self.context.training_set
         except RibrayError as error:
             self.remarks["gallery"] = f"The images cannot be opened: {error}"
-            return None
 
     @cached_property
     def held_out(self) -> list[Dataset]:
@@ -93,10 +90,6 @@ class _Gathered:
             return evaluate.splits(self.context)
         except RibrayError:
             return []
-
-    @cached_property
-    def reused(self) -> dict[str, Run]:
-        return {name: made.run for name, made in self.artifacts.items() if made and made.run is not self.run}
 
     @cached_property
     def metrics(self) -> RunMetrics:

@@ -188,8 +188,8 @@ def _run_cards(page: RunPage) -> list[_Card]:
             notes = [f"{cells.count(timing.images).text} images in {cells.duration(timing.seconds).text}"]
             cards.append(_Card(f"Refinement{_whose(page, each)}", f"{timing.images_per_second:.2f}", "images/s", notes))
     failed = len(page.failures)
-    notes = ["see Failures"] if failed else ["nothing was left out"]
-    return [*cards, _Card("Failed images", f"{failed:,}", "", notes, "bad" if failed else "")]
+    note = "see Failures" if failed else "nothing was left out"
+    return [*cards, _Card("Failed images", f"{failed:,}", "", [note], "bad" if failed else "")]
 
 
 # --- a sweep -----------------------------------------------------------------------------------------------------

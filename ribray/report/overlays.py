@@ -73,7 +73,6 @@ def legend_overlay(
         places.append((x, height + gap + line * (letters + gap)))
         right = max(right, x + entry + gap)
         x += entry + 2 * gap
-
     canvas = Image.new("RGB", (max(width, right), height + (line + 1) * (letters + gap) + gap), "white")
     canvas.paste(Image.fromarray(mask_overlay(image, mask, palette)), (0, 0))
     draw = ImageDraw.Draw(canvas)

@@ -100,9 +100,6 @@ def _loss_tick(value: float, _: int) -> str:
     return f"${'-' if value < 0 else ''}10^{{{np.log10(abs(value)):g}}}$"
 
 
-Points = Mapping[float, float | None]  # a curve: x -> mIoU
-
-
 @dataclass(frozen=True)
 class SeedCurve:
     """The mean of a row's curves; of several, with their sample standard deviation."""
@@ -126,7 +123,7 @@ def threshold_curves(sweep: Sweep) -> dict[int, SeedCurve]:
     return _curves(sweep, _thresholds)
 
 
-def _curves(sweep: Sweep, read: Callable[[SeedJudgement], Points]) -> dict[int, SeedCurve]:
+def _curves(sweep: Sweep, read: Callable[[SeedJudgement], Mapping[float, float | None]]) -> dict[int, SeedCurve]:
     found = {}
     for place, row in enumerate(sweep.rows):
         if curves := [points for seed in _seeds(sweep, [row]) if (points := read(seed))]:
@@ -137,7 +134,7 @@ def _curves(sweep: Sweep, read: Callable[[SeedJudgement], Points]) -> dict[int, 
     return found
 
 
-def _thresholds(seed: SeedJudgement) -> Points:
+def _thresholds(seed: SeedJudgement) -> dict[float, float | None]:
     return dict(zip(seed.curve.thresholds, seed.curve.miou, strict=True)) if seed.curve else {}
 
 

@@ -46,14 +46,11 @@ def _csv(sweep: Sweep) -> str:
     ending = ["seconds", "failed_images", "error"]
     writer.writerow(["id", *keys, "status", sweep.metric, "interval_low", "interval_high", *ending])
     for trial in sweep.trials:
-        settings = [_csv_value(trial["settings"][key]) if key in trial["settings"] else "" for key in keys]
+        values = (trial["settings"].get(key, "") for key in keys)
+        settings = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
         interval, last = sweep.interval_of(trial) or ("", ""), [trial.get(key) for key in ending]
         writer.writerow([trial["id"], *settings, trial["status"], trial["value"], *interval, *last])
     return text.getvalue()
-
-
-def _csv_value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def results_table(ledger: Mapping[str, Any]) -> Table:
@@ -81,7 +78,11 @@ def _rows_table(sweep: Sweep, shown: Sequence[SweepRow], *notes: str) -> Table:
     lines = []
     for row in shown:
         line = [_setting(row.settings[axis], SETTING_LETTERS) for axis in sweep.axes] or [Cell("this sweep")]
-        line += [_value(sweep, row, decimals), Cell(f"{row.count}", row.count)]
+        mean = Cell(NOTHING)
+        if row.summary is not None:
+            text = sweep.number(row.summary.mean, decimals) + sweep.plus_minus(row.summary.std)
+            mean = Cell(text, row.summary.mean, "strong" if row.is_best else "")
+        line += [mean, Cell(f"{row.count}", row.count)]
         line.append(Cell("–".join(map(sweep.number, row.interval)) if row.interval else NOTHING))
         line.append(Cell(NOTHING if row.published is None else sweep_rows.as_published(row.published)))
         lines.append([*line, Cell(shortened(row.reason, REASON_LETTERS))])
@@ -102,13 +103,6 @@ def _column(heading: str, is_number: bool = True, is_long: bool = False) -> Colu
 def _setting(value: Any, letters: int | None = None) -> Cell:
     text = setting_text(value)
     return Cell(text if letters is None else shortened(text, letters), value if is_number(value) else None)
-
-
-def _value(sweep: Sweep, row: SweepRow, decimals: int) -> Cell:
-    if row.summary is None:
-        return Cell(NOTHING)
-    text = sweep.number(row.summary.mean, decimals) + sweep.plus_minus(row.summary.std)
-    return Cell(text, row.summary.mean, "strong" if row.is_best else "")
 
 
 def _notes(sweep: Sweep) -> list[str]:

@@ -270,7 +270,7 @@ def paper_table(metrics: RunMetrics, stages: Stages, own: str, batch_size: int |
     classes = [each.per_class for numbers in found.values() for each in numbers.values()]
     kinds = comparison.ordered([CAM, *(maps for numbers in found.values() for maps in numbers)])
     peers = _peers_of(classes[0] if classes else ())
-    stated = _stated_on_coco() if peers is COCO else [*_stated_on_voc(batch_size), *_stated_of_others(kinds)]
+    stated = _stated_on_coco() if peers is COCO else _stated_on_voc(batch_size, kinds)
     stated.sort(key=lambda each: [SEED, PSEUDO_MASKS, SEGMENTATION, RETRAINED].index(each.judged))
     methods, rows = list(dict.fromkeys(each.method for each in stated)), []
     for quantity in dict.fromkeys(each.quantity for each in stated):
@@ -292,7 +292,8 @@ def _stated_on_coco() -> list[_Stated]:
     return [_Stated(SEGMENTATION, SEGMENTATION, method, f"{value:.1f}", COCO.data, source) for method, value in found]
 
 
-def _stated_on_voc(batch_size: int | None) -> list[_Stated]:
+def _stated_on_voc(batch_size: int | None, kinds: Sequence[str]) -> list[_Stated]:
+    """Return what is published of RIB, and of the run's maps by other papers."""
     seed, first = published.figure_in_text("seed"), published.figure_in_text(FIRST_NETWORK)
     sizes, rib, size = published.table("S1"), published.RIB, str(batch_size)
     spread = f" ± {seed.std:g}" if seed.std is not None else ""
@@ -302,14 +303,10 @@ def _stated_on_voc(batch_size: int | None) -> list[_Stated]:
         stated.append(_Stated(f"seed at B = {size}", SEED, rib, value, seed.split, f"Table {sizes.name}"))
     stated.append(_Stated(SEGMENTATION, SEGMENTATION, rib, f"{first.miou:g}", first.split, first.source))
     last = published.table(VOC.table).value(rib, split=VAL)
-    return [*stated, _Stated(RETRAINED, RETRAINED, rib, f"{last:g}", VOC.data, f"Table {VOC.table}")]
-
-
-def _stated_of_others(kinds: Sequence[str]) -> list[_Stated]:
-    """Return what is published of the run's maps by other papers than RIB's."""
+    stated.append(_Stated(RETRAINED, RETRAINED, rib, f"{last:g}", VOC.data, f"Table {VOC.table}"))
     names = {"seed": ("seed", SEED), "pseudo masks": (PSEUDO_MASKS,) * 2, FIRST_NETWORK: (SEGMENTATION,) * 2}
-    return [
-        _Stated(*names[each.quantity], each.method, f"{each.miou:g}", f"{each.split}; {each.source}", each.source)
-        for each in published.figures_in_text()
-        if each.method != published.RIB and published.MAPS.get(each.method) in kinds
-    ]
+    for each in published.figures_in_text():
+        if each.method != rib and published.MAPS.get(each.method) in kinds:
+            about = f"{each.split}; {each.source}"
+            stated.append(_Stated(*names[each.quantity], each.method, f"{each.miou:g}", about, each.source))
+    return stated
