@@ -4,6 +4,7 @@ Only files are read: nothing is computed anew but pictures, and no cluster start
 where it would stand.
 """
 
+import contextlib
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -269,27 +270,22 @@ def _sweep_page(directory: Path) -> SweepPage:
     definition = directory / SWEEP_FILE
     text = definition.read_text(encoding="utf-8-sig", errors="replace") if definition.is_file() else ""
     files = sorted(directory.glob("*.png"), key=lambda file: ([*PLOT_TITLES, file.name].index(file.name), file.name))
-    pictures = {PLOT_TITLES.get(file.name, file.stem): _picture(file) for file in files}
+    plots = {}
+    for file in files:
+        with contextlib.suppress(ImageError):  # it is damaged: the next run of the sweep draws it again
+            read_image(file)
+            plots[PLOT_TITLES.get(file.name, file.stem)] = file.read_bytes()
     runs = {trial["id"]: directory / trial["directory"] for trial in ledger["trials"]}
     failures = {id: Run.read(run).failures() for id, run in runs.items() if (run / EXPERIMENT_FILE).is_file()}
     return SweepPage(
         directory=str(directory),
         written=time.strftime("%Y-%m-%d %H:%M"),
         ledger=ledger,
-        plots={title: content for title, content in pictures.items() if content is not None},
+        plots=plots,
         failures={trial: [vars(failure) for failure in found] for trial, found in failures.items() if found},
         facts=_sweep_facts(directory, ledger, definition),
         configuration=text,
     )
-
-
-def _picture(location: Path) -> bytes | None:
-    """Return a PNG file, None where it is damaged: the next run of the sweep draws it again."""
-    try:
-        read_image(location)
-        return location.read_bytes()
-    except ImageError:
-        return None
 
 
 def _sweep_facts(directory: Path, ledger: Mapping[str, Any], definition: Path) -> dict[str, str]:

@@ -39,11 +39,8 @@ def _looks(names: Iterable[str]) -> Iterator[Look]:
 
 
 def curves_of(seed: Mapping[str, SeedJudgement]) -> dict[str, tuple[ArrayLike, ArrayLike]]:
-    return {
-        label(name): (np.array(curve.thresholds, float), np.array(curve.miou, float))
-        for name in ordered(seed)
-        if (curve := seed[name].curve) is not None
-    }
+    found = {label(maps): seed[maps].curve for maps in ordered(seed)}
+    return {name: (curve.thresholds, np.array(curve.miou, float)) for name, curve in found.items() if curve is not None}
 
 
 def threshold_chart(curves: Curves, title: str = "") -> Chart:

@@ -65,7 +65,6 @@ def comparisons(metrics: RunMetrics, stages: Stages, own: str) -> list[Compariso
 
 def paired_interval(before: Judgement | None, after: Judgement | None) -> tuple[float, float] | None:
     """Return the 95 % interval of what was gained, over images that weigh alike on both sides; None of older runs."""
-    replicates = [each.miou_replicates if each else None for each in (before, after)]
-    if replicates[0] is None or replicates[1] is None:
+    if before is None or after is None or before.miou_replicates is None or after.miou_replicates is None:
         return None
-    return gain_interval(replicates[0], replicates[1])
+    return gain_interval(before.miou_replicates, after.miou_replicates)

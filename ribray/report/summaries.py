@@ -79,11 +79,9 @@ def plan_table(plan: Sequence[Any]) -> Table:
     rows = []
     for item in plan:
         left, estimate = item.total - item.done, item.estimate
-        time, disk = (
-            (cells.duration(estimate.seconds).text, decimal(estimate.bytes)) if estimate else (NOTHING, NOTHING)
-        )
+        cost = (cells.duration(estimate.seconds).text, decimal(estimate.bytes)) if estimate else (NOTHING, NOTHING)
         what = f"{left:,} of {item.total:,} {item.unit}" if left else "nothing"
-        rows.append([item.stage, what, f"{item.done:,}", item.source, time, disk])
+        rows.append([item.stage, what, f"{item.done:,}", item.source, *cost])
     return _plain(["stage", "to do", "done already", "from", "rough time", "rough disk"], rows)
 
 

@@ -36,10 +36,6 @@ class Column:
     wraps: bool = True
     look: int | None = None  # of the maps that it is about, on a page: colours its bars
 
-    @property
-    def title(self) -> str:
-        return self.heading.replace("\n", ", ")
-
 
 @dataclass(frozen=True)
 class Table:
