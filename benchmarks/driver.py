@@ -110,7 +110,7 @@ class Simulated(Dataset):
 class SimulatedContext(Context):
     """What the stage works with, on images that are not there."""
 
-    def dataset(self, split: str) -> Dataset:
+    def dataset(self, split: str, labelled: bool = True) -> Dataset:
         return self.simulated
 
     @cached_property

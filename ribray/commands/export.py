@@ -118,7 +118,7 @@ def export_masks(
 
 
 def _find_masks(finished: FinishedRun, what: str, split: str, require_all: bool) -> _Masks:
-    dataset, artifact = finished.context().images(split), finished.current(STAGE_OF[what])
+    dataset, artifact = finished.context().dataset(split, labelled=False), finished.current(STAGE_OF[what])
     done = finished_masks(artifact.folder) if artifact else set()
     missing = [id for id in dataset.ids if id not in done]
     has_no = f"{finished.run.directory} has no"

@@ -28,7 +28,6 @@ from rich.console import Console
 
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
-from ribray.cluster.session import connect, require_shared
 from ribray.commands import export
 from ribray.config import Experiment, SegmentationConfig, to_values, validate_experiment
 from ribray.data.dataset import colour_map
@@ -43,7 +42,7 @@ from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.networks.deeplab import Predictor
 from ribray.pipeline.artifacts import WEIGHTS_FILE, require_recorded
 from ribray.pipeline.finished_run import Artifact, FinishedRun
-from ribray.pipeline.stage import connecting
+from ribray.pipeline.stage import open_session
 from ribray.progress import show_progress
 from ribray.report.overlays import legend_overlay
 from ribray.runs.directory import require_outside
@@ -129,9 +128,7 @@ def predict_images(
     if left:
         cluster = finished.experiment.cluster.model_copy(update={"workers": min(workers, len(left))})
         with ExitStack() as resources:
-            with connecting(console, cluster):
-                session = resources.enter_context(connect(cluster, stop=stop))
-            require_shared(out, session)
+            session = open_session(resources, console, cluster, out, stop)
             gpus = cluster.gpus_per_worker if session.gpus else 0.0  # the run's machine may have had some
             plan = PoolPlan.of(NAME, cluster.model_copy(update={"gpus_per_worker": gpus}), session)
             pool = Pool(plan, PredictWorker, {"network": network, "source": root, "out": out})

@@ -333,8 +333,7 @@ def _parts(
         if source != own:
             on_source, sub_run = experiment.on_source(source), open_run(run.variant_directory(source), run)
             stages, tracker = stages_of(on_source), Tracker(on_source, sub_run)
-            variant = Context(on_source, sub_run, stages, console, tracker, stop, main.resources)
-            variant.share_session(main)
+            variant = replace(main, experiment=on_source, run=sub_run, stages=stages, tracker=tracker, session_of=main)
             parts.append(Part(variant, MASK_STAGES, source))
     return parts
 

@@ -23,33 +23,28 @@ from ribray.pipeline.stage import Context
 from ribray.runs.records import read_record
 
 WEIGHTS_FILE = "weights.safetensors"
-FIRST_FOLDER = "first"
-"""Of a network that is trained again on what it filled: the first one's folder."""
+FIRST_FOLDER = "first"  # of a network that is trained again on what it filled: the first one's folder
 FIRST_WEIGHTS = f"{FIRST_FOLDER}/{WEIGHTS_FILE}"
-WEIGHTS_KEY = "weights"
-"""In a stage's record: SHA-256 by file name."""
+WEIGHTS_KEY = "weights"  # in a stage's record: SHA-256 by file name
+_AGAIN = "the stage that makes it makes it again on its next run"
 
 
 def read_map(location: Path, id: str, dataset: Dataset, size: tuple[int, int]) -> MapRecord:
-    """Read the maps of an image."""
-    with setting_aside(location):
-        record = MapRecord.read(location, id)
-        if record.size != size:
-            raise DamagedError(_of_another_size(location, record.size, size))
-        if record.classes.max(initial=-1) >= len(dataset.classes):
+    with _setting_aside(location):
+        record, last = MapRecord.read(location, id), len(dataset.classes) - 1
+        _require_size(location, record.size, size)
+        if (largest := record.classes.max(initial=-1)) > last:
             raise DamagedError(
-                f"{location} holds a map of class {record.classes.max()}, where 0 to {len(dataset.classes) - 1} are "
-                f"known; {storage.MADE_AGAIN}."
+                f"{location} holds a map of class {largest}, where 0 to {last} are known; {storage.MADE_AGAIN}."
             )
     return record
 
 
 def read_own_mask(location: Path, id: str, dataset: Dataset, size: tuple[int, int]) -> np.ndarray:
     """Read a mask that a stage has written, (H, W) uint8."""
-    with setting_aside(location):
+    with _setting_aside(location):
         mask, _ = read_mask_file(location, id)
-        if mask.shape != size:
-            raise DamagedError(_of_another_size(location, mask.shape, size))
+        _require_size(location, mask.shape, size)
         if (strays := foreign_values(mask, len(dataset.classes))).size:
             raise DamagedError(
                 f"{location} holds the value {strays[0]}, which is no class of the data; {storage.MADE_AGAIN}."
@@ -57,8 +52,14 @@ def read_own_mask(location: Path, id: str, dataset: Dataset, size: tuple[int, in
     return mask
 
 
+def _require_size(location: Path, found: tuple[int, ...], size: tuple[int, int]) -> None:
+    if found != size:
+        sizes = f"of {found[1]} × {found[0]} pixels, but its image is {size[1]} × {size[0]}"
+        raise DamagedError(f"{location} is {sizes}; {storage.MADE_AGAIN}.")
+
+
 @contextlib.contextmanager
-def setting_aside(location: Path) -> Iterator[None]:
+def _setting_aside(location: Path) -> Iterator[None]:
     """Set a file aside that turns out to be damaged in a ``with`` block."""
     try:
         yield
@@ -74,14 +75,6 @@ def setting_aside(location: Path) -> Iterator[None]:
         if not location.exists() and aside.exists():
             raise ImageError(f"{location} was damaged and is set aside as {aside.name}; {_AGAIN}.") from None
         raise ImageError(str(error)) from None
-
-
-_AGAIN = "the stage that makes it makes it again on its next run"
-
-
-def _of_another_size(location: Path, found: tuple[int, ...], size: tuple[int, int]) -> str:
-    sizes = f"of {found[1]} × {found[0]} pixels, but its image is {size[1]} × {size[0]}"
-    return f"{location} is {sizes}; {storage.MADE_AGAIN}."
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

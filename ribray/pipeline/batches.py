@@ -19,8 +19,7 @@ from ribray.data.transforms import Box, Normalisation, augment_pair, keyed_rng, 
 from ribray.errors import ImageError
 from ribray.pipeline.artifacts import read_own_mask
 
-Place = tuple[int, int]
-"""Epoch, and place among the ids."""
+Place = tuple[int, int]  # epoch, and place among the ids
 KEPT_BYTES = 64 * 2**20
 """Of decoded images and masks that a process keeps: all of a small data set, which is so read once, not every epoch."""
 
@@ -32,8 +31,7 @@ class Sample:
     pixels: np.ndarray
     box: Box
     labels: np.ndarray
-    error: tuple[str, str] | None = None
-    """The id of an unreadable image, and why it is."""
+    error: tuple[str, str] | None = None  # the id of an unreadable image, and why it is
 
 
 @dataclass
@@ -48,7 +46,6 @@ class Batch:
 
     @classmethod
     def of(cls, samples: list[Sample]) -> "Batch":
-        """Stack samples."""
         return cls(
             torch.from_numpy(np.stack([sample.pixels for sample in samples])),
             [sample.box for sample in samples],

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +48,32 @@ class FinishedRun:
 
     def artifact(self, stage: str) -> Artifact | None:
         """Return what a stage made; None where neither this run nor one that it may reuse has it."""
+        folder = self.stages[stage].folder
         for run in self.run.lineage:
-            record = run.record(self.stages[stage].folder)
+            record = run.record(folder)
             if record and (run is self.run or self._fits(record)):
-                return Artifact(run, run.directory / self.stages[stage].folder, record)
+                return Artifact(run, run.directory / folder, record)
         return None
 
     def current(self, stage: str) -> Artifact | None:
         """Return what a stage made, if it is in the form that this version of ribray writes."""
-        artifact = self.artifact(stage)
-        if artifact is not None and artifact.record["inputs"]["format"] != self.stages[stage].format:
+        artifact, now = self.artifact(stage), self.stages[stage].format
+        if artifact is not None and (written := artifact.record["inputs"]["format"]) != now:
             raise UsageError(
-                f"{artifact.folder} was written by another version of ribray (file format "
-                f"{artifact.record['inputs']['format']}, now {self.stages[stage].format}): make it again by "
-                f"`{self.command('--redo', stage)}`."
+                f"{artifact.folder} was written by another version of ribray (file format {written}, now {now}): make "
+                f"it again by `{self.command('--redo', stage)}`."
             )
         return artifact
 
     def context(self) -> Context:
-        """Return what opens the run's data."""
         return Context(self.experiment, self.run, self.stages, Console(quiet=True), Tracker(self.experiment, self.run))
 
     def command(self, *arguments: str) -> str:
         """Return the command that makes more of the run."""
-        recipe, directory = (
-            shlex.quote(str(path)) for path in (self.run.directory / EXPERIMENT_FILE, self.run.directory)
+        directory = self.run.directory
+        return " ".join(
+            ["ribray run", shlex.join([str(directory / EXPERIMENT_FILE), "--out", str(directory)]), *arguments]
         )
-        return " ".join(["ribray run", recipe, "--out", directory, *arguments])
 
     def _fits(self, record: Mapping[str, Any]) -> bool:
         """Whether an older run's stage, and all that it builds on, was made with this run's settings."""
@@ -83,19 +81,13 @@ class FinishedRun:
             return True
         inputs = record["inputs"]
         stage = self.stages.get(inputs["stage"])
-        if stage is None:
-            return False
-        if inputs["configuration"] != stage.configuration(self._own_experiment):
+        if stage is None or inputs["configuration"] != stage.configuration(self.experiment.on_own_source()):
             return False
         for name, digest in inputs["upstream"].items():
             earlier = (run.record(self.stages[name].folder) for run in self.run.lineage if name in self.stages)
             if not any(each.get("key") == digest and self._fits(each) for each in earlier):
                 return False
         return True
-
-    @cached_property
-    def _own_experiment(self) -> Experiment:
-        return self.experiment.on_own_source()
 
 
 def trained_classifier(

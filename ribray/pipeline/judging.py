@@ -21,6 +21,23 @@ def require_truth(context: Context, dataset: Dataset, ids: Sequence[str]) -> Non
             truth.require_foreground(dataset, ids, context.stop.is_set)
 
 
+def require_truth_of_wanted(context: Context) -> None:
+    """Refuse a truth of the wanted images that nothing can be judged by."""
+    require_truth(context, evaluated_split(context), judged(context, wanted_ids(context)))
+
+
+def evaluated_split(context: Context) -> Dataset:
+    """Return the data whose truth maps and masks of training images are judged by."""
+    config = context.experiment
+    return context.dataset(config.seed_eval.split or config.data.train_split)
+
+
+def judged(context: Context, ids: Iterable[str]) -> list[str]:
+    """Return those of ``ids`` that are in the evaluated split, in its order."""
+    chosen = set(ids)
+    return [id for id in evaluated_split(context).ids if id in chosen]
+
+
 def with_labels(context: Context, dataset: Dataset, split: str) -> Dataset:
     """Return a split that was opened to be predicted, with its labels where it has any."""
     if dataset.labels.any() or not dataset.has_masks:
@@ -34,20 +51,16 @@ def with_labels(context: Context, dataset: Dataset, split: str) -> Dataset:
 def tell_agreement(context: Context, tally: truth.Tally) -> None:
     """Say, once for a split, how many of its masks disagree with the labels."""
     if (sentence := tally.sentence()) is not None and context.is_news(f"truth of {tally.name}"):
-        start = "Warning" if tally.is_large else "Note"
-        text = Text(f"{start}: {sentence}", style="bold red" if tally.is_large else "")
-        context.console.print(text, highlight=False, soft_wrap=True)
+        start, style = ("Warning", "bold red") if tally.is_large else ("Note", "")
+        context.console.print(Text(f"{start}: {sentence}", style=style), highlight=False, soft_wrap=True)
 
 
 def summarise(context: Context, stage: str, counts: Bootstrapped[Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the numbers of what was counted, and say why where there is no mean IoU among them."""
     if not counts.counts.has_foreground and context.is_news(f"no mIoU of {stage}"):
-        context.console.print(
+        context.say(
             f"{stage}: no pixel of a class counts in the truth of the {counts.images:,} images judged, so there is no "
-            "mIoU.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            "mIoU."
         )
     return counts.summary(names)
 
@@ -61,20 +74,3 @@ def mean_ious(*judged: Judgement | None) -> str | None:
     """Return the mean IoU of what was judged, one after the other, as a headline; None where nothing was."""
     means = [number(each.miou) for each in judged if each is not None]
     return f"mIoU {' → '.join(means)}" if means else None
-
-
-def evaluated_split(context: Context) -> Dataset:
-    """Return the data whose truth maps and masks of training images are judged by."""
-    config = context.experiment
-    return context.dataset(config.seed_eval.split or config.data.train_split)
-
-
-def require_truth_of_wanted(context: Context) -> None:
-    """Refuse a truth of the wanted images that nothing can be judged by."""
-    require_truth(context, evaluated_split(context), judged(context, wanted_ids(context)))
-
-
-def judged(context: Context, ids: Iterable[str]) -> list[str]:
-    """Return those of ``ids`` that are in the evaluated split, in its order."""
-    chosen = set(ids)
-    return [id for id in evaluated_split(context).ids if id in chosen]

@@ -18,8 +18,7 @@ from ribray.pipeline.artifacts import read_map
 from ribray.pipeline.stage import Context
 from ribray.runs.records import RECORD_FILE, Failure
 
-REFINE = "refine"
-"""The stage that makes them by RIB, and the first part of the names of those that make them by other methods."""
+REFINE = "refine"  # makes them by RIB; the names of the stages that make them by other methods begin with it
 LISTINGS = 16
 """Subfolders that are listed, or files that are read, at a time: an object store answers late, but many at once."""
 
@@ -59,9 +58,11 @@ def are_finished(folder: Path, ids: Sequence[str]) -> np.ndarray:
 def map_files(folders: Sequence[Path], ids: Sequence[str]) -> dict[str, list[Path]]:
     """Return the map files of those images that have any, one from each folder that has one."""
     there = [are_finished(folder, ids) for folder in folders]
-    files = [[map_path(folder, id) for folder in folders] for id in ids]
-    found = {id: [*itertools.compress(files[place], (each[place] for each in there))] for place, id in enumerate(ids)}
-    return {id: of_image for id, of_image in found.items() if of_image}
+    found = {
+        id: [map_path(folder, id) for folder, has in zip(folders, there, strict=True) if has[place]]
+        for place, id in enumerate(ids)
+    }
+    return {id: files for id, files in found.items() if files}
 
 
 def finished_ids(folder: Path) -> set[str]:
@@ -82,10 +83,10 @@ def wanted_ids(context: Context) -> list[str]:
         left_out = [problem.id for problem in dataset.problems]
         listed = read_list(storage.absolute(config.data.image_list), id_finder([*left_out, *ids]))
         chosen = set(listed.ids)
-        for id in listed.ids if not chosen.issubset([*left_out, *ids]) else ():
-            if id not in dataset and id not in left_out:
-                near = Near([*ids, *left_out]).hint(id)
-                raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}{near}.")
+        if strays := chosen.difference(left_out, ids):
+            id = next(id for id in listed.ids if id in strays)
+            near = Near([*ids, *left_out]).hint(id)
+            raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}{near}.")
         if listed.signs:
             context.tell(
                 f"{listed.source} has a sign on its lines, as VOC's lists of a class have: all its images are refined, "
@@ -98,8 +99,7 @@ def wanted_ids(context: Context) -> list[str]:
 def left_out(context: Context, stage: str = REFINE) -> dict[str, Failure]:
     """Return the images that cannot be refined, as what is wrong with them keeps them out of the split."""
     dataset = context.training_set
-    apart = [problem for problem in dataset.problems if problem.id not in dataset]
-    return {problem.id: Failure(problem.id, stage, problem.sentence) for problem in apart}
+    return {one.id: Failure(one.id, stage, one.sentence) for one in dataset.problems if one.id not in dataset}
 
 
 def refined_ids(context: Context, *stages: str) -> list[str]:

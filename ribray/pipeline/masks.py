@@ -7,6 +7,7 @@ what is there already.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,13 @@ from ribray.pipeline.stage import Context, Work, coverage
 from ribray.runs.metrics import Timing
 from ribray.runs.records import RECORD_FILE, Failure, read_record
 
-MASK = "mask"
-"""Name of the counts of the mask itself."""
-ORIGIN = "origin"
-"""Beside the counts: what they are of."""
+MASK = "mask"  # name of the counts of the mask itself
+ORIGIN = "origin"  # beside the counts: what they are of
 
 
 def finished_masks(folder: Path) -> set[str]:
     """Return the ids of all images with a mask, by one listing; none without the stage's record."""
-    if not (folder / RECORD_FILE).exists():
-        return set()
-    return list_masks(folder)
+    return list_masks(folder) if (folder / RECORD_FILE).exists() else set()
 
 
 def masked_ids(context: Context, stage: str) -> list[str]:
@@ -49,48 +46,42 @@ def masked_ids(context: Context, stage: str) -> list[str]:
 def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:
     """Return how many of ``ids`` have their mask."""
     folder = context.artifact(name)
-    done = finished_masks(folder).intersection(ids)
-    record = read_record(folder)
-    return Work(len(ids), len(done), is_stale=record.get("covers") != coverage(id for id in ids if id in done))
+    finished = finished_masks(folder)
+    done = [id for id in ids if id in finished]
+    return Work(len(ids), len(done), is_stale=read_record(folder).get("covers") != coverage(done))
 
 
 @dataclass(frozen=True)
 class NewMask:
-    """A new mask (height, width) uint8, and counts that need more than the mask, by name, given the truth."""
-
-    mask: np.ndarray
+    mask: np.ndarray  # (height, width) uint8
     count: Callable[[np.ndarray], Mapping[str, Mapping[str, Any]]] = field(default=lambda truth: {})
-    note: str | None = None
-    """What a person should know of how it was made, in words that go for many images."""
+    """Given the truth, returns counts that need more than the mask, by name."""
+    note: str | None = None  # what a person should know of how it was made, in words that go for many images
 
 
 class MaskWorker(ABC):
-    """Makes masks in a pool; a mask that is there already is only read for its counts."""
+    """Makes masks in a pool; a mask that is there already is only read for its counts.
+
+    Masks are judged by the truth of ``judge``, of its images only (default: ``dataset``), and the truth is compared
+    with the labels of ``labels`` (default: ``judge``).
+    """
 
     def __init__(self, dataset: Dataset, folder: Path, judge: Dataset | None = None, labels: Dataset | None = None):
-        """Keep what every such worker needs.
-
-        Args:
-            dataset: the images.
-            folder: where the masks go.
-            judge: whose truth masks are judged by, of its images only; default: ``dataset``.
-            labels: whose labels the truth is compared with; default: ``judge``.
-        """
         self.dataset, self.folder = dataset, folder
         self._judge = judge or dataset
         self._labels = labels or self._judge
 
     @abstractmethod
-    def make(self, id: str) -> NewMask:
-        """Make an image's mask."""
+    def make(self, id: str) -> NewMask: ...
 
     def process(self, item: str) -> dict[str, Any]:
         """Return an image's counts by name, whether its mask was made now, and why it cannot be judged."""
-        location = mask_path(self.folder, item)
+        location, counts = mask_path(self.folder, item), None
         if location.exists():
-            counts = _counts_of(location, item)
-            if counts is not None and counts.get(ORIGIN) == self._origin(item):
-                return {"made": False, "counts": counts, "unjudged": None}
+            with suppress(ImageError):  # damaged since, or another image's: it is made again
+                counts = read_mask_file(location, item)[1]
+        if counts is not None and counts.get(ORIGIN) == self._origin(item):
+            return {"made": False, "counts": counts, "unjudged": None}
         return self.finish(item, self.make(item))
 
     def finish(self, id: str, made: NewMask) -> dict[str, Any]:
@@ -103,7 +94,9 @@ class MaskWorker(ABC):
             if truth is not None:
                 own = MaskCounts(len(self.dataset.classes) + 1)
                 own.add(made.mask, truth)
-                counts |= {MASK: own.to_sparse(), **_plain(made.count(truth))}
+                counts[MASK] = own.to_sparse()
+                for name, part in made.count(truth).items():
+                    counts[name] = {key: np.asarray(value).tolist() for key, value in part.items()}
                 seen = self._compare(id, truth)
         except ImageError as error:
             counts, unjudged = {ID_KEY: id}, str(error)
@@ -121,28 +114,13 @@ class MaskWorker(ABC):
         return {"image": "/".join(self.dataset.image_path(id).parts[-2:]), "judge": self._judge.name.split(" of ")[0]}
 
 
-def _counts_of(location: Path, id: str) -> Mapping[str, Any] | None:
-    try:
-        return read_mask_file(location, id)[1]
-    except ImageError:  # damaged since, or another image's: it is made again
-        return None
-
-
-def _plain(counts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Turn arrays into what JSON can hold."""
-    return {name: {key: np.asarray(value).tolist() for key, value in part.items()} for name, part in counts.items()}
-
-
 @dataclass
 class MasksResult:
     """What came out of a pool of mask workers."""
 
-    ids: Sequence[str]
-    """The images that it was to do."""
-    without: dict[str, Failure]
-    """Images without a mask."""
-    failures: dict[str, Failure]
-    """These, and images whose mask cannot be judged."""
+    ids: Sequence[str]  # the images that it was to do
+    without: dict[str, Failure]  # images without a mask
+    failures: dict[str, Failure]  # these, and images whose mask cannot be judged
     stopped: bool
     timing: Timing
 
@@ -225,5 +203,4 @@ def judge_training_masks(
 def require_any_mask(context: Context, name: str, wanted: int, without: Mapping[str, Failure]) -> None:
     """Check that a stage has made one of ``wanted`` masks at least."""
     if len(without) == wanted:
-        is_empty = not finished_masks(context.own_folder(name))
-        context.require_any_done(name, wanted, 0, without, is_empty)
+        context.require_any_done(name, wanted, 0, without, is_empty=not finished_masks(context.own_folder(name)))

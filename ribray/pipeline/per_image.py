@@ -17,15 +17,11 @@ class StagePool:
 
     context: Context
     stage: str
-    failures: dict[str, Failure]
-    """Takes up the images that fail."""
-    title: str | None = None
-    """Stands before the bar; default: the stage's name."""
-    chunk_size: int = 1
-    """Images of one call."""
+    failures: dict[str, Failure]  # takes up the images that fail
+    title: str | None = None  # stands before the bar; default: the stage's name
+    chunk_size: int = 1  # images of one call
     gpu: bool = True
-    note: str = ""
-    """Stands on the bar."""
+    note: str = ""  # stands on the bar
 
     def __post_init__(self) -> None:
         cluster, session = self.context.experiment.cluster, self.context.session
@@ -41,16 +37,15 @@ class StagePool:
         earlier: int = 0,
     ) -> PoolResult:
         """Do ``ids``, of ``total`` images of which ``earlier`` ones are done, until the user asks to stop."""
-        run = self.context.run
+        context, stage = self.context, self.stage
 
         def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
-            self.failures[id] = run.give_up(self.stage, id, error, tries, traceback)
+            self.failures[id] = context.run.give_up(stage, id, error, tries, traceback)
 
-        with show_progress(self.context.console, self.title or self.stage, total, earlier) as bar:
+        with show_progress(context.console, self.title or stage, total, earlier) as bar:
             bar.note = self.note
-            pool = Pool(self._plan, worker_class, arguments)
-            result = pool.run(ids, on_done, on_failed, bar, self.context.stop.is_set)
-        self.context.note_start(self.stage, result.start_seconds)
+            result = Pool(self._plan, worker_class, arguments).run(ids, on_done, on_failed, bar, context.stop.is_set)
+        context.run.event(stage, "waited for workers", seconds=round(result.start_seconds, 3))
         return result
 
     def timing(self, result: PoolResult, done: int | None = None) -> Timing:

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,6 @@ from ribray.runs.run import Run
 from ribray.runs.stage_facts import StageFacts
 from ribray.tracking import Tracker
 
-CAM = "cam"
-"""The variant of a run whose masks are made from plain CAMs."""
-
 
 @dataclass(frozen=True)
 class Work:
@@ -35,12 +32,10 @@ class Work:
     total: int
     done: int
     unit: str = "images"
-    is_stale: bool = False
-    """Whether the stage's numbers are about other images than those that are there now."""
+    is_stale: bool = False  # whether the stage's numbers are about other images than those that are there now
 
     @property
     def left(self) -> int:
-        """Items still to do."""
         return self.total - self.done
 
 
@@ -56,34 +51,26 @@ class Estimate:
 class Stage(StageFacts):
     """One step of the chain: what it reads decides about reuse, `execute` does what is left to do."""
 
-    upstream: tuple[str, ...]
-    """Stages whose artifacts it reads."""
+    upstream: tuple[str, ...]  # stages whose artifacts it reads
     follows: tuple[str, ...] = ()
     """Further stages whose artifacts it reads where they are there; its key does not depend on them."""
     of_experiment: Callable[[Experiment], Experiment] = lambda experiment: experiment
     """The experiment as this stage sees it."""
     also_reads: tuple[str, ...] = ()
     """Configuration keys, or sections, that its result depends on beside its own section."""
-    leaves_out: tuple[str, ...] = ()
-    """Keys below `reads` that its result does not depend on."""
-    format: int
-    """Version of the files it writes."""
+    leaves_out: tuple[str, ...] = ()  # keys below `reads` that its result does not depend on
+    format: int  # version of the files it writes
     fingerprints: "Callable[[Context], Mapping[str, str]]" = lambda context: {}
     """Fingerprints of the data and weight files it reads, by what to call them in a sentence."""
-    work: "Callable[[Context], Work]"
-    """What there is to do; asked without a cluster."""
-    execute: "Callable[[Context], None]"
-    """Do what is left, write the artifact and the stage's metrics."""
+    work: "Callable[[Context], Work]"  # what there is to do; asked without a cluster
+    execute: "Callable[[Context], None]"  # does what is left, writes the artifact and the stage's metrics
     check: "Callable[[Context], None] | None" = None
-    """Refuse, before a cluster starts, what the stage's work would meet only after hours."""
+    """Refuses, before a cluster starts, what the stage's work would meet only after hours."""
     remark: "Callable[[Context], str | None] | None" = None
     """What a person should know of the finished stage, if anything."""
-    estimate: "Callable[[Context, Work], Estimate] | None" = None
-    """A rough guess at time and disk, for a plan."""
-    writes: tuple[str, ...] = ()
-    """Numbers of its metrics that a sweep can compare, by dotted name."""
-    serves_in_part: bool = False
-    """Whether later stages can go on with a part of its items."""
+    estimate: "Callable[[Context, Work], Estimate] | None" = None  # a rough guess at time and disk, for a plan
+    writes: tuple[str, ...] = ()  # numbers of its metrics that a sweep can compare, by dotted name
+    serves_in_part: bool = False  # whether later stages can go on with a part of its items
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -112,21 +99,19 @@ class Context:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the user asked to stop: finish what is in flight and start no more."""
     resources: ExitStack = field(default_factory=ExitStack)
+    session_of: "Context | None" = None  # whose cluster is used; None: its own
     _datasets: dict[tuple[str, bool], Dataset] = field(default_factory=dict)
-    _session_of: "Context | None" = None
     _told: set[str] = field(default_factory=set)
+    _keys: dict[str, StageKey] = field(default_factory=dict, init=False)
 
     @cached_property
     def session(self) -> Session:
         """The Ray cluster, or this machine without; connected to when first asked for."""
-        if self._session_of is not None:
-            return self._session_of.session
-        cluster = self.experiment.cluster
-        with connecting(self.console, cluster):
-            workers = training_workers(self.experiment, self.stages)
-            session = self.resources.enter_context(connect(cluster, workers, self.stop))
-        require_shared(self.run.directory, session)
-        return session
+        if self.session_of is not None:
+            return self.session_of.session
+        workers = training_workers(self.experiment, self.stages)
+        directory, cluster = self.run.directory, self.experiment.cluster
+        return open_session(self.resources, self.console, cluster, directory, self.stop, workers)
 
     @property
     def data_root(self) -> Path:
@@ -146,19 +131,11 @@ class Context:
         name = f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
         return run.directory / "data" / name
 
-    def share_session(self, other: "Context") -> None:
-        """Use the same data and cluster as another context."""
-        self._datasets, self._told, self._session_of = other._datasets, other._told, other
+    def dataset(self, split: str, labelled: bool = True) -> Dataset:
+        """Return a split of the data, opened once; of one that is only predicted, labels need not be known.
 
-    def dataset(self, split: str) -> Dataset:
-        """Return a split of the experiment's data with its labels, opened once."""
-        return self._open(split, True)
-
-    def images(self, split: str) -> Dataset:
-        """Return a split whose images are only to be predicted: labels need not be known."""
-        return self._open(split, False)
-
-    def _open(self, split: str, labelled: bool) -> Dataset:
+        It is said how data was read where it could be read in another way, and what is wrong with it as a whole.
+        """
         if (split, labelled) not in self._datasets:
             dataset = open_dataset(self.experiment.data, split, self.data_root, labelled=labelled)
             for other in self._datasets.values():
@@ -167,16 +144,12 @@ class Context:
                         f"{dataset.name} has other classes than {other.name}; all splits need the same, in one order."
                     )
             self._datasets[split, labelled] = dataset
-            self._tell(dataset)
+            by_kind: dict[str, list[str]] = {}
+            for finding in dataset.findings:
+                by_kind.setdefault(finding.kind, []).append(finding.sentence)
+            for sentence in [*dataset.notes, *map(of_a_kind, by_kind.values())]:
+                self.tell(sentence)
         return self._datasets[split, labelled]
-
-    def _tell(self, dataset: Dataset) -> None:
-        """Say once how data was read where it could be read in another way, and what is wrong with it as a whole."""
-        by_kind: dict[str, list[str]] = {}
-        for finding in dataset.findings:
-            by_kind.setdefault(finding.kind, []).append(finding.sentence)
-        for sentence in [*dataset.notes, *map(of_a_kind, by_kind.values())]:
-            self.tell(sentence)
 
     def say(self, sentence: str) -> None:
         """Print a sentence as it is."""
@@ -199,14 +172,14 @@ class Context:
         return self.dataset(self.experiment.data.train_split)
 
     @property
-    def own_maps(self) -> str:
-        """The name of the maps that the masks in this run directory are made from."""
-        return self.run.variant or self.experiment.own_source
-
-    @property
     def held_out(self) -> Dataset:
         """The split that the classifier and the segmentation network are judged on."""
         return self.dataset(self.experiment.data.eval_split)
+
+    @property
+    def own_maps(self) -> str:
+        """The name of the maps that the masks in this run directory are made from."""
+        return self.run.variant or self.experiment.own_source
 
     def key(self, stage: str) -> StageKey:
         """Return the key that a stage has under the present configuration and data."""
@@ -225,21 +198,14 @@ class Context:
 
     def imported(self, stage: str) -> str | None:
         """Return the hash of what was imported in place of a stage, here or in the run it is reused from; else None."""
-        for run in self.run.lineage:
-            record = run.record(self.stages[stage].folder)
-            if record:
-                return record.get("imported")
-        return None
+        records = (run.record(self.stages[stage].folder) for run in self.run.lineage)
+        return next(filter(None, records), {}).get("imported")
 
     def key_of_import(self, stage: str, content: str) -> StageKey:
         """Return the key of a stage whose artifact was imported: no configuration and no earlier stage enters it."""
         definition = self.stages[stage]
         data = {**definition.fingerprints(self), "imported files": content}
         return StageKey(stage=stage, format=definition.format, configuration={}, upstream={}, data=data)
-
-    @cached_property
-    def _keys(self) -> dict[str, StageKey]:
-        return {}
 
     def artifact(self, stage: str) -> Path:
         """Return the folder that holds a stage's artifact: in this run, or in the run it was forked from."""
@@ -263,42 +229,29 @@ class Context:
 
     def require(self, stage: str, needed_by: str) -> Path:
         """Return the artifact of an earlier stage."""
-        folder = self.artifact(stage)
         if not self.has(stage):
             raise UsageError(
                 f"Stage '{needed_by}' needs stage '{stage}', which {self.run.directory} does not have: "
                 f"add it with --stages {stage},{needed_by}."
             )
-        return folder
-
-    def note_start(self, stage: str, seconds: float) -> None:
-        """Write into `events/` how long a stage has waited for its first worker."""
-        self.run.event(stage, "waited for workers", seconds=round(seconds, 3))
+        return self.artifact(stage)
 
     def finish(self, stage: str, metrics: StageMetrics, ids: Iterable[str]) -> None:
         """Write a stage's numbers, and which images they are about."""
         self.run.write_metrics(stage, metrics)
         self.run.update_record(self.stages[stage].folder, covers=coverage(ids))
 
-    def replace_failures(self, stage: str, failures: "Mapping[str, Failure]") -> None:
+    def replace_failures(self, stage: str, failures: Mapping[str, Failure]) -> None:
         """Write a stage's failures in place of those it had before."""
         others = [failure for failure in self.run.failures() if failure.stage != stage]
         self.run.write_failures([*others, *failures.values()])
 
     def require_any_done(
-        self, stage: str, wanted: int, done: int, failures: "Mapping[str, Failure]", is_empty: bool = True
+        self, stage: str, wanted: int, done: int, failures: Mapping[str, Failure], is_empty: bool = True
     ) -> None:
-        """Check, at a stage's end, that it has done any of its images; else it is forgotten, but for its failures.
+        """Check, at a stage's end, that any of the ``wanted`` images are done, by whatever process.
 
-        Args:
-            stage: its name.
-            wanted: images that it was to do.
-            done: of these, by whatever process.
-            failures: images that failed.
-            is_empty: whether its folder holds no other images either, which would be kept.
-
-        Raises:
-            StageError: all that it was to do has failed.
+        Else the stage is forgotten, but for its failures, and what it holds of other images, unless it ``is_empty``.
         """
         if done or not wanted:
             return
@@ -311,9 +264,19 @@ class Context:
         raise StageError(f"Stage '{stage}' has done none of its {wanted:,} images{''.join(examples[:1])}; {MENDED}.")
 
 
-def connecting(console: Console, cluster: ClusterConfig) -> AbstractContextManager[Any]:
-    """Say for the length of a ``with`` block that Ray is being started, where it is."""
-    return nullcontext() if cluster.workers == 0 else console.status("starting Ray")
+def open_session(
+    resources: ExitStack,
+    console: Console,
+    cluster: ClusterConfig,
+    directory: Path,
+    stop: threading.Event,
+    training_workers: int = 1,
+) -> Session:
+    """Connect to the cluster until ``resources`` close; every node of it must share the directory that is written."""
+    with nullcontext() if cluster.workers == 0 else console.status("starting Ray"):
+        session = resources.enter_context(connect(cluster, training_workers, stop))
+    require_shared(directory, session)
+    return session
 
 
 MENDED = "mend them, and the same command goes on"

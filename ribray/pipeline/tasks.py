@@ -34,7 +34,6 @@ class ReadingTask(TrainingTask):
         loader_workers: int,
         least_readable: float,
     ):
-        """Begin to count."""
         self.stage, self.workers, self.precision = stage, config.workers, config.precision
         self.normalisation, self.start, self.least_readable = normalisation, start, least_readable
         self.unreadable = {}
@@ -45,12 +44,10 @@ class ReadingTask(TrainingTask):
         raise NotImplementedError
 
     def require_readable(self) -> None:
-        """Check that enough of the images can be read."""
         if self.unreadable:
             require_share(self.stage, self.wanted(), self.unreadable, self.least_readable)
 
     def decay(self, step: int) -> float:
-        """Return the polynomial decay."""
         return (1 - step / self.steps) ** POLYNOMIAL_POWER
 
     def load(self, samples: Samples, shares: Iterable[list[Place]], unreadable: dict[str, str]) -> Iterator[Batch]:
@@ -65,11 +62,9 @@ class ReadingTask(TrainingTask):
         """Do nothing, unless a training says otherwise."""
 
     def conclude(self, model: Any, parts: list[Any]) -> dict[str, Any]:
-        """Return unreadable images."""
         return {"unreadable": dict(self.unreadable)}
 
     def save(self, model: nn.Module, destination: Path) -> None:
-        """Write the weights as safetensors."""
         save_network(model, destination)
 
 
@@ -98,11 +93,9 @@ class MaskTask(ReadingTask):
         self._seed, self._batch_size = config.seed, config.batch_size
 
     def wanted(self) -> int:
-        """Return the number of different images in all batches."""
         return min(self.steps * self._batch_size, len(self.images.ids))
 
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[Batch]:
-        """Yield this rank's share of each batch."""
         size = self._batch_size
         steps = range(first_step, self.steps)
         shares = ([self._place(step * size + index) for index in range(rank, size, world)] for step in steps)

@@ -27,10 +27,8 @@ from ribray.runs.metrics import IrnMetrics, SegmentationMetrics, Timing
 from ribray.runs.records import Failure
 
 START_FILE = "start.safetensors"
-IDS_FILE = "ids.json"
-"""The images that a training began with."""
-NAMED_WEIGHTS = ("imagenet", "none", "synthetic", "classifier")
-"""Weights that are named; any others are the path of a file."""
+IDS_FILE = "ids.json"  # the images that a training began with
+NAMED_WEIGHTS = ("imagenet", "none", "synthetic", "classifier")  # any others are the path of a file
 POLL_SECONDS = 0.5
 TRACK_SECONDS = 10.0
 LOOKS = 20
@@ -42,36 +40,27 @@ chance to meet none of it is below exp(-20)."""
 class Trained:
     """A finished training."""
 
-    log: list[dict[str, Any]]
-    """Lines of steps (with ``loss``) and of validations (with ``validation``)."""
-    seconds: float
-    """Of this process's part of it, from its first step on."""
-    start_seconds: float
-    """Until then."""
-    steps: int
-    """Done in these seconds."""
-    workers: int
-    """That trained; 0: this process."""
+    log: list[dict[str, Any]]  # lines of steps (with ``loss``) and of validations (with ``validation``)
+    seconds: float  # of this process's part of it, from its first step on
+    start_seconds: float  # until then
+    steps: int  # done in these seconds
+    workers: int  # that trained; 0: this process
 
     @property
     def loss(self) -> float:
         """The last step's loss."""
-        return [line["loss"] for line in self.log if "loss" in line][-1]
+        return self.log[-2]["loss"]
 
     @property
     def validation(self) -> dict[str, Any]:
         """The last validation."""
-        return [line["validation"] for line in self.log if "validation" in line][-1]
+        return self.log[-1]["validation"]
 
     @property
     def unreadable(self) -> dict[str, str]:
         """The images that could not be read, and why."""
-        return {
-            id: error
-            for line in self.log
-            if "validation" in line
-            for id, error in line["validation"]["unreadable"].items()
-        }
+        validations = [line["validation"]["unreadable"] for line in self.log if "validation" in line]
+        return {id: error for unreadable in validations for id, error in unreadable.items()}
 
     def timing(self, batch_size: int) -> Timing:
         """Return the timing part of the stage's metrics."""
@@ -93,8 +82,7 @@ def look_ahead(context: Context, stage: str, dataset: Dataset, ids: Sequence[str
     first = example(*next(iter(unreadable.items())))
     of_all = f" that it looked at, of {len(ids):,}," if looks < len(ids) else ""
     raise UnreadableError(
-        f"Stage '{stage}' cannot read any of the {looks:,} images{of_all} to learn from{first}; {MENDED}.",
-        unreadable,
+        f"Stage '{stage}' cannot read any of the {looks:,} images{of_all} to learn from{first}; {MENDED}.", unreadable
     )
 
 
@@ -108,23 +96,24 @@ def train(context: Context, task: ReadingTask, title: str, subfolder: str = "") 
     The weights go into the stage's folder; of a training before the stage's last one, into a ``subfolder``.
     """
     folder, workers = context.own_folder(task.stage) / subfolder, task.workers
-    cluster = context.experiment.cluster
-    is_here = context.session.in_process
-    if is_here and workers > 1:
+    cluster, session = context.experiment.cluster, context.session
+    gpus = session.gpus_per_training_worker(cluster, workers)
+    if session.in_process and workers > 1:
         context.tell(
             f"{task.stage}.workers={workers} counts for nothing with cluster.workers=0, where one worker trains: its "
             "weights differ in rounding."
         )
+    place = folder.relative_to(context.run.directory).as_posix()
     plan = TrainingPlan(
         folder,
         WEIGHTS_FILE,
-        0 if is_here else workers,
+        0 if session.in_process else workers,
         cluster.cpus_per_worker,
-        context.session.gpus_per_training_worker(cluster, workers),
+        gpus,
         cluster.threads_per_worker,
         cluster.checkpoint_steps,
-        _identity(context, folder),
-        owns_cluster=context.session.is_local and not context.session.gpus_per_training_worker(cluster, workers),
+        f"{context.run.record(context.stages[task.stage].folder).get('key', '')} {place}",
+        owns_cluster=session.is_local and not gpus,
     )
     began, starts = time.monotonic(), list[float]()
     log_news = functools.partial(log_training, context, folder)
@@ -152,7 +141,7 @@ def train(context: Context, task: ReadingTask, title: str, subfolder: str = "") 
         )
     start = sum(starts)
     trained = Trained(log, time.monotonic() - began - start, start, task.steps - bar.earlier, plan.workers)
-    context.note_start(task.stage, start)
+    context.run.event(task.stage, "waited for workers", seconds=round(start, 3))
     record_weights(context, task.stage, f"{subfolder}/{WEIGHTS_FILE}" if subfolder else WEIGHTS_FILE)
     if not subfolder:
         task.start.unlink(missing_ok=True)
@@ -166,13 +155,6 @@ def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) 
         if not context.run.record(context.stages[stage].folder).get(WEIGHTS_KEY):
             context.run.remove_stage(stage, context.stages[stage].folder)
     context.replace_failures(stage, _failures(stage, error.unreadable))
-
-
-def _identity(context: Context, folder: Path) -> str:
-    """Return what distinguishes a training: the key of its stage, and its place in the run."""
-    place = folder.relative_to(context.run.directory)
-    record = context.run.record(place.parts[0])
-    return f"{record.get('key', '')} {place.as_posix()}"
 
 
 def final_loss(metrics: IrnMetrics | SegmentationMetrics) -> str:
@@ -206,21 +188,21 @@ def begin_on_masks(
     look_ahead(context, stage, context.training_set, ids)
     context.begin(stage)
     folder = context.own_folder(stage)
-    if not _read_ids(folder):
-        storage.write_json(folder / IDS_FILE, list(ids))
+    if not (known := _read_ids(folder)):
+        known = list(ids)
+        storage.write_json(folder / IDS_FILE, known)
     if not (folder / WEIGHTS_FILE).exists():
         save_network(start(context), folder / START_FILE)
-    return _read_ids(folder)
+    return known
 
 
 def log_training(context: Context, folder: Path) -> None:
     """Track what is new in a training's log: every number of a step, such as loss and rate, and of a validation."""
-    context.tracker.log_training(folder, [_point(line) for line in logged(folder, "step")])
-
-
-def _point(line: Mapping[str, Any]) -> dict[str, float]:
-    validation = {f"validation_{name}": value for name, value in line.get("validation", {}).items()}
-    return {name: value for name, value in {**line, **validation}.items() if isinstance(value, int | float)}
+    points = []
+    for line in logged(folder, "step"):
+        validation = {f"validation_{name}": value for name, value in line.get("validation", {}).items()}
+        points.append({name: value for name, value in {**line, **validation}.items() if isinstance(value, int | float)})
+    context.tracker.log_training(folder, points)
 
 
 def weights_fingerprint(weights: str, key: str) -> dict[str, str]:
@@ -236,8 +218,8 @@ def report_unreadable(
     """Write images that trainings could not read, and others lost before, into ``failures.jsonl``; return them."""
     errors = {id: error for each in trained for id, error in each.unreadable.items()}
     again = f"so {stage} has not learnt from it; once it is mended, --redo {stage} trains again"
-    failures = {id: Failure(id, stage, f"{error.removesuffix('.')}, {again}.") for id, error in errors.items()}
-    failures = {**(others or {}), **failures}
+    failures = dict(others or {})
+    failures |= {id: Failure(id, stage, f"{error.removesuffix('.')}, {again}.") for id, error in errors.items()}
     context.replace_failures(stage, failures)
     return failures
 
@@ -260,10 +242,8 @@ def outgrown(context: Context, name: str, ids: Sequence[str]) -> str | None:
     known = known_ids(context.artifact(name))
     if not known or set(known) == set(ids):
         return None
-    return (
-        f"Note: {name} was trained on {len(known)} images, and {len(ids)} have masks now; "
-        f"--redo {name} trains it again."
-    )
+    trained_on = f"{name} was trained on {len(known)} images, and {len(ids)} have masks now"
+    return f"Note: {trained_on}; --redo {name} trains it again."
 
 
 @contextlib.contextmanager

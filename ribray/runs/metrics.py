@@ -104,6 +104,11 @@ class StageMetrics(Numbers):
         return self
 
 
+class _OfImages(StageMetrics):
+    images: int | None = None
+    failed: int | None = None
+
+
 class ClassifierMetrics(StageMetrics):
     """Of a training, or of a checkpoint that was taken over."""
 
@@ -118,11 +123,9 @@ class ClassifierMetrics(StageMetrics):
     classes: list[str] | None = None
 
 
-class RefineMetrics(StageMetrics):
+class RefineMetrics(_OfImages):
     """Of a refinement, or of maps that were imported."""
 
-    images: int | None = None
-    failed: int | None = None
     precision: str | None = None
     stop_reasons: dict[str, int] | None = None  # images by the reason for which their refinement ended
     mean_steps: float | None = None
@@ -144,9 +147,7 @@ class SeedMetrics(StageMetrics):
         return next(reversed(self.maps.values()), None)
 
 
-class ConfidentMetrics(StageMetrics):
-    images: int | None = None
-    failed: int | None = None
+class ConfidentMetrics(_OfImages):
     seed_crf: MaskJudgement | None = None
 
 
@@ -158,12 +159,7 @@ class IrnMetrics(StageMetrics):
     failed: int | None = None
 
 
-class _ImagesFirst(StageMetrics):
-    images: int | None = None
-    failed: int | None = None
-
-
-class PseudoMetrics(MaskJudgement, _ImagesFirst):
+class PseudoMetrics(MaskJudgement, _OfImages):
     """Of the pseudo masks; a judgement only where there is a truth."""
 
     walk: SeedJudgement | None = None  # the walk's scores, before the CRF, at the best threshold

@@ -47,7 +47,7 @@ class EvaluateWorker(MaskWorker):
 
 def splits(context: Context) -> list[Dataset]:
     """Return the data that is predicted."""
-    return [context.images(split) for split in _names(context)]
+    return [context.dataset(split, labelled=False) for split in _names(context)]
 
 
 def _names(context: Context) -> tuple[str, ...]:
