@@ -24,8 +24,9 @@ from ribray.errors import DamagedError, RibrayError, UsageError
 from ribray.formats import MOST_BYTES, parse_json, parse_npz
 
 TEMPORARY_PREFIX = ".writing-"
-
 UPLOAD_SECONDS = 5.0  # how often a growing file is put on an object store
+SUBFOLDERS = 256
+MADE_AGAIN = "remove it so that it is made again"
 
 
 def path(url: str | Path) -> Path:
@@ -87,11 +88,9 @@ def _put(location: Path, content: bytes, **options: Any) -> None:
     """Put an object; what a store's client raises becomes an `OSError`, which says that nothing can be written."""
     try:
         location.fs.pipe_file(location.path, content, **options)  # type: ignore[attr-defined]
-    except FileExistsError:
-        raise
     except Exception as error:  # clients of object stores have exceptions of their own
         code = _code(error)
-        if code == errno.EBUSY:  # another one is being created just now
+        if isinstance(error, FileExistsError) or code == errno.EBUSY:  # EBUSY: another one is being created just now
             raise FileExistsError(str(location)) from None
         raise OSError(code, f"{location} cannot be written: {reason(error)}") from error
 
@@ -132,9 +131,6 @@ def write_text(location: Path, text: str) -> None:
 
 def write_json(location: Path, value: Any) -> None:
     write_text(location, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-MADE_AGAIN = "remove it so that it is made again"
 
 
 def read_bytes(location: Path) -> bytes:
@@ -178,8 +174,7 @@ def read_json(location: Path, remedy: str = MADE_AGAIN) -> Any:
 
 
 def read_object(location: Path, remedy: str = MADE_AGAIN) -> dict[str, Any]:
-    value = read_json(location, remedy)
-    if not isinstance(value, dict):
+    if not isinstance(value := read_json(location, remedy), dict):
         raise DamagedError(f"{location} is damaged (it holds no keys and values); {remedy}.")
     return value
 
@@ -246,16 +241,12 @@ def _names(folder: Path) -> Iterator[str]:
         yield from (prefix + file for file in files if not file.startswith(TEMPORARY_PREFIX))
 
 
-SUBFOLDERS = 256
-
-
 def spread(folder: Path, id: str, suffix: str) -> Path:
     """Return where an image's file lies in a folder of many: subfolders keep each listing short."""
     return folder / f"{subfolder(id):02x}" / f"{id}{suffix}"
 
 
 def subfolder(id: str) -> int:
-    """Return the number of the subfolder of an image."""
     return hashlib.sha256(id.encode()).digest()[0]
 
 
@@ -268,11 +259,9 @@ def spread_id(name: str) -> str | None:
 def copy(source: Path, target: Path) -> None:
     if is_local(source) and is_local(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(OSError):  # another file system, or one without links
             os.link(source, target)
             return
-        except OSError:  # another file system, or one without links
-            pass
     write_bytes(target, source.read_bytes())
 
 
@@ -324,8 +313,7 @@ class LineFile:
     """A text file that grows by lines; on an object store, the whole is put again every few seconds, and on `flush`."""
 
     def __init__(self, location: Path) -> None:
-        self._location = location
-        self._stream = None
+        self._location, self._stream = location, None
         if is_local(location):
             location.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(location, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closed by close())

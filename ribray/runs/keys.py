@@ -13,8 +13,6 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StageKey:
-    """What a stage reads, and the hash of it."""
-
     stage: str
     format: int
     configuration: Mapping[str, Any]  # flat configuration keys and their resolved values

@@ -62,7 +62,6 @@ WRITTEN_AGAIN = "put a copy of it back, or remove it and start the same command 
 
 
 def provenance(recipe: str, parent: str | None) -> dict[str, Any]:
-    """Return what stands in ``experiment.yaml`` beside the configuration."""
     versions = {name: metadata.version(name) for name in RECORDED_PACKAGES}
     values = (recipe, __version__, versions, git_commit(ROOT), describe_machine(), parent)
     return dict(zip(PROVENANCE, values, strict=True))

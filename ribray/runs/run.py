@@ -110,10 +110,8 @@ class Run:
         self.close()
 
     def _require_hold(self) -> None:
-        if isinstance(self._lock, lock.StoreLock):
-            with reached(self.directory):
-                is_lost = self._lock.is_lost()
-            if is_lost:
+        with reached(self.directory):
+            if isinstance(self._lock, lock.StoreLock) and self._lock.is_lost():
                 raise HeldError(
                     f"The lock on {self.directory} was broken, and another run may work there by now; start this one "
                     "again to go on."
@@ -143,13 +141,10 @@ class Run:
     @property
     def lineage(self) -> "list[Run]":
         """Return the runs whose artifacts may be used, nearest first: this one, then those it was made from."""
-        if self.parent is None:
-            return [self]
-        older = self.parent.lineage
-        if self.variant is None:
-            return [self, *older]
-        same = [Run(run.variant_directory(self.variant), run) for run in older[1:] if run.variant is None]
-        return [self, *same, *older]
+        older = [] if self.parent is None else self.parent.lineage
+        name = self.variant
+        variants = [Run(run.variant_directory(name), run) for run in older[1:] if name and run.variant is None]
+        return [self, *variants, *older]
 
     # --- configuration ------------------------------------------------------------------------------------------
 
@@ -172,15 +167,12 @@ class Run:
     # --- stages -------------------------------------------------------------------------------------------------
 
     def record(self, folder: str) -> dict[str, Any]:
-        """Return the record of the stage kept in ``folder``: nothing where the stage never began."""
         return read_record(self.directory / folder)
 
     def find_artifact(self, folder: str, key: StageKey) -> Path:
         """Return where the stage's artifact lies: here, or in the nearest ancestor that has it under the same key."""
-        for run in self.lineage:
-            if run.record(folder).get("key") == key.digest:
-                return run.directory / folder
-        return self.directory / folder
+        run = next((run for run in self.lineage if run.record(folder).get("key") == key.digest), self)
+        return run.directory / folder
 
     def refuse_other_settings(self, folder: str, key: StageKey) -> None:
         """Check that the stage kept in ``folder`` was made with the same inputs."""
@@ -201,8 +193,7 @@ class Run:
     def begin(self, folder: str, key: StageKey, **facts: Any) -> dict[str, Any]:
         """Start or continue a stage and return its record; ``facts`` are kept from the first start on."""
         self._require_hold()
-        record = self.record(folder)
-        if not record:
+        if not (record := self.record(folder)):
             # Files without a record are what a removal in progress left behind.
             storage.remove_folder(self.directory / folder)
             record = {"key": key.digest, "inputs": key.inputs, **facts}
@@ -231,7 +222,6 @@ class Run:
         self.rewrite_metrics()
 
     def has_metrics(self, stage: str) -> bool:
-        """Whether a stage's numbers are there and can be read."""
         try:
             read_metrics(self._metrics_file(stage))
         except (FileNotFoundError, DamagedError):
@@ -257,12 +247,9 @@ class Run:
         return _without_replicates(self._merged())
 
     def _merged(self) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        timing: dict[str, Any] = {}
-        for location in sorted((self.directory / "metrics").glob("*.json")):
-            numbers = read_metrics(location)
-            timing[location.stem] = numbers.pop("timing", {})
-            merged[location.stem] = numbers
+        files = sorted((self.directory / "metrics").glob("*.json"))
+        merged: dict[str, Any] = {file.stem: read_metrics(file) for file in files}
+        timing = {name: numbers.pop("timing", {}) for name, numbers in merged.items()}
         if variants := {name: run._merged() for name, run in self.variants().items()}:
             merged["variants"] = variants
         return {**merged, "timing": timing}
