@@ -63,8 +63,8 @@ class Actors:
                 self._start(slot)
             while True:
                 stopped = stopped or stop_requested()
-                if not stopped:
-                    self._hand_out()
+                while not stopped and self._with_room and self._fill(self._with_room[0]):
+                    self._with_room.popleft()
                 awaited = self._at_work
                 if self._starting and not stopped and self._work.has_work():
                     awaited = self._at_work | self._starting
@@ -79,8 +79,7 @@ class Actors:
                     looked = time.monotonic()
                     self._work.progress.advance(0, 0)
                     for slot in self._slots:
-                        if self._is_overdue(slot):
-                            self._take_overrun(slot, stopped)
+                        self._replace_overdue(slot, stopped)
             ended = time.monotonic()
         began = self._began or ended  # where there was nothing to do
         return PoolResult(self._work.done, self._work.failed, stopped, ended - began, began - asked)
@@ -93,14 +92,12 @@ class Actors:
         slot.starting = slot.actor.start.remote(self._worker_class, self._shared, self._plan.threads_per_worker)
         self._starting[slot.starting] = slot
 
-    def _hand_out(self) -> None:
-        while self._with_room and self._fill(self._with_room[0]):
-            self._with_room.popleft()
-
     def _fill(self, slot: _Slot) -> bool:
         """Give a worker what it has room for; False where nothing is left, for any."""
         while slot.starting is None and len(slot.calls) < CALLS_IN_FLIGHT:
-            chunk = self._reserved.pop(slot.index, None) or self._work.next_chunk() or self._steal()
+            chunk = self._reserved.pop(slot.index, None) or self._work.next_chunk()
+            if chunk is None and self._reserved:  # at the end nobody idles: what another one was only told to expect
+                chunk = self._reserved.popitem()[1]
             if chunk is None:
                 return False
             if slot.calls and not self._suspects.isdisjoint([*chunk, *slot.calls[0][1]]):
@@ -118,10 +115,6 @@ class Actors:
                 self._at_work[reference] = slot
             slot.calls.append((reference, chunk))
         return True
-
-    def _steal(self) -> list[Item] | None:
-        """Take what another worker was only told to expect: at the end nobody idles while work is left."""
-        return self._reserved.popitem()[1] if self._reserved else None
 
     # --- taking back --------------------------------------------------------------------------------------------
 
@@ -156,7 +149,10 @@ class Actors:
                 raise storage_error(error.cause) from None
             raise RibrayError(f"A worker of pool '{self._plan.name}' failed: {error.cause!r}") from error
         except LOST as error:
-            self._take_death(slot, error, stopped)
+            counter, limit = self._work.tries, self._plan.tries
+            if _is_clusters_fault(error, slot.node):
+                counter, limit = self._losses, UNCOUNTED_LOSSES
+            self._replace(slot, f"its worker died {{}} times: {_brief(error)}", counter, limit, stopped)
             return
         slot.calls.popleft()
         slot.since = time.monotonic()
@@ -176,27 +172,20 @@ class Actors:
 
     # --- what goes wrong with a worker --------------------------------------------------------------------------
 
-    def _is_overdue(self, slot: _Slot) -> bool:
-        """Whether a worker has been at a call for longer than the items of it may take."""
-        if self._plan.seconds_per_item is None or not slot.calls:
-            return False
+    def _replace_overdue(self, slot: _Slot, stopped: bool) -> None:
+        """Replace a worker that has been at a call for longer than the items of it may take."""
+        plan = self._plan
+        if plan.seconds_per_item is None or not slot.calls:
+            return
         reference, chunk = slot.calls[0]
-        if time.monotonic() - slot.since <= self._plan.seconds_per_item * len(chunk):
-            return False
-        return not ray.wait([reference], timeout=0)[0]  # it may be this process that was slow to look
-
-    def _take_overrun(self, slot: _Slot, stopped: bool) -> None:
-        plan, chunk = self._plan, slot.calls[0][1]
+        if time.monotonic() - slot.since <= plan.seconds_per_item * len(chunk):
+            return
+        if ray.wait([reference], timeout=0)[0]:  # it was this process that was slow to look
+            return
         what, limit = chunk[0] if len(chunk) == 1 else f"one of {len(chunk)} items", f"{plan.seconds_per_item:g} s"
         logger.warning("%s: %s took longer than %s; its worker is replaced", plan.name, what, limit)
         sentence = f"it took longer than {limit} (cluster.seconds_per_image), {{}} times"
         self._replace(slot, sentence, self._work.tries, plan.tries, stopped)
-
-    def _take_death(self, slot: _Slot, error: Exception, stopped: bool) -> None:
-        counter, limit = self._work.tries, self._plan.tries
-        if _is_clusters_fault(error, slot.node):
-            counter, limit = self._losses, UNCOUNTED_LOSSES
-        self._replace(slot, f"its worker died {{}} times: {_brief(error)}", counter, limit, stopped)
 
     def _replace(self, slot: _Slot, error: str, counter: Counter[Item], limit: int, stopped: bool) -> None:
         """Put back what a worker had, count the loss against the item that lost it, and start another worker.
@@ -232,11 +221,9 @@ def _ended(references: "list[ray.ObjectRef]") -> "list[ray.ObjectRef]":
 
 def _is_clusters_fault(error: Exception, node: str | None) -> bool:
     """Whether a worker was lost with its node or to Ray's memory monitor, not to the item."""
-    if isinstance(
-        error, (ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
-    ):
-        return True
-    if any(sign in str(error) for sign in ("NODE_OUT_OF_MEMORY", "running low on memory", "node has died")):
+    kinds = (ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
+    signs = ("NODE_OUT_OF_MEMORY", "running low on memory", "node has died")
+    if isinstance(error, kinds) or any(sign in str(error) for sign in signs):
         return True
     return node is not None and not any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)  # at level DEBUG it also shows the tracebacks of a pool's workers
 STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors of the place that is written to, which no other image will escape."""
-
 STORAGE_FALTERS = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT)
 """Errors of that place which may pass: the item is tried again, and once its tries are used up they are no better."""
 
@@ -73,21 +72,14 @@ class PoolPlan:
         gpus = session.gpus_per_worker(config) if gpu else 0.0
         workers = session.pool_size(config, gpu)
         for what, needed, there in ("CPU", config.cpus_per_worker, session.cpus), ("GPU", gpus, session.gpus):
-            if session.is_local and needed * max(1, workers) > there + 1e-9:
+            all_of_them = needed * max(1, workers)
+            if session.is_local and all_of_them > there + 1e-9:
                 raise UsageError(
-                    f"cluster.workers={workers} with {needed:g} {what} each need {needed * max(1, workers):g} {what}s, "
-                    f"this machine has {there:g}."
+                    f"cluster.workers={workers} with {needed:g} {what} each need {all_of_them:g} {what}s, this machine "
+                    f"has {there:g}."
                 )
-        return cls(
-            name=name,
-            workers=workers,
-            cpus_per_worker=config.cpus_per_worker,
-            gpus_per_worker=gpus,
-            threads_per_worker=config.threads_per_worker,
-            tries=config.tries,
-            chunk_size=chunk_size,
-            seconds_per_item=config.seconds_per_image,
-        )
+        cpus, threads, seconds = config.cpus_per_worker, config.threads_per_worker, config.seconds_per_image
+        return cls(name, workers, cpus, gpus, threads, config.tries, chunk_size, seconds)
 
 
 @dataclass(frozen=True)
@@ -125,19 +117,18 @@ class Shell:
 
     def _prefetch(self, item: Item) -> None:
         self._unloaded.pop(item, None)
-        if (prefetch := getattr(self._worker, "prefetch", None)) is not None:
-            try:
-                prefetch(item)
-            except Exception as error:  # noqa: BLE001  (judged in `_process_item`)
-                self._unloaded[item] = error
+        try:
+            if hasattr(self._worker, "prefetch"):
+                self._worker.prefetch(item)
+        except Exception as error:  # noqa: BLE001  (judged in `_process_item`)
+            self._unloaded[item] = error
 
     def _process_batch(self, chunk: list[Item]) -> Mapping[Item, Record]:
         """Do what the worker can do of a chunk at once; what fails that way is tried alone, and judged alone."""
-        batch = getattr(self._worker, "process_batch", None)
-        if batch is None or len(chunk) < 2:
+        if len(chunk) < 2 or not hasattr(self._worker, "process_batch"):
             return {}
         try:
-            return batch(chunk)
+            return self._worker.process_batch(chunk)
         except BdbQuit:
             raise
         except Exception:
@@ -157,12 +148,8 @@ class Shell:
             code = error.errno if isinstance(error, OSError) else None
             if code in STORAGE_IS_GONE:
                 raise
-            return Outcome(
-                item,
-                error=f"{type(error).__name__}: {error}",
-                of_storage=code in STORAGE_FALTERS,
-                traceback=traceback.format_exc(),
-            )
+            said, falters = f"{type(error).__name__}: {error}", code in STORAGE_FALTERS
+            return Outcome(item, error=said, of_storage=falters, traceback=traceback.format_exc())
 
 
 class WorkList:

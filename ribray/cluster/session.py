@@ -62,7 +62,6 @@ class Session:
         return max(1, min(by_cores, int(self.memory_gb / config.memory_gb_per_worker)))
 
     def gpus_per_training_worker(self, config: ClusterConfig, workers: int) -> float:
-        workers = max(1, workers)
         return min(1.0, self.gpus_per_worker(config), self.gpus / workers)
 
     def resolve_precision(self, precision: str, config: ClusterConfig) -> str:
@@ -84,15 +83,13 @@ class Session:
 
 @contextlib.contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    earlier = os.environ.get(name)
+    earlier = {name: os.environ[name]} if name in os.environ else {}
     os.environ[name] = value
     try:
         yield
     finally:
-        if earlier is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = earlier
+        os.environ.pop(name, None)
+        os.environ.update(earlier)
 
 
 def in_thread(work: Callable[[], Any], name: str) -> Future[None]:
@@ -163,15 +160,13 @@ def connect(config: ClusterConfig, training_workers: int = 1, stop: threading.Ev
 
 @contextlib.contextmanager
 def _this_machine(config: ClusterConfig) -> Iterator[Session]:
-    with contextlib.ExitStack() as restored:
-        if config.gpus_per_worker == 0:
-            restored.enter_context(environment("CUDA_VISIBLE_DEVICES", ""))
-            gpus = 0
-        else:
-            import torch
+    gpus = 0
+    if is_seen := config.gpus_per_worker != 0:
+        import torch
 
-            gpus = min(1, torch.cuda.device_count())
-        cpus = max(usable_cores(), config.cpus_per_worker)  # which nobody reserves here
+        gpus = min(1, torch.cuda.device_count())
+    cpus = max(usable_cores(), config.cpus_per_worker)  # which nobody reserves here
+    with contextlib.nullcontext() if is_seen else environment("CUDA_VISIBLE_DEVICES", ""):
         yield Session(cpus, gpus, psutil.virtual_memory().available / 2**30, is_local=True, in_process=True)
 
 
@@ -265,13 +260,10 @@ def require_shared(directory: Path, session: Session) -> None:
     storage.write_text(directory / token, token)
     try:
         probe = ray.remote(num_cpus=0)(_probe)
-        probes = {
-            node["NodeID"]: probe.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(directory), token)
-            for node in nodes
-        }
-        failed = [node["NodeManagerAddress"] for node in nodes if not _answers(probes[node["NodeID"]])]
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        answers = [probe.options(scheduling_strategy=place).remote(str(directory), token) for place in places]
+        asked = zip(nodes, answers, strict=True)
+        failed = [node["NodeManagerAddress"] for node, answer in asked if not _is_yes(answer)]
     finally:
         (directory / token).unlink(missing_ok=True)
     if failed:
@@ -281,11 +273,11 @@ def require_shared(directory: Path, session: Session) -> None:
         )
 
 
-def _answers(probe: "ray.ObjectRef[bool]") -> bool:
+def _is_yes(answer: "ray.ObjectRef[bool]") -> bool:
     import ray
 
     try:
-        return ray.get(probe, timeout=PROBE_SECONDS)
+        return ray.get(answer, timeout=PROBE_SECONDS)
     except ray.exceptions.RayError:
         return False
 

@@ -29,10 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOG_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
-REFUSAL_FILE = "refusal.json"
-START_FILE = "start.json"
-WORK_FOLDER = "train"
-
+WORK_FOLDER = "train"  # below a training's folder: what lasts no longer than the training
 REMEDY = "start the training again"
 
 Total = Callable[[Tensor], Tensor]
@@ -78,7 +75,7 @@ class TrainingTask(Protocol):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    folder: Path  # the stage's folder: log, weights, and what lasts no longer than the training
+    folder: Path  # the stage's folder: log, weights, and `WORK_FOLDER`
     weights: str  # name of the final weights in the folder
     workers: int  # ranks; 0: one, in this process
     cpus_per_worker: float
@@ -95,7 +92,7 @@ class TrainingPlan:
     @property
     def refusal(self) -> Path:
         """Where a worker leaves an error for the user."""
-        return self.folder / REFUSAL_FILE
+        return self.folder / "refusal.json"
 
     @property
     def checkpoint(self) -> Path:
@@ -104,7 +101,7 @@ class TrainingPlan:
     @property
     def start(self) -> Path:
         """Says when the first step began."""
-        return self.folder / WORK_FOLDER / START_FILE
+        return self.folder / WORK_FOLDER / "start.json"
 
 
 def run_training(
@@ -156,8 +153,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         content = storage.read_bytes(location)
     except FileNotFoundError:
         return []
-    whole = content[: content.rfind(b"\n") + 1]  # a last line without its end is still being written
     remedy = "use --redo to train again"
+    whole = content[: content.rfind(b"\n") + 1]  # a last line without its end is still being written
     lines = storage.parse_lines(whole, location, remedy)
     for number, line in enumerate(lines, start=1):
         is_step = "loss" in line and isinstance(line["loss"], int | float | None)
@@ -229,12 +226,12 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
             (part * world).backward()  # the ranks' gradients are averaged
             optimizer.step()
             loss = float(_sum_over_ranks(part.detach(), world))
-            epoch, done = step // task.period, step + 1
             finite = loss if math.isfinite(loss) else None
-            line = {"epoch": epoch, "step": step}
+            line = {"epoch": step // task.period, "step": step}
             log.add(json.dumps(line | {"loss": finite, "lr": optimizer.param_groups[0]["lr"]}))
             _require_bounded(loss, step, task.divergence_bound)
-            metrics, is_last = {}, done == task.steps
+            done, metrics = step + 1, {}
+            is_last = done == task.steps
             validates = is_last or done % task.period == 0
             is_stopped = place.stop_requested()
             saves = validates or done % plan.checkpoint_steps == 0 or is_stopped
@@ -299,13 +296,8 @@ def _save(
 
     Ray Train's own register of checkpoints is a file that a kill can leave half-written, and then nothing resumes.
     """
-    state = {
-        "training": plan.identity,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "unreadable": dict(unreadable),
-    }
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {"training": plan.identity, **states, "step": step, "unreadable": dict(unreadable)}
     with storage.replacing(plan.checkpoint) as stream:
         torch.save(state, stream)
 

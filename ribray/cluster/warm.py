@@ -173,8 +173,7 @@ def train_in_crew(task: "TrainingTask", plan: "TrainingPlan", stop_requested: Ca
     with crew_of(pool, stop_requested) as crew:
         if crew is None:
             return False
-        restarts_left = RESTARTS
-        while True:
+        for restarts_left in reversed(range(RESTARTS + 1)):
             training = crew.actor(0).train.remote(task, plan)
             while not ray.wait([training], timeout=POLL_SECONDS)[0]:
                 if stop_requested():
@@ -186,7 +185,7 @@ def train_in_crew(task: "TrainingTask", plan: "TrainingPlan", stop_requested: Ca
                 crew.dismiss(0)
                 if restarts_left == 0:
                     raise RibrayError(f"Training worker 0 failed: {last_line(error)}") from error
-                restarts_left -= 1
+    return False
 
 
 def last_line(error: BaseException) -> str:
@@ -224,10 +223,11 @@ def keep(processes: Any) -> None:
 def take(kind: type[Any], plan: Any) -> Any:
     """Take processes that serve a plan out of those that are kept; None where there are none."""
     kept = _kept or []
-    found = next((processes for processes in kept if type(processes) is kind and processes.serves(plan)), None)
-    if found is not None:
-        kept.remove(found)
-    return found
+    for processes in kept:
+        if type(processes) is kind and processes.serves(plan):
+            kept.remove(processes)
+            return processes
+    return None
 
 
 def clear_the_way(of_others: bool = False) -> None:
