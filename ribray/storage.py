@@ -70,7 +70,6 @@ def relative(location: Path, start: Path) -> str:
 
 
 def resolve(name: str, start: Path) -> Path:
-    """Return the path that `relative` has named."""
     return path(name) if "://" in name or not is_local(start) else (start / name).resolve()
 
 

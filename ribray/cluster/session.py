@@ -175,9 +175,11 @@ def _init(options: dict[str, Any], what: str) -> None:
     import ray
 
     for tries_left in (1, 0):
+        handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it by one that ends the process at once
         try:
-            with _own_handler(signal.SIGTERM):
-                ray.init(**options)
+            ray.init(**options)
+            if callable(handler) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
             return
         except Exception as error:  # noqa: BLE001  (Ray raises almost anything)
             ray.shutdown()
@@ -229,13 +231,7 @@ def require_reachable(address: str, source: str) -> str:
     return address if separator else host_and_port
 
 
-@contextlib.contextmanager
-def _own_handler(number: signal.Signals) -> Iterator[None]:
-    """Keep this process's own handler of a signal, which Ray would replace by one that ends the process at once."""
-    handler = signal.getsignal(number)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(number, handler)
+
 
 
 def _describe(is_local: bool) -> Session:

@@ -65,10 +65,12 @@ class TrainingTask(Protocol):
         A mean over pixels therefore has this rank's sum above, and the count of all ranks, from ``total``, below.
         """
 
-    def validate(self, model: Any, step: int, rank: int, world: int, device: torch.device) -> Any: ...
+    def validate(self, model: Any, step: int, rank: int, world: int, device: torch.device) -> Any:
+        return None
 
     def conclude(self, model: Any, parts: list[Any]) -> dict[str, Any]:
         """Turn all ranks' parts into numbers; on every rank, so that the network may take something from them too."""
+        return {"unreadable": dict(self.unreadable)}
 
     def save(self, model: Any, destination: Path) -> None: ...
 
@@ -168,8 +170,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank trains, and among how many."""
-
     rank: int
     world: int
     device: torch.device

@@ -83,27 +83,26 @@ def _setting_aside(location: Path) -> Iterator[None]:
 def record_weights(context: Context, stage: str, name: str) -> None:
     """Note in a stage's record that it has written a file of weights; refuse one that is there as another."""
     folder = context.own_folder(stage)
-    require_recorded(folder, stage, name)
-    digest = hash_file(folder / name, f"The weights {folder / name}")
+    location = require_recorded(folder, stage, name)
     known = read_record(folder).get(WEIGHTS_KEY) or {}
-    context.run.update_record(context.stages[stage].folder, **{WEIGHTS_KEY: {**known, name: digest}})
+    digests = {**known, name: hash_file(location, f"The weights {location}")}
+    context.run.update_record(context.stages[stage].folder, **{WEIGHTS_KEY: digests})
 
 
 def trained_weights(context: Context, stage: str, needed_by: str, name: str = WEIGHTS_FILE) -> Path:
     """Return the file of weights that an earlier stage has written."""
-    folder = context.require(stage, needed_by)
-    require_recorded(folder, stage, name)
-    return folder / name
+    return require_recorded(context.require(stage, needed_by), stage, name)
 
 
-def require_recorded(folder: Path, stage: str, name: str = WEIGHTS_FILE) -> None:
-    """Check that a file of weights is the one that its stage wrote, as far as that is on record."""
+def require_recorded(folder: Path, stage: str, name: str = WEIGHTS_FILE) -> Path:
+    """Return a file of weights, which is the one that its stage wrote as far as that is on record."""
     location, recorded = folder / name, read_record(folder).get(WEIGHTS_KEY) or {}
     if name in recorded and hash_file(location, f"The weights {location}") != recorded[name]:
         raise UsageError(
             f"{location} is damaged, or not the file that stage '{stage}' wrote there: put that one back, or use "
             f"--redo {stage} to train again."
         )
+    return location
 
 
 def hash_file(location: Path, name: str) -> str:

@@ -60,8 +60,6 @@ class Batch:
 
 
 class Samples(TorchDataset[Sample]):
-    """The images that batches are made of."""
-
     def __init__(self, dataset: Dataset, ids: Sequence[str], size: int):
         self.dataset, self.ids, self.size = dataset, list(ids), size
 
@@ -78,8 +76,7 @@ class Samples(TorchDataset[Sample]):
         """Return a random part of an image, which depends on the id and the epoch alone."""
 
     @abstractmethod
-    def labels_of_unreadable(self, id: str) -> np.ndarray:
-        """Return what stands in for an image's labels."""
+    def labels_of_unreadable(self, id: str) -> np.ndarray: ...
 
 
 class MaskedImages(Samples):

@@ -30,8 +30,6 @@ class Artifact:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run directory to read from."""
-
     run: Run
     experiment: Experiment
     stages: Mapping[str, Stage]
@@ -100,10 +98,10 @@ def trained_classifier(
         raise UsageError(
             f"{directory} has no trained classifier: train it by `{finished.command('--stages', 'classifier')}`."
         )
-    require_recorded(artifact.folder, "classifier")
+    weights = require_recorded(artifact.folder, "classifier")
     written = artifact.run.read_metrics().classifier
     names = (written and written.classes) or list(finished.context().training_set.classes)
     config = finished.experiment.classifier
     classifier = build_classifier(config.backbone, len(names), config.output_stride)
-    load_classifier(classifier, artifact.folder / WEIGHTS_FILE)
+    load_classifier(classifier, weights)
     return classifier, names, finished.experiment.methods

@@ -66,7 +66,6 @@ def summarise(context: Context, stage: str, counts: Bootstrapped[Any], names: Se
 
 
 def number(value: float | None) -> str:
-    """Return a number as headlines have it."""
     return "–" if value is None else f"{value:.1f}"
 
 

@@ -24,12 +24,10 @@ LISTINGS = 16
 
 
 def refine_stage(method: str) -> str:
-    """Return the name of the stage that makes the maps of a method."""
     return REFINE if method == RIB else f"{REFINE}_{method}"
 
 
 def source_stage(experiment: Experiment) -> str:
-    """Return the name of the stage that makes the maps which masks are made from."""
     return refine_stage(experiment.maps[experiment.sources[0]])
 
 

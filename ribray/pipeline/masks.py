@@ -44,7 +44,6 @@ def masked_ids(context: Context, stage: str) -> list[str]:
 
 
 def mask_work(context: Context, name: str, ids: Sequence[str]) -> Work:
-    """Return how many of ``ids`` have their mask."""
     folder = context.artifact(name)
     finished = finished_masks(folder)
     done = [id for id in ids if id in finished]
@@ -116,8 +115,6 @@ class MaskWorker(ABC):
 
 @dataclass
 class MasksResult:
-    """What came out of a pool of mask workers."""
-
     ids: Sequence[str]  # the images that it was to do
     without: dict[str, Failure]  # images without a mask
     failures: dict[str, Failure]  # these, and images whose mask cannot be judged
@@ -126,7 +123,6 @@ class MasksResult:
 
     @property
     def images(self) -> int:
-        """How many have a mask."""
         return len(self.ids) - len(self.without)
 
 
@@ -201,6 +197,5 @@ def judge_training_masks(
 
 
 def require_any_mask(context: Context, name: str, wanted: int, without: Mapping[str, Failure]) -> None:
-    """Check that a stage has made one of ``wanted`` masks at least."""
     if len(without) == wanted:
         context.require_any_done(name, wanted, 0, without, is_empty=not finished_masks(context.own_folder(name)))

@@ -13,8 +13,6 @@ from ribray.runs.records import Failure
 
 @dataclass
 class StagePool:
-    """A pool for the images of a stage."""
-
     context: Context
     stage: str
     failures: dict[str, Failure]  # takes up the images that fail
@@ -40,7 +38,9 @@ class StagePool:
         context, stage = self.context, self.stage
 
         def on_failed(id: str, error: str, tries: int, traceback: str | None) -> None:
-            self.failures[id] = context.run.give_up(stage, id, error, tries, traceback)
+            trace = {} if traceback is None else {"traceback": traceback}
+            context.run.event(stage, "failed", id=id, error=error, **trace)
+            self.failures[id] = Failure(id, stage, error, tries, traceback)
 
         with show_progress(context.console, self.title or stage, total, earlier) as bar:
             bar.note = self.note

@@ -54,8 +54,7 @@ class Stage(StageFacts):
     upstream: tuple[str, ...]  # stages whose artifacts it reads
     follows: tuple[str, ...] = ()
     """Further stages whose artifacts it reads where they are there; its key does not depend on them."""
-    of_experiment: Callable[[Experiment], Experiment] = lambda experiment: experiment
-    """The experiment as this stage sees it."""
+    of_experiment: Callable[[Experiment], Experiment] = lambda experiment: experiment  # as this stage sees it
     also_reads: tuple[str, ...] = ()
     """Configuration keys, or sections, that its result depends on beside its own section."""
     leaves_out: tuple[str, ...] = ()  # keys below `reads` that its result does not depend on
@@ -66,31 +65,25 @@ class Stage(StageFacts):
     execute: "Callable[[Context], None]"  # does what is left, writes the artifact and the stage's metrics
     check: "Callable[[Context], None] | None" = None
     """Refuses, before a cluster starts, what the stage's work would meet only after hours."""
-    remark: "Callable[[Context], str | None] | None" = None
-    """What a person should know of the finished stage, if anything."""
+    remark: "Callable[[Context], str | None] | None" = None  # what a person should know of the finished stage
     estimate: "Callable[[Context, Work], Estimate] | None" = None  # a rough guess at time and disk, for a plan
     writes: tuple[str, ...] = ()  # numbers of its metrics that a sweep can compare, by dotted name
     serves_in_part: bool = False  # whether later stages can go on with a part of its items
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Configuration keys, or sections, that its result depends on."""
         return self.also_reads if self.section is None else (self.section, *self.also_reads)
 
     def configuration(self, experiment: Experiment) -> dict[str, Any]:
-        """Return the flat keys and values that its result depends on."""
         return select_configuration(flatten(to_values(self.of_experiment(experiment))), self.reads, self.leaves_out)
 
 
 def training_workers(experiment: Experiment, stages: Mapping[str, Stage]) -> int:
-    """Return the most workers that one of the stages trains with."""
     return max(getattr(experiment, stage.section or "").workers for stage in stages.values() if stage.trainings)
 
 
 @dataclass
 class Context:
-    """What the stages of one command share."""
-
     experiment: Experiment
     run: Run
     stages: Mapping[str, Stage]
@@ -152,7 +145,6 @@ class Context:
         return self._datasets[split, labelled]
 
     def say(self, sentence: str) -> None:
-        """Print a sentence as it is."""
         self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def tell(self, sentence: str) -> None:
@@ -224,11 +216,9 @@ class Context:
         return self.run.begin(self.stages[stage].folder, self.key(stage), **facts)
 
     def own_folder(self, stage: str) -> Path:
-        """Return the stage's folder in this run."""
         return self.run.directory / self.stages[stage].folder
 
     def require(self, stage: str, needed_by: str) -> Path:
-        """Return the artifact of an earlier stage."""
         if not self.has(stage):
             raise UsageError(
                 f"Stage '{needed_by}' needs stage '{stage}', which {self.run.directory} does not have: "
@@ -242,7 +232,6 @@ class Context:
         self.run.update_record(self.stages[stage].folder, covers=coverage(ids))
 
     def replace_failures(self, stage: str, failures: Mapping[str, Failure]) -> None:
-        """Write a stage's failures in place of those it had before."""
         others = [failure for failure in self.run.failures() if failure.stage != stage]
         self.run.write_failures([*others, *failures.values()])
 
@@ -294,11 +283,9 @@ def of_a_kind(sentences: Sequence[str]) -> str:
 
 
 def coverage(ids: Iterable[str]) -> str:
-    """Return a hash of image ids, to see whether numbers are about them."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
 def per_second(count: int, seconds: float, start_seconds: float, **workers: int) -> Timing:
-    """Return the timing part of a stage's metrics."""
     rate, start = round(count / seconds, 3) if seconds else None, round(start_seconds, 3)
     return Timing(seconds=round(seconds, 3), images=count, images_per_second=rate, start_seconds=start, **workers)

@@ -3,10 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -51,18 +49,11 @@ class ReadingTask(TrainingTask):
         return (1 - step / self.steps) ** POLYNOMIAL_POWER
 
     def load(self, samples: Samples, shares: Iterable[list[Place]], unreadable: dict[str, str]) -> Iterator[Batch]:
-        """Yield batches, and note what cannot be read."""
         workers = self._loader_workers
         for batch in DataLoader(samples, batch_sampler=shares, num_workers=workers, collate_fn=Batch.of):
             for id, error in batch.errors.items():
                 unreadable.setdefault(id, error)  # what was met first says most
             yield batch
-
-    def validate(self, model: Any, step: int, rank: int, world: int, device: torch.device) -> Any:
-        """Do nothing, unless a training says otherwise."""
-
-    def conclude(self, model: Any, parts: list[Any]) -> dict[str, Any]:
-        return {"unreadable": dict(self.unreadable)}
 
     def save(self, model: nn.Module, destination: Path) -> None:
         save_network(model, destination)

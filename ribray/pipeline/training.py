@@ -38,8 +38,6 @@ chance to meet none of it is below exp(-20)."""
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training."""
-
     log: list[dict[str, Any]]  # lines of steps (with ``loss``) and of validations (with ``validation``)
     seconds: float  # of this process's part of it, from its first step on
     start_seconds: float  # until then
@@ -48,22 +46,18 @@ class Trained:
 
     @property
     def loss(self) -> float:
-        """The last step's loss."""
         return self.log[-2]["loss"]
 
     @property
     def validation(self) -> dict[str, Any]:
-        """The last validation."""
         return self.log[-1]["validation"]
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """The images that could not be read, and why."""
         validations = [line["validation"]["unreadable"] for line in self.log if "validation" in line]
         return {id: error for unreadable in validations for id, error in unreadable.items()}
 
     def timing(self, batch_size: int) -> Timing:
-        """Return the timing part of the stage's metrics."""
         return per_second(self.steps * batch_size, self.seconds, self.start_seconds, workers=self.workers)
 
 
@@ -158,7 +152,6 @@ def _forget(context: Context, stage: str, folder: Path, error: UnreadableError) 
 
 
 def final_loss(metrics: IrnMetrics | SegmentationMetrics) -> str:
-    """Return the headline of a stage that trains a network."""
     steps = "" if metrics.iterations is None else f", {metrics.iterations:,} steps"
     return f"loss {metrics.loss:.2f}{steps}"
 

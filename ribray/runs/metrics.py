@@ -38,8 +38,6 @@ class Timing(Numbers):
 
 
 class Curve(Numbers):
-    """Mean IoU in percent at every threshold."""
-
     thresholds: list[float]
     miou: list[float | None]
 
@@ -187,8 +185,6 @@ class EvaluateMetrics(StageMetrics, MaskJudgement):
 
 
 class RunMetrics(Numbers):
-    """The numbers of a run, ``metrics.json``."""
-
     __pydantic_extra__: dict[str, StageMetrics]  # of stages that are not known here
 
     classifier: ClassifierMetrics | None = None

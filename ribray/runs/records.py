@@ -44,7 +44,6 @@ def read_failures(location: Path) -> list[Failure]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Read the record of the stage that is kept in ``folder``: nothing where the stage never began."""
     location = folder / RECORD_FILE
     if not location.exists():
         return {}
@@ -68,7 +67,6 @@ def provenance(recipe: str, parent: str | None) -> dict[str, Any]:
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
-    """Return what ``experiment.yaml`` says of how a run came about."""
     location = directory / EXPERIMENT_FILE
     if not location.is_file():
         raise UsageError(f"{directory} is no run directory (it has no {EXPERIMENT_FILE}).")

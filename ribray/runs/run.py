@@ -14,22 +14,11 @@ from pydantic import ValidationError
 from ribray import storage
 from ribray.config import Experiment, to_yaml, validate_experiment
 from ribray.errors import DamagedError, HeldError, UsageError
-from ribray.runs import lock
+from ribray.runs import lock, records
 from ribray.runs.directory import EXPERIMENT_FILE, hold, reached, require_free
 from ribray.runs.keys import StageKey, differences
 from ribray.runs.metrics import REPLICATES, RunMetrics, StageMetrics
-from ribray.runs.records import (
-    FAILURES_FILE,
-    PROVENANCE,
-    RECORD_FILE,
-    WRITTEN_AGAIN,
-    Failure,
-    provenance,
-    read_configuration,
-    read_failures,
-    read_provenance,
-    read_record,
-)
+from ribray.runs.records import FAILURES_FILE, RECORD_FILE, WRITTEN_AGAIN, Failure
 
 METRICS_FILE = "metrics.json"
 VARIANTS_FOLDER = "variants"
@@ -55,7 +44,6 @@ class Run:
 
     @classmethod
     def open(cls, directory: str | Path, parent: "Run | None" = None, break_lock: bool = False) -> "Run":
-        """Take hold of a run directory, making it if needed."""
         location = storage.absolute(directory)
         held = hold(location, "run", break_lock)
         run = cls(location, parent or cls._recorded_parent(location), held)
@@ -90,7 +78,7 @@ class Run:
                     f"{WRITTEN_AGAIN}."
                 )
             directories.append(following)
-            parent = read_provenance(following).get("parent")
+            parent = records.read_provenance(following).get("parent")
             following = storage.resolve(parent, following) if parent else None
         run = None
         for directory in reversed(directories[1:]):
@@ -151,15 +139,15 @@ class Run:
     def write_experiment(self, experiment: Experiment, recipe: str) -> None:
         """Write ``experiment.yaml``: the resolved configuration, versions and git commit. It is a recipe itself."""
         parent = storage.relative(self.parent.directory, self.directory) if self.parent else None
-        made = {"provenance": provenance(recipe, parent)}
+        made = {"provenance": records.provenance(recipe, parent)}
         text = to_yaml(experiment) + yaml.safe_dump(made, sort_keys=False)
         storage.write_text(self.directory / EXPERIMENT_FILE, text)
 
     def read_experiment(self) -> Experiment:
         location = self.directory / EXPERIMENT_FILE
-        values = read_configuration(location)
+        values = records.read_configuration(location)
         found = values.pop("provenance", None) or {}
-        if missing := [name for name in PROVENANCE if name not in found]:
+        if missing := [name for name in records.PROVENANCE if name not in found]:
             # What is cut off between two keys would be taken for its default.
             raise UsageError(f"{location} is cut short: its provenance has no '{missing[0]}'; {WRITTEN_AGAIN}.")
         return validate_experiment(values, str(location))
@@ -167,7 +155,7 @@ class Run:
     # --- stages -------------------------------------------------------------------------------------------------
 
     def record(self, folder: str) -> dict[str, Any]:
-        return read_record(self.directory / folder)
+        return records.read_record(self.directory / folder)
 
     def find_artifact(self, folder: str, key: StageKey) -> Path:
         """Return where the stage's artifact lies: here, or in the nearest ancestor that has it under the same key."""
@@ -175,7 +163,6 @@ class Run:
         return run.directory / folder
 
     def refuse_other_settings(self, folder: str, key: StageKey) -> None:
-        """Check that the stage kept in ``folder`` was made with the same inputs."""
         record = self.record(folder)
         if not record or record["key"] == key.digest:
             return
@@ -216,7 +203,6 @@ class Run:
     # --- numbers, failures, events ------------------------------------------------------------------------------
 
     def write_metrics(self, stage: str, metrics: StageMetrics) -> None:
-        """Write a stage's numbers and the merged view ``metrics.json``."""
         self._require_hold()
         storage.write_json(self._metrics_file(stage), metrics.to_json())
         self.rewrite_metrics()
@@ -255,8 +241,7 @@ class Run:
         return {**merged, "timing": timing}
 
     def failures(self) -> list[Failure]:
-        """Return the images that failed and have not been done since."""
-        return read_failures(self.directory / FAILURES_FILE)
+        return records.read_failures(self.directory / FAILURES_FILE)
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
         """Replace ``failures.jsonl``, sorted by stage and id so that the order of work leaves no trace."""
@@ -266,13 +251,7 @@ class Run:
         if text or (self.directory / FAILURES_FILE).exists():
             storage.write_text(self.directory / FAILURES_FILE, text)
 
-    def give_up(self, stage: str, id: str, error: str, tries: int, traceback: str | None = None) -> Failure:
-        """Write into `events/` that an image has failed; return what becomes its line of ``failures.jsonl``."""
-        self.event(stage, "failed", id=id, error=error, **({} if traceback is None else {"traceback": traceback}))
-        return Failure(id, stage, error, tries, traceback)
-
     def event(self, stage: str, what: str, **facts: Any) -> None:
-        """Append one line to this process's own file in ``events/``."""
         now = time.time()
         if self._events is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}.jsonl"

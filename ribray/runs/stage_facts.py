@@ -20,8 +20,6 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class StageFacts:
-    """Name and place of a stage, and how to read its numbers."""
-
     name: str
     folder: str = ""  # where its artifact lies in the run directory; by default in a folder of its name
     section: str | None = None  # its own section of the configuration
@@ -29,7 +27,6 @@ class StageFacts:
     headline: Callable[[Any], str | None] = lambda metrics: None
     """Its numbers (`ribray.runs.metrics.StageMetrics`) in a few words; None where there is nothing to say."""
     judged: Callable[[Any], Sequence[Judged]] = lambda metrics: ()
-    """The parts of its numbers that were judged by the truth."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", self.folder or self.name)
