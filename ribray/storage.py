@@ -226,18 +226,17 @@ def aside(location: Path) -> Path:
 
 
 def list_ids(folder: Path, suffix: str) -> set[str]:
-    return {name.removesuffix(suffix) for name in _names(folder) if name.endswith(suffix)}
-
-
-def _names(folder: Path) -> Iterator[str]:
     if not is_local(folder):
         root = folder.path.rstrip("/") + "/"  # type: ignore[attr-defined]
-        yield from (key.removeprefix(root) for key in folder.fs.find(root))  # type: ignore[attr-defined]
-        return
-    top = os.fspath(folder)
-    for parent, _, files in os.walk(top):
-        prefix = parent[len(top) + 1 :] + "/" if parent != top else ""
-        yield from (prefix + file for file in files if not file.startswith(TEMPORARY_PREFIX))
+        keys = (key for key in folder.fs.find(root) if key.endswith(suffix))  # type: ignore[attr-defined]
+        return {key.removeprefix(root).removesuffix(suffix) for key in keys}
+    start = len(os.fspath(folder)) + 1
+    return {
+        f"{parent}/{file.removesuffix(suffix)}"[start:]
+        for parent, _, files in os.walk(folder)
+        for file in files
+        if file.endswith(suffix) and not file.startswith(TEMPORARY_PREFIX)
+    }
 
 
 def spread(folder: Path, id: str, suffix: str) -> Path:

@@ -231,9 +231,6 @@ def require_reachable(address: str, source: str) -> str:
     return address if separator else host_and_port
 
 
-
-
-
 def _describe(is_local: bool) -> Session:
     import ray
 

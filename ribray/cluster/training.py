@@ -121,7 +121,17 @@ def run_training(
     plan.refusal.unlink(missing_ok=True)
     plan.start.unlink(missing_ok=True)
     if not plan.final.exists():
-        is_finished = _carry_out(task, plan, stop_requested)
+        if not plan.workers:
+            with as_worker(plan.threads_per_worker), told("Training failed"):
+                is_finished = train(task, plan, alone(plan, stop_requested))
+        elif plan.workers == 1:
+            from ribray.cluster.warm import train_in_crew
+
+            is_finished = train_in_crew(task, plan, stop_requested)
+        else:
+            from ribray.cluster.distributed import train_on_ray
+
+            is_finished = train_on_ray(task, plan, stop_requested)
         if plan.refusal.exists():
             raise _refused(storage.read_object(plan.refusal, REMEDY))
         if not is_finished:
@@ -132,20 +142,6 @@ def run_training(
         on_started(max(0.0, storage.read_object(plan.start, REMEDY)["time"] - asked))
     storage.remove_folder(plan.folder / WORK_FOLDER)
     return read_log(plan.folder)
-
-
-def _carry_out(task: TrainingTask, plan: TrainingPlan, stop_requested: Callable[[], bool]) -> bool:
-    """Train in this process, in one of the pools' or on Ray Train; return False where a stop request ended it."""
-    if not plan.workers:
-        with as_worker(plan.threads_per_worker), told("Training failed"):
-            return train(task, plan, alone(plan, stop_requested))
-    if plan.workers == 1:
-        from ribray.cluster.warm import train_in_crew
-
-        return train_in_crew(task, plan, stop_requested)
-    from ribray.cluster.distributed import train_on_ray
-
-    return train_on_ray(task, plan, stop_requested)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

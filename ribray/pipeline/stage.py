@@ -117,12 +117,9 @@ class Context:
                     "an absolute path on storage that every node shares."
                 )
             return storage.absolute(root)
-        run = self.run
-        while run.parent is not None:
-            run = run.parent
         world, seed = self.experiment.data.synthetic, self.experiment.data.seed
         name = f"seed{seed}-{world.image_size}px-{world.classes}classes-{world.train_images}+{world.eval_images}"
-        return run.directory / "data" / name
+        return self.run.lineage[-1].directory / "data" / name
 
     def dataset(self, split: str, labelled: bool = True) -> Dataset:
         """Return a split of the data, opened once; of one that is only predicted, labels need not be known.

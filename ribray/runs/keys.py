@@ -30,12 +30,8 @@ class StageKey:
 
 def select_configuration(flat: Mapping[str, Any], reads: Iterable[str], leaves_out: Iterable[str]) -> dict[str, Any]:
     """Return the values of ``flat`` whose keys lie under one of ``reads`` and are not in ``leaves_out``."""
-    reads, leaves_out = tuple(reads), set(leaves_out)
-    return {
-        key: value
-        for key, value in flat.items()
-        if key not in leaves_out and any(key == prefix or key.startswith(prefix + ".") for prefix in reads)
-    }
+    left_out, sections = set(leaves_out), tuple(f"{name}." for name in reads)
+    return {key: value for key, value in flat.items() if key not in left_out and f"{key}.".startswith(sections)}
 
 
 def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
