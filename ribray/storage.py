@@ -338,10 +338,11 @@ class LineFile:
             self._stream.close()
 
 
-def for_ray(location: Path) -> tuple[str, Any]:
-    """Return ``location`` as Ray's ``storage_path`` and ``storage_filesystem`` (None for local files)."""
+def for_ray(location: Path) -> dict[str, Any]:
+    """Return what Ray's `RunConfig` is given to keep its files at ``location``."""
     if is_local(location):
-        return str(location), None
+        return {"storage_path": str(location)}
     from pyarrow import fs
 
-    return location.path, fs.PyFileSystem(fs.FSSpecHandler(location.fs))  # type: ignore[attr-defined]
+    filesystem = fs.PyFileSystem(fs.FSSpecHandler(location.fs))  # type: ignore[attr-defined]
+    return {"storage_path": location.path, "storage_filesystem": filesystem}  # type: ignore[attr-defined]

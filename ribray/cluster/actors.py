@@ -21,8 +21,7 @@ from ribray.errors import RibrayError
 
 CALLS_IN_FLIGHT = 2  # per worker: one that runs and one that waits behind it
 POLL_SECONDS = 0.5  # how often the driver looks up: for a stop request, for progress, for workers that hang
-UNCOUNTED_LOSSES = 20
-"""An item, or a start, may fail so often by the cluster's own troubles before it is given up all the same."""
+UNCOUNTED_LOSSES = 20  # how often an item, or a start, may fail by the cluster's own troubles before it is given up
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,7 @@ class _Slot:
     actor: Any = None
     starting: "ray.ObjectRef[str] | None" = None
     node: str | None = None
-    calls: "deque[tuple[ray.ObjectRef, list[Item]]]" = field(default_factory=deque)
-    """In flight, done by the actor one after the other."""
+    calls: "deque[tuple[ray.ObjectRef, list[Item]]]" = field(default_factory=deque)  # in flight, done in this order
     since: float = 0.0  # when the actor came to the first of its calls
     failed_starts: Counter[bool] = field(default_factory=Counter)  # in a row, apart: those by the cluster's fault
 

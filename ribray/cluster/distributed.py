@@ -61,18 +61,15 @@ class _Group:
     def __init__(self, task: TrainingTask, plan: TrainingPlan):
         self._workers, self._count, self._is_at_work = plan.workers, 0, False
         self._folder = tempfile.TemporaryDirectory(prefix="ribray-training-") if plan.owns_cluster else None
-        self._outcome = in_thread(self._trainer(task, plan).fit, "ray-train")
-
-    def _trainer(self, task: TrainingTask, plan: TrainingPlan) -> ray.train.torch.TorchTrainer:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # workers that are done leave sooner
         config: dict[str, Any] = {"task": task, "plan": plan}
         resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
-        storage_path, filesystem = storage.for_ray(plan.folder)
+        place = storage.for_ray(plan.folder)
         if self._folder is not None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that has nothing to watch
             config, resources = {"folder": self._folder.name}, {"CPU": 0, "memory": 1}
-            storage_path, filesystem = self._folder.name, None
-        return ray.train.torch.TorchTrainer(
+            place = storage.for_ray(Path(self._folder.name))
+        trainer = ray.train.torch.TorchTrainer(
             _train_worker,
             train_loop_config=config,
             # NCCL refuses two workers on one GPU.
@@ -81,12 +78,10 @@ class _Group:
                 num_workers=plan.workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
             ),
             run_config=ray.train.RunConfig(
-                name=WORK_FOLDER,
-                storage_path=storage_path,
-                storage_filesystem=filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=warm.RESTARTS),
+                name=WORK_FOLDER, failure_config=ray.train.FailureConfig(max_failures=warm.RESTARTS), **place
             ),
         )
+        self._outcome = in_thread(trainer.fit, "ray-train")
 
     def serves(self, plan: TrainingPlan) -> bool:
         return plan.owns_cluster and plan.workers == self._workers and not self._outcome.done()

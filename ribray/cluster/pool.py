@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from ribray.progress import Bar
 
 logger = logging.getLogger(__name__)  # at level DEBUG it also shows the tracebacks of a pool's workers
-STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""Errors of the place that is written to, which no other image will escape."""
+STORAGE_IS_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # errors that no other image will escape
 STORAGE_FALTERS = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT)
 """Errors of that place which may pass: the item is tried again, and once its tries are used up they are no better."""
 
@@ -57,12 +56,10 @@ class PoolPlan:
     threads_per_worker: int = 1
     tries: int = 3
     chunk_size: int = 1  # items of one call; more than one only where items take milliseconds
-    seconds_per_item: float | None = None
-    """A worker that is longer at an item, or at so many times a chunk, is taken to hang; None: none is."""
+    seconds_per_item: float | None = None  # a worker that is longer at one is taken to hang; None: none is
 
     @property
-    def shape(self) -> tuple[float, float, int]:
-        """What a worker's process must have been started with."""
+    def shape(self) -> tuple[float, float, int]:  # what a worker's process must have been started with
         return self.cpus_per_worker, self.gpus_per_worker, self.threads_per_worker
 
     @classmethod

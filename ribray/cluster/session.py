@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 60.0  # how long a node may take to show that it shares the run directory
 ANSWER_SECONDS = 10.0  # how long a cluster elsewhere may take to answer
 START_SECONDS = 180.0  # how long Ray may take to start, or to connect to a cluster that answers
-TOO_BUSY = "timed out during startup"
-"""What Ray says of a machine on which its processes took more than half a minute to begin."""
+TOO_BUSY = "timed out during startup"  # what Ray says where its processes took more than half a minute to begin
 LONGEST = 400  # characters of an error of Ray's that are shown
 
 

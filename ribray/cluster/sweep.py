@@ -27,8 +27,7 @@ from ribray.sweep_file import Axis, Search, SweepFile, Trial, rounded, trial_id
 
 POLL_SECONDS = 0.5
 PROCESS_FAILURES = 2  # how often the process of a trial may die before the trial has failed
-VALUE, IMAGES = "value", "images"
-"""What a trial reports to Tune: its metric, and how many images a scheduler compares it over."""
+VALUE, IMAGES = "value", "images"  # what Tune is told: the metric, and how many images a scheduler compares it over
 
 RunTrial = Callable[[Trial, int | None, bool], float | None]
 """Runs a trial, on so many images where a scheduler compares trials over them, for the last time or not.
@@ -93,7 +92,6 @@ def run_sweep(
         time_attr=IMAGES, grace_period=scheduler.first, max_t=scheduler.last, reduction_factor=scheduler.factor
     )
     listed = [{"id": trial.id, "settings": dict(trial.settings)} for trial in trials]
-    storage_path, filesystem = storage.for_ray(folder)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
         param_space={"trial": tune.grid_search(listed)} if searched is None else {},
@@ -109,8 +107,7 @@ def run_sweep(
         ),
         run_config=tune.RunConfig(
             name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=storage_path,
-            storage_filesystem=filesystem,
+            **storage.for_ray(folder),
             verbose=0,
             callbacks=[_ToldByTune(watcher)],
             failure_config=tune.FailureConfig(max_failures=PROCESS_FAILURES),

@@ -42,8 +42,7 @@ class TrainingTask(Protocol):
     steps: int  # length of the training
     period: int  # steps from one validation to the next; there is another at the end
     precision: str  # float32, bfloat16, or auto: bfloat16 on a GPU
-    divergence_bound: float = math.inf
-    """Training ends as diverged once the loss passes it, up or down, or is not finite."""
+    divergence_bound: float = math.inf  # training ends as diverged once the loss passes it, up or down
     unreadable: dict[str, str]
     """Images that could not be read so far, and why: this rank's; at a validation or checkpoint those of all ranks."""
 
@@ -169,11 +168,9 @@ class Place:
     rank: int
     world: int
     device: torch.device
-    wrap: Callable[[nn.Module], nn.Module]
-    """Brings the network to the device, and among several ranks has its gradients averaged."""
+    wrap: Callable[[nn.Module], nn.Module]  # to the device, and among several ranks with averaged gradients
     report: Callable[[dict[str, Any]], None] = lambda numbers: None  # called with the numbers of every checkpoint
-    stop_requested: Callable[[], bool] = lambda: False
-    """Asked after every step; once true, there is a checkpoint and the training ends."""
+    stop_requested: Callable[[], bool] = lambda: False  # after every step: whether to end it with a checkpoint
 
 
 def alone(plan: TrainingPlan, stop_requested: Callable[[], bool] = lambda: False) -> Place:

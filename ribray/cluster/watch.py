@@ -22,8 +22,7 @@ LOOK_SECONDS = 1.0  # from one look at the processes of a cluster of this machin
 PING_SECONDS = 5.0  # from one ping to the next
 ANSWER_SECONDS = 3.0  # how long an answer to a ping may take
 SILENT_PINGS = 10  # so many in a row without an answer, and the cluster is lost
-SILENT_PINGS_WHEN_STOPPING = 2
-"""The same once the user asked to stop: in so short a time nothing of worth can be finished."""
+SILENT_PINGS_WHEN_STOPPING = 2  # once the user asked to stop: in so short a time nothing of worth can be finished
 PROCESSES = ("raylet", "gcs_server")  # of the head of a cluster; without one of them it has ended
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
 """What a connection by gRPC begins with, and an empty frame of settings."""
@@ -68,8 +67,7 @@ def is_head(address: str, seconds: float) -> bool:
 @dataclass(frozen=True)
 class Cluster:
     addresses: Sequence[str]  # HOST:PORT of this process's node and of the cluster's head
-    processes: Mapping[str, psutil.Process] = field(default_factory=dict)
-    """By name, of a cluster that this process started."""
+    processes: Mapping[str, psutil.Process] = field(default_factory=dict)  # by name, where this process started it
 
     @classmethod
     def connected(cls, address: str | None) -> "Cluster":

@@ -19,8 +19,7 @@ from ribray.pipeline.stage import Context
 from ribray.runs.records import RECORD_FILE, Failure
 
 REFINE = "refine"  # makes them by RIB; the names of the stages that make them by other methods begin with it
-LISTINGS = 16
-"""Subfolders that are listed, or files that are read, at a time: an object store answers late, but many at once."""
+LISTINGS = 16  # subfolders listed, or files read, at a time: an object store answers late, but many at once
 
 
 def refine_stage(method: str) -> str:

@@ -52,19 +52,16 @@ class Stage(StageFacts):
     """One step of the chain: what it reads decides about reuse, `execute` does what is left to do."""
 
     upstream: tuple[str, ...]  # stages whose artifacts it reads
-    follows: tuple[str, ...] = ()
-    """Further stages whose artifacts it reads where they are there; its key does not depend on them."""
+    follows: tuple[str, ...] = ()  # the same where they are there; its key does not depend on them
     of_experiment: Callable[[Experiment], Experiment] = lambda experiment: experiment  # as this stage sees it
-    also_reads: tuple[str, ...] = ()
-    """Configuration keys, or sections, that its result depends on beside its own section."""
+    also_reads: tuple[str, ...] = ()  # keys, or sections, that its result depends on beside its own section
     leaves_out: tuple[str, ...] = ()  # keys below `reads` that its result does not depend on
     format: int  # version of the files it writes
     fingerprints: "Callable[[Context], Mapping[str, str]]" = lambda context: {}
-    """Fingerprints of the data and weight files it reads, by what to call them in a sentence."""
+    """Of the data and weight files it reads, by what to call them in a sentence."""
     work: "Callable[[Context], Work]"  # what there is to do; asked without a cluster
     execute: "Callable[[Context], None]"  # does what is left, writes the artifact and the stage's metrics
-    check: "Callable[[Context], None] | None" = None
-    """Refuses, before a cluster starts, what the stage's work would meet only after hours."""
+    check: "Callable[[Context], None] | None" = None  # refuses at the start what its work would meet after hours
     remark: "Callable[[Context], str | None] | None" = None  # what a person should know of the finished stage
     estimate: "Callable[[Context, Work], Estimate] | None" = None  # a rough guess at time and disk, for a plan
     writes: tuple[str, ...] = ()  # numbers of its metrics that a sweep can compare, by dotted name
@@ -89,8 +86,7 @@ class Context:
     stages: Mapping[str, Stage]
     console: Console
     tracker: Tracker
-    stop: threading.Event = field(default_factory=threading.Event)
-    """Set once the user asked to stop: finish what is in flight and start no more."""
+    stop: threading.Event = field(default_factory=threading.Event)  # set: finish what is in flight, start no more
     resources: ExitStack = field(default_factory=ExitStack)
     session_of: "Context | None" = None  # whose cluster is used; None: its own
     _datasets: dict[tuple[str, bool], Dataset] = field(default_factory=dict)

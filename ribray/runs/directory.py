@@ -11,8 +11,7 @@ from ribray.runs import lock
 EXPERIMENT_FILE = "experiment.yaml"
 LEDGER_FILE = "sweep.json"
 TRIAL_FILE = "trial.json"  # in the directory of a sweep's trial: what came of it
-MARKS = {"run": EXPERIMENT_FILE, "sweep": LEDGER_FILE}
-"""The file by which a directory of a run, or of a sweep, is known."""
+MARKS = {"run": EXPERIMENT_FILE, "sweep": LEDGER_FILE}  # by which file a directory is known
 
 
 def hold(location: Path, kind: str, break_lock: bool = False) -> lock.Lock:
