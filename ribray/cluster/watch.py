@@ -81,9 +81,8 @@ class Cluster:
         addresses = [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in here]
         children = psutil.Process().children() if address is None else []
         processes = {child.name(): child for child in children}
-        return cls(
-            [*addresses, context.gcs_address], {name: processes[name] for name in PROCESSES if name in processes}
-        )
+        own = {name: processes[name] for name in PROCESSES if name in processes}
+        return cls([*addresses, context.gcs_address], own)
 
     def end(self) -> str | None:
         for name, process in self.processes.items():
