@@ -13,7 +13,8 @@ from ribray.errors import UsageError
 
 OBJECT_STORE_BYTES = 256 * 2**20  # images never pass through Ray's object store, so it stays small
 SOCKET_BYTES = (104 if sys.platform == "darwin" else 108) - 1  # of the longest path that a socket may have
-SOCKET = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest; its last number: a process
+SOCKET = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path of a socket in Ray's folder; the last number is of a process."""
 FREE_BYTES = 50 * 2**20  # that Ray's folder must have left, for logs and libraries' files
 FOLDERS = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)
 """Environment variables that tell Ray in which folder to make its own; the first that is set counts."""

@@ -42,7 +42,7 @@ class TrainingTask(Protocol):
     steps: int  # length of the training
     period: int  # steps from one validation to the next; there is another at the end
     precision: str  # float32, bfloat16, or auto: bfloat16 on a GPU
-    divergence_bound: float = math.inf  # training ends as diverged once the loss passes it, up or down
+    divergence_bound: float = math.inf  # a loss beyond it, up or down, or one that is not finite, ends the training
     unreadable: dict[str, str]
     """Images that could not be read so far, and why: this rank's; at a validation or checkpoint those of all ranks."""
 

@@ -21,7 +21,8 @@ from ribray import storage
 
 LOCK_NAME = ".lock"
 LOOK_SECONDS = 0.5  # how long the system's lock is tried for: who only looks whether it is held has it for a moment
-SAME_START_SECONDS = 2.0  # between two tellings of when a process started: the system's clock may be corrected
+SAME_START_SECONDS = 2.0
+"""A process that started at another time than the owner only has its number; the system's clock may be corrected."""
 
 
 class TakenError(Exception):
