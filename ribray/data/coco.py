@@ -35,20 +35,11 @@ _MARGIN = 1.0  # pixels that an outline may reach beyond its image
 class CocoDataset(Dataset):
     """One split of a data root in COCO layout; images without objects keep a row without classes."""
 
-    def __init__(
-        self, instances: Instances, source: Path, folder: Path, name: str, notes: Sequence[str], labelled: bool = True
-    ) -> None:
+    def __init__(self, index: Instances, source: Path, folder: Path, name: str, notes: Sequence[str], labelled: bool):
         """Keep the index of a split, whose annotations are in ``source``; where there are none, that is the folder."""
-        self.source, self.folder, self._instances = source, folder, instances
-        super().__init__(
-            name,
-            instances.classes,
-            instances.ids,
-            instances.labels,
-            instances.problems,
-            findings=() if labelled else instances.problems,
-            notes=(*notes, *_notes(instances, source, folder)),
-        )
+        self.source, self.folder, self._instances = source, folder, index
+        findings, notes = () if labelled else index.problems, (*notes, *_notes(index, source, folder))
+        super().__init__(name, index.classes, index.ids, index.labels, index.problems, findings=findings, notes=notes)
 
     @property
     def has_masks(self) -> bool:
@@ -101,7 +92,7 @@ class CocoDataset(Dataset):
         try:
             mask = draw_mask(instances, *size, f"an object of image {id} in {self.source}")
         except ImageError:
-            self._require_stated(id, size)  # a reason for what is wrong with the outline
+            self._require_size(id, np.empty(size))  # a reason for what is wrong with the outline
             self._require_unturned(id, size, extent)
             raise
         self._require_unturned(id, size, extent)
@@ -128,22 +119,15 @@ class CocoDataset(Dataset):
         return found
 
     def _require_size(self, id: str, mask: np.ndarray) -> None:
-        self._require_stated(id, (mask.shape[0], mask.shape[1]))
-
-    def _require_stated(self, id: str, stated: tuple[int, int]) -> None:
-        path = self.image_path(id)
+        path, stated = self.image_path(id), mask.shape
         real = image_size(path)
         if stated == real:
             return
-        if stated == real[::-1] and is_turned(path):
-            raise ImageError(self._swapped(id, stated))
-        raise ImageError(
-            f"The mask of {id} is {_by(stated)} pixels, but its image is {_by(real)}: height and width in "
-            f"{self.source} are of another picture, and so may be its outlines."
-        )
-
-    def _swapped(self, id: str, stated: tuple[int, int]) -> str:
-        real = stated[::-1]
+        if stated != real[::-1] or not is_turned(path):
+            raise ImageError(
+                f"The mask of {id} is {_by(stated)} pixels, but its image is {_by(real)}: height and width in "
+                f"{self.source} are of another picture, and so may be its outlines."
+            )
         extent = reach(segmentation for _, segmentation in self._read_instances(id))
         fit_shown, fit_file = _holds(real, extent), _holds(stated, extent)
         write = f"write height {real[0]} and width {real[1]}"
@@ -153,28 +137,26 @@ class CocoDataset(Dataset):
             remedy = f"its outlines were drawn on the picture as shown, so {write}"
         elif fit_file and not fit_shown:
             remedy = f"its outlines were drawn on the pixels of the file, so {save}"
-        return (
+        raise ImageError(
             f"{self.source} gives image {id} {_by(stated)} pixels, the size of its file before its EXIF orientation "
             f"turns it, but as shown it is {_by(real)}: {remedy}."
         )
 
     def _require_unturned(self, id: str, size: tuple[int, int], extent: tuple[float, float]) -> None:
         """Refuse an image that EXIF turns and whose outlines fit it only before that."""
-        if _holds(size, extent) or not _holds(size[::-1], extent):
-            return
-        path = self.image_path(id)
-        if image_size(path) == size and is_turned(path):
+        path, fits_file_alone = self.image_path(id), _holds(size[::-1], extent) and not _holds(size, extent)
+        if fits_file_alone and image_size(path) == size and is_turned(path):
             raise ImageError(
                 f"The outlines of image {id} in {self.source} fit the {_by(size[::-1])} pixels of its file, but its "
                 f"EXIF orientation turns it to {_by(size)}: save the picture without the turn in its EXIF data."
             )
 
 
-def _by(size: tuple[int, int]) -> str:
+def _by(size: Sequence[int]) -> str:
     return f"{size[1]} × {size[0]}"
 
 
-def _holds(size: tuple[int, int], extent: tuple[float, float]) -> bool:
+def _holds(size: Sequence[int], extent: Sequence[float]) -> bool:
     return all(reached <= side + _MARGIN for reached, side in zip(extent, size, strict=True))
 
 
@@ -192,7 +174,7 @@ def open_coco(data: DataConfig, split: str, root: Path, labelled: bool = True) -
             f"S{name[1:]} has no annotations: its images are the {len(paths)} pictures below {folder}, its classes "
             f"those of {categories.source}."
         )
-        return CocoDataset(index_pictures(paths, categories, str(folder)), folder, folder, name, [note], labelled=False)
+        return CocoDataset(index_pictures(paths, categories, str(folder)), folder, folder, name, [note], False)
 
     def borrow() -> Categories:
         categories = _categories_of(root, data.train_split, source)
@@ -211,16 +193,10 @@ def _categories_of(root: Path, split: str, besides: Path | None) -> Categories:
     with contextlib.suppress(UsageError):
         own = find_layout(root, split).annotations
     for file in dict.fromkeys([own, *other_annotations(root)]):
-        if file is None or file == besides:
-            continue
-        try:
-            categories = parse_categories(read_bytes(file), str(file))
-        except UsageError:
-            if file == own:
-                raise
-            continue
-        if categories.entries:
-            return categories
+        with contextlib.nullcontext() if file == own else contextlib.suppress(UsageError):
+            categories = None if file in (None, besides) else parse_categories(read_bytes(file), str(file))
+            if categories and categories.entries:
+                return categories
     raise UsageError(f"No file of annotations in {root} has categories, so that the classes are not known.")
 
 
@@ -231,21 +207,14 @@ def _notes(index: Instances, source: Path, folder: Path) -> Iterator[str]:
             f"The file_name of {index.searched} of {len(index.ids)} images in {source} is no path below {folder}: the "
             f"picture of the same name there is read, such as {path} for {shown(name)}."
         )
-    if index.crowds.any():
-        yield _of_crowds(index, source)
+    if count := int(index.crowds.sum()):
+        rows = np.repeat(np.arange(len(index.ids)), np.diff(index.first))
+        alone = int(index.labels.any(1).sum()) - len(np.unique(rows[~index.crowds]))
+        holding = f"; {alone} image{' holds' if alone == 1 else 's hold'} nothing else"
+        advice = f"{holding}. Where single objects are meant, iscrowd must be 0." if alone else "."
+        yield (
+            f"{count} of {len(index.crowds)} annotations in {source} {'is a crowd' if count == 1 else 'are crowds'} "
+            f"(iscrowd): a crowd's class counts as present, its pixels do not count in the truth{advice}"
+        )
     if not index.has_truth and index.outlined.any():
         yield f"Only the crowds in {source} have an outline (segmentation), its objects have none: there is no truth."
-
-
-def _of_crowds(index: Instances, source: Path) -> str:
-    count, total = int(index.crowds.sum()), len(index.crowds)
-    rows = np.repeat(np.arange(len(index.ids)), np.diff(index.first))
-    alone = int(index.labels.any(1).sum()) - len(np.unique(rows[~index.crowds]))
-    sentence = (
-        f"{count} of {total} annotations in {source} {'is a crowd' if count == 1 else 'are crowds'} (iscrowd): a "
-        "crowd's class counts as present, its pixels do not count in the truth"
-    )
-    if not alone:
-        return f"{sentence}."
-    holding = f"{alone} image{' holds' if alone == 1 else 's hold'} nothing else"
-    return f"{sentence}; {holding}. Where single objects are meant, iscrowd must be 0."

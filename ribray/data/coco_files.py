@@ -6,7 +6,7 @@ one way only (the layouts of CVAT, Roboflow and Label Studio, paths of another m
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from posixpath import basename
@@ -43,7 +43,7 @@ _NAMED = 8  # names that a sentence lists at most
 
 
 class Layout(NamedTuple):
-    annotations: Path | None  # None where a split without annotations is only to be predicted
+    annotations: Path | None  # None where a split without any is only to be predicted
     folder: Path
     doubt: str | None = None  # what is wrong unless the pictures are found in ``folder``
     note: str | None = None  # what to tell of where the split was found, other than in COCO's own layout
@@ -55,8 +55,7 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
     forms = _FORMS if labelled else (*_FORMS, _IMAGE_INFO)
     found = [(file, name) for form in forms for name in names if (file := root / form.format(name)).is_file()]
     if not found:
-        folders = [] if labelled else _unlabelled(root, names)
-        if not folders:
+        if labelled or not (folders := _unlabelled(root, names)):
             raise UsageError(_no_annotations(root, split, names, labelled))
         return Layout(None, folders[0])
     (file, name), *others = found
@@ -69,12 +68,11 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
     candidates = [*_places(root, own_names, _FOLDERS), *(root / place for place in _SHARED_FOLDERS)]
     folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
     if folder is None:
-        folders_there = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
-        doubt = (
-            f"{candidates[0]} does not exist: put the images of {file.name} there (folders there are: {folders_there})."
-        )
-        if root.name == _ANNOTATIONS:
-            doubt = f"{root} holds annotations: data.root must be the folder above, which holds the images too."
+        doubt = f"{root} holds annotations: data.root must be the folder above, which holds the images too."
+        if root.name != _ANNOTATIONS:
+            folders_there = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
+            where = f"put the images of {file.name} there (folders there are: {folders_there})"
+            doubt = f"{candidates[0]} does not exist: {where}."
         return Layout(file, root, doubt, f"{note} {root}.")
     usual = [root / form.format(name) for form in (_FORMS[0], _IMAGE_INFO)]
     is_usual = file in usual and folder == candidates[0] and name in names[:2]
@@ -82,7 +80,7 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
 
 
 def other_annotations(root: Path) -> list[Path]:
-    """Return every file in the root that may hold the annotations of a split."""
+    """List every file in the root that may hold the annotations of a split."""
     files = {file for form in _FORMS for file in root.glob(form.format("*"))}
     return sorted(file for file in files if not file.name.startswith((*_OTHER_TASKS, ".")))
 
@@ -126,7 +124,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Located(NamedTuple):
-    paths: list[str]  # below the folder, where the picture need not be; empty where no picture can be named
+    paths: Sequence[str]  # below the folder, where the picture need not be; empty where no picture can be named
     faults: dict[int, str]  # why not, by place: the end of a sentence that begins with the place
     searched: list[int]  # places of names that were no path below the folder, but whose picture was found
 
@@ -143,23 +141,15 @@ def locate(names: Sequence[str], folder: Path) -> Located:
                 loose[place] = is_there
         except _NoPictureError as error:
             faults[place] = f"has file_name {shown(name)}, {error}"
-    for place, other in _contested(names, paths, loose):
-        faults[place] = (
-            f"has file_name {shown(names[place])}, which would be {paths[place]} in {folder}, as "
-            f"{shown(names[other])} would: {_ADVICE}"
-        )
+    claims: dict[str, list[str]] = defaultdict(list)  # the names of a picture
+    for name, path in zip(names, paths if loose else (), strict=False):
+        claims[path].append(name)
+    for place in loose:
+        if other := next((name for name in claims[paths[place]] if name != names[place]), None):
+            meant = f"which would be {paths[place]} in {folder}, as {shown(other)} would"
+            faults[place] = f"has file_name {shown(names[place])}, {meant}: {_ADVICE}"
     searched = [place for place, is_there in loose.items() if is_there and place not in faults]
     return Located(["" if place in faults else path for place, path in enumerate(paths)], faults, searched)
-
-
-def as_they_are(paths: Sequence[str]) -> Located:
-    """Take paths below the folder for what they are, but for such as cannot be part of an id."""
-    faults = {
-        place: f"has the name {shown(path)}, which {fault}: rename the file"
-        for place, path in enumerate(paths)
-        if (fault := id_fault(path))
-    }
-    return Located(["" if place in faults else path for place, path in enumerate(paths)], faults, [])
 
 
 def shown(name: str) -> str:
@@ -175,30 +165,26 @@ class Pictures:
 
     def alike(self, path: str) -> list[str]:
         """Return the paths that are the same but for folder, ending, case and Unicode form, sorted."""
-        return self._by_likeness.get(_likeness(path), [])
+        return self._by_likeness.get(last_part(composed(unquote(path))), [])
 
     def nearest(self, path: str) -> str:
         """Return `` (there is y)`` for a path that is not there but for its case, ending or folder, or nothing."""
-        folders = (self._folder.parent, *self._beside)
-        if (beside := next((folder for folder in folders if (folder / path).is_file()), None)) is not None:
-            return f" (there is one in {beside})"
+        for folder in (self._folder.parent, *self._beside):
+            if (folder / path).is_file():
+                return f" (there is one in {folder})"
         within = next((other for other in self.alike(path) if (self._folder / other).is_file()), None)
         return "" if within is None else f" (there is {within})"
 
     @cached_property
     def _by_likeness(self) -> dict[str, list[str]]:
-        groups: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = defaultdict(list)
         for path in list_files(self._folder).names:
-            groups.setdefault(_likeness(path), []).append(path)
+            groups[last_part(composed(unquote(path)))].append(path)
         return groups
 
     @cached_property
     def _beside(self) -> list[Path]:
         return sorted(place for place in self._folder.parent.iterdir() if place != self._folder and place.is_dir())
-
-
-def _likeness(path: str) -> str:
-    return last_part(composed(unquote(path)))
 
 
 # --- the search for a picture ------------------------------------------------------------------------------------
@@ -224,10 +210,6 @@ class _Name(NamedTuple):
         return "/".join(self.parts)
 
     @property
-    def has_ending(self) -> bool:
-        return is_photograph(self.parts[-1])
-
-    @property
     def is_exact(self) -> bool:
         """Whether it names a picture of just this depth."""
         return not self.is_elsewhere and not self.is_stray
@@ -241,11 +223,12 @@ class _Finder:
     def find(self, text: str) -> tuple[str, bool, bool]:
         """Return a name's picture; whether the name is loose, no path below the folder; if so, whether it is there."""
         name = self._take_apart(text)
-        if name.is_exact and name.has_ending and name.path.isascii():
+        is_loose = not name.is_exact or not is_photograph(name.path)
+        if not is_loose and name.path.isascii():
             return name.path, False, False
         last, alike = composed(name.parts[-1]), self._pictures.alike(name.parts[-1])
         near = [path for path in alike if composed(basename(path)) == last]
-        if not name.has_ending:
+        if not is_photograph(name.path):
             near = [path for path in alike if path in near or composed(basename(without_ending(path))) == last]
         if name.is_exact and name.path in near:
             return name.path, False, False
@@ -253,7 +236,6 @@ class _Finder:
         if len(likeliest) > 1:
             some = " and ".join(likeliest[:2]) + (", …" if len(likeliest) > 2 else "")
             raise _NoPictureError(f"and which picture that is in {self._folder} cannot be told ({some}): {_ADVICE}")
-        is_loose = not name.is_exact or not name.has_ending
         if likeliest:
             return likeliest[0], is_loose, True
         return name.parts[-1] if name.is_elsewhere else name.path, is_loose, False
@@ -302,21 +284,10 @@ def _likeliest(name: _Name, near: Sequence[str]) -> list[str]:
     name_parts = [composed(part) for part in name.parts]
     tails = []  # paths that the name ends with, but for an ending
     for path in near:
-        parts = composed(path if name.has_ending else without_ending(path)).split("/")
+        parts = composed(path if is_photograph(name.path) else without_ending(path)).split("/")
         if parts == name_parts[-len(parts) :]:
             tails.append(path)
     if not tails and name.is_elsewhere:
         return list(near)
     depth = len(name.parts) - 1 if name.is_exact else max((path.count("/") for path in tails), default=0)
     return [path for path in tails if path.count("/") == depth]
-
-
-def _contested(names: Sequence[str], paths: Sequence[str], loose: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield places of loose names whose picture is that of another name, each with the other's place."""
-    claims: dict[str, list[int]] = defaultdict(list)
-    for place, path in enumerate(paths if loose else ()):
-        claims[path].append(place)
-    for place in loose:
-        other = next((other for other in claims[paths[place]] if names[other] != names[place]), None)
-        if other is not None:
-            yield place, other

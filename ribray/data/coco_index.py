@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ribray.data.coco_files import Located, as_they_are, locate
+from ribray.data.coco_files import Located, locate, shown
 from ribray.data.dataset import Problem
 from ribray.data.images import without_ending
+from ribray.data.lists import id_fault
 from ribray.data.names import composed, is_background, plain, printable
 from ribray.errors import UsageError
 
-_ARRAYS = frozenset({"images", "annotations", "categories"})
+_ARRAYS = ("images", "annotations", "categories")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CROWD, _OUTLINED = 1, 2  # flags of an annotation
 _CROWDS = {"": False, "0": False, "false": False, "1": True, "true": True}
@@ -92,16 +93,21 @@ def parse_instances(
 
 
 def parse_categories(content: bytes, source: str) -> Categories:
-    return Categories(_parse(content, source, frozenset({"categories"})).categories, source)
+    return Categories(_parse(content, source, ("categories",)).categories, source)
 
 
 def index_pictures(paths: Sequence[str], categories: Categories, source: str) -> Instances:
     """Return an index of pictures without annotations, whose paths are below the folder that ``source`` names."""
     images = [_Image(number, path) for number, path in enumerate(paths, start=1)]
-    return _build_index(_Found(images), categories, source, as_they_are(paths), labelled=False)
+    faults = {
+        place: f"has the name {shown(path)}, which {fault}: rename the file"
+        for place, path in enumerate(paths)
+        if (fault := id_fault(path))
+    }
+    return _build_index(_Found(images), categories, source, Located(paths, faults, []), labelled=False)
 
 
-def _parse(content: bytes, source: str, arrays: frozenset[str]) -> _Found:
+def _parse(content: bytes, source: str, arrays: Sequence[str]) -> _Found:
     found = _Found()
     try:
         for name, number, element, start, end in _elements(content):
@@ -111,10 +117,8 @@ def _parse(content: bytes, source: str, arrays: frozenset[str]) -> _Found:
         raise UsageError(f"{source} is nested too deeply to be COCO annotations.") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number of thousands of digits
         if content.lstrip(_BYTE_ORDER_MARK + b" \t\r\n").startswith(b"["):
-            raise UsageError(
-                f"{source} is a list, such as COCO has for results: instances are an object with the lists "
-                "images, annotations and categories."
-            ) from None
+            what = "is a list, such as COCO has for results: instances are an object with the lists"
+            raise UsageError(f"{source} {what} images, annotations and categories.") from None
         raise UsageError(f"{source} is not valid JSON: {plain(str(error))}.") from None
     return found
 
@@ -157,8 +161,7 @@ def _elements(content: bytes) -> Iterator[tuple[str, int, Any, int, int]]:
 
 
 def _skip(text: str, place: int) -> int:
-    match = _SPACE.match(text, place)
-    return match.end() if match else place
+    return _SPACE.match(text, place).end()  # type: ignore[union-attr]  # no space at all matches, too
 
 
 def _expect(text: str, place: int, character: str) -> int:
@@ -221,13 +224,10 @@ def _side(element: dict[str, Any], key: str, where: str) -> int:
 
 def as_number(value: Any) -> int | None:
     """Return the whole number that JSON has as ``7``, ``7.0`` or ``"7"``, or None for anything else."""
-    if type(value) is int:
-        return value
-    if type(value) is float:
-        return int(value) if value.is_integer() else None
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        return int(value.strip().partition(".")[0])
-    return None
+    if type(value) is int or (type(value) is float and value.is_integer()):
+        return int(value)
+    is_text = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+    return int(value.strip().partition(".")[0]) if is_text else None
 
 
 def _build_index(found: _Found, categories: Categories, source: str, located: Located, labelled: bool) -> Instances:
@@ -236,7 +236,13 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
     order = _order_images(image_keys, located, source)
     rows = np.array([order.rows.get(key, _NO_ROW) for key in annotation_keys], dtype=np.int64)
     columns = np.array([column_of.get(id, _NO_ROW) for id in found.category_ids], dtype=np.int32)
-    problems = [*order.problems, *_without_image(annotation_keys, order, source)]
+    strays: dict[Hashable, Problem] = {}
+    for place, key in enumerate(annotation_keys):
+        if key not in order.rows and key not in strays:
+            label = printable(str(key))
+            sentence = f"annotations[{place}] of {source} names image {label}, which is not among the images."
+            strays[key] = Problem(label, sentence, "annotation")
+    problems = [*order.problems, *strays.values()]
     unsure: dict[int, str] = {}  # of an unknown category, before an id of two images
     for place in np.flatnonzero((rows != _NO_ROW) & (columns == _NO_ROW)).tolist():
         fault = f"names category {found.category_ids[place]}, which is not among the categories"
@@ -248,19 +254,17 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
     unsure_ids = {without_ending(order.paths[row]): sentence for row, sentence in unsure.items()}
     if labelled:
         is_used[list(unsure)] = False
-        left_out = ((id, f"{sentence}: {id} is left out.") for id, sentence in unsure_ids.items())
-        problems += [Problem(id, sentence, "annotation") for id, sentence in left_out]
-    new_rows = np.cumsum(is_used) - 1
+        problems += [Problem(id, f"{why}: {id} is left out.", "annotation") for id, why in unsure_ids.items()]
     used = np.flatnonzero(is_used).tolist()
-    entries = [found.images[row] for row in used]
     chosen = np.flatnonzero((rows != _NO_ROW) & (columns != _NO_ROW) & is_used[rows])
     chosen = chosen[np.argsort(rows[chosen], kind="stable")]
-    rows, columns = new_rows[rows[chosen]], columns[chosen]
+    rows, columns = np.cumsum(is_used)[rows[chosen]] - 1, columns[chosen]
     searched = [row for row in located.searched if is_used[row]]
     flags = np.frombuffer(found.flags, dtype=np.int8)[chosen]
     labels = np.zeros((len(used), len(classes)), dtype=bool)
     labels[rows, columns] = True
     paths = tuple(order.paths[row] for row in used)
+    sizes = [(found.images[row].height, found.images[row].width) for row in used]
     numbers = tuple(key for row in used if isinstance(key := image_keys[row], int))
     return Instances(
         classes=classes,
@@ -269,14 +273,14 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
         paths=paths,
         image_ids=numbers if len(numbers) == len(used) else tuple(range(1, len(used) + 1)),
         labels=labels,
-        sizes=np.array([(image.height, image.width) for image in entries], dtype=np.int32).reshape(-1, 2),
+        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
         first=np.searchsorted(rows, np.arange(len(used) + 1)),
         columns=columns,
         crowds=(flags & _CROWD).astype(bool),
         outlined=(flags & _OUTLINED).astype(bool),
         spans=np.frombuffer(found.spans, dtype=np.int64).reshape(-1, 2)[chosen],
         problems=tuple(problems),
-        unsure={} if labelled else {id: f"{sentence}." for id, sentence in unsure_ids.items()},
+        unsure={} if labelled else {id: f"{why}." for id, why in unsure_ids.items()},
         searched=len(searched),
         example=(found.images[searched[0]].name, order.paths[searched[0]]) if searched else None,
     )
@@ -313,7 +317,7 @@ def _same_ids(found: _Found) -> tuple[list[Hashable], list[Hashable]]:
 class _Order:
     """Which entries of the images are used. Rows are places among the entries."""
 
-    paths: list[str]  # of every entry; empty where no picture can be named
+    paths: Sequence[str]  # of every entry; empty where no picture can be named
     rows: dict[Hashable, int] = field(default_factory=dict)  # by image id, _NO_ROW where it cannot be used
     used: list[int] = field(default_factory=list)
     unsure: dict[int, str] = field(default_factory=dict)  # beginnings of sentences: nobody knows their annotations
@@ -334,28 +338,16 @@ def _order_images(keys: Sequence[Hashable], located: Located, source: str) -> _O
             used = row
             order.used.append(row)
         else:
-            used = twin if order.paths[twin] == path else _NO_ROW
-            which = "the first entry is used" if keys[twin] == key else "the annotations of both are used"
-            sentence = f"lists {path} twice, as images[{twin}] and images[{row}]: {which}"
-            if used == _NO_ROW:
-                sentence = (
-                    f"has {path} beside {order.paths[twin]}, both with id {without_ending(path)}: the first one is used"
-                )
-            order.problems.append(Problem(without_ending(path), f"{source} {sentence}.", "listed twice"))
+            id, other = without_ending(path), order.paths[twin]
+            sentence = f"has {path} beside {other}, both with id {id}: the first one is used"
+            if other == path:
+                used = twin
+                which = "the first entry is used" if keys[twin] == key else "the annotations of both are used"
+                sentence = f"lists {path} twice, as images[{twin}] and images[{row}]: {which}"
+            order.problems.append(Problem(id, f"{source} {sentence}.", "listed twice"))
         first = firsts.setdefault(key, row)
         owner = order.rows.setdefault(key, used)
         if first != row and order.paths[first] != path:
             fault = f"gives the id {printable(str(key))} to two images, so that nobody knows whose annotations it is"
             order.unsure |= {place: f"{source} {fault}" for place in (owner, used) if place != _NO_ROW}
     return order
-
-
-def _without_image(keys: Sequence[Hashable], order: _Order, source: str) -> list[Problem]:
-    problems: dict[Hashable, Problem] = {}
-    unknown = set(keys) - order.rows.keys()
-    for place, key in enumerate(keys if unknown else ()):
-        if key in unknown and key not in problems:
-            label = printable(str(key))
-            sentence = f"annotations[{place}] of {source} names image {label}, which is not among the images."
-            problems[key] = Problem(label, sentence, "annotation")
-    return list(problems.values())
