@@ -19,7 +19,7 @@ from ribray.data.coco_files import Located, locate, shown
 from ribray.data.dataset import Problem
 from ribray.data.images import without_ending
 from ribray.data.lists import id_fault
-from ribray.data.names import composed, is_background, plain, printable
+from ribray.data.names import RESERVED, composed, is_background, plain, printable
 from ribray.errors import UsageError
 
 _ARRAYS = ("images", "annotations", "categories")
@@ -290,11 +290,9 @@ def _order_categories(categories: Categories, used: Sequence[int]) -> tuple[dict
     ordered, source = sorted(categories.entries), categories.source
     for id, name in ordered:
         if is_background(name):
-            count = sum(other == id for other in used)
-            raise UsageError(
-                f"{source} has a category '{name}' (id {id}), and that name is reserved: background is mask value 0 "
-                f"and no class. Take it out of the categories{f', and its {count} annotations too' if count else ''}."
-            )
+            its = f", and its {count} annotations too" if (count := sum(other == id for other in used)) else ""
+            has = f"{source} has a category '{name}' (id {id})"
+            raise UsageError(f"{has}, {RESERVED}. Take it out of the categories{its}.")
     for keys in ([id for id, _ in ordered], [composed(name) for _, name in ordered]):
         if twice := [key for key, count in Counter(keys).items() if count > 1]:
             raise UsageError(f"{source} has two categories of the same id or name ({twice[0]}).")

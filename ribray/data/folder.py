@@ -12,6 +12,7 @@ classes. Without labels.csv, folders name the classes: ROOT/cat/0001.jpg, or ROO
 split.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -83,10 +84,8 @@ class FolderDataset(Dataset):
 
     def image_path(self, id: str) -> Path:
         if id not in self._files:
-            endings = ", ".join(IMAGE_SUFFIXES)
-            raise ImageError(
-                f"There is no image {id} below {self.root} (with ending {endings}){self._absent.get(id, '')}."
-            )
+            place = f"below {self.root} (with ending {', '.join(IMAGE_SUFFIXES)})"
+            raise ImageError(f"There is no image {id} {place}{self._absent.get(id, '')}.")
         return self.root / self._files[id]
 
     def coco_image(self, id: str) -> tuple[int, str]:
@@ -139,23 +138,18 @@ class _Content:
         if split == WHOLE:
             photographs = [id for id in self.photographs.files if id.split("/")[0] not in self._aside]
             return tuple(dict.fromkeys((*self.labels.rows, *self.labels.problems, *photographs))), []
-        raise UsageError(self._no_split(split))
-
-    def _no_split(self, split: str) -> str:
-        below, ending = f"{SPLITS}/", ".txt"
-        lists = [name for name in self.listing.names if name.startswith(below) and name.endswith(ending)]
-        stems = [name.removeprefix(below).removesuffix(ending) for name in lists]
+        lists = [name for name in self.listing.names if name.startswith(f"{SPLITS}/") and name.endswith(".txt")]
+        stems = [name.removeprefix(f"{SPLITS}/").removesuffix(".txt") for name in lists]
         existing = sorted({*stems, *self.labels.splits, WHOLE})
         whole = f"every row of {LABELS}" if self.has_table else "every photograph"
-        missing = f"{self.root / SPLITS / split}{ending} does not exist"
-        sentence = f"{missing}; splits there are: {', '.join(existing)} ({whole})"
+        sentence = f"{self.root / name} does not exist; splits there are: {', '.join(existing)} ({whole})"
         images = {*self.photographs.files.values()}
-        for name in self.listing.names:
-            stem = name.rpartition("/")[2].rpartition(".")[0]
-            if name.count("/") < 2 and stem.casefold() == split.casefold() and name not in images:
-                where = f"a list of ids belongs into {SPLITS}/ and ends with {ending}"
-                return f"{sentence}; there is {self.root / name}: {where}."
-        return f"{sentence}{nearest(split, existing)}."
+        for other in self.listing.names:
+            stem = other.rpartition("/")[2].rpartition(".")[0]
+            if other.count("/") < 2 and stem.casefold() == split.casefold() and other not in images:
+                where = f"a list of ids belongs into {SPLITS}/ and ends with .txt"
+                raise UsageError(f"{sentence}; there is {self.root / other}: {where}.")
+        raise UsageError(f"{sentence}{nearest(split, existing)}.")
 
     def _read_labels(self, known: ClassList | None, labelled: bool) -> Labels:
         """Read the table, or else the names of folders; without either there are no labels, if none are needed."""
@@ -178,9 +172,9 @@ class _Content:
             return f"{self.root / inner[0]}: set data.root to its folder, or move the file and write ids from here"
         outer = [name for name in self.listing.names if "/" not in name and not is_photograph(name)]
         alike = [name for name in outer if name.casefold().startswith("label")]
-        tables = [name for name in outer if name.casefold().endswith(_TABLES)]
-        name = next(iter([*alike, *tables]), None)
-        return None if name is None else f"{self.root / name}: if it holds the labels, save it as {LABELS}"
+        for name in (*alike, *(name for name in outer if name.casefold().endswith(_TABLES))):
+            return f"{self.root / name}: if it holds the labels, save it as {LABELS}"
+        return None
 
     def _name_classes(self, known: ClassList | None, labelled: bool) -> Sequence[str]:
         labels, notes = self.labels, self.labels.notes
@@ -188,30 +182,26 @@ class _Content:
         if known is not None:
             names, more = known.for_use([*used, *map(composed, labels.columns)])
             notes += more
-            self._require_known(names)
+            columns = ((f"has a column '{name}'", name) for name in map(composed, labels.columns))
+            cells = ((f"gives {id} the class '{name}'", name) for id, row in labels.rows.items() for name in row)
+            listed = [composed(name) for name in names]
+            for what, name in (*columns, *cells):
+                if name not in listed:
+                    meant = _meant(name, listed)
+                    raise UsageError(f"{self.root / LABELS} {what}, which is not in {CLASSES}{meant}.")
             return names
         if labels.columns:
             return labels.columns
         if not used and labelled:
             raise UsageError(f"No row of {self.root / LABELS} names a class.")
         if not used:
-            notes.append(
-                f"Nothing in {self.root} names a class: '{UNNAMED}' stands for them ({CLASSES} can name them)."
-            )
-        if used and all(name.isdecimal() for name in used):
-            notes.append(
-                f"{self.root} has numbers for classes ({some(used)}), which are taken for names, 0 included: an image "
-                "that shows none of the classes has an empty cell."
-            )
-        return [labels.decomposed.get(name, name) for name in used] or [UNNAMED]
-
-    def _require_known(self, classes: Sequence[str]) -> None:
-        known, table = [composed(name) for name in classes], self.root / LABELS
-        columns = ((f"has a column '{name}'", name) for name in map(composed, self.labels.columns))
-        cells = ((f"gives {id} the class '{name}'", name) for id, names in self.labels.rows.items() for name in names)
-        for what, name in (*columns, *cells):
-            if name not in known:
-                raise UsageError(f"{table} {what}, which is not in {CLASSES}{_meant(name, known)}.")
+            stands = f"'{UNNAMED}' stands for them ({CLASSES} can name them)"
+            notes.append(f"Nothing in {self.root} names a class: {stands}.")
+            return [UNNAMED]
+        if all(name.isdecimal() for name in used):
+            taken = "which are taken for names, 0 included: an image that shows none of the classes has an empty cell"
+            notes.append(f"{self.root} has numbers for classes ({some(used)}), {taken}.")
+        return [labels.decomposed.get(name, name) for name in used]
 
     def not_listed(self, id: str, split: str) -> Problem:
         if id not in self.photographs.files:
@@ -222,8 +212,8 @@ class _Content:
         else:
             row = self._rows_of_no_image.find(id)
             hint = f"; there is a row '{row}'{difference(id, row)}" if row else ""
-            where = f"{id} has no row in {self.root / LABELS}"
-            sentence = f"{where}: add one (without classes if it shows none){hint}."
+            advice = "add one (without classes if it shows none)"
+            sentence = f"{id} has no row in {self.root / LABELS}: {advice}{hint}."
         return Problem(id, sentence, "not listed")
 
     @cached_property
@@ -238,19 +228,17 @@ class _Content:
 
     def _folders_like_masks(self) -> dict[str, str]:
         """Return folders of what seem to be masks under another name, each with an image that has one there."""
-        inside: dict[str, list[str]] = {}
-        for id, name in self.photographs.files.items():
+        files, inside = self.photographs.files, defaultdict(list)
+        for id in files:
             if (folder := id.partition("/")[0]).casefold() in _LIKE_MASKS and folder != id:
-                inside.setdefault(folder, []).append(name)
-        owners = [id for id in self.photographs.files if id.split("/")[0] not in inside] if inside else []
-        last = {id.rpartition("/")[2]: id for id in owners}
+                inside[folder].append(id)
+        last = {id.rpartition("/")[2]: id for id in files if id.split("/")[0] not in inside}
         found = {}
-        for folder, names in inside.items():
-            ids = [composed(without_ending(name)) for name in names]
-            of = next((last[stem] for id in ids if (stem := id.rpartition("/")[2]) in last), None)
-            are_masks = all(name.lower().endswith(".png") for name in names)
-            if of is not None and are_masks and not any(id in self.labels.rows for id in ids):
-                found[folder] = of
+        for folder, ids in inside.items():
+            owners = [last[stem] for id in ids if (stem := id.rpartition("/")[2]) in last]
+            are_masks = all(files[id].lower().endswith(".png") for id in ids)
+            if owners and are_masks and self.labels.rows.keys().isdisjoint(ids):
+                found[folder] = owners[0]
         return found
 
     def findings(self) -> list[Problem]:
@@ -259,19 +247,14 @@ class _Content:
             sentence = f"{self.root / folder} is not read: if it holds masks, that of {id} belongs at {MASKS}/{id}.png."
             found.append(Problem(folder, sentence, "folder name"))
         found += [Problem(name, sentence, "unreachable") for name, sentence in self.listing.gaps(self.root).items()]
-        return found if self.has_class_list else found + self._findings_of_classes()
-
-    def _findings_of_classes(self) -> list[Problem]:
-        found = [
-            Problem(name, f"{sentence[:-1]}; if it is one class, list it in {CLASSES}.", "class name")
-            for name, sentence in recombined(self.classes, str(self.root), SEPARATOR)
-        ]
+        if self.has_class_list:
+            return found
+        for name, sentence in recombined(self.classes, str(self.root), SEPARATOR):
+            found.append(Problem(name, f"{sentence}; if it is one class, list it in {CLASSES}.", "class name"))
         for value, name in enumerate(self.classes, start=1):
             if self.masks.files and name.isdecimal() and int(name) != value:
-                sentence = (
-                    f"{self.root} has a class '{name}', which by its place is value {value} in a mask: list the "
-                    f"classes in the order of the masks in {CLASSES}."
-                )
+                advice = f"list the classes in the order of the masks in {CLASSES}"
+                sentence = f"{self.root} has a class '{name}', which by its place is value {value} in a mask: {advice}."
                 found.append(Problem(name, sentence, "class name"))
         for name in self.listing.names:
             if "/" not in name and name.casefold().startswith("class") and name.casefold().endswith((".txt", ".names")):

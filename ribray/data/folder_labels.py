@@ -18,14 +18,14 @@ Columns are separated by commas, semicolons or tabs.
 import csv
 import io
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ribray.data.dataset import Problem, nearest
 from ribray.data.lists import lines, read_text
-from ribray.data.names import composed, is_background, plain, shortened
+from ribray.data.names import RESERVED, composed, is_background, plain, shortened
 from ribray.errors import UsageError
 
 COLUMNS = ("id", "classes")
@@ -57,8 +57,8 @@ class Labels:
     """The labels of a root; names of classes are in Unicode's composed form, but in `columns` and `decomposed`."""
 
     rows: dict[str, tuple[str, ...]] = field(default_factory=dict)  # names of classes by id, sorted
+    # Images on several lines that are no objects', by id; those whose lines disagree have no row
     problems: dict[str, Problem] = field(default_factory=dict)
-    """Images on several lines that are no objects', by id; those whose lines disagree have no row."""
     columns: tuple[str, ...] = ()  # the classes in their order, where each has a column
     decomposed: dict[str, str] = field(default_factory=dict)  # names written in decomposed Unicode, by composed form
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)  # ids by split, where folders are splits
@@ -86,9 +86,8 @@ def parse_labels(text: str, source: str, id_of: IdOf, is_image: Callable[[str], 
         columns, note = _flag_columns(header, id_column, rows, source)
         notes.append(note)
     elif (header[id_column].lower(), header[class_column].lower()) != COLUMNS:
-        notes.append(
-            f"{source}: ids are read from column '{header[id_column]}', classes from '{header[class_column]}'."
-        )
+        ids, classes = header[id_column], header[class_column]
+        notes.append(f"{source}: ids are read from column '{ids}', classes from '{classes}'.")
     entries: dict[str, dict[int, tuple[str, ...]]] = {}  # names of classes by line, by id
     decomposed: dict[str, str] = {}
     for row in rows:
@@ -100,13 +99,26 @@ def parse_labels(text: str, source: str, id_of: IdOf, is_image: Callable[[str], 
         decomposed |= {composed(name): name for name in written if composed(name) != name}
         names = tuple(sorted({composed(name) for name in written}))
         if reserved := next(filter(is_background, names), None):
-            raise UsageError(
-                f"{where} gives {id} the class '{reserved}', and that name is reserved: background is mask value 0 and "
-                "no class; leave the cell empty if the image shows none of the classes."
-            )
+            advice = "leave the cell empty if the image shows none of the classes"
+            raise UsageError(f"{where} gives {id} the class '{reserved}', {RESERVED}; {advice}.")
         entries.setdefault(id, {})[row.line] = names
     labels = Labels(columns=tuple(columns.values()), decomposed=decomposed, notes=notes)
-    _put_together(labels, entries, source)
+    several = 0
+    for id, by_line in entries.items():
+        together = tuple(sorted({name for names in by_line.values() for name in names}))
+        agree = all(names == together for names in by_line.values())
+        are_objects = all(len(names) == 1 if columns else names for names in by_line.values())
+        if are_objects or agree:
+            labels.rows[id] = together
+        if len(by_line) > 1 and are_objects:
+            several += 1
+        elif len(by_line) > 1:
+            ending = "keep one of the two" if agree else "the two disagree, so the image is left out"
+            sentence = f"{source} has {id} on line {min(by_line)} and on line {max(by_line)}: {ending}."
+            labels.problems[id] = Problem(id, sentence, "listed twice")
+    if several:
+        read = "is read as one line per object: such an image shows the classes of all its lines"
+        notes.append(f"{source} has several lines for {several} of {len(entries)} images, and {read}.")
     return labels
 
 
@@ -115,9 +127,12 @@ def _read(text: str, source: str) -> tuple[list[str], list[_Row], list[str]]:
     start = 1 if written[0].strip().lower().startswith("sep=") else 0  # by which Excel says how it separates
     reader = csv.reader([])
     try:
-        mark = next((mark for mark in _DELIMITERS if _has_ids(written[start:], mark)), None)
-        if mark is None:
-            first = "".join(written[start : start + 1])
+        first = "".join(written[start : start + 1])
+        for mark in _DELIMITERS:
+            header = next(csv.reader([first], delimiter=mark, skipinitialspace=True), [])
+            if len(header) > 1 and any(_key(name) in _ID_COLUMNS for name in header):
+                break
+        else:
             raise _must_begin(source, f"it begins with {shortened(first, 60)!r}" if first.strip() else "")
         reader = csv.reader(io.StringIO("\n".join(written[start:])), delimiter=mark, skipinitialspace=True, strict=True)
         header = [plain(name) for name in next(reader)]
@@ -126,17 +141,11 @@ def _read(text: str, source: str) -> tuple[list[str], list[_Row], list[str]]:
         raise UsageError(f"line {reader.line_num + start} of {source} is not valid CSV: {error}.") from None
     for row in rows:
         if len(row.cells) < len(header) or any(cell.strip() for cell in row.cells[len(header) :]):
-            several = f"separate several classes by '{SEPARATOR}'"
-            if mark == SEPARATOR:
-                several += ' and put the cell in quotes, such as "cat;dog"'
-            raise UsageError(f"line {row.line} of {source} has {len(row.cells)} columns, not {len(header)}: {several}.")
+            quoted = ' and put the cell in quotes, such as "cat;dog"' if mark == SEPARATOR else ""
+            advice = f"separate several classes by '{SEPARATOR}'{quoted}"
+            raise UsageError(f"line {row.line} of {source} has {len(row.cells)} columns, not {len(header)}: {advice}.")
         del row.cells[len(header) :]
     return header, rows, [] if mark == "," else [f"{source}: columns are separated by {_DELIMITERS[mark]}."]
-
-
-def _has_ids(written: Sequence[str], mark: str) -> bool:
-    header = next(csv.reader(written[:1], delimiter=mark, skipinitialspace=True), [])
-    return len(header) > 1 and any(_key(name) in _ID_COLUMNS for name in header)
 
 
 def _key(name: str) -> str:
@@ -166,10 +175,12 @@ def _id_column(
     if len(places) == 1:
         return places[0]
     candidates = [place for place in places if any(names_image(row.cells[place]) for row in rows)] or exact or places
-    if len(candidates) > 1 and (not exact or exact[0] not in candidates):
-        names = " and ".join(f"'{header[place]}'" for place in candidates)
-        raise UsageError(f"{source} has the columns {names}, each of which may be that of ids: name one of them 'id'.")
-    return candidates[0] if len(candidates) == 1 else exact[0]
+    if len(candidates) == 1:
+        return candidates[0]
+    if exact and exact[0] in candidates:
+        return exact[0]
+    names = " and ".join(f"'{header[place]}'" for place in candidates)
+    raise UsageError(f"{source} has the columns {names}, each of which may be that of ids: name one of them 'id'.")
 
 
 def _class_column(header: Sequence[str], id_column: int, rows: Sequence[_Row], source: str) -> int | None:
@@ -184,10 +195,9 @@ def _class_column(header: Sequence[str], id_column: int, rows: Sequence[_Row], s
     if places and _is_flags(rows, places[0]):
         others = [place for place in range(len(header)) if place not in (id_column, places[0]) and header[place]]
         if flags := [header[place] for place in others if _is_flags(rows, place)]:
-            raise UsageError(
-                f"{source} holds 0 and 1 in column '{header[places[0]]}' and in '{flags[0]}', so that either the first "
-                f"holds numbers of classes or each is a class: name the first '{COLUMNS[1]}', or otherwise."
-            )
+            what = "so that either the first holds numbers of classes or each is a class: name the first"
+            both = f"column '{header[places[0]]}' and in '{flags[0]}'"
+            raise UsageError(f"{source} holds 0 and 1 in {both}, {what} '{COLUMNS[1]}', or otherwise.")
     return places[0] if places else None
 
 
@@ -201,24 +211,19 @@ def _flag_columns(
     classes: dict[int, str] = {}
     passed_over = []
     for place, name in enumerate(header):
-        cells = {row.flag(place): row for row in reversed(rows)}
         if place == id_column:
             continue
+        cells = {row.flag(place): row for row in reversed(rows)}
         if not name or _key(name).startswith("unnamed:") or not _FLAGS.intersection(cells):
             passed_over.append(f"'{name}'" if name else "a column without a name")
             continue
         if strange := [cell for cell in cells if cell not in _FLAGS]:
             row = cells[strange[0]]
-            raise UsageError(
-                f"line {row.line} of {source} holds {shortened(row.cells[place].strip(), 60)!r} in column '{name}', "
-                "where the column of a class holds 0 or 1: mend the cell, or take the column out if it is none of a "
-                "class."
-            )
+            holds = f"line {row.line} of {source} holds {shortened(row.cells[place].strip(), 60)!r} in column '{name}'"
+            advice = "mend the cell, or take the column out if it is none of a class"
+            raise UsageError(f"{holds}, where the column of a class holds 0 or 1: {advice}.")
         if is_background(name):
-            raise UsageError(
-                f"{source} has a column '{name}', and that name is reserved: background is mask value 0 and no class; "
-                "take the column out."
-            )
+            raise UsageError(f"{source} has a column '{name}', {RESERVED}; take the column out.")
         classes[place] = name
     used = {row.flag(place) for row in rows for place in classes}
     if used.intersection(_MINUS) and used.intersection(_NO):
@@ -231,27 +236,6 @@ def _flag_columns(
     no = "-1" if used.intersection(_MINUS) else "0"
     note = f"{source} is read as one column per class ({', '.join(names)}): 1 means shown, {no} not shown"
     return classes, note + (f"; passed over: {', '.join(passed_over)}." if passed_over else ".")
-
-
-def _put_together(labels: Labels, entries: Mapping[str, Mapping[int, tuple[str, ...]]], source: str) -> None:
-    several = 0
-    for id, found in entries.items():
-        together = tuple(sorted({name for names in found.values() for name in names}))
-        agree = all(names == together for names in found.values())
-        are_objects = all(len(names) == 1 if labels.columns else names for names in found.values())
-        if are_objects or agree:
-            labels.rows[id] = together
-        if len(found) > 1 and are_objects:
-            several += 1
-        elif len(found) > 1:
-            ending = "keep one of the two" if agree else "the two disagree, so the image is left out"
-            sentence = f"{source} has {id} on line {min(found)} and on line {max(found)}: {ending}."
-            labels.problems[id] = Problem(id, sentence, "listed twice")
-    if several:
-        labels.notes.append(
-            f"{source} has several lines for {several} of {len(entries)} images, and is read as one line per object: "
-            "such an image shows the classes of all its lines."
-        )
 
 
 # --- classes.txt -------------------------------------------------------------------------------------------------
@@ -286,16 +270,12 @@ def read_class_list(file: Path) -> ClassList:
             others = [other for other in names if other != name]
             values = ", ".join(f"{value} {other}" for value, other in enumerate(others[:3], start=1))
             meaning = f", and mask values mean {values}{', …' if len(others) > 3 else ''}" if others else ""
-            raise UsageError(
-                f"{file} has '{name}' on line {number}, and that name is reserved: background is mask value 0 and no "
-                f"class; take the line out{meaning}."
-            )
+            raise UsageError(f"{file} has '{name}' on line {number}, {RESERVED}; take the line out{meaning}.")
     forms = [composed(name) for name in names]
     if repeated := [name for name in forms if forms.count(name) > 1]:
         raise UsageError(f"{file} has '{repeated[0]}' twice.")
     matches = [match for match in map(_NUMBERED.fullmatch, names) if match]
-    numbers = [int(match[1]) for match in matches]
-    bare = tuple(match[2] for match in matches)
+    numbers, bare = [int(match[1]) for match in matches], tuple(match[2] for match in matches)
     is_numbered = len(names) == len({*bare}) and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
     return ClassList(file, tuple(names), bare, numbers[0]) if names and is_numbered else ClassList(file, tuple(names))
 
@@ -315,17 +295,14 @@ def read_class_folders(root: Path, files: dict[str, str], classes: Collection[st
     labelled = {id: plain(parts[place]) for id, parts in inside.items() if len(parts) > place + 1}
     names = sorted({composed(name) for name in labelled.values()})
     _require_classes(root, names, classes)
-    is_deeper = any(len(parts) > place + 2 for parts in inside.values())
     which = "second folder names, in the split of the first" if has_splits else "first folder names"
-    note = f"{root} has no labels.csv: each image is taken to show the class ({some(names)}) that its {which}"
-    note += "; folders below that are not looked at." if is_deeper else "."
+    is_deeper = any(len(parts) > place + 2 for parts in inside.values())
+    below = "; folders below that are not looked at" if is_deeper else ""
+    note = f"{root} has no labels.csv: each image is taken to show the class ({some(names)}) that its {which}{below}."
+    rows: dict[str, tuple[str, ...]] = {id: (composed(name),) for id, name in labelled.items()}
+    decomposed = {composed(name): name for name in labelled.values() if composed(name) != name}
     splits = {first: tuple(id for id, parts in inside.items() if parts[0] == first) for first in firsts}
-    return Labels(
-        rows={id: (composed(name),) for id, name in labelled.items()},
-        decomposed={composed(name): name for name in labelled.values() if composed(name) != name},
-        splits=splits if has_splits else {},
-        notes=[note],
-    )
+    return Labels(rows, decomposed=decomposed, splits=splits if has_splits else {}, notes=[note])
 
 
 def _require_classes(root: Path, names: Sequence[str], classes: Collection[str] | None) -> None:

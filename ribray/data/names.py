@@ -6,17 +6,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ribray.errors import UsageError
 
-BACKGROUND_NAME = "background"  # reserved: it is mask value 0 of every data set, and no class
-DELIMITERS = {
-    ";": "a semicolon",
-    ",": "a comma",
-    "|": "a bar",
-    "\t": "a tab",
-    "[": "a bracket",
-    "]": "a bracket",
-    '"': "a quote",
-}
-"""Characters that separate names elsewhere: where one stands inside a name, several names were probably meant."""
+BACKGROUND_NAME = "background"
+RESERVED = "and that name is reserved: background is mask value 0 and no class"
+# Characters that separate names elsewhere: where one stands inside a name, several names were probably meant.
+DELIMITERS = {";": "a semicolon", ",": "a comma", "|": "a bar", "\t": "a tab"}
+DELIMITERS |= {"[": "a bracket", "]": "a bracket", '"': "a quote"}
 NO_CLASS = frozenset({"none", "nan", "null", "n/a", "nothing", "void", "ignore", "ignored", "unlabeled", "unlabelled"})
 """Words by which people and programs mean that there is no class, or that pixels do not count."""
 _MARKS = re.compile(r"[;,|\t\[\]\"']+")
@@ -54,13 +48,11 @@ def in_other_case(name: str, classes: Iterable[str]) -> str | None:
 
 def require_distinct(classes: Sequence[str], source: str) -> None:
     """Refuse classes named like the background, or two of one name; ``source`` says where they stand."""
-    seen: set[str] = set()
     for place, name in enumerate(classes, start=1):
         if is_background(name):
-            raise UsageError(
-                f"{source} has '{name}' as class {place}, and that name is reserved: background is mask value 0 and no "
-                "class. Take it out of the classes; the masks then count the others from 1."
-            )
+            advice = "Take it out of the classes; the masks then count the others from 1."
+            raise UsageError(f"{source} has '{name}' as class {place}, {RESERVED}. {advice}")
+    seen: set[str] = set()
     for name in map(composed, classes):
         if name in seen:
             raise UsageError(f"{source} has the class '{name}' twice.")
@@ -74,12 +66,9 @@ def doubtful_names(classes: Sequence[str], source: str, separator: str = "") -> 
             yield name, f"{source} {doubt}"
     first: dict[str, str] = {}
     for name in classes:
-        other = first.setdefault(composed(name).casefold(), name)
-        if other != name:
-            yield (
-                name,
-                f"{source} has the classes '{other}' and '{name}', which differ in case only: they are taken for two.",
-            )
+        if (other := first.setdefault(composed(name).casefold(), name)) != name:
+            differ = "which differ in case only: they are taken for two"
+            yield name, f"{source} has the classes '{other}' and '{name}', {differ}."
 
 
 def _doubts(name: str, classes: Collection[str], separator: str) -> Iterator[str]:
@@ -91,19 +80,15 @@ def _doubts(name: str, classes: Collection[str], separator: str) -> Iterator[str
         how = _how_to_write(_parts(name, _JOINTS), separator)
         yield f"{whose}, made of names of other classes: {how}; it is taken for one."
     if composed(name).casefold().strip(" _") in NO_CLASS:
-        yield (
-            f"{whose}, whose name says that it is none: an image that shows no class has no label, and pixels that do "
-            "not count are 255 in a mask; it is taken for one."
-        )
+        none = "an image that shows no class has no label, and pixels that do not count are 255 in a mask"
+        yield f"{whose}, whose name says that it is none: {none}; it is taken for one."
     if name != composed(name):
-        yield (
-            f"writes the class '{composed(name)}' in decomposed Unicode (letter and accent apart): it is read in the "
-            "composed form."
-        )
+        read = "it is read in the composed form"
+        yield f"writes the class '{composed(name)}' in decomposed Unicode (letter and accent apart): {read}."
 
 
 def recombined(names: Sequence[str], source: str, separator: str) -> list[tuple[str, str]]:
-    """Return names that seem to hold several, each with a sentence, where no single word is a name.
+    """Return names that seem to hold several, each with a sentence but its full stop, where no single word is a name.
 
     So it is where all together have no more words than there are names, and a word is first in one and last in
     another: ``cat sea``, ``dog cat`` and ``dog sea``, but not ``traffic light`` and ``traffic sign``, nor ``red car``,
@@ -114,12 +99,9 @@ def recombined(names: Sequence[str], source: str, separator: str) -> list[tuple[
     first, last = ({parts[place].casefold() for parts in made_of.values()} for place in (0, -1))
     if len(words) > len(made_of) or not first & last:
         return []
+    hints = {name: _how_to_write(parts, separator) for name, parts in made_of.items() if not _is_joined(name, names)}
     has = f"{source} has a class"
-    return [
-        (name, f"{has} '{name}', whose words other classes have, too: {_how_to_write(parts, separator)}.")
-        for name, parts in made_of.items()
-        if not _is_joined(name, names)
-    ]
+    return [(name, f"{has} '{name}', whose words other classes have, too: {hint}") for name, hint in hints.items()]
 
 
 def several(name: str) -> list[str]:
