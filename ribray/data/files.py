@@ -37,11 +37,9 @@ class Listing:
         return [name for name in self.names if is_photograph(name)]
 
     def gaps(self, root: Path) -> dict[str, str]:
-        links = {name: f"is a link that leads nowhere (to {target})" for name, target in self.broken.items()}
-        folders = {
-            name: f"cannot be listed ({reason}), so nothing in it is read" for name, reason in self.closed.items()
-        }
-        return {name: f"{root / name} {fault}." for name, fault in sorted({**links, **folders}.items())}
+        faults = {name: f"is a link that leads nowhere (to {target})" for name, target in self.broken.items()}
+        faults |= {name: f"cannot be listed ({why}), so nothing in it is read" for name, why in self.closed.items()}
+        return {name: f"{root / name} {fault}." for name, fault in sorted(faults.items())}
 
 
 def is_passed_over(part: str) -> bool:

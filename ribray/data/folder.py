@@ -32,7 +32,7 @@ from ribray.data.folder_labels import (
     some,
 )
 from ribray.data.ids import Absences, MaskFiles, Photographs
-from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask, without_ending
+from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask
 from ribray.data.lists import check_id, each_once, read_text
 from ribray.data.names import DELIMITERS, composed, in_other_case, recombined, several
 from ribray.data.near import Near, difference

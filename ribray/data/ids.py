@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ribray.data.files import Listing, is_passed_over, without_root
 from ribray.data.images import IMAGE_SUFFIXES, is_photograph, without_ending
 from ribray.data.lists import check_id
 from ribray.data.names import composed
-from ribray.data.near import Near, difference, last_part, unique
+from ribray.data.near import Near, difference, last_part
 from ribray.errors import UsageError
 
 MASK_SUFFIX = ".png"
@@ -31,13 +31,11 @@ class Photographs:
             id = composed(without_ending(name))
             check_id(id, f"the name of an image below {root}")
             if (other := self.files.setdefault(id, name)) != name:
-                why = "rename one of the two"
+                why, both = "rename one of the two", f"{root / other} and {root / name} have the same id {id}"
                 if without_ending(other) != without_ending(name):
-                    why = (
-                        "their names differ in Unicode form only, an accent being part of its letter or standing "
-                        "behind it; remove or rename one of the two"
-                    )
-                raise UsageError(f"{root / other} and {root / name} have the same id {id}: {why}.")
+                    forms = "Unicode form only, an accent being part of its letter or standing behind it"
+                    why = f"their names differ in {forms}; remove or {why}"
+                raise UsageError(f"{both}: {why}.")
         self._folders = {composed(name.split("/")[0]) for name in (*listing.names, *listing.same) if "/" in name}
         self._same = {composed(name): composed(other) for name, other in listing.same.items()}
         real = [os.path.realpath(root)] if storage.is_local(root) else []
@@ -74,8 +72,10 @@ class Photographs:
         return likely if stem in self.files else stem
 
     @cached_property
-    def _by_last_part(self) -> Mapping[Hashable, str]:
-        return unique((last_part(id), id) for id in self.files)
+    def _by_last_part(self) -> dict[str, str]:
+        """Ids by their last part, where one alone has it."""
+        counts = Counter(map(last_part, self.files))
+        return {part: id for id in self.files if counts[part := last_part(id)] == 1}
 
     def _below_root(self, text: str) -> str:
         """Return a path with the separators of ids, without the root in front of it and without ``.`` in it."""
@@ -120,25 +120,28 @@ class Absences:
 class MaskFiles:
     """The masks in a folder, and findings: files that belong to no image or are no PNG, and second masks."""
 
-    def __init__(self, folder: Path, names: Iterable[str], photographs: Photographs, ids: Collection[str]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], photographs: Photographs, ids: Collection[str]) -> None:
         self._folder, self._photographs, self._ids = folder, photographs, ids
         self.files: dict[str, str] = {}  # path below the folder, by id
         self.findings: list[Problem] = []
-        names = list(names)
         self._note_strays([name for name in names if name.lower().endswith(MASK_SUFFIX) and not self._take(name)])
-        self._note_formats(name for name in names if name.lower().endswith(_OTHER_FORMATS))
+        for name in (name for name in names if name.lower().endswith(_OTHER_FORMATS)):
+            stem = name.rpartition(".")[0]
+            id = self._id(stem)
+            if id not in self.files:  # else there is a PNG beside it
+                is_jpeg = name.lower().endswith(_JPEG)
+                reason = "is a JPEG, which cannot hold class numbers" if is_jpeg else "is no PNG, so it is not read"
+                sentence = f"{folder / name} {reason}: write it as {id if id in ids else stem}{MASK_SUFFIX}."
+                self.findings.append(Problem(name, sentence, "mask format"))
 
     def _take(self, name: str) -> bool:
         id = self._id(name[: -len(MASK_SUFFIX)])
         if id not in self._ids:
             return False
-        other = self.files.setdefault(id, name)
-        if other != name:
-            kept = min(other, name, key=lambda one: (one != f"{id}{MASK_SUFFIX}", one))
-            self.files[id] = kept
-            files = f"{self._folder / other} and {self._folder / name}"
-            sentence = f"{files} are both the mask of {id}: {kept} is read, remove one of the two."
-            self.findings.append(Problem(id, sentence, "two masks"))
+        if (other := self.files.setdefault(id, name)) != name:
+            kept = self.files[id] = min(other, name, key=lambda one: (one != f"{id}{MASK_SUFFIX}", one))
+            both = f"{self._folder / other} and {self._folder / name} are both the mask of {id}"
+            self.findings.append(Problem(id, f"{both}: {kept} is read, remove one of the two.", "two masks"))
         return True
 
     def _id(self, written: str) -> str:
@@ -157,7 +160,10 @@ class MaskFiles:
             sentence = f"{self._folder / name} belongs to no image"
             if found := owners[name]:
                 id, affix = found
-                right = f"rename it to {id}{MASK_SUFFIX}{_fit(affix, counts[affix], len(without_mask))}"
+                files, images = counts[affix], len(without_mask)
+                whose = f"all {images}" if files == images else f"{files} of {images}"
+                fit = f" (so with the {files} files '{affix}{MASK_SUFFIX}', after {whose} images without a mask)"
+                right = f"rename it to {id}{MASK_SUFFIX}{fit if files > 1 else ''}"
                 sentence += f": {id} has {self.files[id]}" if id in self.files else f": {right}"
             elif other := nearest.find(stem):
                 sentence += f": the nearest is {other}{difference(stem, other)}"
@@ -173,22 +179,3 @@ class MaskFiles:
             if (id := self._id(f"{folder}{slash}{inner}")) in self._ids:
                 return id, affix
         return None
-
-    def _note_formats(self, names: Iterable[str]) -> None:
-        """Say of each file in another format what would be read, but where there is a PNG beside it."""
-        for name in names:
-            stem = name.rpartition(".")[0]
-            id = self._id(stem)
-            if id in self.files:
-                continue
-            is_jpeg = name.lower().endswith(_JPEG)
-            reason = "is a JPEG, which cannot hold class numbers" if is_jpeg else "is no PNG, so it is not read"
-            right = f"{id if id in self._ids else stem}{MASK_SUFFIX}"
-            self.findings.append(Problem(name, f"{self._folder / name} {reason}: write it as {right}.", "mask format"))
-
-
-def _fit(affix: str, files: int, images: int) -> str:
-    if files < 2:
-        return ""
-    whose = f"all {images}" if files == images else f"{files} of {images}"
-    return f" (so with the {files} files '{affix}{MASK_SUFFIX}', after {whose} images without a mask)"

@@ -3,7 +3,7 @@
 import difflib
 import posixpath
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from ribray.data.images import without_ending
@@ -82,15 +82,6 @@ def _parts(name: str) -> Iterator[str]:
     yield from filter(_key, (name, posixpath.basename(name), stem, posixpath.basename(stem)))
     for kept in range(len(words) - 1, 0, -1):
         yield from filter(_key, ("_".join(words[:kept]), "_".join(words[-kept:])))
-
-
-def unique(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, str]:
-    found: dict[Hashable, str] = {}
-    repeated = set()
-    for key, name in pairs:
-        if found.setdefault(key, name) != name:
-            repeated.add(key)
-    return {key: name for key, name in found.items() if key not in repeated}
 
 
 def last_part(name: str) -> str:
