@@ -11,7 +11,7 @@ ROOT/classes.txt                         optional: class names in the order of t
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -68,21 +68,21 @@ class VocDataset(Dataset):
         self._mask_folders = _truth_folders(root, split, listed)
         masks = [FilesById(root / folder, MASK_SUFFIXES) for folder in self._mask_folders]
         self._missing = dict(_missing_pictures(root, listed.ids, pictures))
-        self._pictures = dict(_unusual_names(listed.ids, pictures, ".jpg", listed.files))
-        self._masks = [(files.folder, dict(_unusual_names(listed.ids, files, ".png"))) for files in masks]
+        self._pictures = {id: _picture(id, listed, pictures) for id in listed.ids if id in pictures}
+        self._masks = [(files.folder, {id: files.names(id)[0] for id in listed.ids if id in files}) for files in masks]
 
         findings = [*_findings(root, listed, pictures, masks)]
         notes = [*notes, *_case_notes(root), *_list_notes(root, listed, self._mask_folders, classes)]
         rows: list[np.ndarray | Problem] = [np.zeros(len(classes), bool)] * len(listed.ids)
         if labelled:
             order = dict.fromkeys((*self._mask_folders, _AUGMENTED_MASKS, MASKS))
-            labels = VocLabels(root, split, classes, order, pictures, listed)
+            labels = VocLabels(root, split, classes, order, pictures.known, listed)
             rows = labels.find(self._missing)
             findings += labels.findings(rows)
             notes += labels.notes(rows)
         known = {id: row for id, row in zip(listed.ids, rows, strict=True) if not isinstance(row, Problem)}
         problems = [*listed.problems, *(row for row in rows if isinstance(row, Problem))]
-        matrix = np.array([*known.values()], dtype=bool).reshape(len(known), len(classes))
+        matrix = np.array([*known.values()])
         super().__init__(f"split '{split}' of {root}", classes, [*known], matrix, problems, palette, findings, notes)
 
     @property
@@ -92,19 +92,15 @@ class VocDataset(Dataset):
     def image_path(self, id: str) -> Path:
         if id in self._missing:
             raise ImageError(self._missing[id])
-        return self.root / PICTURES / self._file_name(id)
+        return self.root / PICTURES / self._pictures.get(id, f"{id}.jpg")
 
     def coco_image(self, id: str) -> tuple[int, str]:
-        return self.index(id) + 1, f"{id}{PurePosixPath(self._file_name(id)).suffix}"
-
-    def _file_name(self, id: str) -> str:
-        return self._pictures.get(id, f"{id}.jpg")
+        return self.index(id) + 1, f"{id}{PurePosixPath(self._pictures.get(id, f'{id}.jpg')).suffix}"
 
     def hidden_classes(self, id: str) -> np.ndarray:
-        try:
+        names: set[str] = set()
+        with contextlib.suppress(OSError):
             names = difficult_names((self.root / ANNOTATIONS / f"{id}.xml").read_bytes())
-        except OSError:
-            names = set()
         return np.array([name in names for name in self.classes], dtype=bool)
 
     def _read_mask(self, id: str) -> np.ndarray | None:
@@ -115,19 +111,15 @@ class VocDataset(Dataset):
 def open_voc(data: DataConfig, split: str, root: Path, labelled: bool = True) -> VocDataset:
     """Open a split, whose classes are those of data.classes, or else of classes.txt, or else VOC's."""
     file = root / CLASSES
-    own = _stripped(lines(read_text(file))) if file.is_file() else None
+    own = [name for line in lines(read_text(file)) if (name := plain(line))] if file.is_file() else None
     if data.classes is None:
         return VocDataset(root, split, VOC_CLASSES if own is None else own, labelled=labelled)
-    chosen = _stripped(data.classes)
-    if len(chosen) < len(data.classes):
+    chosen = [plain(name) for name in data.classes]
+    if "" in chosen:
         raise UsageError("data.classes has a blank name: write one name for each of the mask values 1, 2, …")
     differs = own is not None and list(map(composed, own)) != list(map(composed, chosen))
     notes = [f"The classes are those of data.classes; {file} has others and is not read."] if differs else []
     return VocDataset(root, split, chosen, labelled=labelled, notes=notes)
-
-
-def _stripped(names: Iterable[str]) -> list[str]:
-    return [plain(name) for name in names if name.strip()]
 
 
 # --- lists -------------------------------------------------------------------------------------------------------
@@ -141,11 +133,8 @@ def _read_split(root: Path, split: str, classes: Sequence[str], pictures: FilesB
             return read_list(file, pictures.known)
     if files := list(class_lists(root, split, classes).values()):
         ids = tuple(dict.fromkeys(id for file in files for id in read_list(file, pictures.known).ids))
-        note = (
-            f"{root / MAIN / split}.txt does not exist: the split is made of {len(files)} lists of classes, from "
-            f"{files[0].name} on."
-        )
-        return IdList(str(root / MAIN), ids, notes=[note])
+        made = f"the split is made of {len(files)} lists of classes, from {files[0].name} on"
+        return IdList(str(root / MAIN), ids, notes=[f"{root / MAIN / split}.txt does not exist: {made}."])
     existing = sorted({file.stem for file in _all_lists(root)})
     misplaced = _misplaced(root, split)
     if not existing and misplaced is None and not labelled:
@@ -168,19 +157,18 @@ def _all_lists(root: Path) -> Iterator[Path]:
 
 
 def _misplaced(root: Path, split: str) -> Path | None:
-    names = {_bare(f"{split}.txt"), _bare(split)}
+    def bare(name: str) -> str:
+        return name.casefold().replace("_", "").replace("-", "")
+
     roots = [root, *(folder for folder in root.iterdir() if folder.name.casefold() == _IMAGE_SETS.casefold())]
     folders = [*roots, *(inner for folder in roots[1:] if folder.is_dir() for inner in folder.iterdir())]
     for folder in folders:
         for file in folder.iterdir() if folder.is_dir() else ():
             is_split = folder in [root / place for place in _LISTS] and file.suffix == ".txt"
-            if _bare(file.name) in names and file.is_file() and not (is_split and split != AUGMENTED_SPLIT):
+            is_meant = bare(file.name) in (bare(f"{split}.txt"), bare(split))
+            if is_meant and file.is_file() and not (is_split and split != AUGMENTED_SPLIT):
                 return file
     return None
-
-
-def _bare(name: str) -> str:
-    return name.casefold().replace("_", "").replace("-", "")
 
 
 def _list_notes(root: Path, listed: IdList, truth: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
@@ -195,10 +183,8 @@ def _list_notes(root: Path, listed: IdList, truth: Sequence[str], classes: Seque
     for other in listed.roots:
         parts = [part for part in other.split("/") if part not in ("", ".", "..")]
         if parts and here[-len(parts) :] != parts:
-            yield (
-                f"{listed.source} names pictures in {other}/{PICTURES}: those of the same names in {root / PICTURES} "
-                "are read."
-            )
+            read = f"those of the same names in {root / PICTURES} are read"
+            yield f"{listed.source} names pictures in {other}/{PICTURES}: {read}."
             break
     for folder in listed.mask_folders:
         if truth and folder not in truth:
@@ -241,38 +227,27 @@ def _truth_folders(root: Path, split: str, listed: IdList) -> tuple[str, ...]:
     return tuple(folder for folder in folders if (root / folder).is_dir())
 
 
-def _unusual_names(
-    ids: Iterable[str], files: FilesById, suffix: str, named: Mapping[str, str] | None = None
-) -> Iterator[tuple[str, str]]:
-    """Yield ids whose file is not called ID + ``suffix``, with the file's name; ``named`` are names that lists have."""
-    for id in ids:
-        if names := files.names(id):
-            name = named[id] if named and named.get(id) in names else names[0]
-            if name != f"{id}{suffix}":
-                yield id, name
+def _picture(id: str, listed: IdList, pictures: FilesById) -> str:
+    """Return the picture of an id: the one that its list names, or else the first one."""
+    names = pictures.names(id)
+    return listed.files[id] if listed.files.get(id) in names else names[0]
 
 
 def _missing_pictures(root: Path, ids: Iterable[str], pictures: FilesById) -> Iterator[tuple[str, str]]:
     """Yield ids without a picture, each with a sentence that names the nearest thing there is."""
-    missing = [id for id in ids if id not in pictures]
-    elsewhere = _elsewhere(root, pictures) if missing else {}
+    if not (missing := [id for id in ids if id not in pictures]):
+        return
+    elsewhere: dict[str, str] = {}  # by what would be the ids
+    own = [entry for entry in root.iterdir() if entry.name not in _OWN_FOLDERS and not entry.name.startswith(".")]
+    for entry in (*own, *(inner for folder in own if folder.is_dir() for inner in folder.iterdir())):
+        if is_photograph(entry.name):
+            elsewhere.setdefault(composed(PurePosixPath(entry.name).stem), f"{entry}: put it into {PICTURES}")
+    for name in pictures.others:
+        elsewhere[_without_suffix(name)] = f"{PICTURES}/{name}, but only {', '.join(IMAGE_SUFFIXES)} are read"
     for id in missing:
         sentence = f"{pictures.folder}/{id}.jpg does not exist, nor a picture {id} with another ending"
         found = elsewhere.get(composed(id))
         yield id, f"{sentence}{pictures.near.hint(id)}." if found is None else f"{sentence}; there is {found}."
-
-
-def _elsewhere(root: Path, pictures: FilesById) -> dict[str, str]:
-    """Return what would be pictures in their folder, or with their endings, by what would be their ids."""
-    found: dict[str, str] = {}
-    own = [entry for entry in root.iterdir() if entry.name not in _OWN_FOLDERS and not entry.name.startswith(".")]
-    for entry in (*own, *(inner for folder in own if folder.is_dir() for inner in folder.iterdir())):
-        if is_photograph(entry.name):
-            found.setdefault(composed(PurePosixPath(entry.name).stem), f"{entry}: put it into {PICTURES}")
-    read = ", ".join(IMAGE_SUFFIXES)
-    for name in pictures.others:
-        found[_without_suffix(name)] = f"{PICTURES}/{name}, but only {read} are read"
-    return found
 
 
 def _without_suffix(name: str) -> str:
@@ -283,9 +258,8 @@ def _findings(root: Path, listed: IdList, pictures: FilesById, masks: Sequence[F
     for id in listed.ids:
         names = pictures.names(id)
         if len(names) > 1:
-            used = listed.files[id] if listed.files.get(id) in names else names[0]
-            sentence = f"{pictures.folder} has {' and '.join(names)} for {id}: {used} is used; keep one of them."
-            yield Problem(id, sentence, "two pictures")
+            keep = f"{_picture(id, listed, pictures)} is used; keep one of them"
+            yield Problem(id, f"{pictures.folder} has {' and '.join(names)} for {id}: {keep}.", "two pictures")
     ids = set(map(composed, listed.ids))
     for files in masks:
         left = {id for id in files if id not in pictures} - ids

@@ -17,7 +17,7 @@ from ribray import storage
 from ribray.data.dataset import Problem, foreign_values, labels_of_mask, nearest
 from ribray.data.files import FilesById
 from ribray.data.images import read_mask
-from ribray.data.lists import IdList, read_list
+from ribray.data.lists import IdList, Known, read_list
 from ribray.data.names import composed, in_other_case, is_background, plain
 from ribray.errors import ImageError, UsageError
 
@@ -114,16 +114,10 @@ class VocLabels:
     """Finds the labels of a split's images: in their annotations, or else masks, or else the lists of the classes."""
 
     def __init__(
-        self,
-        root: Path,
-        split: str,
-        classes: Sequence[str],
-        folders: Iterable[str],
-        pictures: FilesById,
-        listed: IdList,
+        self, root: Path, split: str, classes: Sequence[str], folders: Iterable[str], known: Known, listed: IdList
     ) -> None:
         """Look which annotations there are, and masks in ``folders``, the first one first."""
-        self._root, self._classes, self._pictures, self._listed = root, classes, pictures, listed
+        self._root, self._classes, self._known, self._listed = root, classes, known, listed
         self._column = class_of_list(split, classes) if listed.signs else None
         self._base = split if self._column is None else split[len(classes[self._column]) + 1 :]
         self._annotations = FilesById(root / ANNOTATIONS, (".xml",))
@@ -153,9 +147,10 @@ class VocLabels:
     def _read_or_problem(self, id: str) -> np.ndarray | Problem | None:
         try:
             return self._read(id)
+        except UnknownClassError as error:
+            self._unknown.append(error.names)
+            return Problem(id, str(error), "labels")
         except ImageError as error:
-            if isinstance(error, UnknownClassError):
-                self._unknown.append(error.names)
             return Problem(id, str(error), "labels")
 
     def _read(self, id: str) -> np.ndarray | None:
@@ -183,7 +178,7 @@ class VocLabels:
             signs[self._column] |= {composed(id): sign for id, sign in self._listed.signs.items()}
         for base in dict.fromkeys((self._base, _COMMON_LIST)):
             for column, file in class_lists(self._root, base, self._classes).items():
-                for id, sign in read_list(file, self._pictures.known).signs.items():
+                for id, sign in read_list(file, self._known).signs.items():
                     signs[column].setdefault(composed(id), sign)
         return signs
 
@@ -194,10 +189,9 @@ class VocLabels:
     def _without_labels(self, id: str) -> Problem:
         sentence = f"{id} has no labels: neither {self._annotations.folder}/{id}.xml nor a mask {MASKS}/{id}.png exists"
         if self._with_list:
-            sentence += (
-                f", and the lists {MAIN}/CLASS_{self._base}.txt do not tell of every class, but of {self._with_list} "
-                "(where these are all, give them as data.classes)"
-            )
+            advice = "where these are all, give them as data.classes"
+            lists = f"the lists {MAIN}/CLASS_{self._base}.txt"
+            sentence += f", and {lists} do not tell of every class, but of {self._with_list} ({advice})"
         if (near := self._annotations.near.find(id)) is not None:
             sentence += f"; there is {self._annotations.names(near)[0]}"
         return Problem(id, f"{sentence}.", "labels")
@@ -210,19 +204,15 @@ class VocLabels:
             sign = self._listed.signs.get(id)
             if sign is not None and not isinstance(row, Problem) and row[self._column] != (sign >= 0):
                 said, other = ("is", "is not") if sign >= 0 else ("is not", "is")
-                sentence = (
-                    f"{self._listed.source} says by {sign} that '{name}' {said} in {id}, and the image's annotation or "
-                    f"mask that it {other}: the latter counts."
-                )
-                yield Problem(id, sentence, "sign")
+                by_sign = f"{self._listed.source} says by {sign} that '{name}' {said} in {id}"
+                by_image = f"and the image's annotation or mask that it {other}: the latter counts"
+                yield Problem(id, f"{by_sign}, {by_image}.", "sign")
 
     def notes(self, rows: Sequence[np.ndarray | Problem]) -> Iterator[str]:
         """Yield how labels were read, if in another way; a `UsageError` if annotations name only other classes."""
         if self._by_lists:
-            yield (
-                f"{self._by_lists} images have neither annotation nor mask: their labels are those of the lists "
-                f"{self._root / MAIN}/CLASS_{self._base}.txt."
-            )
+            lists = f"the lists {self._root / MAIN}/CLASS_{self._base}.txt"
+            yield f"{self._by_lists} images have neither annotation nor mask: their labels are those of {lists}."
         counts = Counter(itertools.chain.from_iterable(self._unknown))
         known = [row for row in rows if not isinstance(row, Problem)]
         if not known and 2 * len(self._unknown) > len(rows):  # else something else is wrong, too
