@@ -180,13 +180,13 @@ class _Split:
             for problem in (*dataset.problems, *dataset.findings)
         }
         self._sizes: Counter[tuple[int, int]] = Counter()
-        self._tally, self._without = truth.Tally(dataset), truth.Without()
+        self._tally, self._without = truth.Tally(dataset), list[str]()
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:
         if record["size"] is not None:
             self._sizes[tuple(record["size"])] += 1
             if not record["has_mask"]:
-                self._without.add(id)
+                self._without.append(id)
         self.readings.update(record["readings"])
         self.summary.with_mask += record["has_mask"]
         if record["truth"] is not None:
@@ -198,7 +198,7 @@ class _Split:
         self.summary.sizes = _extent(self._sizes)
         if (numbering := self._tally.numbering(f"the masks of {self._dataset.name}")) is not None:
             self.findings.add(Finding(truth.NUMBERS, self._name, self._name, numbering))
-        return self._without.note(self._dataset.name, self.summary.with_mask)
+        return truth.note_on_missing(self._dataset.name, self._without, self.summary.with_mask)
 
 
 def _extent(sizes: Mapping[tuple[int, int], int]) -> dict[str, tuple[int, int]]:

@@ -26,8 +26,7 @@ def draw_mask(instances: Sequence[tuple[int, Any]], height: int, width: int, whe
 
 def is_blank(segmentation: Any, height: int, width: int) -> bool:
     """Whether run lengths hold no pixel; polygons always mean some, even those of less than one pixel."""
-    is_runs = isinstance(segmentation, dict)
-    return is_runs and not rasteriser.area(_to_rle(segmentation, height, width, "an object"))
+    return isinstance(segmentation, dict) and not rasteriser.area(_to_rle(segmentation, height, width, "an object"))
 
 
 def reach(segmentations: Iterable[Any]) -> tuple[float, float]:
@@ -70,9 +69,8 @@ def _to_rle(segmentation: Any, height: int, width: int, where: str) -> dict[str,
 def _from_runs(segmentation: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
     size, lengths = _size(segmentation), run_lengths(segmentation.get("counts"))
     if size is not None and size != (height, width):
-        raise ImageError(
-            f"The run lengths of {where} are of {size[1]} × {size[0]} pixels: they do not fill its {width} × {height}."
-        )
+        unfilled = f"they do not fill its {width} × {height}"
+        raise ImageError(f"The run lengths of {where} are of {size[1]} × {size[0]} pixels: {unfilled}.")
     if size is None or lengths is None or sum(lengths) != height * width:
         raise ImageError(f"The run lengths of {where} are broken: they do not fill its {width} × {height} pixels.")
     return rasteriser.frPyObjects({"size": [height, width], "counts": lengths}, height, width)

@@ -42,11 +42,12 @@ class Scale(NamedTuple):
 
 def deep_colour(image: ImageFile.ImageFile, path: Path) -> str | None:
     """Return Pillow's name for how an image, not yet decoded, stores 16-bit colours, such as ``RGB;16B``, or None."""
+    if image.mode not in ("RGB", "RGBA"):
+        return None
     modes = {tile.args if isinstance(tile.args, str) else str(tile.args[0]) for tile in image.tile if tile.args}
-    name = next(iter(modes), "")
-    if image.mode in ("RGB", "RGBA") and ";16" in name:
+    if ";16" in (name := next(iter(modes), "")):
         return name
-    if image.mode in ("RGB", "RGBA") and _tag(image, _BITS_PER_SAMPLE, 8) > 8:
+    if _tag(image, _BITS_PER_SAMPLE, 8) > 8:
         raise ValuesError(f"{path} keeps 16-bit colours in a plane each, which cannot be read: save it with 8 bits.")
     return None
 
@@ -58,20 +59,17 @@ def grey_in_eight_bits(image: Image.Image, content: bytes, path: Path) -> tuple[
     if not np.isfinite(values).all():
         raise ValuesError(f"{path} holds floating-point pixels that are no numbers (NaN) or infinite.")
     low, top = values.min().item(), values.max().item()
-    unknown = (
-        f"{path} holds {kind} pixels from {low:g} to {top:g}, which have no agreed brightness: save it with 8 bits."
-    )
-    if low < 0 or top > FULL:
-        raise ValuesError(unknown)
-    if image.mode == "F" and top <= 1:
+    is_known = low >= 0 and top <= FULL
+    if is_known and image.mode == "F" and top <= 1:
         white, pixels = 1, np.rint(255 * values)
-    elif image.mode != "F" or (values == np.rint(values)).all():
+    elif is_known and (image.mode != "F" or (values == np.rint(values)).all()):
         bits = _significant_bits(int(top), _stated_white(image, content, int(top)))
         white, pixels = (1 << bits) - 1, values.astype(np.uint16) >> (bits - 8)
-    elif _LEAST_FLOAT <= top <= 255:
+    elif is_known and _LEAST_FLOAT <= top <= 255:
         white, pixels = 255, np.rint(values)
     else:
-        raise ValuesError(unknown)
+        held = f"{kind} pixels from {low:g} to {top:g}, which have no agreed brightness"
+        raise ValuesError(f"{path} holds {held}: save it with 8 bits.")
     pixels = pixels.astype(np.uint8)
     if _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
         pixels = ~pixels
@@ -111,10 +109,8 @@ def _low_bytes(stored: str, content: bytes, path: Path) -> np.ndarray:
     else:
         raise ValuesError(f"{path} holds {stored} pixels of few significant bits: save it with 8 bits.")
     with Image.open(io.BytesIO(content)) as image:
-        image.tile = [
-            tile._replace(args=(wanted, *tile.args[1:]) if isinstance(tile.args, tuple) else wanted)
-            for tile in image.tile
-        ]
+        args = [(wanted, *tile.args[1:]) if isinstance(tile.args, tuple) else wanted for tile in image.tile]
+        image.tile = [tile._replace(args=arg) for tile, arg in zip(image.tile, args, strict=True)]
         image.load()
         return np.asarray(image)[..., channels[: len(image.getbands())]]
 
@@ -130,9 +126,9 @@ def _stated_white(image: Image.Image, content: bytes, top: int) -> int:
         if white < top:  # as PNG's standard has it: the significant bits are the high ones
             return FULL
     else:
-        stated = [_tag(image, _MAX_SAMPLE, 0), _tag(image, _SMAX_SAMPLE, 0)]
-        stated.append((1 << _tag(image, _BITS_PER_SAMPLE, 16)) - 1)
-        white = max(value for value in [0, *stated] if value < FULL)
+        of_depth = (1 << _tag(image, _BITS_PER_SAMPLE, 16)) - 1
+        stated = [0, of_depth, _tag(image, _MAX_SAMPLE, 0), _tag(image, _SMAX_SAMPLE, 0)]
+        white = max(value for value in stated if value < FULL)
     return white if top <= white < FULL else 0
 
 

@@ -25,7 +25,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 # Only these are tried: some of Pillow's other formats start programs (EPS), none of them holds photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_MASK_FORMATS = ("PNG",)
 _SEVERAL = ("PNG", "WEBP", "GIF", "TIFF")  # their files may hold frames or pages; a JPEG's belong to its first picture
 _MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a gigabyte of RGB; beyond it, it only warns
 _EXTRA_SAMPLES = 338  # the tag by which a TIFF names channels beyond three
@@ -108,8 +107,9 @@ def read_picture(path: Path) -> Picture:
             shown, scale = colour_in_eight_bits(image, stored, content, path)
         elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
             shown, scale = grey_in_eight_bits(image, content, path)
-        if image.format in _SEVERAL and _has_frames(image):
-            choices.append("several pictures in one file, of which the first is read")
+        with suppress(Exception):  # a GIF is looked through for it, and its later frames may be damaged
+            if image.format in _SEVERAL and getattr(image, "is_animated", False):
+                choices.append("several pictures in one file, of which the first is read")
         if image.mode == "RGBA" and _EXTRA_SAMPLES not in getattr(image, "tag_v2", (_EXTRA_SAMPLES,)):
             choices.append("a fourth channel that the file does not name, which is read as opacity")
         shown, opacity = _over_white(shown)
@@ -128,24 +128,21 @@ def tell_readings(counts: Mapping[Scale | str, int], whose: str = "") -> list[st
         images, hold = ("image", "holds") if count == 1 else ("images", "hold")
         sentences.append(f"{count} {images}{whose} {hold} {BLANK.get(str(what), what)}.")
     if sum(isinstance(what, Scale) for what in counts) > 1:
-        sentences.append(
-            f"The brightness of these images{whose} is not comparable: save them with 8 bits, scaled alike."
-        )
+        advice = "save them with 8 bits, scaled alike"
+        sentences.append(f"The brightness of these images{whose} is not comparable: {advice}.")
     return sentences
 
 
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask, (H, W) uint8: a palette or grey PNG whose pixel values (not colours) are class numbers."""
     content = _read_bytes(path)
-    with _decoding(path, "a PNG"), _opened(io.BytesIO(content), _MASK_FORMATS) as image:
+    with _decoding(path, "a PNG"), _opened(io.BytesIO(content), ("PNG",)) as image:
         image.load()
         if image.mode not in ("P", "L", "1"):
             mode = "16-bit" if image.mode.startswith("I;16") else image.mode
             kind = {"RGBA": "RGB with alpha", "LA": "grey with alpha"}.get(mode, mode)
-            raise ImageError(
-                f"{path} is no mask: its pixels are {kind}, where a mask is a palette or 8-bit grey PNG whose pixel "
-                "values are class numbers."
-            )
+            wanted = "where a mask is a palette or 8-bit grey PNG whose pixel values are class numbers"
+            raise ImageError(f"{path} is no mask: its pixels are {kind}, {wanted}.")
         values = np.array(image).astype(np.uint8)
         if image.mode == "L" and content[_PNG_BIT_DEPTH] < 8:  # Pillow spreads 2- and 4-bit grey over 0…255
             values //= 255 // (2 ** content[_PNG_BIT_DEPTH] - 1)
@@ -154,14 +151,14 @@ def read_mask(path: Path) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return the height and width of a photograph as a viewer shows it, from its header alone."""
-    with _header(path) as image:
+    with _decoding(path), path.open("rb") as stream, _opened(stream, _FORMATS) as image:
         turned = image.format != "TIFF" and _orientation(image) in _LYING  # Pillow turns the sizes of a TIFF by itself
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def is_turned(path: Path) -> bool:
     """Whether EXIF tells a viewer to swap a photograph's height and width."""
-    with _header(path) as image:
+    with _decoding(path), path.open("rb") as stream, _opened(stream, _FORMATS) as image:
         return _orientation(image) in _LYING
 
 
@@ -171,12 +168,6 @@ def _read_bytes(path: Path) -> bytes:
     if not content:
         raise ImageError(f"{path} is empty (0 bytes).")
     return content
-
-
-@contextmanager
-def _header(path: Path) -> Iterator[ImageFile.ImageFile]:
-    with _decoding(path), path.open("rb") as stream, _opened(stream, _FORMATS) as image:
-        yield image
 
 
 def _opened(stream: IO[bytes], formats: tuple[str, ...]) -> ImageFile.ImageFile:
@@ -194,8 +185,8 @@ def _decoding(path: Path, expected: str = "an image") -> Iterator[None]:
     except ImageError:
         raise
     except FileNotFoundError:
-        link = f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else None
-        raise ImageError(f"{path} {link or 'does not exist'}.") from None
+        link = f"is a link to {path.readlink()}, which " if path.is_symlink() else ""
+        raise ImageError(f"{path} {link}does not exist.") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path} {_instead_of(path, expected)}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -229,12 +220,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - the pixels are sound all the same
         return 1
-
-
-def _has_frames(image: Image.Image) -> bool:
-    with suppress(Exception):  # a GIF is looked through for it, and its later frames may be damaged
-        return bool(getattr(image, "is_animated", False))
-    return False
 
 
 def _over_white(image: Image.Image) -> tuple[Image.Image, tuple[int, int] | None]:

@@ -75,19 +75,22 @@ def read_mask_file(path: Path, id: str | None = None) -> tuple[NDArray[np.uint8]
         content = storage.read_bytes(path)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist.") from None
-    except ImageError:
-        raise
     except RibrayError as error:
-        raise ImageError(str(error)) from None
+        raise error if isinstance(error, ImageError) else ImageError(str(error)) from None
     try:
-        mode, values, text = _decode(content)
+        if not content.endswith(_PNG_END):
+            raise ValueError("its end is missing")
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            image.verify()  # every chunk's checksum, also those that decoding does not look at
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            image.load()
     except Exception as error:  # noqa: BLE001 - on damaged bytes Pillow raises almost anything
         raise DamagedError(f"{path} is a damaged mask ({error}); {storage.MADE_AGAIN}.") from None
-    if mode != "P":
-        pixels = f"its pixels are {mode}, not a palette's"
+    if image.mode != "P":
+        pixels = f"its pixels are {image.mode}, not a palette's"
         raise DamagedError(f"{path} is no mask of a run: {pixels}; {storage.MADE_AGAIN}.")
     counts = None
-    if text is not None:
+    if (text := image.info.get(COUNTS_KEY)) is not None:
         with contextlib.suppress(ValueError):
             counts = parse_json(text)
         if not isinstance(counts, dict):
@@ -95,14 +98,4 @@ def read_mask_file(path: Path, id: str | None = None) -> tuple[NDArray[np.uint8]
     if id is not None and (owner := (counts or {}).get(ID_KEY)) != id:
         whose = "of no known image" if owner is None else f"that of '{owner}'"
         raise DamagedError(f"{path} should be the mask of '{id}', and is {whose}; {storage.MADE_AGAIN}.")
-    return values, counts
-
-
-def _decode(content: bytes) -> tuple[str, NDArray[np.uint8], str | None]:
-    if not content.endswith(_PNG_END):
-        raise ValueError("its end is missing")
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        image.verify()  # every chunk's checksum, also those that decoding does not look at
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        image.load()
-        return image.mode, np.array(image), image.info.get(COUNTS_KEY)
+    return np.array(image), counts

@@ -6,10 +6,9 @@ split, the images that hold a value are compared with those that hold a class (`
 0, classes in another order, or one value for all classes.
 """
 
-import bisect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +37,10 @@ _LEFT_OVER = 0.1  # of the disagreement; another meaning of the values explains 
 _LEAST_IMAGES = 3  # with a class of another value; of fewer, one wrong mask alone could make it seem so
 _LARGE_SHARE = 0.5  # of the images; from here on a disagreement is a warning
 _SHOWN = 3
+_OFFSETS = (
+    (-1, "low", "add 1 to", "has one too many at its beginning"),
+    (1, "high", "subtract 1 from", "lacks the first one"),
+)
 _READERS = 16  # threads; most of the time goes into waiting for files and into PNG decoding
 
 
@@ -61,11 +64,9 @@ def compare(dataset: Dataset, id: str, mask: np.ndarray) -> Comparison:
     foreign, unseen = np.setdiff1d(shown, labelled), np.setdiff1d(labelled, shown)
     found: list[tuple[str, str]] = []
     if (rims := rim_values(mask, foreign)).size:
-        sentence = (
-            f"has {_named(rims, classes)} in thin rims between other regions only, as a smooth resize or JPEG makes "
-            "them: resize masks with nearest neighbour, and keep them as PNG"
-        )
-        found.append((RIMS, sentence))
+        thin = "in thin rims between other regions only, as a smooth resize or JPEG makes them"
+        advice = "resize masks with nearest neighbour, and keep them as PNG"
+        found.append((RIMS, f"has {_named(rims, classes)} {thin}: {advice}"))
         foreign = np.setdiff1d(foreign, rims)
     hidden = unseen[:0]
     if shown.max(initial=0) > len(classes):  # a value of no class, of which the data set itself tells
@@ -103,8 +104,12 @@ def _meaning(values: np.ndarray) -> str:
 def _advice(labelled: np.ndarray, classes: Sequence[str]) -> str:
     if len(labelled) == 1:
         return f"Where '{classes[labelled[0] - 1]}' is, write {labelled[0]}"
-    numbers = ", ".join(f"{value} for '{classes[value - 1]}'" for value in labelled[:_SHOWN])
-    return f"Where a class is, write its number: {numbers}{', …' if len(labelled) > _SHOWN else ''}"
+    numbers = [f"{value} for '{classes[value - 1]}'" for value in labelled]
+    return f"Where a class is, write its number: {_some(numbers)}"
+
+
+def _some(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:_SHOWN]) + (", …" if len(texts) > _SHOWN else "")
 
 
 def _named(values: np.ndarray, classes: Sequence[str]) -> str:
@@ -153,11 +158,8 @@ class Tally:
         """Say how many masks disagree with the labels and how; None where none does."""
         if not self.disagreeing:
             return None
-        kinds = ", ".join(
-            f"{self.kinds[kind]:,} × {phrase}, such as {self._first[kind]}"
-            for kind, phrase in PHRASES.items()
-            if self.kinds[kind]
-        )
+        counts = ((kind, self.kinds[kind], phrase) for kind, phrase in PHRASES.items() if self.kinds[kind])
+        kinds = ", ".join(f"{count:,} × {phrase}, such as {self._first[kind]}" for kind, count, phrase in counts)
         numbering = self.numbering()
         return (
             f"In {self.disagreeing:,} of {self.images:,} images of {self.name} the mask disagrees with the labels "
@@ -177,19 +179,21 @@ class Tally:
         if is_everywhere and len(labelled) > 1:
             advice = _advice(labelled + 1, self._classes)
             return f"There is one value, {shown[0]}, for all classes in {masks}. {advice}."
-        for offset in (-1, 1):
+        for offset, away, remedy, otherwise in _OFFSETS:
             values = labelled + 1 + offset
             for some in (values >= BACKGROUND, values > BACKGROUND):  # a class of value 0 may be lost in the background
                 if self._fits(apart, values[some], labelled[some]):
-                    return f"The values of {masks} are {self._of_offset(offset, values[some], labelled[some])}"
+                    pairs = self._pairs(values[some], labelled[some])
+                    return (
+                        f"The values of {masks} are one too {away}: {pairs}. Here 0 is background and classes count "
+                        f"from 1: {remedy} every value but {IGNORE} (or the list of classes {otherwise})."
+                    )
         best = self._best_values(apart, labelled)
         if shown.size and best is not None and self._explains(apart, best, labelled):
             moved = best != labelled + 1
             pairs = self._pairs(best[moved], labelled[moved])
-            return (
-                f"The values of {masks} go with other classes: {pairs}. Write the classes' numbers, or bring the "
-                "classes into that order."
-            )
+            advice = "Write the classes' numbers, or bring the classes into that order."
+            return f"The values of {masks} go with other classes: {pairs}. {advice}"
         return None
 
     def _fits(self, apart: np.ndarray, values: np.ndarray, columns: np.ndarray) -> bool:
@@ -215,40 +219,17 @@ class Tally:
         values = np.where(is_own, labelled + 1, used[among.argmin(0)])
         return values if len(set(values.tolist())) == len(values) and not is_own.all() else None
 
-    def _of_offset(self, offset: int, values: np.ndarray, columns: np.ndarray) -> str:
-        away, remedy, otherwise = (
-            ("low", "add 1 to", "has one too many at its beginning")
-            if offset < 0
-            else ("high", "subtract 1 from", "lacks the first one")
-        )
-        return (
-            f"one too {away}: {self._pairs(values, columns)}. Here 0 is background and classes count from 1: {remedy} "
-            f"every value but {IGNORE} (or the list of classes {otherwise})."
-        )
-
     def _pairs(self, values: np.ndarray, columns: np.ndarray) -> str:
-        pairs = list(zip(values.tolist(), columns.tolist(), strict=True))
-        texts = [f"{value} stands for '{self._classes[column]}' ({column + 1})" for value, column in pairs]
-        return ", ".join([*texts[:_SHOWN], *(["…"] if len(texts) > _SHOWN else [])])
+        pairs = zip(values.tolist(), columns.tolist(), strict=True)
+        return _some([f"{value} stands for '{self._classes[column]}' ({column + 1})" for value, column in pairs])
 
 
-class Without:
-    def __init__(self) -> None:
-        self.images = 0
-        self._names: list[str] = []
-
-    def add(self, id: str) -> None:
-        self.images += 1
-        bisect.insort(self._names, id)
-        del self._names[_SHOWN:]
-
-    def note(self, name: str, with_mask: int) -> str | None:
-        """Say how many of the images of a split have none; None where that is none, or all by design."""
-        if not self.images or not with_mask:
-            return None
-        names = f"{', '.join(self._names)}{', …' if self.images > len(self._names) else ''}"
-        total = self.images + with_mask
-        return f"{self.images:,} of {total:,} images of {name} have no mask, so they are not judged: {names}."
+def note_on_missing(name: str, without: Collection[str], with_mask: int) -> str | None:
+    """Say how many of the images of a split have no mask; None where that is none, or all by design."""
+    if not without or not with_mask:
+        return None
+    share = f"{len(without):,} of {len(without) + with_mask:,} images of {name}"
+    return f"{share} have no mask, so they are not judged: {_some(sorted(without))}."
 
 
 def require_foreground(dataset: Dataset, ids: Sequence[str], is_stopped: Callable[[], bool]) -> None:

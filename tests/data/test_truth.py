@@ -315,12 +315,10 @@ def test_a_run_with_masks_of_0_and_255_says_so_and_makes_nothing(tmp_path, ribra
 
 
 def test_images_without_a_mask_are_named_where_others_have_one():
-    without = truth.Without()
-    assert without.note("split 'all'", 4) is None
-    for number in (7, 3, 9, 1, 5):
-        without.add(f"img{number}")
-    assert without.note("split 'all'", 0) is None
-    assert without.note("split 'all'", 4) == (
+    without = [f"img{number}" for number in (7, 3, 9, 1, 5)]
+    assert truth.note_on_missing("split 'all'", [], 4) is None
+    assert truth.note_on_missing("split 'all'", without, 0) is None
+    assert truth.note_on_missing("split 'all'", without, 4) == (
         "5 of 9 images of split 'all' have no mask, so they are not judged: img1, img3, img5, …."
     )
 
