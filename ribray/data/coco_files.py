@@ -17,7 +17,7 @@ from ribray.data.dataset import nearest
 from ribray.data.files import list_files, without_root
 from ribray.data.images import is_photograph, without_ending
 from ribray.data.lists import id_fault
-from ribray.data.names import composed, shortened
+from ribray.data.names import composed, first_of, shortened
 from ribray.data.near import last_part
 from ribray.errors import UsageError
 
@@ -25,13 +25,7 @@ YEARS = ("2014", "2017")  # what may follow a split's name; the first one that i
 _ANNOTATIONS = "annotations"
 _ROBOFLOW = "_annotations.coco.json"
 # Where a file of annotations may lie; the first is COCO's own.
-_FORMS = (
-    f"{_ANNOTATIONS}/instances_{{}}.json",
-    f"{_ANNOTATIONS}/{{}}.json",
-    f"{{}}/{_ROBOFLOW}",
-    "{}.json",
-    "instances_{}.json",
-)
+_FORMS = ("annotations/instances_{}.json", "annotations/{}.json", f"{{}}/{_ROBOFLOW}", "{}.json", "instances_{}.json")
 _IMAGE_INFO = f"{_ANNOTATIONS}/image_info_{{}}.json"  # COCO's lists of images without annotations, of its test splits
 _FOLDERS = ("{}", "images/{}")  # where the pictures of a split may lie; the first is COCO's own
 _SHARED_FOLDERS = ("images", "data")  # where the pictures of all splits may lie
@@ -95,11 +89,9 @@ def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool) -> str:
-    files = other_annotations(root)
-    # The names by which these can be asked for
-    splits = sorted(
-        {file.parent.name if file.name == _ROBOFLOW else file.stem.removeprefix("instances_") for file in files}
-    )
+    roboflow = {file.parent.name for file in other_annotations(root) if file.name == _ROBOFLOW}
+    plain = {file.stem.removeprefix("instances_") for file in other_annotations(root) if file.name != _ROBOFLOW}
+    splits = sorted(roboflow | plain)  # the names by which these can be asked for
     wanted = root / _FORMS[0].format(names[1] if split.isalpha() else split)
     there = f"splits there are: {_listed(splits)}{nearest(split, splits)}"
     if not splits:
@@ -117,7 +109,7 @@ def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "") or "none"
+    return first_of(names, _NAMED) or "none"
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------

@@ -154,16 +154,13 @@ class Dataset(ABC):
     def _require_size(self, id: str, mask: np.ndarray) -> None:
         height, width = self.size(id)
         if mask.shape != (height, width):
-            raise ImageError(
-                f"The mask of {id} is {mask.shape[1]} × {mask.shape[0]} pixels, but its image is {width} × {height}."
-            )
+            size = f"{mask.shape[1]} × {mask.shape[0]}"
+            raise ImageError(f"The mask of {id} is {size} pixels, but its image is {width} × {height}.")
 
     def _require_range(self, id: str, mask: np.ndarray) -> None:
-        strays = foreign_values(mask, len(self.classes))
-        if strays.size:
-            raise ImageError(
-                f"The mask of {id} holds the value {strays[0]}, where 0 to {len(self.classes)} and {IGNORE} are known."
-            )
+        if (strays := foreign_values(mask, len(self.classes))).size:
+            known = f"0 to {len(self.classes)} and {IGNORE}"
+            raise ImageError(f"The mask of {id} holds the value {strays[0]}, where {known} are known.")
 
 
 def fingerprint_of(ids: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from ribray.data.dataset import Problem, nearest
 from ribray.data.lists import lines, read_text
-from ribray.data.names import RESERVED, composed, is_background, plain, shortened
+from ribray.data.names import RESERVED, composed, first_of, is_background, plain, shortened
 from ribray.errors import UsageError
 
 COLUMNS = ("id", "classes")
@@ -241,22 +241,19 @@ def _flag_columns(
 # --- classes.txt -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ClassList:
+class ClassList(NamedTuple):
     file: Path
-    names: tuple[str, ...]
-    numbered: tuple[str, ...] = ()  # without the numbers in front of them, where each line has the next one
-    start: int = 1  # the first number
+    names: list[str]
+    numbered: list[str]  # without the numbers in front of them, where each line has the next one
 
-    def for_use(self, used: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
+    def for_use(self, used: Iterable[str]) -> tuple[list[str], list[str]]:
         """Return the names that are meant, given those in use, and what to note."""
         if not self.numbered or {*used} <= {composed(name) for name in self.names}:
             return self.names, []
-        if self.start != 1:
-            raise UsageError(
-                f"{self.file} counts from {self.start} ('{self.names[0]}'), where 0 is background and the first class "
-                "has mask value 1: write the names of the classes alone, one a line."
-            )
+        if (first := _NUMBERED.fullmatch(self.names[0])) and int(first[1]) == 0:
+            advice = "write the names of the classes alone, one a line"
+            where = "where 0 is background and the first class has mask value 1"
+            raise UsageError(f"{self.file} counts from 0 ('{self.names[0]}'), {where}: {advice}.")
         note = f"{self.file} numbers its lines, which are read as mask values: 1 is {self.numbered[0]}."
         return self.numbered, [note]
 
@@ -268,16 +265,16 @@ def read_class_list(file: Path) -> ClassList:
     for number, name in written:
         if is_background(name):
             others = [other for other in names if other != name]
-            values = ", ".join(f"{value} {other}" for value, other in enumerate(others[:3], start=1))
-            meaning = f", and mask values mean {values}{', …' if len(others) > 3 else ''}" if others else ""
+            values = first_of([f"{value} {other}" for value, other in enumerate(others, start=1)], 3)
+            meaning = f", and mask values mean {values}" if others else ""
             raise UsageError(f"{file} has '{name}' on line {number}, {RESERVED}; take the line out{meaning}.")
     forms = [composed(name) for name in names]
     if repeated := [name for name in forms if forms.count(name) > 1]:
         raise UsageError(f"{file} has '{repeated[0]}' twice.")
     matches = [match for match in map(_NUMBERED.fullmatch, names) if match]
-    numbers, bare = [int(match[1]) for match in matches], tuple(match[2] for match in matches)
+    numbers, bare = [int(match[1]) for match in matches], [match[2] for match in matches]
     is_numbered = len(names) == len({*bare}) and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
-    return ClassList(file, tuple(names), bare, numbers[0]) if names and is_numbered else ClassList(file, tuple(names))
+    return ClassList(file, names, bare if is_numbered else [])
 
 
 # --- folders that name classes -----------------------------------------------------------------------------------

@@ -70,13 +70,11 @@ def each_once(text: str, source: str, id_of: Callable[[str, str], str]) -> tuple
     first_lines: dict[str, int] = {}
     ids: list[str] = []
     problems: dict[str, Problem] = {}
-    for number, line in enumerate(lines(text), start=1):
-        line = line.replace(_BYTE_ORDER_MARK, "").strip()
-        if not line:
+    for number, written in enumerate(lines(text), start=1):
+        if not (line := written.replace(_BYTE_ORDER_MARK, "").strip()):
             continue
         id = id_of(line, f"line {number} of {source}")
-        first = first_lines.setdefault(composed(id), number)
-        if first == number:
+        if (first := first_lines.setdefault(composed(id), number)) == number:
             ids.append(id)
         else:
             sentence = f"{source} lists {id} on line {first} and again on line {number}: keep one of the two."
@@ -91,11 +89,9 @@ def _parse_line(line: str, where: str, known: Known | None, found: IdList) -> st
         id = _parse_path(pair["picture"], where, known, found)
         folder, name = posixpath.split(pair["mask"].replace("\\", "/"))
         if composed(posixpath.splitext(name)[0]) != composed(posixpath.basename(id)):
-            picture, mask = (shortened(pair[what]) for what in ("picture", "mask"))
-            raise UsageError(
-                f"{where} names the picture {picture!r} and beside it {mask!r}, where a mask has its picture's name: "
-                f"write the id alone, such as {shortened(id)}."
-            )
+            both = f"the picture {shortened(pair['picture'])!r} and beside it {shortened(pair['mask'])!r}"
+            advice = f"write the id alone, such as {shortened(id)}"
+            raise UsageError(f"{where} names {both}, where a mask has its picture's name: {advice}.")
         found.mask_folders.setdefault(posixpath.basename(folder))
         return id
     if known is not None and (signed := _SIGNED.fullmatch(line)):
@@ -155,10 +151,8 @@ def _below_pictures(text: str) -> tuple[str, str | None]:
 def check_id(id: str, where: str, shown: str | None = None) -> None:
     """Refuse an id that could name anything but a file below a root; ``where`` it stands, what is ``shown`` of it."""
     if fault := id_fault(id):
-        raise UsageError(
-            f"{where} is {shortened(id if shown is None else shown)!r}, which {fault}: an image id is the image's path "
-            "below its folder without ending, such as 2007_000032."
-        )
+        rule = "an image id is the image's path below its folder without ending, such as 2007_000032"
+        raise UsageError(f"{where} is {shortened(id if shown is None else shown)!r}, which {fault}: {rule}.")
 
 
 def id_fault(id: str) -> str | None:

@@ -31,6 +31,10 @@ def shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def first_of(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
 def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, Problem, values_of
+from ribray.data.names import first_of
 from ribray.errors import ImageError, UsageError
 
 UNWRITTEN, UNLABELLED, UNSEEN, RIMS = "mask 0/255", "class not labelled", "label not in mask", "mask rims"
@@ -105,11 +106,7 @@ def _advice(labelled: np.ndarray, classes: Sequence[str]) -> str:
     if len(labelled) == 1:
         return f"Where '{classes[labelled[0] - 1]}' is, write {labelled[0]}"
     numbers = [f"{value} for '{classes[value - 1]}'" for value in labelled]
-    return f"Where a class is, write its number: {_some(numbers)}"
-
-
-def _some(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:_SHOWN]) + (", …" if len(texts) > _SHOWN else "")
+    return f"Where a class is, write its number: {first_of(numbers, _SHOWN)}"
 
 
 def _named(values: np.ndarray, classes: Sequence[str]) -> str:
@@ -198,8 +195,7 @@ class Tally:
 
     def _fits(self, apart: np.ndarray, values: np.ndarray, columns: np.ndarray) -> bool:
         """Whether classes go with other values than ours; a class is found by its value alone, or nothing is shown."""
-        used = np.flatnonzero(self._with_value)
-        as_near = (apart[np.ix_(used, columns)] <= apart[values, columns]).sum(0)
+        as_near = (apart[np.ix_(np.flatnonzero(self._with_value), columns)] <= apart[values, columns]).sum(0)
         return bool((as_near == 1).any()) and self._explains(apart, values, columns)
 
     def _explains(self, apart: np.ndarray, values: np.ndarray, columns: np.ndarray) -> bool:
@@ -221,7 +217,8 @@ class Tally:
 
     def _pairs(self, values: np.ndarray, columns: np.ndarray) -> str:
         pairs = zip(values.tolist(), columns.tolist(), strict=True)
-        return _some([f"{value} stands for '{self._classes[column]}' ({column + 1})" for value, column in pairs])
+        texts = [f"{value} stands for '{self._classes[column]}' ({column + 1})" for value, column in pairs]
+        return first_of(texts, _SHOWN)
 
 
 def note_on_missing(name: str, without: Collection[str], with_mask: int) -> str | None:
@@ -229,7 +226,7 @@ def note_on_missing(name: str, without: Collection[str], with_mask: int) -> str 
     if not without or not with_mask:
         return None
     share = f"{len(without):,} of {len(without) + with_mask:,} images of {name}"
-    return f"{share} have no mask, so they are not judged: {_some(sorted(without))}."
+    return f"{share} have no mask, so they are not judged: {first_of(sorted(without), _SHOWN)}."
 
 
 def require_foreground(dataset: Dataset, ids: Sequence[str], is_stopped: Callable[[], bool]) -> None:

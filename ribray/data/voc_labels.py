@@ -1,5 +1,6 @@
 """Image-level labels of data in VOC layout: from annotations, or else masks, or else the lists of the classes."""
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,26 +48,23 @@ class UnknownClassError(ImageError):
 
 def parse_annotation(content: bytes, classes: Sequence[str], source: str) -> np.ndarray:
     """Return which classes a VOC annotation lists, (classes,) bool: none where it is known to be empty."""
-    columns = {composed(name): column for column, name in enumerate(classes)}
+    known = [*map(composed, classes)]
     names = dict.fromkeys(name for name, _ in _objects(content, source))
     if "" in names:
         raise ImageError(f"{source} has an object without a name.")
-    if unknown := [name for name in names if name not in columns]:
+    if unknown := [name for name in names if name not in known]:
         fault = f"is no class{nearest(unknown[0], classes)}"
         if (other := in_other_case(unknown[0], classes)) is not None:
             fault = f"differs from class '{other}' in case only: write it so"
         raise UnknownClassError(f"{source} has an object '{unknown[0]}', which {fault}.", unknown)
-    labels = np.zeros(len(classes), dtype=bool)
-    labels[[columns[name] for name in names]] = True
-    return labels
+    return np.array([name in names for name in known], dtype=bool)
 
 
 def difficult_names(content: bytes) -> set[str]:
     """Return the names in a VOC annotation of which every object is marked difficult; none of one that is broken."""
-    try:
+    objects: list[tuple[str, str]] = []
+    with contextlib.suppress(ImageError):
         objects = _objects(content, "")
-    except ImageError:
-        return set()
     return {name for name, mark in objects if mark == "1"} - {name for name, mark in objects if mark != "1"}
 
 
@@ -130,7 +128,7 @@ class VocLabels:
         """Return each image's classes, (classes,) bool, or why they are unknown; ``missing``: why it has no picture."""
         ids = self._listed.ids
         with ThreadPoolExecutor(_READERS) as readers:
-            found = list(readers.map(self._read_or_problem, ids))
+            found = list(readers.map(self._read, ids))
         signs = self._signs() if any(row is None for row in found) else []
         rows = []
         for id, row in zip(ids, found, strict=True):
@@ -144,31 +142,23 @@ class VocLabels:
             rows.append(row)
         return rows
 
-    def _read_or_problem(self, id: str) -> np.ndarray | Problem | None:
+    def _read(self, id: str) -> np.ndarray | Problem | None:
+        """Return an image's classes from its XML or else its mask, or what is wrong; None where it has neither."""
         try:
-            return self._read(id)
-        except UnknownClassError as error:
-            self._unknown.append(error.names)
-            return Problem(id, str(error), "labels")
+            for annotation in (self._annotations.folder / name for name in self._annotations.names(id)):
+                with contextlib.suppress(FileNotFoundError):  # a link to nowhere
+                    return parse_annotation(annotation.read_bytes(), self._classes, str(annotation))
+            for file in (files.folder / name for files in self._masks for name in files.names(id)):
+                mask, count = read_mask(file), len(self._classes)
+                if (strays := foreign_values(mask, count)).size:
+                    raise ImageError(f"The mask of {id} holds the value {strays[0]}, but the classes end at {count}.")
+                return labels_of_mask(mask, count)
+        except OSError as error:
+            return Problem(id, f"{annotation} cannot be read: {storage.reason(error)}.", "labels")
         except ImageError as error:
+            if isinstance(error, UnknownClassError):
+                self._unknown.append(error.names)
             return Problem(id, str(error), "labels")
-
-    def _read(self, id: str) -> np.ndarray | None:
-        """Return the classes of one image from its XML or else from its mask; None where it has neither."""
-        for name in self._annotations.names(id):
-            annotation = self._annotations.folder / name
-            try:
-                return parse_annotation(annotation.read_bytes(), self._classes, str(annotation))
-            except FileNotFoundError:
-                pass  # a link to nowhere
-            except OSError as error:
-                raise ImageError(f"{annotation} cannot be read: {storage.reason(error)}.") from None
-        for file in (files.folder / name for files in self._masks for name in files.names(id)):
-            mask, count = read_mask(file), len(self._classes)
-            strays = foreign_values(mask, count)
-            if strays.size:
-                raise ImageError(f"The mask of {id} holds the value {strays[0]}, but the classes end at {count}.")
-            return labels_of_mask(mask, count)
         return None
 
     def _signs(self) -> list[dict[str, int]]:
@@ -183,28 +173,25 @@ class VocLabels:
         return signs
 
     @cached_property
-    def _with_list(self) -> str:
-        return ", ".join(file.stem.removesuffix(f"_{self._base}") for file in _lists_of(self._root, self._base))
+    def _partial_lists(self) -> str:
+        names = ", ".join(file.stem.removesuffix(f"_{self._base}") for file in _lists_of(self._root, self._base))
+        tell = f"the lists {MAIN}/CLASS_{self._base}.txt do not tell of every class, but of {names}"
+        return f", and {tell} (where these are all, give them as data.classes)" if names else ""
 
     def _without_labels(self, id: str) -> Problem:
-        sentence = f"{id} has no labels: neither {self._annotations.folder}/{id}.xml nor a mask {MASKS}/{id}.png exists"
-        if self._with_list:
-            advice = "where these are all, give them as data.classes"
-            lists = f"the lists {MAIN}/CLASS_{self._base}.txt"
-            sentence += f", and {lists} do not tell of every class, but of {self._with_list} ({advice})"
-        if (near := self._annotations.near.find(id)) is not None:
-            sentence += f"; there is {self._annotations.names(near)[0]}"
-        return Problem(id, f"{sentence}.", "labels")
+        neither = f"neither {self._annotations.folder}/{id}.xml nor a mask {MASKS}/{id}.png exists"
+        near = self._annotations.near.find(id)
+        there = "" if near is None else f"; there is {self._annotations.names(near)[0]}"
+        return Problem(id, f"{id} has no labels: {neither}{self._partial_lists}{there}.", "labels")
 
     def findings(self, rows: Sequence[np.ndarray | Problem]) -> Iterator[Problem]:
         if self._column is None:
             return
-        name = self._classes[self._column]
         for id, row in zip(self._listed.ids, rows, strict=True):
             sign = self._listed.signs.get(id)
             if sign is not None and not isinstance(row, Problem) and row[self._column] != (sign >= 0):
                 said, other = ("is", "is not") if sign >= 0 else ("is not", "is")
-                by_sign = f"{self._listed.source} says by {sign} that '{name}' {said} in {id}"
+                by_sign = f"{self._listed.source} says by {sign} that '{self._classes[self._column]}' {said} in {id}"
                 by_image = f"and the image's annotation or mask that it {other}: the latter counts"
                 yield Problem(id, f"{by_sign}, {by_image}.", "sign")
 
@@ -222,17 +209,17 @@ class VocLabels:
 
     def _on_unknown_names(self, counts: Mapping[str, int], used: np.ndarray) -> str:
         """Say which names are no classes, for a recipe; ``used`` (classes,) bool: is a class in an image?"""
-        folder = self._root / ANNOTATIONS
-        cased = {name: other for name in sorted(counts) if (other := in_other_case(name, self._classes)) is not None}
+        folder, ordered = self._root / ANNOTATIONS, sorted(counts)
+        cased = {name: other for name in ordered if (other := in_other_case(name, self._classes)) is not None}
         if len(cased) == len(counts):
             pairs = ", ".join(f"'{name}' (images: {counts[name]}) for '{other}'" for name, other in cased.items())
             return (
                 f"{folder} has names that differ from a class in case only: {pairs}. Write them as the classes are "
                 "written, or give the classes as these are written by data.classes, in the order of the mask values."
             )
-        names = ", ".join(f"'{name}' (images: {counts[name]})" for name in sorted(counts))
+        names = ", ".join(f"'{name}' (images: {counts[name]})" for name in ordered)
         own = self._classes if tuple(self._classes) != VOC_CLASSES else np.array(self._classes)[used].tolist()
-        pasted = [*own, *(name for name in sorted(counts) if name not in cased and not is_background(name))]
+        pasted = [*own, *(name for name in ordered if name not in cased and not is_background(name))]
         in_yaml = yaml.safe_dump(pasted, default_flow_style=True, allow_unicode=True, width=2**31).strip()
         return (
             f"{folder} has names that are no class: {names}. Mend them; or if they are classes of your own, write "
