@@ -178,18 +178,13 @@ def foreign_values(mask: np.ndarray, classes: int) -> np.ndarray:
 
 
 def values_of(mask: np.ndarray) -> np.ndarray:
-    """Return the values that occur in a uint8 mask, rising."""
-    return np.flatnonzero(_histogram(mask))
+    """Return the values that occur in a uint8 mask, rising: Pillow counts faster than NumPy and without the GIL."""
+    return np.flatnonzero(Image.fromarray(mask).histogram())
 
 
 def labels_of_mask(mask: np.ndarray, classes: int) -> np.ndarray:
     """Return which classes occur in a uint8 mask, (classes,) bool."""
-    return _histogram(mask)[1 : classes + 1] > 0
-
-
-def _histogram(mask: np.ndarray) -> np.ndarray:
-    """Count the pixels of each value, (256,): Pillow is faster at it than NumPy and does not hold the GIL."""
-    return np.array(Image.fromarray(mask).histogram())
+    return np.isin(np.arange(1, classes + 1), values_of(mask))
 
 
 def colour_map() -> np.ndarray:

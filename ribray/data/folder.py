@@ -22,19 +22,11 @@ import numpy as np
 from ribray.config import DataConfig
 from ribray.data.dataset import Dataset, Problem, nearest
 from ribray.data.files import list_files
-from ribray.data.folder_labels import (
-    SEPARATOR,
-    ClassList,
-    Labels,
-    parse_labels,
-    read_class_folders,
-    read_class_list,
-    some,
-)
+from ribray.data.folder_labels import SEPARATOR, ClassList, Labels, parse_labels, read_class_folders, read_class_list
 from ribray.data.ids import Absences, MaskFiles, Photographs
 from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask
 from ribray.data.lists import check_id, each_once, read_text
-from ribray.data.names import DELIMITERS, composed, in_other_case, recombined, several
+from ribray.data.names import DELIMITERS, LIKE_MASKS, composed, in_other_case, recombined, several, some
 from ribray.data.near import Near, difference
 from ribray.errors import ImageError, UsageError
 
@@ -45,11 +37,6 @@ SPLITS = "splits"
 WHOLE = "all"  # the split that needs no list
 UNNAMED = "object"  # the one class of images that are only predicted and whose classes nothing names
 _TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
-_LIKE_MASKS = frozenset(
-    {"mask", "masks", "annotation", "annotations", "label", "labels", "gt", "groundtruth", "ground_truth"}
-    | {"segmentation", "segmentations", "segmentationclass"}
-)
-"""Names of folders that may hold masks, in lower case."""
 
 
 class FolderDataset(Dataset):
@@ -230,7 +217,7 @@ class _Content:
         """Return folders of what seem to be masks under another name, each with an image that has one there."""
         files, inside = self.photographs.files, defaultdict(list)
         for id in files:
-            if (folder := id.partition("/")[0]).casefold() in _LIKE_MASKS and folder != id:
+            if (folder := id.partition("/")[0]).casefold() in LIKE_MASKS and folder != id:
                 inside[folder].append(id)
         last = {id.rpartition("/")[2]: id for id in files if id.split("/")[0] not in inside}
         found = {}

@@ -25,31 +25,23 @@ from typing import NamedTuple
 
 from ribray.data.dataset import Problem, nearest
 from ribray.data.lists import lines, read_text
-from ribray.data.names import RESERVED, composed, first_of, is_background, plain, shortened
+from ribray.data.names import LIKE_MASKS, RESERVED, composed, first_of, is_background, plain, shortened, some
 from ribray.errors import UsageError
 
 COLUMNS = ("id", "classes")
 SEPARATOR = ";"  # between the classes of one cell
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_ID_COLUMNS = frozenset(
-    {"id", "image", "images", "imageid", "imagename", "imagefile", "imagepath", "img", "imgid", "imgname", "imgpath"}
-    | {"file", "filename", "filepath", "path", "photo", "picture"}
-)
-_CLASS_COLUMNS = frozenset(
-    {"classes", "class", "classname", "classnames", "label", "labels", "labelname", "labelnames"}
-    | {"category", "categories", "categoryname", "tag", "tags"}
-)
+_ID_COLUMNS = {"id", "image", "images", "imageid", "imagename", "imagefile", "imagepath", "img", "imgid", "imgname"}
+_ID_COLUMNS |= {"imgpath", "file", "filename", "filepath", "path", "photo", "picture"}
+_CLASS_COLUMNS = {"classes", "class", "classname", "classnames", "label", "labels", "labelname", "labelnames"}
+_CLASS_COLUMNS |= {"category", "categories", "categoryname", "tag", "tags"}
 _YES, _NO, _MINUS = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no"), ("-1", "-1.0")
 _FLAGS = frozenset({*_YES, *_NO, *_MINUS})
 _NUMBERED = re.compile(r"([0-9]+) ?[:.,;) ] ?(\S.*)")
 # Names of folders that hold a split, or a kind of file, in lower case
-_SPLITS = frozenset({"train", "training", "trainval", "val", "valid", "validation", "dev", "eval", "test", "testing"})
-_NO_CLASSES = frozenset(
-    {"image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures", "data", "raw", "input"}
-    | {"label", "labels", "annotation", "annotations", "mask", "masks", "gt", "groundtruth", "ground_truth", "truth"}
-    | {"segmentation", "segmentations", "segmentationclass", "segmentationclassaug", "segmentationobject", "seg"}
-)
-_SHOWN = 8
+_SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "eval", "test", "testing"}
+_NO_CLASSES = {"image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures", "data", "raw"}
+_NO_CLASSES |= LIKE_MASKS | {"input", "truth", "segmentationclassaug", "segmentationobject", "seg"}
 
 
 @dataclass
@@ -321,8 +313,3 @@ def _require_classes(root: Path, names: Sequence[str], classes: Collection[str] 
 def _no_labels(root: Path, hint: str = "") -> UsageError:
     what = "write a line 'id,classes' and then one for each image, such as 'beach/0001,dog;person'"
     return UsageError(f"{root / 'labels.csv'} does not exist: {what}{f' ({hint})' if hint else ''}.")
-
-
-def some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

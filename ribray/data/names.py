@@ -13,6 +13,10 @@ DELIMITERS = {";": "a semicolon", ",": "a comma", "|": "a bar", "\t": "a tab"}
 DELIMITERS |= {"[": "a bracket", "]": "a bracket", '"': "a quote"}
 NO_CLASS = frozenset({"none", "nan", "null", "n/a", "nothing", "void", "ignore", "ignored", "unlabeled", "unlabelled"})
 """Words by which people and programs mean that there is no class, or that pixels do not count."""
+# Folders that may hold masks, in lower case
+LIKE_MASKS = {"mask", "masks", "annotation", "annotations", "label", "labels", "gt", "groundtruth", "ground_truth"}
+LIKE_MASKS |= {"segmentation", "segmentations", "segmentationclass"}
+_SHOWN = 8
 _MARKS = re.compile(r"[;,|\t\[\]\"']+")
 _GAPS = re.compile(r"[\s/+&]+(?:and\s+)?")
 _JOINTS = re.compile(r"[\s/+&:_.-]+(?:and[\s_-]+)?")
@@ -33,6 +37,11 @@ def shortened(text: str, most: int = 80) -> str:
 
 def first_of(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def printable(text: str) -> str:

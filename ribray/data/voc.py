@@ -65,14 +65,17 @@ class VocDataset(Dataset):
             raise UsageError(f"{root} has no folder {PICTURES}: {_nearest_root(root)}")
         pictures = FilesById(root / PICTURES, IMAGE_SUFFIXES)
         listed = _read_split(root, split, classes, pictures, labelled)
-        self._mask_folders = _truth_folders(root, split, listed)
+        names_augmented_alone = _AUGMENTED_MASKS in listed.mask_folders and not (root / MASKS).is_dir()
+        is_augmented = split == AUGMENTED_SPLIT or names_augmented_alone
+        folders = (_AUGMENTED_MASKS, MASKS) if is_augmented else (MASKS,)
+        self._mask_folders = [folder for folder in folders if (root / folder).is_dir()]  # of truth, the first one first
         masks = [FilesById(root / folder, MASK_SUFFIXES) for folder in self._mask_folders]
         self._missing = dict(_missing_pictures(root, listed.ids, pictures))
         self._pictures = {id: _picture(id, listed, pictures) for id in listed.ids if id in pictures}
         self._masks = [(files.folder, {id: files.names(id)[0] for id in listed.ids if id in files}) for files in masks]
 
         findings = [*_findings(root, listed, pictures, masks)]
-        notes = [*notes, *_case_notes(root), *_list_notes(root, listed, self._mask_folders, classes)]
+        notes = [*notes, *_notes(root, listed, self._mask_folders, classes)]
         rows: list[np.ndarray | Problem] = [np.zeros(len(classes), bool)] * len(listed.ids)
         if labelled:
             order = dict.fromkeys((*self._mask_folders, _AUGMENTED_MASKS, MASKS))
@@ -171,7 +174,11 @@ def _misplaced(root: Path, split: str) -> Path | None:
     return None
 
 
-def _list_notes(root: Path, listed: IdList, truth: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
+def _notes(root: Path, listed: IdList, truth: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
+    absent = [name for name in (ANNOTATIONS, MASKS, _AUGMENTED_MASKS) if not (root / name).is_dir()]
+    for entry in root.iterdir() if absent else ():
+        if names := [name for name in absent if name.casefold() == entry.name.casefold()]:
+            yield f"{entry} is not read: VOC's layout has {names[0]} in its place."
     yield from listed.notes
     if listed.signs:
         column = class_of_list(Path(listed.source).stem, classes)
@@ -210,21 +217,6 @@ def _nearest_root(root: Path) -> str:
             where = "itself" if folder == root else f"in its folder {folder.name}"
             return f"it has pictures {where}: put them into {PICTURES}, or use data.kind=folder."
     return "data.root must be the folder that holds it."
-
-
-def _case_notes(root: Path) -> Iterator[str]:
-    absent = [name for name in (ANNOTATIONS, MASKS, _AUGMENTED_MASKS) if not (root / name).is_dir()]
-    for entry in root.iterdir() if absent else ():
-        for name in absent:
-            if entry.name.casefold() == name.casefold():
-                yield f"{entry} is not read: VOC's layout has {name} in its place."
-
-
-def _truth_folders(root: Path, split: str, listed: IdList) -> tuple[str, ...]:
-    """Return the folders of masks that are truth, the first one first; another one where a list names it alone."""
-    is_augmented = split == AUGMENTED_SPLIT or (_AUGMENTED_MASKS in listed.mask_folders and not (root / MASKS).is_dir())
-    folders = (_AUGMENTED_MASKS, MASKS) if is_augmented else (MASKS,)
-    return tuple(folder for folder in folders if (root / folder).is_dir())
 
 
 def _picture(id: str, listed: IdList, pictures: FilesById) -> str:
