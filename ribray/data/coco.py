@@ -12,7 +12,6 @@ A crowd (``iscrowd``) makes its class present in the image, and its pixels are 2
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,10 @@ class CocoDataset(Dataset):
 
     def __init__(self, index: Instances, source: Path, folder: Path, name: str, notes: Sequence[str], labelled: bool):
         """Keep the index of a split, whose annotations are in ``source``; where there are none, that is the folder."""
-        self.source, self.folder, self._instances = source, folder, index
+        self.source, self.folder, self._instances, self._pictures = source, folder, index, Pictures(folder)
         findings, notes = () if labelled else index.problems, (*notes, *_notes(index, source, folder))
         super().__init__(name, index.classes, index.ids, index.labels, index.problems, findings=findings, notes=notes)
+        self.category_ids = index.category_ids
 
     @property
     def has_masks(self) -> bool:
@@ -61,26 +61,17 @@ class CocoDataset(Dataset):
     def image_path(self, id: str) -> Path:
         return self.folder / self._instances.paths[self.index(id)]
 
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        return self._instances.category_ids
-
     def coco_image(self, id: str) -> tuple[int, str]:
         row = self.index(id)
         return self._instances.image_ids[row], self._instances.paths[row]
 
     def hidden_classes(self, id: str) -> np.ndarray:
         """Return which classes may be without a pixel: of crowds, or behind other objects."""
-        hidden = self.labels[self.index(id)].copy()
-        size = self._size(id)
+        hidden, size = self.labels[self.index(id)].copy(), self._size(id)
         for value, segmentation in self._read_instances(id):
             if value != IGNORE and is_blank(segmentation, *size):
                 hidden[value - 1] = False
         return hidden
-
-    @cached_property
-    def _pictures(self) -> Pictures:
-        return Pictures(self.folder)
 
     def _read_mask(self, id: str) -> np.ndarray | None:
         if not self.has_masks:

@@ -233,25 +233,25 @@ def as_number(value: Any) -> int | None:
 def _build_index(found: _Found, categories: Categories, source: str, located: Located, labelled: bool) -> Instances:
     column_of, classes = _order_categories(categories, found.category_ids)
     image_keys, annotation_keys = _same_ids(found)
-    order = _order_images(image_keys, located, source)
-    rows = np.array([order.rows.get(key, _NO_ROW) for key in annotation_keys], dtype=np.int64)
+    row_of, used, unsure_by_id, problems = _order_images(image_keys, located, source)
+    rows = np.array([row_of.get(key, _NO_ROW) for key in annotation_keys], dtype=np.int64)
     columns = np.array([column_of.get(id, _NO_ROW) for id in found.category_ids], dtype=np.int32)
     strays: dict[Hashable, Problem] = {}
     for place, key in enumerate(annotation_keys):
-        if key not in order.rows and key not in strays:
+        if key not in row_of and key not in strays:
             label = printable(str(key))
             sentence = f"annotations[{place}] of {source} names image {label}, which is not among the images."
             strays[key] = Problem(label, sentence, "annotation")
-    problems = [*order.problems, *strays.values()]
+    problems += strays.values()
     unsure: dict[int, str] = {}  # of an unknown category, before an id of two images
     for place in np.flatnonzero((rows != _NO_ROW) & (columns == _NO_ROW)).tolist():
         fault = f"names category {found.category_ids[place]}, which is not among the categories"
         unsure.setdefault(int(rows[place]), f"annotations[{place}] of {source} {fault}")
-    unsure |= order.unsure
+    unsure |= unsure_by_id
 
     is_used = np.zeros(len(image_keys), dtype=bool)
-    is_used[order.used] = True
-    unsure_ids = {without_ending(order.paths[row]): sentence for row, sentence in unsure.items()}
+    is_used[used] = True
+    unsure_ids = {without_ending(located.paths[row]): sentence for row, sentence in unsure.items()}
     if labelled:
         is_used[list(unsure)] = False
         problems += [Problem(id, f"{why}: {id} is left out.", "annotation") for id, why in unsure_ids.items()]
@@ -263,7 +263,7 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
     flags = np.frombuffer(found.flags, dtype=np.int8)[chosen]
     labels = np.zeros((len(used), len(classes)), dtype=bool)
     labels[rows, columns] = True
-    paths = tuple(order.paths[row] for row in used)
+    paths = tuple(located.paths[row] for row in used)
     sizes = [(found.images[row].height, found.images[row].width) for row in used]
     numbers = tuple(key for row in used if isinstance(key := image_keys[row], int))
     return Instances(
@@ -282,7 +282,7 @@ def _build_index(found: _Found, categories: Categories, source: str, located: Lo
         problems=tuple(problems),
         unsure={} if labelled else {id: f"{why}." for id, why in unsure_ids.items()},
         searched=len(searched),
-        example=(found.images[searched[0]].name, order.paths[searched[0]]) if searched else None,
+        example=(found.images[searched[0]].name, located.paths[searched[0]]) if searched else None,
     )
 
 
@@ -311,41 +311,38 @@ def _same_ids(found: _Found) -> tuple[list[Hashable], list[Hashable]]:
     return numbers, [id if (number := as_number(id)) is None else number for id in found.image_ids]
 
 
-@dataclass
-class _Order:
-    """Which entries of the images are used. Rows are places among the entries."""
+def _order_images(
+    keys: Sequence[Hashable], located: Located, source: str
+) -> tuple[dict[Hashable, int], list[int], dict[int, str], list[Problem]]:
+    """Say which entries of the images are used. Rows are places among the entries.
 
-    paths: Sequence[str]  # of every entry; empty where no picture can be named
-    rows: dict[Hashable, int] = field(default_factory=dict)  # by image id, _NO_ROW where it cannot be used
-    used: list[int] = field(default_factory=list)
-    unsure: dict[int, str] = field(default_factory=dict)  # beginnings of sentences: nobody knows their annotations
-    problems: list[Problem] = field(default_factory=list)
-
-
-def _order_images(keys: Sequence[Hashable], located: Located, source: str) -> _Order:
-    order = _Order(located.paths)
+    Returns rows by image id, `_NO_ROW` where it cannot be used; rows that are used; why nobody knows the annotations
+    of some of them, as beginnings of sentences; problems.
+    """
+    rows: dict[Hashable, int] = {}
+    used: list[int] = []
+    unsure: dict[int, str] = {}
+    problems: list[Problem] = []
     owners: dict[str, int] = {}  # row by id
     firsts: dict[Hashable, int] = {}
-    for row, key in enumerate(keys):
-        path = order.paths[row]
-        used = _NO_ROW
+    for row, (key, path) in enumerate(zip(keys, located.paths, strict=True)):
+        taken = _NO_ROW
         if row in located.faults:
             sentence = f"images[{row}] of {source} {located.faults[row]}."
-            order.problems.append(Problem(printable(str(key)), sentence, "file name"))
+            problems.append(Problem(printable(str(key)), sentence, "file name"))
         elif (twin := owners.setdefault(composed(without_ending(path)), row)) == row:
-            used = row
-            order.used.append(row)
+            taken = row
+            used.append(row)
         else:
-            id, other = without_ending(path), order.paths[twin]
+            id, other = without_ending(path), located.paths[twin]
             sentence = f"has {path} beside {other}, both with id {id}: the first one is used"
             if other == path:
-                used = twin
+                taken = twin
                 which = "the first entry is used" if keys[twin] == key else "the annotations of both are used"
                 sentence = f"lists {path} twice, as images[{twin}] and images[{row}]: {which}"
-            order.problems.append(Problem(id, f"{source} {sentence}.", "listed twice"))
-        first = firsts.setdefault(key, row)
-        owner = order.rows.setdefault(key, used)
-        if first != row and order.paths[first] != path:
+            problems.append(Problem(id, f"{source} {sentence}.", "listed twice"))
+        owner = rows.setdefault(key, taken)
+        if located.paths[firsts.setdefault(key, row)] != path:
             fault = f"gives the id {printable(str(key))} to two images, so that nobody knows whose annotations it is"
-            order.unsure |= {place: f"{source} {fault}" for place in (owner, used) if place != _NO_ROW}
-    return order
+            unsure |= {place: f"{source} {fault}" for place in (owner, taken) if place != _NO_ROW}
+    return rows, used, unsure, problems

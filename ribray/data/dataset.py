@@ -40,6 +40,7 @@ class Dataset(ABC):
         classes: foreground class names, in Unicode's composed form.
         ids: image ids, in the order of the split.
         labels: (ids, classes) bool.
+        category_ids: COCO category ids of the classes, in their order: the data's own, or 1, 2, …
         palette: (256, 3) uint8, a colour per mask value.
         problems: what was wrong with listed images; one whose labels cannot be known is left out of ``ids``.
         findings: what is wrong with anything else, such as a class name or a file that belongs to no image; the id
@@ -68,6 +69,7 @@ class Dataset(ABC):
         self.classes = tuple(map(composed, classes))
         self.ids = tuple(ids)
         self.labels = np.asarray(labels, dtype=bool).reshape(len(self.ids), len(self.classes))
+        self.category_ids = tuple(range(1, len(self.classes) + 1))
         self.palette = colour_map() if palette is None else palette
         self.problems = tuple(problems)
         doubts = doubtful_names(classes, name, self.separator)
@@ -130,11 +132,6 @@ class Dataset(ABC):
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.ids, self.labels, self.classes)
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """COCO category ids of the classes, in their order: the data's own, or 1, 2, …"""
-        return tuple(range(1, len(self.classes) + 1))
 
     def coco_image(self, id: str) -> tuple[int, str]:
         """Return an image's COCO image id and file name: the data's own, or its place from 1 and its path."""
