@@ -66,7 +66,6 @@ class CocoDataset(Dataset):
         return self._instances.image_ids[row], self._instances.paths[row]
 
     def hidden_classes(self, id: str) -> np.ndarray:
-        """Return which classes may be without a pixel: of crowds, or behind other objects."""
         hidden, size = self.labels[self.index(id)].copy(), self._size(id)
         for value, segmentation in self._read_instances(id):
             if value != IGNORE and is_blank(segmentation, *size):
@@ -95,9 +94,7 @@ class CocoDataset(Dataset):
         return (height, width) if height and width else image_size(self.image_path(id))
 
     def _read_instances(self, id: str) -> list[tuple[int, Any]]:
-        """Read the mask value and the segmentation of each instance of an image again."""
-        index, row = self._instances, self.index(id)
-        found = []
+        index, row, found = self._instances, self.index(id), []
         try:
             with self.source.open("rb") as stream:
                 for place in range(index.first[row], index.first[row + 1]):

@@ -59,7 +59,7 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
     if file.name == _ROBOFLOW:
         return Layout(file, file.parent, note=f"{note} {file.parent}.")
     own_names = dict.fromkeys((name, name.replace("-dev", ""), split))
-    candidates = [*_places(root, own_names, _FOLDERS), *(root / place for place in _SHARED_FOLDERS)]
+    candidates = [*_folders(root, own_names), *(root / place for place in _SHARED_FOLDERS)]
     folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
     if folder is None:
         doubt = f"{root} holds annotations: data.root must be the folder above, which holds the images too."
@@ -74,18 +74,17 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
 
 
 def other_annotations(root: Path) -> list[Path]:
-    """List every file in the root that may hold the annotations of a split."""
     files = {file for form in _FORMS for file in root.glob(form.format("*"))}
     return sorted(file for file in files if not file.name.startswith((*_OTHER_TASKS, ".")))
 
 
-def _places(root: Path, names: Iterable[str], forms: Iterable[str]) -> list[Path]:
-    return [root / form.format(name) for name in names for form in forms]
+def _folders(root: Path, names: Iterable[str]) -> list[Path]:
+    return [root / form.format(name) for name in names for form in _FOLDERS]
 
 
 def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
-    lists = [file for file in _places(root, names, [_IMAGE_INFO]) if file.is_file()]
-    return lists + [folder for folder in _places(root, names, _FOLDERS) if folder.is_dir()]
+    lists = [file for name in names if (file := root / _IMAGE_INFO.format(name)).is_file()]
+    return lists + [folder for folder in _folders(root, names) if folder.is_dir()]
 
 
 def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool) -> str:

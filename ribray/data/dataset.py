@@ -48,8 +48,7 @@ class Dataset(ABC):
         notes: sentences on how the data was read, where it could be read in another way; told once.
     """
 
-    separator: ClassVar[str] = ""
-    """Between several names of classes, where the layout has them in one cell."""
+    separator: ClassVar[str] = ""  # between several names of classes, where the layout has them in one cell
 
     def __init__(
         self,
@@ -180,7 +179,6 @@ def values_of(mask: np.ndarray) -> np.ndarray:
 
 
 def labels_of_mask(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Return which classes occur in a uint8 mask, (classes,) bool."""
     return np.isin(np.arange(1, classes + 1), values_of(mask))
 
 
@@ -189,11 +187,9 @@ def colour_map() -> np.ndarray:
 
     The bits of a value are dealt out to red, green and blue in turn, the lowest one to the highest of red.
     """
-    values = np.arange(IGNORE + 1)
-    colours = np.zeros((len(values), 3), dtype=np.uint8)
+    values, channels, colours = np.arange(IGNORE + 1)[:, None], np.arange(3), np.zeros((IGNORE + 1, 3), np.uint8)
     for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((values >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+        colours |= ((values >> (3 * bit + channels) & 1) << (7 - bit)).astype(np.uint8)
     return colours
 
 

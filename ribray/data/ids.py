@@ -52,14 +52,21 @@ class Photographs:
         id = composed(written)
         if id in self.files:
             return id
-        path = self._below_root(id)
+        text = id  # without the root in front of it, then with the separators of ids and without ``.``
+        for root in self._roots:
+            text = text.removeprefix(root)
+        path = "/".join(part for part in text.replace("\\", "/").split("/") if part != ".") or text
         try:
             check_id(path, where)
         except UsageError as error:
             if (near := self._by_last_part.get(last_part(path))) is None:
                 raise
             raise UsageError(f"{str(error).rstrip('.')}; there is {near}.") from None
-        path = self._under_listed_name(path)
+        parts = path.split("/")
+        for count in range(len(parts) - 1, 0, -1):  # by the name below which files of its folder are listed
+            if (listed := self._same.get("/".join(parts[:count]))) is not None:
+                path = "/".join([*filter(None, [listed]), *parts[count:]])
+                break
         inner = "/".join(without_root(path.split("/"), self._root_parts))
         for candidate in (path, inner):
             if candidate in self.files:
@@ -68,28 +75,13 @@ class Photographs:
             if stem in self.files and composed(self.files[stem]).lower() == candidate.lower():  # its ending in any case
                 return stem
         likely = path if path.split("/")[0] in self._folders else inner
-        stem = without_ending(likely)
-        return likely if stem in self.files else stem
+        return likely if without_ending(likely) in self.files else without_ending(likely)
 
     @cached_property
     def _by_last_part(self) -> dict[str, str]:
         """Ids by their last part, where one alone has it."""
         counts = Counter(map(last_part, self.files))
         return {part: id for id in self.files if counts[part := last_part(id)] == 1}
-
-    def _below_root(self, text: str) -> str:
-        """Return a path with the separators of ids, without the root in front of it and without ``.`` in it."""
-        for root in self._roots:
-            text = text.removeprefix(root)
-        parts = text.replace("\\", "/").split("/")
-        return "/".join(part for part in parts if part != ".") or text
-
-    def _under_listed_name(self, path: str) -> str:
-        parts = path.split("/")
-        for count in range(len(parts) - 1, 0, -1):
-            if (listed := self._same.get("/".join(parts[:count]))) is not None:
-                return "/".join([*filter(None, [listed]), *parts[count:]])
-        return path
 
 
 class Absences:

@@ -36,7 +36,6 @@ def mask_path(folder: Path, id: str) -> Path:
 
 
 def list_masks(folder: Path) -> set[str]:
-    """Return the ids of the images with a mask in a folder of a run, by one listing."""
     return {storage.spread_id(name) or name for name in storage.list_ids(folder, SUFFIX)}
 
 
