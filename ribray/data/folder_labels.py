@@ -283,7 +283,16 @@ def read_class_folders(root: Path, files: dict[str, str], classes: Collection[st
     place = 1 if has_splits else 0
     labelled = {id: plain(parts[place]) for id, parts in inside.items() if len(parts) > place + 1}
     names = sorted({composed(name) for name in labelled.values()})
-    _require_classes(root, names, classes)
+    if reserved := next(filter(is_background, names), None):
+        has = f"{root} has a folder '{reserved}' and no labels.csv, but no class can have that name"
+        advice = "write a labels.csv, with an empty cell for each image that shows none of the classes"
+        raise UsageError(f"{has}: {advice}.")
+    if classes is not None and (strange := [name for name in names if name not in classes]):
+        hint = nearest(strange[0], classes)
+        raise UsageError(f"{root} has no labels.csv, and its folder '{strange[0]}' is not in classes.txt{hint}.")
+    if classes is None and (len(names) < 2 or any(name.lower() in _SPLITS | _NO_CLASSES for name in names)):
+        which = f"folder {names[0]} does" if len(names) == 1 else f"folders {some(names)} do"
+        raise _no_labels(root, f"its {which} not seem to name classes; list them in classes.txt if so")
     which = "second folder names, in the split of the first" if has_splits else "first folder names"
     is_deeper = any(len(parts) > place + 2 for parts in inside.values())
     below = "; folders below that are not looked at" if is_deeper else ""
@@ -292,22 +301,6 @@ def read_class_folders(root: Path, files: dict[str, str], classes: Collection[st
     decomposed = {composed(name): name for name in labelled.values() if composed(name) != name}
     splits = {first: tuple(id for id, parts in inside.items() if parts[0] == first) for first in firsts}
     return Labels(rows, decomposed=decomposed, splits=splits if has_splits else {}, notes=[note])
-
-
-def _require_classes(root: Path, names: Sequence[str], classes: Collection[str] | None) -> None:
-    if reserved := next(filter(is_background, names), None):
-        raise UsageError(
-            f"{root} has a folder '{reserved}' and no labels.csv, but no class can have that name: write a labels.csv, "
-            "with an empty cell for each image that shows none of the classes."
-        )
-    if classes is not None:
-        if strange := [name for name in names if name not in classes]:
-            hint = nearest(strange[0], classes)
-            raise UsageError(f"{root} has no labels.csv, and its folder '{strange[0]}' is not in classes.txt{hint}.")
-        return
-    if len(names) < 2 or any(name.lower() in _SPLITS | _NO_CLASSES for name in names):
-        which = f"folder {names[0]} does" if len(names) == 1 else f"folders {some(names)} do"
-        raise _no_labels(root, f"its {which} not seem to name classes; list them in classes.txt if so")
 
 
 def _no_labels(root: Path, hint: str = "") -> UsageError:

@@ -97,7 +97,7 @@ def without_ending(name: str) -> str:
 def read_picture(path: Path) -> Picture:
     """Read a photograph as a viewer shows it: turned as EXIF says, in colour, eight bits, alpha over white."""
     content = _read_bytes(path)
-    with _decoding(path), _opened(io.BytesIO(content), _FORMATS) as image:
+    with _decoding(path), _opened(io.BytesIO(content)) as image:
         scale, choices = None, []
         stored = deep_colour(image, path)
         image.load()
@@ -151,14 +151,14 @@ def read_mask(path: Path) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return the height and width of a photograph as a viewer shows it, from its header alone."""
-    with _decoding(path), path.open("rb") as stream, _opened(stream, _FORMATS) as image:
+    with _decoding(path), path.open("rb") as stream, _opened(stream) as image:
         turned = image.format != "TIFF" and _orientation(image) in _LYING  # Pillow turns the sizes of a TIFF by itself
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def is_turned(path: Path) -> bool:
     """Whether EXIF tells a viewer to swap a photograph's height and width."""
-    with _decoding(path), path.open("rb") as stream, _opened(stream, _FORMATS) as image:
+    with _decoding(path), path.open("rb") as stream, _opened(stream) as image:
         return _orientation(image) in _LYING
 
 
@@ -170,7 +170,7 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _opened(stream: IO[bytes], formats: tuple[str, ...]) -> ImageFile.ImageFile:
+def _opened(stream: IO[bytes], formats: tuple[str, ...] = _FORMATS) -> ImageFile.ImageFile:
     image = Image.open(stream, formats=formats)
     if image.width * image.height > _MAX_PIXELS:
         image.close()

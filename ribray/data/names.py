@@ -75,29 +75,24 @@ def require_distinct(classes: Sequence[str], source: str) -> None:
 def doubtful_names(classes: Sequence[str], source: str, separator: str = "") -> Iterator[tuple[str, str]]:
     """Yield classes whose names may not mean what they seem to; ``separator`` stands between several in one cell."""
     for name in classes:
-        for doubt in _doubts(name, classes, separator):
-            yield name, f"{source} {doubt}"
+        whose = f"{source} has a class '{plain(name)}'"
+        if marks := [DELIMITERS[mark] for mark in DELIMITERS if mark in name]:
+            how = _how_to_write(_parts(name, _MARKS), separator)
+            yield name, f"{whose} with {marks[0]} in its name: {how}; it is taken for one."
+        elif _is_joined(name, classes):
+            how = _how_to_write(_parts(name, _JOINTS), separator)
+            yield name, f"{whose}, made of names of other classes: {how}; it is taken for one."
+        if composed(name).casefold().strip(" _") in NO_CLASS:
+            none = "an image that shows no class has no label, and pixels that do not count are 255 in a mask"
+            yield name, f"{whose}, whose name says that it is none: {none}; it is taken for one."
+        if name != (read := composed(name)):
+            apart = "decomposed Unicode (letter and accent apart): it is read in the composed form"
+            yield name, f"{source} writes the class '{read}' in {apart}."
     first: dict[str, str] = {}
     for name in classes:
         if (other := first.setdefault(composed(name).casefold(), name)) != name:
             differ = "which differ in case only: they are taken for two"
             yield name, f"{source} has the classes '{other}' and '{name}', {differ}."
-
-
-def _doubts(name: str, classes: Collection[str], separator: str) -> Iterator[str]:
-    whose = f"has a class '{plain(name)}'"
-    if marks := [DELIMITERS[mark] for mark in DELIMITERS if mark in name]:
-        how = _how_to_write(_parts(name, _MARKS), separator)
-        yield f"{whose} with {marks[0]} in its name: {how}; it is taken for one."
-    elif _is_joined(name, classes):
-        how = _how_to_write(_parts(name, _JOINTS), separator)
-        yield f"{whose}, made of names of other classes: {how}; it is taken for one."
-    if composed(name).casefold().strip(" _") in NO_CLASS:
-        none = "an image that shows no class has no label, and pixels that do not count are 255 in a mask"
-        yield f"{whose}, whose name says that it is none: {none}; it is taken for one."
-    if name != composed(name):
-        read = "it is read in the composed form"
-        yield f"writes the class '{composed(name)}' in decomposed Unicode (letter and accent apart): {read}."
 
 
 def recombined(names: Sequence[str], source: str, separator: str) -> list[tuple[str, str]]:

@@ -20,23 +20,18 @@ def read_pixels(image: Photograph) -> np.ndarray:
         return read_image(storage.path(image))
     if isinstance(image, Image.Image):
         return np.array(image.convert("RGB"))
-    if isinstance(image, torch.Tensor):
-        return _of_tensor(image)
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise UsageError(f"An image array is (height, width, 3) uint8, not {image.shape} {image.dtype}.")
+        return image
+    if not isinstance(image, torch.Tensor):
         raise UsageError(f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}.")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UsageError(f"An image array is (height, width, 3) uint8, not {image.shape} {image.dtype}.")
-    return image
-
-
-def _of_tensor(image: torch.Tensor) -> np.ndarray:
     pixels = image.detach().cpu()
     pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
     if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
         raise UsageError(f"An image tensor is (3, height, width) float, not {tuple(image.shape)} {image.dtype}.")
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # what is no number is not either
-        raise UsageError(
-            f"An image tensor has values in 0…1, not {pixels.min():.3g} to {pixels.max():.3g}: hand it over before "
-            "it is normalised."
-        )
+    low, high = pixels.min(), pixels.max()
+    if not (low >= 0 and high <= 1):  # what is no number is not either
+        values = f"values in 0…1, not {low:.3g} to {high:.3g}"
+        raise UsageError(f"An image tensor has {values}: hand it over before it is normalised.")
     return (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()

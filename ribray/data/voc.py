@@ -38,9 +38,6 @@ from ribray.data.voc_labels import (
 from ribray.errors import ImageError, UsageError
 
 AUGMENTED_SPLIT = "train_aug"
-_AUGMENTED_HINT = (
-    "put the 10,582 ids of the augmented training set there, one a line, and their masks in SegmentationClassAug/"
-)
 _AUGMENTED_MASKS = "SegmentationClassAug"
 _IMAGE_SETS = "ImageSets"
 _LISTS = ("ImageSets/Segmentation", MAIN)
@@ -150,7 +147,8 @@ def _read_split(root: Path, split: str, classes: Sequence[str], pictures: FilesB
     if misplaced is not None:
         raise UsageError(f"{missing}, but {misplaced} does: move or rename it.")
     if split == AUGMENTED_SPLIT:
-        raise UsageError(f"{missing}: {_AUGMENTED_HINT}.")
+        those = "the 10,582 ids of the augmented training set"
+        raise UsageError(f"{missing}: put {those} there, one a line, and their masks in {_AUGMENTED_MASKS}/.")
     of_splits = [name for name in existing if class_of_list(name, classes) is None] or existing
     raise UsageError(f"{missing}{Near(existing).hint(split)}; lists there are: {', '.join(of_splits) or 'none'}.")
 
