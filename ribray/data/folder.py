@@ -25,13 +25,12 @@ from ribray.data.files import list_files
 from ribray.data.folder_labels import SEPARATOR, ClassList, Labels, parse_labels, read_class_folders, read_class_list
 from ribray.data.ids import Absences, MaskFiles, Photographs
 from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask
-from ribray.data.lists import check_id, each_once, read_text
+from ribray.data.lists import CLASSES, check_id, each_once, read_text
 from ribray.data.names import DELIMITERS, LIKE_MASKS, composed, in_other_case, recombined, several, some
 from ribray.data.near import Near, difference
 from ribray.errors import ImageError, UsageError
 
 LABELS = "labels.csv"
-CLASSES = "classes.txt"
 MASKS = "masks"
 SPLITS = "splits"
 WHOLE = "all"  # the split that needs no list

@@ -10,13 +10,12 @@ from pathlib import Path
 from ribray import storage
 from ribray.data.dataset import Problem
 from ribray.data.files import Listing, is_passed_over, without_root
-from ribray.data.images import IMAGE_SUFFIXES, is_photograph, without_ending
+from ribray.data.images import IMAGE_SUFFIXES, MASK_SUFFIX, is_photograph, without_ending
 from ribray.data.lists import check_id
 from ribray.data.names import composed
 from ribray.data.near import Near, difference, last_part
 from ribray.errors import UsageError
 
-MASK_SUFFIX = ".png"
 _JPEG = (".jpg", ".jpeg")
 # Endings of files that may be somebody's masks, but are not read; compared in lower case
 _OTHER_FORMATS = tuple({*IMAGE_SUFFIXES, ".npy", ".npz", ".mat", ".json", ".xml", ".svg"} - {MASK_SUFFIX})

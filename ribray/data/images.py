@@ -23,6 +23,7 @@ from ribray.errors import ImageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of files that are taken for photographs, compared in lower case."""
 
+MASK_SUFFIX = ".png"
 # Only these are tried: some of Pillow's other formats start programs (EPS), none of them holds photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _SEVERAL = ("PNG", "WEBP", "GIF", "TIFF")  # their files may hold frames or pages; a JPEG's belong to its first picture

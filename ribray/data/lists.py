@@ -21,7 +21,9 @@ from ribray.data.images import IMAGE_SUFFIXES, is_photograph, without_ending
 from ribray.data.names import composed, shortened
 from ribray.errors import UsageError
 
-PICTURES = "JPEGImages"  # PASCAL VOC's folder of pictures; in a path, what stands up to it is not part of the id
+CLASSES = "classes.txt"  # class names, one a line
+# Folders of PASCAL VOC's: of lists, of masks, and of pictures; in a path, what stands up to this is no part of the id
+MAIN, MASKS, PICTURES = "ImageSets/Main", "SegmentationClass", "JPEGImages"
 _BYTE_ORDER_MARK = "\ufeff"
 _MAX_PART_BYTES = 200  # a file name may have 255, endings and temporary names included
 

@@ -19,22 +19,11 @@ import numpy as np
 from ribray.config import DataConfig
 from ribray.data.dataset import Dataset, Problem
 from ribray.data.files import FilesById
-from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask
-from ribray.data.lists import PICTURES, IdList, check_id, lines, read_list, read_text
+from ribray.data.images import IMAGE_SUFFIXES, MASK_SUFFIX, is_photograph, read_mask
+from ribray.data.lists import CLASSES, MAIN, MASKS, PICTURES, IdList, check_id, lines, read_list, read_text
 from ribray.data.names import composed, plain, printable
 from ribray.data.near import Near
-from ribray.data.voc_labels import (
-    ANNOTATIONS,
-    CLASSES,
-    MAIN,
-    MASK_SUFFIXES,
-    MASKS,
-    VOC_CLASSES,
-    VocLabels,
-    class_lists,
-    class_of_list,
-    difficult_names,
-)
+from ribray.data.voc_labels import ANNOTATIONS, VOC_CLASSES, VocLabels, class_lists, class_of_list, difficult_names
 from ribray.errors import ImageError, UsageError
 
 AUGMENTED_SPLIT = "train_aug"
@@ -66,7 +55,7 @@ class VocDataset(Dataset):
         is_augmented = split == AUGMENTED_SPLIT or names_augmented_alone
         folders = (_AUGMENTED_MASKS, MASKS) if is_augmented else (MASKS,)
         self._mask_folders = [folder for folder in folders if (root / folder).is_dir()]  # of truth, the first one first
-        masks = [FilesById(root / folder, MASK_SUFFIXES) for folder in self._mask_folders]
+        masks = [FilesById(root / folder, (MASK_SUFFIX,)) for folder in self._mask_folders]
         self._missing = dict(_missing_pictures(root, listed.ids, pictures))
         self._pictures = {id: _picture(id, listed, pictures) for id in listed.ids if id in pictures}
         self._masks = [(files.folder, {id: files.names(id)[0] for id in listed.ids if id in files}) for files in masks]

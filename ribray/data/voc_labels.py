@@ -17,8 +17,8 @@ import yaml
 from ribray import storage
 from ribray.data.dataset import Problem, foreign_values, labels_of_mask, nearest
 from ribray.data.files import FilesById
-from ribray.data.images import read_mask
-from ribray.data.lists import IdList, Known, read_list
+from ribray.data.images import MASK_SUFFIX, read_mask
+from ribray.data.lists import CLASSES, MAIN, MASKS, IdList, Known, read_list
 from ribray.data.names import composed, in_other_case, is_background, plain
 from ribray.errors import ImageError, UsageError
 
@@ -28,11 +28,7 @@ VOC_CLASSES = (
     "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-CLASSES = "classes.txt"
 ANNOTATIONS = "Annotations"
-MASKS = "SegmentationClass"
-MAIN = "ImageSets/Main"
-MASK_SUFFIXES = (".png",)
 _COMMON_LIST = "trainval"  # a list of a class that may tell of images which its list of the split does not have
 _READERS = 16  # threads; most of the time goes into waiting for the disk and into PNG decoding
 
@@ -120,7 +116,7 @@ class VocLabels:
         self._base = split if self._column is None else split[len(classes[self._column]) + 1 :]
         self._annotations = FilesById(root / ANNOTATIONS, (".xml",))
         is_annotated = all(id in self._annotations for id in listed.ids)
-        self._masks = [] if is_annotated else [FilesById(root / folder, MASK_SUFFIXES) for folder in folders]
+        self._masks = [] if is_annotated else [FilesById(root / folder, (MASK_SUFFIX,)) for folder in folders]
         self._unknown: list[tuple[str, ...]] = []  # names that are no class, of each image that has any
         self._by_lists = 0
 
