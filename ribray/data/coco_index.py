@@ -133,9 +133,9 @@ def _elements(content: bytes) -> Iterator[tuple[str, int, Any, int, int]]:
     decode = json.JSONDecoder().raw_decode
     place = _skip(text, len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0)
     place = _expect(text, place, "{")
-    is_last = text[place : place + 1] == "}"
-    place += is_last
-    while not is_last:
+    key = None
+    while text[place : place + 1] != "}":
+        place = place if key is None else _expect(text, place, ",")
         key, place = decode(text, place)
         place = _expect(text, _skip(text, place), ":")
         if key in _ARRAYS and text[place : place + 1] == "[":
@@ -154,9 +154,7 @@ def _elements(content: bytes) -> Iterator[tuple[str, int, Any, int, int]]:
         else:
             _, place = decode(text, place)
         place = _skip(text, place)
-        is_last = text[place : place + 1] == "}"
-        place = _expect(text, place, "}" if is_last else ",")
-    if place != len(text):
+    if (place := _skip(text, place + 1)) != len(text):
         raise json.JSONDecodeError("Extra data", text, place)
 
 

@@ -13,13 +13,11 @@ from ribray.data.images import is_photograph
 from ribray.data.names import composed
 from ribray.data.near import Near
 
-SYSTEM_FOLDERS = frozenset(
-    {
-        "__macosx", "__pycache__", "network trash folder", "temporary items",  # macOS, Python
-        "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # network storage
-        "$recycle.bin", "recycler", "system volume information", "lost+found",  # Windows, Linux
-    }
-)  # fmt: skip
+SYSTEM_FOLDERS = {
+    "__macosx", "__pycache__", "network trash folder", "temporary items",  # macOS, Python
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # network storage
+    "$recycle.bin", "recycler", "system volume information", "lost+found",  # Windows, Linux
+}  # fmt: skip
 """Folders that no person has made, in lower case; in some lie thumbnails or deleted photographs."""
 
 

@@ -14,7 +14,6 @@ split.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +89,7 @@ class _Content:
     def __init__(self, root: Path, labelled: bool) -> None:
         self.root = root
         self.listing = list_files(root)
+        self._names = {composed(name): name for name in self.listing.names}
         if reason := self.listing.closed.get(""):
             raise UsageError(f"{root} cannot be listed: {reason}.")
         names = [name for name in self.listing.photographs if name.split("/")[0] not in (MASKS, SPLITS)]
@@ -98,9 +98,13 @@ class _Content:
         known = read_class_list(root / CLASSES) if self.has_class_list else None
         self.labels = self._read_labels(known, labelled)
         self.classes = self._name_classes(known, labelled)
-        ids = dict.fromkeys((*self.photographs.files, *self.labels.rows, *self.labels.problems))
+        files, rows = self.photographs.files, self.labels.rows
+        ids = dict.fromkeys((*files, *rows, *self.labels.problems))
         masks = [name.removeprefix(f"{MASKS}/") for name in self.listing.names if name.startswith(f"{MASKS}/")]
         self.masks = MaskFiles(root / MASKS, masks, self.photographs, ids)
+        self.absences = Absences(root, self.photographs, [id for id in files if id not in rows], self.listing)
+        without_image = [id for id in rows if id not in files]
+        self._rows_of_no_image = Near(without_image, without_image)
         self._aside = self._folders_like_masks()
 
     def _holds(self, name: str) -> bool:
@@ -108,10 +112,6 @@ class _Content:
         if (target := self.listing.broken.get(name)) is not None:
             raise UsageError(f"{self.root / name} is a link that leads nowhere (to {target}).")
         return composed(name) in self._names
-
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        return {composed(name): name for name in self.listing.names}
 
     def split(self, split: str) -> tuple[tuple[str, ...], list[Problem]]:
         check_id(split, "The name of a split")
@@ -201,16 +201,6 @@ class _Content:
             advice = "add one (without classes if it shows none)"
             sentence = f"{id} has no row in {self.root / LABELS}: {advice}{hint}."
         return Problem(id, sentence, "not listed")
-
-    @cached_property
-    def _rows_of_no_image(self) -> Near:
-        rows = [id for id in self.labels.rows if id not in self.photographs.files]
-        return Near(rows, rows)
-
-    @cached_property
-    def absences(self) -> Absences:
-        unlisted = [id for id in self.photographs.files if id not in self.labels.rows]
-        return Absences(self.root, self.photographs, unlisted, self.listing)
 
     def _folders_like_masks(self) -> dict[str, str]:
         """Return folders of what seem to be masks under another name, each with an image that has one there."""
