@@ -19,8 +19,6 @@ KINDS = {
 """What opens each `data.kind`, given the configuration, a split, the root, and whether labels are needed; a new kind is
 one line here and one in `DataConfig.kind`."""
 
-_MADE_HERE = ("synthetic",)  # its root need not be there
-
 
 def open_dataset(data: DataConfig, split: str, root: str | Path | None = None, *, labelled: bool = True) -> Dataset:
     """Open a split of the configured data, in ``root`` (a folder or URL) in place of ``data.root`` where it is given.
@@ -35,7 +33,7 @@ def open_dataset(data: DataConfig, split: str, root: str | Path | None = None, *
         raise UsageError(f"data.root is missing: set it to the folder that holds the {data.kind} data.")
     location = storage.absolute(chosen)
     storage.require_reachable(location)
-    if data.kind not in _MADE_HERE and not location.is_dir():
+    if data.kind != "synthetic" and not location.is_dir():  # which is made where it is not there
         state = "is a file" if location.exists() else "does not exist"
         raise UsageError(f"data.root {location} {state}: set it to the folder that holds the {data.kind} data.")
     try:

@@ -31,9 +31,11 @@ _FOLDERS = ("{}", "images/{}")  # where the pictures of a split may lie; the fir
 _SHARED_FOLDERS = ("images", "data")  # where the pictures of all splits may lie
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "image_info_")
 _NAMED = 8  # names that a sentence lists at most
-
-
-# --- layouts -----------------------------------------------------------------------------------------------------
+_ADVICE = "write the picture's path below that folder into file_name"
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
+_DRIVE = re.compile(r"[A-Za-z]:/")
+_WEB = ("http", "https", "file")
+_LABEL_STUDIO = "/data/local-files/?d="  # before the path of a picture in a folder of its machine
 
 
 class Layout(NamedTuple):
@@ -111,9 +113,6 @@ def _listed(names: Sequence[str]) -> str:
     return first_of(names, _NAMED) or "none"
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------
-
-
 class Located(NamedTuple):
     paths: Sequence[str]  # below the folder, where the picture need not be; empty where no picture can be named
     faults: dict[int, str]  # why not, by place: the end of a sentence that begins with the place
@@ -176,15 +175,6 @@ class Pictures:
     @cached_property
     def _beside(self) -> list[Path]:
         return sorted(place for place in self._folder.parent.iterdir() if place != self._folder and place.is_dir())
-
-
-# --- the search for a picture ------------------------------------------------------------------------------------
-
-_ADVICE = "write the picture's path below that folder into file_name"
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
-_DRIVE = re.compile(r"[A-Za-z]:/")
-_WEB = ("http", "https", "file")
-_LABEL_STUDIO = "/data/local-files/?d="  # before the path of a picture in a folder of its machine
 
 
 class _NoPictureError(Exception):

@@ -113,7 +113,13 @@ def read_picture(path: Path) -> Picture:
                 choices.append("several pictures in one file, of which the first is read")
         if image.mode == "RGBA" and _EXTRA_SAMPLES not in getattr(image, "tag_v2", (_EXTRA_SAMPLES,)):
             choices.append("a fourth channel that the file does not name, which is read as opacity")
-        shown, opacity = _over_white(shown)
+        opacity = None
+        if shown.has_transparency_data:
+            shown = shown.convert("RGBA")
+            alpha = np.asarray(shown.getchannel("A"))
+            opacity = int(alpha.min()), int(alpha.max())
+            shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+        shown = shown.convert("RGB")
         pixels = np.array(shown.transpose(_TURNS[orientation]) if orientation in _TURNS else shown)
         return Picture(pixels, scale, tuple(choices), opacity)
 
@@ -221,16 +227,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - the pixels are sound all the same
         return 1
-
-
-def _over_white(image: Image.Image) -> tuple[Image.Image, tuple[int, int] | None]:
-    """Return the image in RGB, and the least and greatest alpha where it has any."""
-    if not image.has_transparency_data:
-        return image.convert("RGB"), None
-    coloured = image.convert("RGBA")
-    white = Image.new("RGBA", coloured.size, "white")
-    alpha = np.asarray(coloured.getchannel("A"))
-    return Image.alpha_composite(white, coloured).convert("RGB"), (int(alpha.min()), int(alpha.max()))
 
 
 def _levels(pixels: np.ndarray) -> int:

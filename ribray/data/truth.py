@@ -118,9 +118,6 @@ def _named(values: np.ndarray, classes: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-# --- a split -------------------------------------------------------------------------------------------------------
-
-
 class Tally:
     """Counts over the masks of a split: where they disagree with labels, and which values go with which classes."""
 

@@ -111,9 +111,6 @@ def open_voc(data: DataConfig, split: str, root: Path, labelled: bool = True) ->
     return VocDataset(root, split, chosen, labelled=labelled, notes=notes)
 
 
-# --- lists -------------------------------------------------------------------------------------------------------
-
-
 def _read_split(root: Path, split: str, classes: Sequence[str], pictures: FilesById, labelled: bool) -> IdList:
     check_id(split, "The name of a split")
     for folder in _LISTS:
@@ -183,9 +180,6 @@ def _notes(root: Path, listed: IdList, truth: Sequence[str], classes: Sequence[s
     for folder in listed.mask_folders:
         if truth and folder not in truth:
             yield f"{listed.source} names masks in {folder}: truth is read from {' and '.join(truth)}, for this split."
-
-
-# --- pictures, masks and folders ---------------------------------------------------------------------------------
 
 
 def _nearest_root(root: Path) -> str:

@@ -33,13 +33,10 @@ _COMMON_LIST = "trainval"  # a list of a class that may tell of images which its
 _READERS = 16  # threads; most of the time goes into waiting for the disk and into PNG decoding
 
 
-# --- annotations -------------------------------------------------------------------------------------------------
-
-
 class UnknownClassError(ImageError):
     def __init__(self, sentence: str, names: Sequence[str]) -> None:
         super().__init__(sentence)
-        self.names = tuple(names)
+        self.names = names
 
 
 def parse_annotation(content: bytes, classes: Sequence[str], source: str) -> np.ndarray:
@@ -80,9 +77,6 @@ def _objects(content: bytes, source: str) -> list[tuple[str, str]]:
     ]
 
 
-# --- lists of classes --------------------------------------------------------------------------------------------
-
-
 def class_of_list(name: str, classes: Sequence[str]) -> int | None:
     """Return the class that begins the name of a list such as ``dog_train``; None where none does."""
     of = [column for column, of_class in enumerate(classes) if composed(name).startswith(f"{composed(of_class)}_")]
@@ -101,9 +95,6 @@ def _lists_of(root: Path, base: str) -> list[Path]:
     return sorted(found, key=lambda file: file.name)
 
 
-# --- labels ------------------------------------------------------------------------------------------------------
-
-
 class VocLabels:
     """Finds the labels of a split's images: in their annotations, or else masks, or else the lists of the classes."""
 
@@ -117,7 +108,7 @@ class VocLabels:
         self._annotations = FilesById(root / ANNOTATIONS, (".xml",))
         is_annotated = all(id in self._annotations for id in listed.ids)
         self._masks = [] if is_annotated else [FilesById(root / folder, (MASK_SUFFIX,)) for folder in folders]
-        self._unknown: list[tuple[str, ...]] = []  # names that are no class, of each image that has any
+        self._unknown: list[Sequence[str]] = []  # names that are no class, of each image that has any
         self._by_lists = 0
 
     def find(self, missing: Mapping[str, str]) -> list[np.ndarray | Problem]:
