@@ -63,13 +63,13 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
     own_names = dict.fromkeys((name, name.replace("-dev", ""), split))
     candidates = [*_folders(root, own_names), *(root / place for place in _SHARED_FOLDERS)]
     folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
-    if folder is None:
+    if folder is None and root.name == _ANNOTATIONS:
         doubt = f"{root} holds annotations: data.root must be the folder above, which holds the images too."
-        if root.name != _ANNOTATIONS:
-            folders_there = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
-            where = f"put the images of {file.name} there (folders there are: {folders_there})"
-            doubt = f"{candidates[0]} does not exist: {where}."
         return Layout(file, root, doubt, f"{note} {root}.")
+    if folder is None:
+        there_are = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
+        advice = f"put the images of {file.name} there (folders there are: {there_are})"
+        return Layout(file, root, f"{candidates[0]} does not exist: {advice}.", f"{note} {root}.")
     usual = [root / form.format(name) for form in (_FORMS[0], _IMAGE_INFO)]
     is_usual = file in usual and folder == candidates[0] and name in names[:2]
     return Layout(file, folder, note=None if is_usual else f"{note} {folder}.")

@@ -99,11 +99,8 @@ def parse_categories(content: bytes, source: str) -> Categories:
 def index_pictures(paths: Sequence[str], categories: Categories, source: str) -> Instances:
     """Return an index of pictures without annotations, whose paths are below the folder that ``source`` names."""
     images = [_Image(number, path) for number, path in enumerate(paths, start=1)]
-    faults = {
-        place: f"has the name {shown(path)}, which {fault}: rename the file"
-        for place, path in enumerate(paths)
-        if (fault := id_fault(path))
-    }
+    faulty = ((place, path, id_fault(path)) for place, path in enumerate(paths))
+    faults = {place: f"has the name {shown(path)}, which {why}: rename the file" for place, path, why in faulty if why}
     return _build_index(_Found(images), categories, source, Located(paths, faults, []), labelled=False)
 
 

@@ -144,7 +144,7 @@ def _key(name: str) -> str:
     return "".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
-def _must_begin(source: str, reason: str = "") -> UsageError:
+def _must_begin(source: str, reason: str) -> UsageError:
     rule = f"{source} must begin with the line '{','.join(COLUMNS)}', columns separated by commas"
     return UsageError(f"{rule}; {reason}." if reason else f"{rule}.")
 
