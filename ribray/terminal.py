@@ -17,8 +17,6 @@ from ribray.errors import EXIT_FAILURES, EXIT_STOPPED, StageError
 
 if TYPE_CHECKING:
     from ribray.commands.run import Request, Result
-    from ribray.report.comparison import Stages
-    from ribray.runs.metrics import RunMetrics
 
 ONE_SIGNAL_SECONDS = 0.3
 """Signals within so short a time are one: it came to all processes of a group, and was passed on besides."""
@@ -51,21 +49,17 @@ def stop_on_signals(in_flight: str = "images in flight are", dropped: str = supe
     return stop
 
 
-def say(sentence: str) -> None:
-    errors.print(sentence, highlight=False, markup=False, soft_wrap=True)
+def say(sentence: str, where: Console = errors) -> None:
+    where.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def say_error(error: Exception) -> None:
     errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
-def say_text(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
-
-
 def say_place(label: str, place: Path | str) -> None:
     """Say where something lies, or a command, on one line, to be copied."""
-    console.print(f"{label:<8} {place}", highlight=False, markup=False, soft_wrap=True)
+    say(f"{label:<8} {place}", console)
 
 
 def leave(stopped: bool, failed: bool) -> None:
@@ -90,37 +84,28 @@ def told(work: Callable[[], "Result"], tell: Callable[["Result"], None]) -> "Res
 
 def print_run(request: "Request", result: "Result") -> None:
     from ribray.report.summaries import run_summary
-    from ribray.runs.run import Run
-    from ribray.stages import stages_of
-
-    run = Run.read(request.directory)
-    metrics = run.read_metrics()
-    console.print()
-    stages = stages_of(request.experiment)
-    _print_results(request, metrics, stages, run.variant or request.experiment.own_source)
-    failures = [vars(failure) for failure in result.failures]
-    if metrics.timing or failures:
-        console.print(run_summary(metrics, stages, request.directory, failures=failures))
-    for figure in result.figures:
-        say_place("picture", figure)
-    for command in result.sync_commands:
-        say_place("W&B", command)
-
-
-def _print_results(request: "Request", metrics: "RunMetrics", stages: "Stages", own: str) -> None:
-    """Print the tables of those stages that were asked for."""
     from ribray.report.tables import chain_table, evaluation_tables, seed_table
-    from ribray.stages import MASK_STAGES
+    from ribray.runs.run import Run
+    from ribray.stages import MASK_STAGES, stages_of
 
-    experiment = request.experiment
-    splits = experiment.evaluate.splits or (experiment.data.eval_split,)
-    tables: list[Any] = []
+    run, experiment = Run.read(request.directory), request.experiment
+    metrics, stages = run.read_metrics(), stages_of(experiment)
+    own, splits = run.variant or experiment.own_source, experiment.evaluate.splits or (experiment.data.eval_split,)
+    tables: list[Any] = []  # of those stages that were asked for
     if metrics.seed and "seed" in request.stages:
         tables.append(seed_table(metrics.seed.maps))
     if {"seed", *MASK_STAGES}.intersection(request.stages):
         tables.append(chain_table(metrics, stages, own, splits=splits))
     if "evaluate" in request.stages:
         tables += evaluation_tables(metrics, stages, own, splits)
+    console.print()
     for table in tables:
         if table is not None:
             console.print(table, "")
+    failures = [vars(failure) for failure in result.failures]
+    if metrics.timing or failures:
+        console.print(run_summary(metrics, stages, request.directory, failures=failures))
+    for figure in result.figures:
+        say_place("picture", figure)
+    if result.sync_command is not None:
+        say_place("W&B", result.sync_command)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ribray.stages import MASK_STAGES, STAGES, asked_for, confident, evaluate, f
 from ribray.tracking import Tracker, sync_command
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     experiment: Experiment
     recipe: str
@@ -42,11 +43,8 @@ class Request:
     break_lock: bool = False  # whether to take the place of a process that left its lock on an object store
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", asked_for(self.stages, stages_of(self.experiment)))
-
-    @property
-    def directory(self) -> Path:
-        return self.fork or self.out
+        self.stages = asked_for(self.stages, stages_of(self.experiment))
+        self.directory = self.fork or self.out
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Result:
     metrics: dict[str, Any]
     failures: list[Failure]
     figures: list[Path]
-    sync_commands: list[str]  # upload the offline W&B files of the run and its variants
+    sync_command: str | None  # uploads the offline W&B files of the run and its variants
     stopped: bool  # whether the user stopped it
 
 
@@ -85,11 +83,22 @@ class Part:
 
     context: Context
     stages: tuple[str, ...]
+    redo: str | None
     variant: str | None = None
 
     @property
     def title(self) -> str:
         return f"{self.variant}: " if self.variant else ""
+
+    @cached_property
+    def remade(self) -> tuple[str, ...]:
+        """The stage that is to be made again and all that build on it."""
+        chain, redo = self.context.stages, self.redo
+        if redo is None:
+            return ()
+        if redo not in chain:
+            raise UsageError(f"--redo {redo}: there is no such stage; the stages are {', '.join(chain)}.")
+        return tuple(name for name in chain if name == redo or feeds(redo, (name,), chain=chain))
 
 
 def parse_stages(text: str | None) -> tuple[str, ...]:
@@ -119,10 +128,10 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
             figures = [] if stop.is_set() else _draw(parts, main.run.read_metrics())
             for context in contexts:
                 log_run(context, figures if context is main else [])
-            failures = [failure for part in parts for failure in part.context.run.failures()]
+            failures = [failure for context in contexts for failure in context.run.failures()]
             is_tracked = request.experiment.tracking.wandb != "disabled"
             command = sync_command(context.run.directory for context in contexts) if is_tracked else None
-            result = Result(metrics, failures, figures, [command] if command else [], stop.is_set())
+            result = Result(metrics, failures, figures, command, stop.is_set())
             if errors and not stop.is_set():
                 errors[0].result = result
                 raise errors[0]
@@ -146,7 +155,7 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
                 _run_stage(part, part.context.stages[name])
                 metrics = part.context.run.read_metrics().seed
                 if name == seed.NAME != request.stages[-1] and metrics is not None:  # later stages take longer
-                    part.context.console.print("", seed_table(metrics.maps), "")
+                    console.print("", seed_table(metrics.maps), "")
             except StageError as error:
                 console.print(f"{title}: [red]failed[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
                 errors.append(error)
@@ -163,10 +172,10 @@ def run_import(request: Request, source: Path, console: Console, stop: threading
             with run.timed(TITLE):
                 import_maps(context, storage.absolute(source))
         except StageError as error:
-            error.result = Result(run.metrics(), run.failures(), [], [], stop.is_set())
+            error.result = Result(run.metrics(), run.failures(), [], None, stop.is_set())
             raise
         run.write_experiment(request.experiment, request.recipe)
-        return Result(run.metrics(), run.failures(), [], [], stop.is_set())
+        return Result(run.metrics(), run.failures(), [], None, stop.is_set())
 
 
 def _import_spares(context: Context, name: str) -> str | None:
@@ -180,22 +189,22 @@ def _import_spares(context: Context, name: str) -> str | None:
 
 
 def _run_stage(part: Part, stage: Stage) -> None:
-    context, title = part.context, f"[bold]{part.title}{stage.name}[/bold]"
+    context, title, console = part.context, f"[bold]{part.title}{stage.name}[/bold]", part.context.console
     if (reason := _import_spares(context, stage.name)) is not None:
-        context.console.print(f"{title}: {reason}", highlight=False)
+        console.print(f"{title}: {reason}", highlight=False)
         return
-    work, folder = stage.work(context), context.artifact(stage.name)
+    work, made_in = stage.work(context), context.artifact(stage.name).parent
     # A process that was killed between the last item and the end of its stage has left no metrics.
-    has_metrics = Run(folder.parent).has_metrics(stage.name)
+    has_metrics = Run(made_in).has_metrics(stage.name)
     if context.has(stage.name) and not work.left and not work.is_stale and has_metrics:
-        where = "" if folder.parent == context.run.directory else f" in {escape(str(folder.parent))}"
+        where = "" if made_in == context.run.directory else f" in {escape(str(made_in))}"
         text = f"{title}: {work.done} of {work.total} {work.unit}, done already{where}"
-        context.console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, soft_wrap=True)
         if stage.remark is not None and (remark := stage.remark(context)) is not None:
-            context.console.print(f"  {remark}", highlight=False)
+            console.print(f"  {remark}", highlight=False)
         return
     if part.variant:
-        context.console.print(f"{title}:", highlight=False)
+        console.print(f"{title}:", highlight=False)
     with context.run.timed(stage.name):
         stage.execute(context)
 
@@ -219,61 +228,50 @@ def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
 
 
 def _mask_blocks(parts: Sequence[Part], files: MapFiles) -> list[MaskBlock]:
-    context = parts[0].context
+    context, sources = parts[0].context, []
     training: dict[str, Path] = {}
     predictions: dict[str, Path] = {}
-    sources = []
     for part in parts:
-        source = label(part.context.own_maps)
         for name, folders, title in (
             (confident.NAME, training, "confident labels"),
             (pseudo.NAME, training, "pseudo mask"),
             (evaluate.NAME, predictions, "prediction"),
         ):
             if name in part.stages and part.context.has(name):
-                folders[f"{title}, {source}"] = part.context.artifact(name)
+                folders[f"{title}, {label(part.context.own_maps)}"] = part.context.artifact(name)
                 sources.append(part.context.own_maps)
     blocks = []
     if training:
-        shown = context.training_set, list(files), training, files, sources[0]
-        blocks.append(MaskBlock("training images", *shown))
+        blocks.append(MaskBlock("training images", context.training_set, list(files), training, files, sources[0]))
     if predictions:
-        blocks += [
-            MaskBlock("held-out images", dataset, dataset.ids, predictions) for dataset in evaluate.splits(context)
-        ]
+        blocks += [MaskBlock("held-out images", held, held.ids, predictions) for held in evaluate.splits(context)]
     return blocks
 
 
 def plan_chain(request: Request, console: Console) -> list[Planned]:
     """Return what `run_chain` would do, without starting a cluster; nothing is written, and nothing held."""
-    stop = threading.Event()
-    run = Run.look(request.directory, _forked(request))
-    parts = _parts(request, run, Run.look, console, stop)
+    parts = _parts(request, Run.look, console, threading.Event())
     _check(parts, request, redo=False)
-    return [
-        _planned(part, name, name in _remade(part.context, request.redo))
-        for part in parts
-        for name in request.stages
-        if name in part.stages and (request.redo is not None or _import_spares(part.context, name) is None)
-    ]
-
-
-def _planned(part: Part, name: str, is_remade: bool) -> Planned:
-    context, stage = part.context, part.context.stages[name]
-    folder, work = context.artifact(name), stage.work(context)
-    source = "here" if folder.parent == context.run.directory else str(folder.parent)
-    if is_remade or not context.has(name):
-        work, source = replace(work, done=0), "new"
-    estimate = stage.estimate(context, work) if stage.estimate and work.left else None
-    return Planned(f"{part.title}{name}", work.total, work.done, work.unit, source, estimate)
+    planned = []
+    for part in parts:
+        context = part.context
+        for name in request.stages:
+            if name not in part.stages or (request.redo is None and _import_spares(context, name) is not None):
+                continue
+            stage, made_in = context.stages[name], context.artifact(name).parent
+            work, source = stage.work(context), "here" if made_in == context.run.directory else str(made_in)
+            if name in part.remade or not context.has(name):
+                work, source = replace(work, done=0), "new"
+            estimate = stage.estimate(context, work) if stage.estimate and work.left else None
+            planned.append(Planned(f"{part.title}{name}", work.total, work.done, work.unit, source, estimate))
+    return planned
 
 
 def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
     """Return whether a process works in the run now, and how far each stage is that the run has begun."""
-    run = Run.read(directory)
-    is_held = run.is_held
-    statuses = []
-    runs: list[tuple[str | None, Run]] = [(None, run), *run.variants().items()]
+    main = Run.read(directory)
+    is_held, statuses = main.is_held, []
+    runs: list[tuple[str | None, Run]] = [(None, main), *main.variants().items()]
     for variant, run in runs:
         experiment = run.read_experiment()
         experiment = experiment.on_own_source() if variant is None else experiment.on_source(variant)
@@ -289,59 +287,47 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
 
 @contextlib.contextmanager
 def _opened(request: Request, console: Console, stop: threading.Event, connects: bool = False) -> Iterator[list[Part]]:
-    parent = _forked(request)
     with contextlib.ExitStack() as held:
 
         def open_run(directory: Path, parent: Run | None) -> Run:
             return held.enter_context(Run.open(directory, parent, request.break_lock))
 
-        run = open_run(request.directory, parent)
-        parts = _parts(request, run, open_run, console, stop)
-        context = parts[0].context
-        with context.resources:
-            if request.experiment.data.kind == "synthetic":
-                _draw_world(context, connects)
+        parts = _parts(request, open_run, console, stop)
+        with parts[0].context.resources:
+            _draw_world(parts[0].context, connects)
             yield parts
 
 
-def _forked(request: Request) -> Run | None:
-    if request.fork is None:
-        return None
-    parent = Run.read(request.out)
-    if parent.directory == storage.absolute(request.fork):
-        raise UsageError(f"--fork {request.fork} must be another directory than the run it starts from.")
-    return parent
-
-
 def _parts(
-    request: Request, run: Run, open_run: Callable[[Path, Run], Run], console: Console, stop: threading.Event
+    request: Request, open_run: Callable[[Path, Run | None], Run], console: Console, stop: threading.Event
 ) -> list[Part]:
     """Return the run, and after it the variants on further maps where such are asked for.
 
     A run directory that is a variant itself goes on as one.
     """
-    experiment, own = request.experiment, request.experiment.own_source
-    on_own = experiment.on_own_source()
+    experiment, parent = request.experiment, None if request.fork is None else Run.read(request.out)
+    if parent is not None and parent.directory == storage.absolute(request.directory):
+        raise UsageError(f"--fork {request.fork} must be another directory than the run it starts from.")
+    run, on_own, own = open_run(request.directory, parent), experiment.on_own_source(), experiment.own_source
     main = Context(on_own, run, stages_of(on_own), console, Tracker(experiment, run), stop)
-    if experiment.sources == (own,) or run.variant is not None:
-        return [Part(main, tuple(main.stages))]
-    kept = tuple(name for name in main.stages if own in experiment.sources or name not in MASK_STAGES)
-    parts = [Part(main, kept)]
-    if not set(request.stages).intersection(MASK_STAGES):
-        return parts
-    for source in experiment.sources:
-        if source != own:
-            on_source, sub_run = experiment.on_source(source), open_run(run.variant_directory(source), run)
-            stages, tracker = stages_of(on_source), Tracker(on_source, sub_run)
-            variant = replace(main, experiment=on_source, run=sub_run, stages=stages, tracker=tracker, session_of=main)
-            parts.append(Part(variant, MASK_STAGES, source))
+    if run.variant is not None or own in experiment.sources:
+        parts = [Part(main, tuple(main.stages), request.redo)]
+    else:
+        parts = [Part(main, tuple(name for name in main.stages if name not in MASK_STAGES), request.redo)]
+    if run.variant is None and set(request.stages).intersection(MASK_STAGES):
+        for source in experiment.sources:
+            if source != own:
+                on_source, sub_run = experiment.on_source(source), open_run(run.variant_directory(source), run)
+                stages, tracker = stages_of(on_source), Tracker(on_source, sub_run)
+                own_parts = {"experiment": on_source, "run": sub_run, "stages": stages, "tracker": tracker}
+                parts.append(Part(replace(main, **own_parts, session_of=main), MASK_STAGES, request.redo, source))
     return parts
 
 
 def _draw_world(context: Context, connects: bool) -> None:
     """Draw the world that the data is of where it is not there yet: such a run is new, so Ray is started meanwhile."""
     data = context.experiment.data
-    if is_drawn(context.data_root, data.synthetic, data.seed):
+    if data.kind != "synthetic" or is_drawn(context.data_root, data.synthetic, data.seed):
         return
     with ThreadPoolExecutor(1) as drawer:
         drawn = drawer.submit(make_world, context.data_root, data.synthetic, data.seed)
@@ -353,26 +339,25 @@ def _draw_world(context: Context, connects: bool) -> None:
 
 def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
     """Refuse whatever can be refused before anything starts, and forget what is to be made again (not for a plan)."""
-    if request.redo is not None and request.redo not in request.stages:
-        _remade(parts[0].context, request.redo)
+    main = parts[0].context
+    if parts[0].remade and request.redo not in request.stages:
         raise UsageError(
             f"--redo {request.redo} is not among --stages {','.join(request.stages)}: add it, or it would be removed "
             "and not made again."
         )
-    main = parts[0].context
     needed: list[str] = []
     for part in parts:
-        chain, remade = part.context.stages, _remade(part.context, request.redo)
-        imported = {name for name in main.stages if name not in remade and main.imported(name) is not None}
+        chain = part.context.stages
+        imported = {name for name in main.stages if name not in part.remade and main.imported(name) is not None}
         needed += [name for name in chain if name in request.stages or feeds(name, request.stages, imported, chain)]
-    here = [(part.context, name) for part in parts for name in part.stages if name in needed]
-    for context, name in here:
-        if name not in _remade(context, request.redo):
+    here = [(part, part.context, name) for part in parts for name in part.stages if name in needed]
+    for part, context, name in here:
+        if name not in part.remade:
             context.run.refuse_other_settings(context.stages[name].folder, context.key(name))
-    for context, name in here:
+    for part, context, name in here:
         stage = context.stages[name]
         work = stage.work(context)  # whatever is wrong with lists or files is said here
-        is_there = name not in _remade(context, request.redo) and context.has(name)
+        is_there = name not in part.remade and context.has(name)
         if name not in request.stages:
             if not is_there or not serves(stage, work):
                 raise UsageError(
@@ -389,16 +374,16 @@ def _forget(parts: Sequence[Part], request: Request) -> None:
     """Remove a stage and those that build on it, so that they are made again."""
     for part in parts:
         run, context = part.context.run, part.context
-        own = [name for name in _remade(context, request.redo) if name in part.stages]
+        own = [name for name in part.remade if name in part.stages]
         for name in own:
             run.remove_stage(name, context.stages[name].folder)
         context.forget_keys()
         for name in own:  # an artifact of this run's own from here on, also where it was forked from another
             if run.parent is not None:
                 run.begin(context.stages[name].folder, context.key(name))
+    experiment = request.experiment
     for source, variant in parts[0].context.run.variants().items():  # one that is not worked on now: its maps are gone
         if variant.directory not in [part.context.run.directory for part in parts]:
-            experiment = request.experiment
             chain = stages_of(experiment.on_source(source) if source in experiment.maps else experiment)
             for name in MASK_STAGES:
                 if name == request.redo or feeds(request.redo or "", (name,), chain=chain):
@@ -408,13 +393,3 @@ def _forget(parts: Sequence[Part], request: Request) -> None:
 def serves(stage: Stage, work: Work) -> bool:
     """Whether later stages can go on with what a stage has done so far."""
     return work.done > 0 if stage.serves_in_part else work.left == 0
-
-
-def _remade(context: Context, redo: str | None) -> tuple[str, ...]:
-    """Return the stage that is to be made again and all that build on it; nothing for None."""
-    chain = context.stages
-    if redo is None:
-        return ()
-    if redo not in chain:
-        raise UsageError(f"--redo {redo}: there is no such stage; the stages are {', '.join(chain)}.")
-    return tuple(name for name in chain if name == redo or feeds(redo, (name,), chain=chain))

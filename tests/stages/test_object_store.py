@@ -58,7 +58,7 @@ def test_all_stages_and_the_report_work_there_and_tell_no_secret(on_store, ray_s
     assert any(name.startswith("wandb/offline-run-") and name.endswith(".wandb") for name in found)
     assert not [name for name in found if "/train/" in name or ".writing-" in name]
     assert [name for name, content in found.items() if SECRET.encode() in content] == []
-    assert result.sync_commands
+    assert result.sync_command
 
 
 @pytest.mark.slow
