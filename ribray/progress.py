@@ -3,19 +3,10 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 LOG_SECONDS = 10.0
@@ -31,6 +22,7 @@ class Bar:
         self.began = time.monotonic()
         self._first: tuple[int, float] | None = None  # how many were finished when the first was, and when that was
         self._lock = threading.Lock()
+        self.show: Callable[[], None] | None = None
 
     def advance(self, done: int, failed: int) -> None:
         with self._lock:
@@ -40,7 +32,9 @@ class Bar:
                 self._first = (self._finished, time.monotonic())
         self.refresh()
 
-    def refresh(self) -> None: ...
+    def refresh(self) -> None:
+        if self.show is not None:
+            self.show()
 
     @property
     def _finished(self) -> int:
@@ -70,34 +64,8 @@ class Bar:
         return ", ".join(part for part in parts if part)
 
 
-class _LogBar(Bar):
-    """Prints a line every ten seconds."""
-
-    def __init__(self, console: Console, name: str, total: int, done: int, unit: str):
-        super().__init__(name, total, done, unit)
-        self._console = console
-        self._printed = time.monotonic()
-
-    def refresh(self) -> None:
-        if time.monotonic() - self._printed >= LOG_SECONDS:
-            self._printed = time.monotonic()
-            self._console.print(self.summary, highlight=False, markup=False, soft_wrap=True)
-
-
-class _TerminalBar(Bar):
-    """Draws a rich progress bar."""
-
-    def __init__(self, progress: Progress, name: str, total: int, done: int, unit: str):
-        super().__init__(name, total, done, unit)
-        self._progress = progress
-        self._task = progress.add_task(name, total=total, completed=done, bar=self)
-
-    def refresh(self) -> None:
-        self._progress.update(self._task, completed=self.done + self.failed)
-
-
-class _RateColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _RateColumn(progress.ProgressColumn):
+    def render(self, task: progress.Task) -> Text:
         bar: Bar = task.fields["bar"]
         text = Text(bar.shown_rate, style="cyan")
         if bar.failed:
@@ -110,31 +78,37 @@ class _RateColumn(ProgressColumn):
 @contextlib.contextmanager
 def show_progress(console: Console, name: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Bar]:
     """Show the progress of a stage for the length of a ``with`` block and leave one line behind."""
-    if not console.is_terminal:
-        bar: Bar = _LogBar(console, name, total, done, unit)
-        yield bar
-    else:
+    bar = Bar(name, total, done, unit)
+    if console.is_terminal:
         columns = (
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            progress.SpinnerColumn(),
+            progress.TextColumn("[bold]{task.description}"),
+            progress.BarColumn(bar_width=None),
+            progress.MofNCompleteColumn(),
             _RateColumn(),
-            TimeRemainingColumn(compact=True),
+            progress.TimeRemainingColumn(compact=True),
         )
-        with Progress(*columns, console=console, transient=True) as progress:
-            bar = _TerminalBar(progress, name, total, done, unit)
+        with progress.Progress(*columns, console=console, transient=True) as shown:
+            task = shown.add_task(name, total=total, completed=done, bar=bar)
+            bar.show = lambda: shown.update(task, completed=bar.done + bar.failed)
             yield bar
+    else:
+        printed = bar.began
+
+        def print_line() -> None:
+            nonlocal printed
+            if time.monotonic() - printed >= LOG_SECONDS:
+                printed = time.monotonic()
+                console.print(bar.summary, highlight=False, markup=False, soft_wrap=True)
+
+        bar.show = print_line
+        yield bar
     seconds = time.monotonic() - bar.began
     rate = (bar.done + bar.failed - bar.earlier) / max(seconds, 1e-9)
     failed = f", [red]{bar.failed} failed[/red]" if bar.failed else ""
     earlier = f" ({bar.earlier} earlier)" if bar.earlier else ""
-    console.print(
-        f"[bold]{name}[/bold]: {bar.done} of {total} {unit}{earlier}{failed} in {_duration(seconds)} "
-        f"({rate:.2f} {unit}/s)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    text = f"[bold]{name}[/bold]: {bar.done} of {total} {unit}{earlier}{failed} in {_duration(seconds)}"
+    console.print(f"{text} ({rate:.2f} {unit}/s)", highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:
