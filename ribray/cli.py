@@ -17,18 +17,7 @@ from rich.table import Table
 from ribray import __version__, supervisor
 from ribray.config import find_recipe, load_experiment, shipped_recipes, to_yaml
 from ribray.errors import EXIT_FAILURES, EXIT_STOPPED, RibrayError, UsageError
-from ribray.terminal import (
-    Dropped,
-    console,
-    leave,
-    print_run,
-    say,
-    say_error,
-    say_place,
-    say_text,
-    stop_on_signals,
-    told,
-)
+from ribray.terminal import Dropped, console, leave, print_run, say, say_error, say_place, stop_on_signals, told
 
 app = typer.Typer(
     help="Weakly supervised segmentation with RIB, on Ray: from image-level labels to pixel masks.",
@@ -57,7 +46,7 @@ def _option(name: str, help: str, metavar: str | None = None, **more: Any) -> An
 
 
 def _place(name: str, help: str, metavar: str = "DIR") -> Any:
-    return typer.Option(name, help=help, metavar=metavar, parser=_location)
+    return _option(name, help, metavar, parser=_location)
 
 
 def _place_argument(help: str | None, metavar: str) -> Any:
@@ -66,12 +55,12 @@ def _place_argument(help: str | None, metavar: str) -> Any:
 
 DEBUG = "Show the traceback of errors that nobody expects of an image."
 BREAK_LOCK = "Take the place of a process on an object store that no longer exists."
+RECIPE = "A shipped recipe or the path of a YAML file."
 
 DebugOption = Annotated[bool, _option("--debug", DEBUG, callback=_debug)]
 OutOption = Annotated[Path | None, _place("--out", "Run directory or URL (default: runs/RECIPE).")]
 BreakLockOption = Annotated[bool, _option("--break-lock", BREAK_LOCK)]
-RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.", metavar="RECIPE")]
-RecipeOption = Annotated[str, _option("--recipe", "A shipped recipe or the path of a YAML file.", "RECIPE")]
+RecipeArgument = Annotated[str, typer.Argument(help=RECIPE, metavar="RECIPE")]
 RunArgument = Annotated[Path, _place_argument("Directory of a run.", "RUN")]
 SetOption = Annotated[list[str] | None, _option("--set", "Change one configuration key.", "KEY=VALUE")]
 
@@ -185,7 +174,7 @@ def sweep(
     source = find_sweep(file)
     definition = read_sweep(source) if base is None else with_base(read_sweep(source), base)
     location = _output(out, source.stem)
-    request = SweepRequest(definition, source, title_of(source), location, tuple(settings or ()), break_lock)
+    request = SweepRequest(definition, source, title_of(source), location, settings or (), break_lock)
     result = run_sweep(request, console, stop_on_signals())
     console.print("", results_table(result.ledger), "", sep="\n")
     for place in result.files:
@@ -264,19 +253,19 @@ def check(
     from ribray.report.summaries import data_report
     from ribray.runs.directory import require_outside
 
-    experiment = load_experiment(recipe, settings or [])
-    require_outside(storage.absolute(out or Path()))
+    experiment, folder = load_experiment(recipe, settings or []), storage.absolute(out or Path())
+    require_outside(folder)
     report = check_data(experiment, console, stop_on_signals())
-    location = write_report(report, experiment, out or Path())
+    location = write_report(report, experiment, folder)
     console.print("", data_report(report), "", sep="\n")
-    say_text(f"[dim]All of it:[/dim] {escape(str(location))}")
+    console.print(f"[dim]All of it:[/dim] {escape(str(location))}", highlight=False, soft_wrap=True)
     leave(report.stopped, bool(report.findings))
 
 
 @app.command("import-maps")
 def import_maps(
     source: Annotated[Path, _place_argument("Folder with ID.npz (an array per class) or ID/CLASS.npy.", "DIR")],
-    recipe: RecipeOption,
+    recipe: Annotated[str, _option("--recipe", RECIPE, "RECIPE")],
     out: OutOption = None,
     settings: SetOption = None,
     break_lock: BreakLockOption = False,
@@ -317,7 +306,7 @@ def export(
     if exported is not None:
         without = f"; {exported.missing} of the split have no mask" if exported.missing else ""
         objects = "" if exported.annotations is None else f", {exported.annotations} annotations"
-        say_text(f"{exported.images} images{objects}{without}: {escape(str(exported.file))}")
+        say(f"{exported.images} images{objects}{without}: {exported.file}", console)
     leave(exported is None, False)
 
 
@@ -339,7 +328,7 @@ def predict(
     if predicted.failures:
         console.print("", failure_lines([vars(failure) for failure in predicted.failures]), sep="\n")
     failed = f", {len(predicted.failures)} failed (failures.jsonl)" if predicted.failures else ""
-    say_text(f"{predicted.done} of {predicted.images} images{failed}: {escape(str(predicted.folder))}")
+    say(f"{predicted.done} of {predicted.images} images{failed}: {predicted.folder}", console)
     leave(predicted.stopped, bool(predicted.failures))
 
 
@@ -368,8 +357,8 @@ def map_command(
     methods = [name.strip() for name in method.split(",")]
     request = MapRequest(photographs, network, weights, classes, extras, settings or (), out, long_side, methods)
     mapped = map_photographs(request, console, stop_on_signals("the photograph in flight is", "Stopped."))
-    if mapped.stopped:
-        say(f"Stopped: {mapped.done} of {mapped.photographs} photographs are done.")
+    if mapped.done + mapped.failed < mapped.total:
+        say(f"Stopped: {mapped.done} of {mapped.total} photographs are done.")
         raise typer.Exit(EXIT_STOPPED)
     leave(False, bool(mapped.failed))
 

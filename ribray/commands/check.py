@@ -49,8 +49,7 @@ class SplitSummary:
     empty: int  # of these, known to show none of the classes
     classes: dict[str, int]  # images by class
     with_mask: int = 0
-    sizes: "dict[str, tuple[int, int]]" = field(default_factory=dict)
-    """Width and height of the smallest, median and largest readable image, by area."""
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (w, h) of smallest, median, largest, by area
 
     @property
     def unused(self) -> list[str]:
@@ -75,10 +74,9 @@ class CheckWorker:
     def process(self, item: str) -> dict[str, Any]:
         """Return width and height (or None), how it was read, what its truth is beside its labels, what is wrong."""
         split, _, id = item.partition(TAB)
-        dataset = self._datasets[split]
+        dataset, compared = self._datasets[split], None
         size, problems, readings = _look_at_image(dataset, id)
         seen = None if size is None else dataset.look_at_mask(id)
-        compared = None
         if seen is not None:
             mask, faults = seen
             problems += faults
@@ -98,8 +96,7 @@ class CheckWorker:
 def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, list[Problem], tuple[Scale | str, ...]]:
     try:
         picture = dataset.picture(id)
-        height, width = picture.pixels.shape[:2]
-        blank = picture.blank
+        (height, width), blank = picture.pixels.shape[:2], picture.blank
         problems = [] if blank is None else [Problem(id, f"{dataset.image_path(id)} holds {BLANK[blank]}.", blank)]
         return (width, height), problems, picture.readings
     except ImageError as error:
@@ -139,33 +136,26 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
         with show_progress(console, NAME, len(items)) as bar:
             pool = Pool(plan, CheckWorker, {"datasets": datasets})
             result = pool.run(items, on_done, on_failed, bar, stop.is_set)
-    notes = [note for dataset in datasets.values() for note in dataset.notes]
-    missing = [note for split in splits.values() if (note := split.judge()) is not None]
-    readings = [note for name, split in splits.items() for note in tell_readings(split.readings, f" of '{name}'")]
-    return CheckReport(
-        {name: split.summary for name, split in splits.items()},
-        [finding for split in splits.values() for finding in sorted(split.findings)],
-        result.stopped,
-        [*dict.fromkeys(notes), *missing, *readings],
-    )
+    notes = list(dict.fromkeys(note for dataset in datasets.values() for note in dataset.notes))
+    notes += [note for split in splits.values() if (note := split.judge()) is not None]
+    notes += [note for name, split in splits.items() for note in tell_readings(split.readings, f" of '{name}'")]
+    findings = [finding for split in splits.values() for finding in sorted(split.findings)]
+    return CheckReport({name: split.summary for name, split in splits.items()}, findings, result.stopped, notes)
 
 
 def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
-    folder = storage.absolute(folder)
     if storage.is_local(folder):
         storage.require_writable(folder)
     splits = {name: {**asdict(summary), "unused": summary.unused} for name, summary in report.splits.items()}
-    storage.write_json(
-        folder / REPORT_FILE,
-        {
-            "data": {"kind": experiment.data.kind, "root": experiment.data.root},
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "complete": not report.stopped,
-            "splits": splits,
-            "notes": report.notes,
-            "findings": [asdict(finding) for finding in report.findings],
-        },
-    )
+    values = {
+        "data": {"kind": experiment.data.kind, "root": experiment.data.root},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "complete": not report.stopped,
+        "splits": splits,
+        "notes": report.notes,
+        "findings": [asdict(finding) for finding in report.findings],
+    }
+    storage.write_json(folder / REPORT_FILE, values)
     return folder / REPORT_FILE
 
 
@@ -175,10 +165,8 @@ class _Split:
         counts = dict(zip(dataset.classes, dataset.labels.sum(0).tolist(), strict=True))
         self.summary = SplitSummary(len(dataset), int((~dataset.labels.any(1)).sum()), counts)
         self.readings: Counter[Scale | str] = Counter()
-        self.findings = {
-            Finding(problem.kind, name, problem.id, problem.sentence)
-            for problem in (*dataset.problems, *dataset.findings)
-        }
+        known = (*dataset.problems, *dataset.findings)
+        self.findings = {Finding(problem.kind, name, problem.id, problem.sentence) for problem in known}
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._tally, self._without = truth.Tally(dataset), list[str]()
 
@@ -195,17 +183,12 @@ class _Split:
 
     def judge(self) -> str | None:
         """Sum up what is known of all images at once; return a note on those without a mask."""
-        self.summary.sizes = _extent(self._sizes)
+        if self._sizes:
+            sizes = sorted(self._sizes, key=lambda size: (size[0] * size[1], size))
+            up_to = itertools.accumulate(self._sizes[size] for size in sizes)
+            half = (self._sizes.total() + 1) // 2
+            median = next(size for size, images in zip(sizes, up_to, strict=True) if images >= half)
+            self.summary.sizes = {"smallest": sizes[0], "median": median, "largest": sizes[-1]}
         if (numbering := self._tally.numbering(f"the masks of {self._dataset.name}")) is not None:
             self.findings.add(Finding(truth.NUMBERS, self._name, self._name, numbering))
         return truth.note_on_missing(self._dataset.name, self._without, self.summary.with_mask)
-
-
-def _extent(sizes: Mapping[tuple[int, int], int]) -> dict[str, tuple[int, int]]:
-    if not sizes:
-        return {}
-    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-    up_to = itertools.accumulate(sizes[size] for size in ordered)
-    half = (sum(sizes.values()) + 1) // 2
-    median = next(size for size, images in zip(ordered, up_to, strict=True) if images >= half)
-    return {"smallest": ordered[0], "median": median, "largest": ordered[-1]}

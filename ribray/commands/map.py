@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from ribray import storage
-from ribray.api import NOT_READ, ClassName, MapMaker, Result, draw_side_by_side, map_maker, read_settings
+from ribray.api import NOT_READ, MapMaker, Result, draw_side_by_side, map_maker, read_settings
 from ribray.config import ENDED, by_method, change, settings_class, short
 from ribray.data.dataset import Dataset
 from ribray.data.files import list_files
@@ -38,64 +38,30 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class MapRequest:
-    """What the command line asks for, with its defaults."""
-
     photographs: Sequence[Path]
-    network: str
-    """``timm/NAME``, the name of a network of torchvision's, or the directory of a run."""
-    weights: str
-    """"imagenet", "none" or a file; of a run's classifier its own."""
-    classes: str | None
-    """Names or indices, separated by commas, that go for all photographs; None: what the network is confident of."""
+    network: str  # ``timm/NAME``, the name of a network of torchvision's, or the directory of a run
+    weights: str  # "imagenet", "none" or a file; of a run's classifier its own
+    classes: str | None  # names or indices, separated by commas, of all; None: what the network is confident of
     extras: Path | None
-    settings: Sequence[str]
-    """``refine.KEY=VALUE``."""
+    settings: Sequence[str]  # ``refine.KEY=VALUE``
     out: Path
-    long_side: int
-    """Pixels to which larger photographs are scaled down; 0: as they are."""
+    long_side: int  # pixels to which larger photographs are scaled down; 0: as they are
     methods: Sequence[str] = ("rib",)
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """What has come of it."""
-
-    photographs: int
-    done: int
-    failed: int
-    stopped: bool
-
-
-@dataclass(frozen=True)
-class _Image:
-    """A photograph's pixels, scaled down where it is larger, and the height and width that it came with."""
-
-    pixels: np.ndarray
-    size: tuple[int, int]
-
-    @classmethod
-    def of(cls, pixels: np.ndarray, long_side: int) -> "_Image":
-        height, width = pixels.shape[:2]
-        scale = long_side / max(height, width) if long_side else 1.0
-        return cls(rescaled(pixels, scale) if scale < 1 else pixels, (height, width))
-
-
-@dataclass(frozen=True)
 class _Photograph:
-    """A photograph whose classes are known."""
-
     path: Path
-    shares: Mapping[int, float | None]
-    """Classes with their probabilities; None where they were given."""
-    image: _Image | None = None
-    """None where it is to be read (again)."""
+    shares: Mapping[int, float | None]  # its classes with their probabilities; None where they were given
+    size: tuple[int, int] = (0, 0)  # height and width that it came with; of a labelled extra sample not known
+    pixels: np.ndarray | None = None  # scaled down; None where they are to be read (again)
 
     def disjoint(self, others: Iterable["_Photograph"]) -> list["_Photograph"]:
         """Return the photographs that share no class with this one."""
         return [other for other in others if not self.shares.keys() & other.shares.keys()]
 
 
-def map_photographs(request: MapRequest, console: Console, stop: threading.Event) -> Mapped:
+def map_photographs(request: MapRequest, console: Console, stop: threading.Event) -> Bar:
     """Refine the maps of photographs, one after the other; write NAME.png and NAME.npz of each.
 
     A line is said of each, and a bar shown where there are several. Where something is refused, nothing is written.
@@ -103,9 +69,11 @@ def map_photographs(request: MapRequest, console: Console, stop: threading.Event
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     paths = _photographs(request)
     makers, source = _open(request)
-    first = makers[0]
+    first, given = makers[0], None
     say(f"{source}; on {first.device}")
-    given = None if request.classes is None else first.indices(_classes(request.classes, first))
+    if request.classes is not None:  # a number is an index unless it is a class's name
+        named, known = [part.strip() for part in request.classes.split(",") if part.strip()], first.names or ()
+        given = first.indices([int(name) if name.isdecimal() and name not in known else name for name in named])
     photographs = _look(paths, first, given, say, request.long_side)
     extras = _extras(request.extras, first, {*paths}, say)
     if any(maker.takes_extras for maker in makers):
@@ -119,7 +87,7 @@ def map_photographs(request: MapRequest, console: Console, stop: threading.Event
     for maker, tally in zip(makers, tallies, strict=True):
         if several and (early := stopped_early(tally.counts)) is not None:
             say(stop_hint(tally.counts, maker.config.steps) or f"Stopped early: {early}.")
-    return Mapped(len(paths), bar.done, bar.failed, bar.done + bar.failed < len(paths))
+    return bar
 
 
 def _map_all(
@@ -138,36 +106,30 @@ def _map_all(
         if stop.is_set():
             break
         try:
-            image = photograph.image or _Image.of(read_image(photograph.path), request.long_side)
+            pixels = photograph.pixels
+            if pixels is None:
+                pixels = _scaled(read_image(photograph.path), request.long_side)
             others = [(other.path, list(other.shares)) for other in photograph.disjoint((*photographs, *extras))]
-            results = [maker(image.pixels, list(photograph.shares), extras=others) for maker in makers]
+            results = [maker(pixels, list(photograph.shares), extras=others) for maker in makers]
         except ImageError as error:
             say(f"failed: {error}")
             bar.advance(0, 1)
             continue
-        target = _target(out, photograph.path, taken)
-        arrays = _arrays({maker.method: result for maker, result in zip(makers, results, strict=True)})
+        target, arrays = _target(out, photograph.path, taken), dict[str, np.ndarray]()
+        for maker, tally, result in zip(makers, tallies, results, strict=True):
+            tally.add(result.stop_reason, result.steps)
+            for name, values in result.arrays().items():  # of several methods, each one's own have its name
+                is_own = len(results) > 1 and name in ("maps", "mask", "threshold")
+                arrays[f"{name}_{short(maker.method)}" if is_own else name] = values
         storage.write_npz(target.with_suffix(".npz"), **arrays, source=np.array(str(photograph.path)))
         draw_side_by_side(results, target)
-        for tally, result in zip(tallies, results, strict=True):
-            tally.add(result.stop_reason, result.steps)
         told = {note for result in results for note in result.notes}
         for note in sorted(told - notes):
             say(f"Note: {note}")
         notes |= told
-        say(_line(photograph, results, image.size, makers, target))
+        say(_line(photograph, results, makers, target))
         bar.advance(1, 0)
     return tallies
-
-
-def _arrays(results: Mapping[str, Result]) -> dict[str, np.ndarray]:
-    """Return what is written of a photograph; of several methods maps, mask and threshold with each one's name."""
-    found: dict[str, np.ndarray] = {}
-    for method, result in results.items():
-        for name, values in result.arrays().items():
-            is_own = len(results) > 1 and name in ("maps", "mask", "threshold")
-            found[f"{name}_{short(method)}" if is_own else name] = values
-    return found
 
 
 # --- the network -------------------------------------------------------------------------------------------------
@@ -176,21 +138,20 @@ def _arrays(results: Mapping[str, Result]) -> dict[str, np.ndarray]:
 def _open(request: MapRequest) -> tuple[list[MapMaker], str]:
     """Return what refines by each method, and a phrase on the network and its weights."""
     kinds = [map_maker(name) for name in request.methods]
-    settings = _settings(request.settings, request.methods)
+    of_kinds = list(zip(kinds, _settings(request.settings, request.methods), strict=True))
     if "://" in request.network or storage.absolute(request.network).is_dir():
         if request.weights != IMAGENET:
             raise UsageError(
                 f"--weights goes with a network by name; the run {request.network} has weights of its own."
             )
-        own = [kind.from_run(request.network, **values) for kind, values in zip(kinds, settings, strict=True)]
+        own = [kind.from_run(request.network, **values) for kind, values in of_kinds]
         return own, f"Network: the classifier of {request.network}"
-    for place, kind in enumerate(kinds):
+    for kind, values in of_kinds:
         known = settings_class(kind.method).model_fields
-        settings[place] = {key: value for key, value in DEFAULTS.items() if key in known} | settings[place]
-        read_settings(settings[place], kind.method)  # before a network is loaded
+        values.update({key: value for key, value in DEFAULTS.items() if key in known and key not in values})
+        read_settings(values, kind.method)  # before a network is loaded
     network, source = open_network(request.network, request.weights, "--weights")
-    makers = [kind(network, **values) for kind, values in zip(kinds, settings, strict=True)]
-    return makers, f"Network: {request.network}, weights {source}"
+    return [kind(network, **values) for kind, values in of_kinds], f"Network: {request.network}, weights {source}"
 
 
 def _settings(overrides: Iterable[str], methods: Sequence[str]) -> list[dict[str, Any]]:
@@ -214,17 +175,10 @@ def _settings(overrides: Iterable[str], methods: Sequence[str]) -> list[dict[str
     return [{key: value for key, value in part.items() if key != "method"} for part in parts.values()]
 
 
-def _classes(text: str, maker: MapMaker) -> list[ClassName]:
-    """Return the classes of ``--classes``; a number is an index unless it is a class's name."""
-    named = [part.strip() for part in text.split(",") if part.strip()]
-    return [int(name) if name.isdecimal() and name not in (maker.names or ()) else name for name in named]
-
-
 # --- photographs and extra samples -------------------------------------------------------------------------------
 
 
 def _photographs(request: MapRequest) -> list[Path]:
-    """Return the photographs, each once."""
     if request.long_side < 0:
         raise UsageError(
             f"--long-side {request.long_side} must be a number of pixels, or 0 for photographs as they are."
@@ -249,10 +203,16 @@ def _look(
         except ImageError as error:
             say(f"failed: {error}")
             continue
-        image = None if long_side is None or left <= 0 else _Image.of(pixels, long_side)
-        left -= image.pixels.nbytes if image else 0
-        found.append(_Photograph(path, maker.confident(pixels) if given is None else dict.fromkeys(given), image))
+        kept = None if long_side is None or left <= 0 else _scaled(pixels, long_side)
+        left -= 0 if kept is None else kept.nbytes
+        shares = maker.confident(pixels) if given is None else dict.fromkeys(given)
+        found.append(_Photograph(path, shares, (pixels.shape[0], pixels.shape[1]), kept))
     return found
+
+
+def _scaled(pixels: np.ndarray, long_side: int) -> np.ndarray:
+    scale = long_side / max(pixels.shape[:2]) if long_side else 1.0
+    return rescaled(pixels, scale) if scale < 1 else pixels
 
 
 def _extras(folder: Path | None, maker: MapMaker, without: set[Path], say: Say) -> list[_Photograph]:
@@ -297,7 +257,6 @@ def _with_labels(dataset: Dataset, maker: MapMaker, say: Say) -> list[_Photograp
 
 
 def _tell_extras(photographs: Sequence[_Photograph], extras: Sequence[_Photograph], say: Say) -> None:
-    """Say in one line what is left out as an extra sample."""
     together = [*photographs, *extras]
     if not photographs or len(together) < 2:
         return
@@ -332,25 +291,15 @@ def _is_free(target: Path, path: Path) -> bool:
         return False
 
 
-def _line(
-    photograph: _Photograph, results: Sequence[Result], size: tuple[int, int], makers: Sequence[MapMaker], target: Path
-) -> str:
-    first = results[0]
-    names = ", ".join(
-        _named(name.partition(",")[0], photograph.shares[index], makers[0].confidence)
-        for index, name in zip(first.classes, first.names, strict=True)
-    )
-    height, width = first.maps.shape[1:]
-    scaled = "" if (height, width) == size else f" (scaled down from {size[1]} × {size[0]} to {width} × {height})"
-    ended = []
+def _line(photograph: _Photograph, results: Sequence[Result], makers: Sequence[MapMaker], target: Path) -> str:
+    named, ended = [], []
+    for index, names in zip(results[0].classes, results[0].names, strict=True):
+        name, share = names.partition(",")[0], photograph.shares[index]
+        guess = "perhaps " if share is not None and share < makers[0].confidence else ""
+        named.append(name if share is None else f"{guess}{name} {share:.2f}")
     for maker, result in zip(makers, results, strict=True):
         steps = f"{f'{result.label} ' if len(makers) > 1 else ''}{result.steps} of {maker.config.steps} steps"
         ended.append(f"{steps}: {ENDED[result.stop_reason]}" if result.stop_reason in ENDED else steps)
-    return f"{photograph.path.name}{scaled}: {names}; {', '.join(ended)}; {target}"
-
-
-def _named(name: str, share: float | None, confidence: float) -> str:
-    """Return a class with its probability; one below ``confidence`` is a guess."""
-    if share is None:
-        return name
-    return f"{name} {share:.2f}" if share >= confidence else f"perhaps {name} {share:.2f}"
+    (height, width), size = results[0].maps.shape[1:], photograph.size
+    scaled = "" if (height, width) == size else f" (scaled down from {size[1]} × {size[0]} to {width} × {height})"
+    return f"{photograph.path.name}{scaled}: {', '.join(named)}; {', '.join(ended)}; {target}"

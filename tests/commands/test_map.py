@@ -212,7 +212,7 @@ def test_stopping_keeps_what_is_done(tmp_path) -> None:
     settings = ("refine.iterations=1", "refine.scales=[1.0]")
     request = MapRequest(photographs, LITE, "none", "3", None, settings, tmp_path / "maps", 500)
     mapped = map_photographs(request, Stopping(), stop)
-    assert (mapped.stopped, mapped.done, mapped.failed) == (True, 1, 0)
+    assert (mapped.total, mapped.done, mapped.failed) == (3, 1, 0)
     assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["0.npz", "0.png"]
 
 
