@@ -1,8 +1,7 @@
 """Comparing the product's own computations with recorded outputs of the reference implementations.
 
-A folder of recorded cases holds one ``.npz`` per case. The name's beginning says what was recorded
-(`CHECKERS`); each kind is run through the code that a run uses, and every recorded quantity gives one
-`Check`.
+A folder of recorded cases holds one ``.npz`` per case. The name's beginning says what was recorded (`CHECKERS`); each
+kind is run through the code that a run uses, and every recorded quantity gives one `Check`.
 """
 
 import copy
@@ -26,7 +25,6 @@ from ribray.masks.confident import cut, foreground_reading
 from ribray.masks.crf import LABEL_CRF, require_crf
 from ribray.methods import advcam
 from ribray.methods.maps import MapRecord, Size, localization_maps, to_arrays
-from ribray.methods.method import Refined
 from ribray.methods.rib import Refiner, Trace
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
 from ribray.networks import Classifier, build_backbone
@@ -45,7 +43,6 @@ class Check:
     of labels the share that differs."""
     tolerance: float
     note: str = ""
-    """What there is to say where a number does not say it all."""
 
     @property
     def ok(self) -> bool:
@@ -59,8 +56,7 @@ class Case:
 
     name: str
     arrays: dict[str, np.ndarray]
-    way: str | None = None
-    """How it is computed, of several ways."""
+    way: str | None = None  # how it is computed, of several ways
 
     @property
     def title(self) -> str:
@@ -75,12 +71,7 @@ class Case:
         return torch.from_numpy(self[name]).to(device)
 
     def close(
-        self,
-        quantity: str,
-        computed: np.ndarray,
-        tolerance: float,
-        absolute: bool = False,
-        part: Any = ...,
+        self, quantity: str, computed: np.ndarray, tolerance: float, absolute: bool = False, part: Any = ...
     ) -> Check:
         """Compare arrays by the largest difference, over the largest recorded value unless `absolute`.
 
@@ -89,10 +80,10 @@ class Case:
         recorded = self[quantity][part]
         if computed.shape != recorded.shape:
             return self._other_shape(quantity, computed, recorded, tolerance)
-        difference = np.abs(computed.astype(np.float64) - recorded).max(initial=0.0)
-        largest = np.abs(recorded).max(initial=0.0)
-        relative = largest and not absolute
-        return Check(self.title, quantity, float(difference / largest if relative else difference), tolerance)
+        difference, largest = np.abs(computed.astype(np.float64) - recorded).max(initial=0.0), 0.0
+        if not absolute:
+            largest = np.abs(recorded).max(initial=0.0)
+        return Check(self.title, quantity, float(difference / largest if largest else difference), tolerance)
 
     def labels(self, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
         """Compare arrays of labels by the share that differs."""
@@ -121,94 +112,66 @@ def verify(directory: str | Path, only: str | None = None, device: str = "cpu") 
     if not files:
         raise UsageError(f"{folder} has no recorded case (*.npz){f' that begins with {only!r}' if only else ''}.")
     checks: list[Check] = []
-    if any(file.stem.startswith(_OF_DRAWN_WEIGHTS) for file in files):
-        checks += check_weights()
+    if any(file.stem.startswith(("rib_", "advcam_")) for file in files):
+        weights = _recorded_classifier(_WEIGHT_SEED).state_dict()  # could they be drawn again?
+        for name, recorded in _WEIGHT_SUMS.items():
+            difference = abs(weights[name].double().sum().item() - recorded)
+            checks.append(Check("rib weights", f"sum of {name}", difference, _SUM_TOLERANCE))
     for prefix, checker in CHECKERS.items():
         for file in files:
             if file.stem.startswith(prefix):
-                checks += _check(file, checker, device)
+                case = Case(file.stem, storage.read_npz(file))
+                try:
+                    checks += checker(case, device)
+                except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
+                    reason = " ".join(str(error).split()).rstrip(".")
+                    raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
     for file in files:
         if not file.stem.startswith(tuple(CHECKERS)):
             checks.append(Check(file.stem, "kind", float("nan"), 0.0, "no checker for this kind of case"))
     return checks
 
 
-def _check(file: Path, checker: "Checker", device: str) -> list[Check]:
-    case = Case(file.stem, storage.read_npz(file))
-    try:
-        return list(checker(case, device))
-    except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
-
-
 # --- rib_*: the refinement of one image ---------------------------------------------------------------------
 
-_LOSS_TOLERANCE = 1e-5
-_MAP_TOLERANCE = 1e-4
-_SUM_TOLERANCE = 1e-6
+_LOSS_TOLERANCE, _MAP_TOLERANCE, _SUM_TOLERANCE = 1e-5, 1e-4, 1e-6
 
 # The recorded network: its weights are too large to be kept, so they are drawn again from this seed.
 _WEIGHT_SEED = 0
-_BACKBONE, _OUTPUT_STRIDE = "resnet50", 16
-_RESIDUAL_GAIN = 0.25
-_HEAD_STD = 0.01
-_HEAD_CLASSES = 20
+_BACKBONE, _OUTPUT_STRIDE, _RESIDUAL_GAIN = "resnet50", 16, 0.25
+_HEAD_CLASSES, _HEAD_STD = 20, 0.01
 _WEIGHT_SUMS = {
     "backbone.conv1.weight": -0.445381995,
     "backbone.layer4.2.conv3.weight": -2.796644633,
     "head.weight": 2.056218423,
 }
 _MOMENTUM = 1e-4
-_OF_DRAWN_WEIGHTS = ("rib_", "advcam_")
-_MAPS = {"stride4": "cam_stride4", "full": "cam_full"}
 _POOLINGS = {"gndp": "gndrp", "gap": "gap"}
-
-
-def check_weights() -> Iterator[Check]:
-    """Check that the recorded network could be drawn again."""
-    weights = _recorded_classifier(_WEIGHT_SEED).state_dict()
-    for name, recorded in _WEIGHT_SUMS.items():
-        difference = abs(weights[name].double().sum().item() - recorded)
-        yield Check("rib weights", f"sum of {name}", difference, _SUM_TOLERANCE)
 
 
 def check_refinement(case: Case, device: str) -> Iterator[Check]:
     """Check a recorded refinement on both engines."""
+    config, image, label = _refine_config(case), case["image"], case["label"]
     for engine in get_args(Kind):
-        yield from _check_refinement(replace(case, way=engine), device, engine)
-
-
-def _check_refinement(case: Case, device: str, engine: Kind) -> Iterator[Check]:
-    config, trace = _refine_config(case), Trace()
-    classifier = copy.deepcopy(_recorded_classifier(_WEIGHT_SEED))
-    refinement = Refiner(classifier, config, "float32", device, engine).refine(
-        target_views(case["image"], config.scales),
-        np.flatnonzero(case["label"]).tolist(),
-        lambda step: _extras(case, step),
-        trace,
-    )
-    height, width = case["image"].shape[:2]
-    record = MapRecord.from_arrays(to_arrays(refinement, (height, width), config.scales), case.title)
-    yield case.exact("steps_done", refinement.steps, int(case["steps_done"]))
-    yield case.exact("stop_reason", refinement.stop_reason, _stop_reason(case))
-    yield case.exact("keys", refinement.classes.tolist(), case["keys"].tolist())
-    yield case.close("losses", np.array(refinement.losses), _LOSS_TOLERANCE)
-    yield case.close("target_losses", np.array(refinement.numbers["target_losses"]), _LOSS_TOLERANCE)
-    yield case.close("logits_first", trace.logits[0], _LOSS_TOLERANCE)
-    yield case.close("logits_last", trace.logits[-1], _LOSS_TOLERANCE)
-    yield from _check_steps(case, refinement, trace)
-    yield case.close("cam_stride4", localization_maps(record, size="stride4"), _MAP_TOLERANCE)
-    yield case.close("cam_full", localization_maps(record, size="full"), _MAP_TOLERANCE)
-
-
-def _check_steps(case: Case, refinement: Refined, trace: Trace) -> Iterator[Check]:
-    """Compare what each step added at each scale; a scale that never ran was recorded as zeros."""
-    for step in range(int(case["steps_done"])):
-        added = trace.maps[step] if step < len(trace.maps) else []
-        for scale in range(len(case["scales"])):
-            maps = added[scale] if scale < len(added) else np.zeros_like(refinement.maps["cam"][scale])
-            yield case.close(f"cam_step{step}_scale{scale}", maps, _MAP_TOLERANCE)
+        case, trace = replace(case, way=engine), Trace()
+        refiner = Refiner(copy.deepcopy(_recorded_classifier(_WEIGHT_SEED)), config, "float32", device, engine)
+        views, present = target_views(image, config.scales), np.flatnonzero(label).tolist()
+        refinement = refiner.refine(views, present, functools.partial(_extras, case), trace)
+        yield case.exact("steps_done", refinement.steps, int(case["steps_done"]))
+        yield case.exact("stop_reason", refinement.stop_reason, _stop_reason(case))
+        yield case.exact("keys", refinement.classes.tolist(), case["keys"].tolist())
+        yield case.close("losses", np.array(refinement.losses), _LOSS_TOLERANCE)
+        yield case.close("target_losses", np.array(refinement.numbers["target_losses"]), _LOSS_TOLERANCE)
+        yield case.close("logits_first", trace.logits[0], _LOSS_TOLERANCE)
+        yield case.close("logits_last", trace.logits[-1], _LOSS_TOLERANCE)
+        for step in range(int(case["steps_done"])):  # what each added at each scale, which was recorded as zeros …
+            added = trace.maps[step] if step < len(trace.maps) else []
+            for scale in range(len(case["scales"])):  # … where the scale never ran
+                maps = added[scale] if scale < len(added) else np.zeros_like(refinement.maps["cam"][scale])
+                yield case.close(f"cam_step{step}_scale{scale}", maps, _MAP_TOLERANCE)
+        record = MapRecord.from_arrays(to_arrays(refinement, image.shape[:2], config.scales), case.title)
+        yield case.close("cam_stride4", localization_maps(record, size="stride4"), _MAP_TOLERANCE)
+        yield case.close("cam_full", localization_maps(record, size="full"), _MAP_TOLERANCE)
 
 
 @functools.cache
@@ -230,6 +193,7 @@ def _refine_config(case: Case) -> RIBConfig:
     if pooling not in _POOLINGS or len(label) != _HEAD_CLASSES:
         raise UsageError(f"The recorded case {case.title} has pooling {pooling!r} and {len(label)} classes.")
     scales = tuple(case["scales"].tolist())
+    same = ("lr", "weight_decay", "stop_threshold", "explode_threshold", "explode_ratio")
     values: dict[str, Any] = {
         "iterations": int(case["iterations"]),
         "batch_size": 1 + case["extra_images"].shape[1],
@@ -239,9 +203,8 @@ def _refine_config(case: Case) -> RIBConfig:
         "pooling": _POOLINGS[pooling],
         "pooling_threshold": float(case["tau"]),
         "precision": "float32",
+        **{name: float(case[name]) for name in same},
     }
-    same = ("lr", "weight_decay", "stop_threshold", "explode_threshold", "explode_ratio")
-    values.update({name: float(case[name]) for name in same})
     return RIBConfig(**values)
 
 
@@ -268,9 +231,16 @@ _TRACED = ("cam", "pooled", "objective", "distance", "gradient_max")
 
 def check_advcam(case: Case, device: str) -> Iterator[Check]:
     """Check recorded climbs: every step in float64, the first step and the end in float32."""
+    config = AdvCAMConfig(
+        method="advcam",
+        iterations=int(case["iterations"]),
+        regularizer=float(case["coefficient"]),
+        step_size=float(case["step_size"]),
+        score_threshold=float(case["score_threshold"]),
+        scales=tuple(case["scales"].tolist()),
+    )
     for dtype, check in ((torch.float64, _check_climbs), (torch.float32, _check_first_steps)):
-        own = replace(case, way=str(dtype).removeprefix("torch."))
-        config, trace = _advcam_config(case), advcam.Trace()
+        own, trace = replace(case, way=str(dtype).removeprefix("torch.")), advcam.Trace()
         views = target_views(case["image"], config.scales)
         yield own.close("view_scale1", views[1][0].numpy(), _EXACT_TOLERANCE)
         if dtype == torch.float64:
@@ -278,8 +248,7 @@ def check_advcam(case: Case, device: str) -> Iterator[Check]:
         classifier = copy.deepcopy(_recorded_classifier(_WEIGHT_SEED)).to(dtype)
         method = advcam.AdvCAM(classifier, config, "float32", device)
         refined = method.refine(views, np.flatnonzero(case["label"]).tolist(), trace=trace)
-        height, width = case["image"].shape[:2]
-        record = MapRecord.from_arrays(to_arrays(refined, (height, width), config.scales), own.title)
+        record = MapRecord.from_arrays(to_arrays(refined, case["image"].shape[:2], config.scales), own.title)
         yield own.exact("keys", refined.classes.tolist(), case["keys"].tolist())
         yield from check(own, trace, record)
 
@@ -292,8 +261,7 @@ def _check_climbs(case: Case, trace: advcam.Trace, record: MapRecord) -> Iterato
             yield case.close(f"{name}_scale{scale}", _traced(case, trace, scale, name), _EXACT_TOLERANCE)
         masked = _traced(case, trace, scale, "masked")
         yield case.exact(f"masked_scale{scale}", masked.tolist(), case[f"masked_scale{scale}"].tolist())
-        pairs = _traced(case, trace, scale, "manipulated")  # (P, T, 2, 3, H, W)
-        axes = (2, 3, 4, 5)
+        pairs, axes = _traced(case, trace, scale, "manipulated"), (2, 3, 4, 5)  # (P, T, 2, 3, H, W)
         moved = np.stack((pairs.min(axes), pairs.max(axes), np.abs(pairs - view.numpy()).mean(axes)), axis=-1)
         yield case.close(f"moved_scale{scale}", moved, _EXACT_TOLERANCE)
         yield case.close(f"sum_scale{scale}", record.maps[record.own][scale], _EXACT_TOLERANCE)
@@ -301,7 +269,7 @@ def _check_climbs(case: Case, trace: advcam.Trace, record: MapRecord) -> Iterato
             if f"manipulated{name}_scale{scale}" in case.arrays:
                 yield case.close(f"manipulated{name}_scale{scale}", pairs[:, part], _EXACT_TOLERANCE)
     for size in get_args(Size):
-        yield case.close(_MAPS[size], localization_maps(record, size=size), _EXACT_TOLERANCE)
+        yield case.close(f"cam_{size}", localization_maps(record, size=size), _EXACT_TOLERANCE)
 
 
 def _check_first_steps(case: Case, trace: advcam.Trace, record: MapRecord) -> Iterator[Check]:
@@ -329,17 +297,6 @@ def _recorded_views(image: np.ndarray, scales: Sequence[float]) -> list[torch.Te
     return [torch.from_numpy(np.stack((view, view[..., ::-1]))) for view in views]
 
 
-def _advcam_config(case: Case) -> AdvCAMConfig:
-    return AdvCAMConfig(
-        method="advcam",
-        iterations=int(case["iterations"]),
-        regularizer=float(case["coefficient"]),
-        step_size=float(case["step_size"]),
-        score_threshold=float(case["score_threshold"]),
-        scales=tuple(case["scales"].tolist()),
-    )
-
-
 # --- random_walk_*: maps spread up to class boundaries ------------------------------------------------------
 
 _WALK_TOLERANCE = 1e-4  # absolute: maps go up to 1
@@ -347,13 +304,9 @@ _WALK_TOLERANCE = 1e-4  # absolute: maps go up to 1
 
 def check_random_walk(case: Case, device: str) -> Iterator[Check]:
     """Check a recorded random walk."""
-    (walked,) = random_walk(
-        [case.tensor("cam", device)],
-        [case.tensor("edge", device)[0]],
-        radius=int(case["radius"]),
-        beta=float(case["beta"]),
-        exp_times=int(case["exp_times"]),
-    )
+    maps, edge = [case.tensor("cam", device)], [case.tensor("edge", device)[0]]
+    radius, exp_times = int(case["radius"]), int(case["exp_times"])
+    (walked,) = random_walk(maps, edge, radius=radius, beta=float(case["beta"]), exp_times=exp_times)
     propagated = walked[:, None].cpu().numpy()  # recorded as (C, 1, h, w)
     yield case.close("propagated", propagated, _WALK_TOLERANCE, absolute=True)
 
@@ -422,14 +375,11 @@ def check_confident_labels(case: Case, device: str) -> Iterator[Check]:
         yield case.labels(name, computed, recorded, _CRF_TOLERANCE)
 
 
-Checker = Callable[[Case, str], Iterator[Check]]
-"""From a case and a device to its checks."""
-
-CHECKERS: dict[str, Checker] = {
+CHECKERS: dict[str, Callable[[Case, str], Iterator[Check]]] = {
     "rib_": check_refinement,
     "advcam_": check_advcam,
     "dense_crf_": check_confident_labels,
     "irn_": check_irn_loss,
     "random_walk_": check_random_walk,
 }
-"""From the beginning of a case's name to what checks such a case."""
+"""From the beginning of a case's name to what checks such a case on a device."""
