@@ -16,36 +16,20 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from ribray import storage
-from ribray.config import (
-    Count,
-    Experiment,
-    Positive,
-    Section,
-    Seed,
-    explain_invalid,
-    flatten,
-    load_experiment,
-    nearest,
-    read_yaml,
-    seeded_sections,
-    shipped_files,
-    shipped_recipes,
-    to_values,
-)
+from ribray import config, storage
 from ribray.errors import UsageError
 
 MOST_TRIALS = 10_000
 _RUN_FILE = "experiment.yaml"  # in the directory of a run: its recipe
 
 
-class Axis(Section):
+class Axis(config.Section):
     """The values of one key; exactly one of these is given. A plain list is a grid."""
 
     grid: tuple[Any, ...] | None = None  # every value, together with every value of the other grids
     choice: tuple[Any, ...] | None = None  # one of these at random
     uniform: tuple[float, float] | None = None  # a number between these two, at random
-    loguniform: tuple[Positive, Positive] | None = None  # the same, its logarithm evenly spread
+    loguniform: tuple[config.Positive, config.Positive] | None = None  # the same, its logarithm evenly spread
     seeds: tuple[int, ...] | None = None  # repeats: results are averaged over these
     times: "Axis | None" = None  # any of the above but seeds, as factors on the base's own value
 
@@ -96,7 +80,7 @@ class Axis(Section):
         return Axis.model_validate({kind: [self.value(key, value, base) for value in values]})
 
 
-class BaseRecipe(Section):
+class BaseRecipe(config.Section):
     """What every trial starts from."""
 
     recipe: str
@@ -110,12 +94,12 @@ class BaseRecipe(Section):
         return {"recipe": value} if isinstance(value, str) else value
 
 
-class Scheduler(Section):
+class Scheduler(config.Section):
     """ASHA: every trial refines `first` images; only the best go on to `factor` times as many, up to `last`."""
 
     kind: Literal["asha"] = "asha"
-    first: Count
-    last: Count
+    first: config.Count
+    last: config.Count
     factor: Annotated[int, Field(ge=2)] = 3
 
     @model_validator(mode="after")
@@ -133,16 +117,16 @@ class Scheduler(Section):
         return rungs + ([self.last] if self.last > rungs[-1] else [])
 
 
-class Search(Section):
+class Search(config.Section):
     """How the drawn axes are drawn."""
 
     kind: Literal["random", "optuna"] = "random"
     """random: independent draws; optuna: each draw learns from the trials before it (extra ribray[optuna])."""
     samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
-    seed: Seed = 0
+    seed: config.Seed = 0
 
 
-class Published(Section):
+class Published(config.Section):
     """What a paper says of this study: a table whose columns are the values of the first axis, a number, a sentence."""
 
     table: Literal["S1"] | None = None
@@ -151,7 +135,7 @@ class Published(Section):
     text: str | None = None
 
 
-class SweepFile(Section):
+class SweepFile(config.Section):
     """A sweep: what varies, what a trial runs, what is measured."""
 
     base: BaseRecipe
@@ -166,8 +150,8 @@ class SweepFile(Section):
     """Seeds 0 … N-1 of the first stage of a trial that has a seed."""
     metric: str  # dotted path in metrics.json, such as seed.rib.miou; see `metric_of`
     mode: Literal["max", "min"] = "max"
-    max_concurrent: Count = 1  # trials at a time
-    workers_per_trial: Count | None = None  # cluster.workers of a trial; default: the base's
+    max_concurrent: config.Count = 1  # trials at a time
+    workers_per_trial: config.Count | None = None  # cluster.workers of a trial; default: the base's
     scheduler: Scheduler | None = None
     search: Search | None = None  # needed where values are drawn
     published: Published | None = None  # laid beside the result
@@ -183,7 +167,7 @@ class SweepFile(Section):
             raise ValueError("search has nothing to draw: no key of the space is a choice, uniform or loguniform")
         if self.repeats > 1 and self.seed_keys:
             raise ValueError(f"repeats and seeds of space.{self.seed_keys[0]} are two words for one thing: give one")
-        if self.search is not None and self.search.kind == "optuna":
+        if self.is_suggested:
             grids = [key for key, axis in self.space.items() if not axis.is_drawn]
             if grids or self.repeats > 1:
                 what = f"space.{grids[0]}" if grids else "repeats"
@@ -191,6 +175,11 @@ class SweepFile(Section):
         if self.scheduler is not None and "refine.limit" in self.space:
             raise ValueError("the scheduler itself sets refine.limit: take it out of the space")
         return self
+
+    @property
+    def is_suggested(self) -> bool:
+        """Whether a search suggests one trial after the other."""
+        return self.search is not None and self.search.kind == "optuna"
 
     @property
     def seed_keys(self) -> list[str]:
@@ -204,7 +193,7 @@ class SweepFile(Section):
         """Return the keys that trials are averaged over, and their values."""
         if self.repeats == 1:
             return {key: self.space[key].seeds or () for key in self.seed_keys}
-        stage = next((name for name in seeded_sections() if name in self.stages), None)
+        stage = next((name for name in config.seeded_sections() if name in self.stages), None)
         if stage is None:
             raise UsageError(f"repeats: none of the stages {', '.join(self.stages)} has a seed to repeat.")
         return {f"{stage}.seed": range(self.repeats)}
@@ -231,7 +220,7 @@ def metric_of(metric: str, settings: Mapping[str, Any]) -> str:
 
 
 def shipped_sweeps() -> dict[str, Path]:
-    return shipped_files("sweeps")
+    return config.shipped_files("sweeps")
 
 
 def find_sweep(name: str) -> Path:
@@ -241,13 +230,13 @@ def find_sweep(name: str) -> Path:
     if (stem := name.removesuffix(".yaml")) in shipped:
         return shipped[stem]
     raise UsageError(
-        f"There is no sweep '{name}'{nearest(location.stem, shipped)}; shipped are {', '.join(shipped)}, "
+        f"There is no sweep '{name}'{config.nearest(location.stem, shipped)}; shipped are {', '.join(shipped)}, "
         "or give the path of a YAML file."
     )
 
 
 def read_sweep(location: Path) -> SweepFile:
-    return validate_sweep(read_yaml(location), str(location))
+    return validate_sweep(config.read_yaml(location), str(location))
 
 
 def validate_sweep(values: Mapping[str, Any], source: str) -> SweepFile:
@@ -255,7 +244,7 @@ def validate_sweep(values: Mapping[str, Any], source: str) -> SweepFile:
     try:
         return SweepFile.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{source}: {explain_invalid(error, SweepFile)}") from None
+        raise UsageError(f"{source}: {config.explain_invalid(error, SweepFile)}") from None
 
 
 def with_base(sweep: SweepFile, recipe: str) -> SweepFile:
@@ -271,23 +260,23 @@ def title_of(location: Path) -> str:
 # --- trials ------------------------------------------------------------------------------------------------------
 
 
-def base_experiment(sweep: SweepFile, overrides: Iterable[str] = ()) -> Experiment:
+def base_experiment(sweep: SweepFile, overrides: Iterable[str] = ()) -> config.Experiment:
     """Return what every trial starts from; ``overrides`` are the command line's ``key=value``."""
     run = base_run(sweep)
     recipe = sweep.base.recipe if run is None else str(run / _RUN_FILE)
-    return load_experiment(recipe, [sweep.base.set, *overrides])
+    return config.load_experiment(recipe, [sweep.base.set, *overrides])
 
 
 def base_run(sweep: SweepFile) -> Path | None:
     """Return the run's directory that a sweep starts from; None where it starts from a recipe."""
     directory = storage.absolute(sweep.base.recipe)
-    is_run = sweep.base.recipe not in shipped_recipes() and (directory / _RUN_FILE).is_file()
+    is_run = sweep.base.recipe not in config.shipped_recipes() and (directory / _RUN_FILE).is_file()
     return directory if is_run else None
 
 
-def trials_of(sweep: SweepFile, base: Experiment) -> list[Trial]:
+def trials_of(sweep: SweepFile, base: config.Experiment) -> list[Trial]:
     """Return all trials: each draw with each point of the grids with each seed. A search's are not known beforehand."""
-    flat = flatten(to_values(base))
+    flat = config.flatten(config.to_values(base))
     grids = {
         key: [axis.value(key, value, flat) for value in axis.plain.grid]
         for key, axis in sweep.space.items()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shlex
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ribray import storage
-from ribray.cluster.session import Session, connect, require_shared
+from ribray.cluster.session import connect, require_shared
 from ribray.cluster.sweep import Searched, require_optuna, run_sweep
 from ribray.commands.run import Request, parse_stages, run_chain, serves
 from ribray.commands.trial import TrialRunner, last_line, log_file
@@ -50,7 +50,7 @@ class SweepRequest:
     source: Path  # the sweep file
     title: str  # what it is, in a line
     out: Path
-    overrides: tuple[str, ...] = ()  # ``key=value`` strings that change the base and so every trial
+    overrides: Sequence[str] = ()  # ``key=value`` strings that change the base and so every trial
     break_lock: bool = False
 
     @property
@@ -86,7 +86,12 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         held.callback(hold(out, "sweep", request.break_lock).release)
         ledger = Ledger(out, request, base, trials)
         session = held.enter_context(connect(base.cluster, training_workers(base, STAGES), stop))
-        _require_workers(definition, base, session)
+        wanted = (definition.workers_per_trial or 0) * base.cluster.cpus_per_worker
+        cpus = usable_cores() if session.is_local else session.cpus
+        if wanted > cpus:
+            raise UsageError(
+                f"workers_per_trial={definition.workers_per_trial} needs {wanted:g} CPUs, and the cluster has {cpus:g}."
+            )
         require_shared(out, session)
         storage.write_text(out / SWEEP_FILE, request.source.read_text(encoding="utf-8-sig"))
         ledger.write()
@@ -94,17 +99,12 @@ def sweep(request: SweepRequest, console: Console, stop: threading.Event) -> Swe
         runner = TrialRunner(definition, base, directory, own, out, ledger.key)
         if not stop.is_set():
             run_trials(request, ledger, runner, console, stop)
-        values = ledger.values()
-        command = None if base.tracking.wandb == "disabled" else _sync_command(values, out)
+        values, command = ledger.values(), None
+        if base.tracking.wandb != "disabled":
+            command = sync_command(out / record.directory for record in ledger.records.values())
+        if command is not None and storage.is_local(out):  # a pattern, as there may be many
+            command = f"wandb sync {shlex.quote(str(out))}/{TRIALS_FOLDER}/*/{WANDB_FOLDER}"
         return SweepResult(values, write_results(values, out), command, stop.is_set())
-
-
-def _sync_command(ledger: Mapping[str, Any], out: Path) -> str | None:
-    """Return what uploads the W&B files of all trials, as a pattern: there may be many."""
-    command = sync_command(out / trial["directory"] for trial in ledger["trials"])
-    if command is None or not storage.is_local(out):
-        return command
-    return f"wandb sync {shlex.quote(str(out))}/{TRIALS_FOLDER}/*/{WANDB_FOLDER}"
 
 
 # --- before anything starts --------------------------------------------------------------------------------------
@@ -120,19 +120,18 @@ def check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> s
             f"{request.source}: a sweep's trials are processes of their own, on Ray, so they need a pool each: set "
             "cluster.workers=1 in place of cluster.workers=0."
         )
-    if _is_search(definition):
+    if definition.is_suggested:
         require_optuna()
     known = _flat(base)
     for key in definition.space:
         if key not in known:
             raise UsageError(f"{request.source}: there is no configuration key '{key}' to vary{nearest(key, known)}.")
-    changed, metrics = {"refine.limit"} if definition.scheduler is not None else set(), dict[str, list[str]]()
+    changed, metrics = {"refine.limit"} if definition.scheduler is not None else set(), dict[str, Experiment]()
     for trial in trials:
         experiment = base.with_values(trial.settings, definition.base.recipe)
-        values, metric = _flat(experiment), metric_of(definition.metric, trial.settings)
+        values = _flat(experiment)
         changed |= {key for key in values.keys() | known.keys() if values.get(key) != known.get(key)}
-        if metric not in metrics:
-            metrics[metric] = _metrics_of(definition, experiment)
+        metrics.setdefault(metric_of(definition.metric, trial.settings), experiment)
     touched = {name for name, stage in chain.items() if any(_lies_under(key, stage.reads) for key in changed)}
     if any(_chooses_data(key, base) for key in changed):
         touched = set(chain)
@@ -145,8 +144,8 @@ def check(request: SweepRequest, base: Experiment, trials: Sequence[Trial]) -> s
                 f"{request.source}: none of the stages {', '.join(definition.stages)} depends on {key}, so there is "
                 "nothing to compare."
             )
-    for metric, written in metrics.items():
-        _check_metric(request, metric, written, touched)
+    for metric, experiment in metrics.items():
+        _check_metric(request, metric, experiment, touched)
     return touched
 
 
@@ -172,19 +171,12 @@ def _lies_under(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _metrics_of(definition: SweepFile, experiment: Experiment) -> list[str]:
-    """Return what a trial's own stages write."""
-    chain = stages_of(experiment)
+def _check_metric(request: SweepRequest, metric: str, experiment: Experiment, touched: set[str]) -> None:
+    definition, chain = request.sweep, stages_of(experiment)
     own = [f"{name}.{number}" for name in asked_for(definition.stages, chain) for number in chain[name].writes]
-    on_masks = [metric for metric in own if metric.partition(".")[0] in MASK_STAGES]
+    on_masks = [each for each in own if each.partition(".")[0] in MASK_STAGES]
     others = [source for source in experiment.maps if source != experiment.own_source]
-    return own + [f"variants.{source}.{metric}" for source in others for metric in on_masks]
-
-
-def _check_metric(request: SweepRequest, metric: str, written: Sequence[str], touched: set[str]) -> None:
-    definition = request.sweep
-    if metric not in written:
-        own = [each for each in written if not each.startswith("variants.")]
+    if metric not in own + [f"variants.{source}.{each}" for source in others for each in on_masks]:
         raise UsageError(
             f"{request.source}: the stages {', '.join(definition.stages)} write no metric '{metric}'"
             f"{nearest(metric, own)}; they write {', '.join(own)}."
@@ -193,15 +185,6 @@ def _check_metric(request: SweepRequest, metric: str, written: Sequence[str], to
     if not {stage, REFINE if stage.startswith(REFINE) else ""}.intersection(touched):
         raise UsageError(
             f"{request.source}: {metric} does not depend on {', '.join(definition.space)}: every trial would be equal."
-        )
-
-
-def _require_workers(definition: SweepFile, base: Experiment, session: Session) -> None:
-    wanted = (definition.workers_per_trial or 0) * base.cluster.cpus_per_worker
-    cpus = usable_cores() if session.is_local else session.cpus
-    if wanted > cpus:
-        raise UsageError(
-            f"workers_per_trial={definition.workers_per_trial} needs {wanted:g} CPUs, and the cluster has {cpus:g}."
         )
 
 
@@ -214,8 +197,7 @@ def _base_run(
         own = Request(base, request.sweep.base.recipe, out / BASE_FOLDER, shared, break_lock=request.break_lock)
         run_chain(own, console, stop)
         return own.out
-    run = Run.read(named)
-    own_base = base.on_own_source()
+    run, own_base = Run.read(named), base.on_own_source()
     context = Context(own_base, run, stages_of(own_base), Console(quiet=True), Tracker(base, run))
     for name in shared:
         key, stage = context.key(name), context.stages[name]
@@ -240,42 +222,33 @@ def _base_run(
 def run_trials(
     request: SweepRequest, ledger: "Ledger", runner: TrialRunner, console: Console, stop: threading.Event
 ) -> None:
-    definition = request.sweep
+    definition, search = request.sweep, request.sweep.search if request.sweep.is_suggested else None
     done = [record for record in ledger.records.values() if record.status in LASTING]
     left = [record for record in ledger.records.values() if record.status not in LASTING]
-    searched = _searched(definition, runner.experiment, done, left) if _is_search(definition) else None
-    total = len(ledger.records) if searched is None else searched.search.samples
-    finished = sum(record.draws for record in done)
+    finished, total = sum(record.draws for record in done), search.samples if search else len(ledger.records)
     if finished >= total:
         console.print(f"[bold]{escape(request.name)}[/bold]: {total} of {total} trials, done already", highlight=False)
         return
     if finished and definition.scheduler is not None:
         console.print(f"The scheduler starts anew: the {finished} finished trials are not compared with those to come.")
-    if finished and searched is not None:
+    if finished and search is not None:
         console.print(f"The search is told of the {finished} finished trials.", highlight=False)
-    trials = [Trial(record.id, record.settings) for record in left]
+    trials, base = [Trial(record.id, record.settings) for record in left], flatten(to_values(runner.experiment))
+    searched = (
+        None
+        if search is None
+        else Searched(
+            search,
+            {key: axis.without_factors(key, base) for key, axis in definition.space.items()},
+            finished,
+            [(record.settings, record.value) for record in done],
+            [record.settings for record in left],
+            [key for key in definition.space if isinstance(base[key], int) and not isinstance(base[key], bool)],
+        )
+    )
     with show_progress(console, request.name, total, finished, unit="trials") as bar:
         watcher = _Watcher(ledger, console, bar)
         run_sweep(request.name, definition, trials, runner, ledger.out / TUNE_FOLDER, watcher, stop.is_set, searched)
-
-
-def _is_search(definition: SweepFile) -> bool:
-    return definition.search is not None and definition.search.kind == "optuna"
-
-
-def _searched(
-    definition: SweepFile, base: Experiment, done: Sequence[TrialRecord], left: Sequence[TrialRecord]
-) -> Searched:
-    assert definition.search is not None
-    flat = flatten(to_values(base))
-    return Searched(
-        definition.search,
-        {key: axis.without_factors(key, flat) for key, axis in definition.space.items()},
-        sum(record.draws for record in done),
-        [(record.settings, record.value) for record in done],
-        [record.settings for record in left],
-        [key for key in definition.space if isinstance(flat[key], int) and not isinstance(flat[key], bool)],
-    )
 
 
 @dataclass(frozen=True)
@@ -289,13 +262,10 @@ class _Watcher:
 
     def ended(self, trial: Trial) -> None:
         record = read_trial(trial, self.ledger.out, self.ledger.key)
-        if record is None:
-            self.died(trial, "it left no result")
-            return
-        if record.status == "running":  # it has more images to come, and was ended all the same
+        if record is not None and record.status == "running":  # more images were to come, and it was ended all the same
             record.status = "stopped"
             record.write(self.ledger.out, self.ledger.key)
-        self._take(record)
+        self._take(record or TrialRecord.of(trial, "failed", error="it left no result"))
 
     def died(self, trial: Trial, error: str) -> None:
         self._take(TrialRecord.of(trial, "failed", error=error))
@@ -347,7 +317,7 @@ class Ledger:
         self.key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
         """What a trial's results depend on besides its settings."""
         known = {entry["id"]: TrialRecord(**entry) for entry in self._earlier().get("trials", ())}
-        if _is_search(definition):
+        if definition.is_suggested:
             suggested = [record for record in known.values() if set(record.settings) == set(definition.space)]
             trials = [Trial(record.id, record.settings) for record in suggested]
         has_trials = (out / TRIALS_FOLDER).is_dir()
@@ -367,14 +337,10 @@ class Ledger:
         if not location.exists():
             return {}
         earlier = read_ledger(location)
-        phrases = [
-            f"{name} (there {earlier.get(name)}, now {self._head[name]})"
-            for name in ("metric", "mode", "stages")
-            if earlier.get(name) != self._head[name]
-        ]
+        both = [(name, earlier.get(name), self._head[name]) for name in ("metric", "mode", "stages")]
+        phrases = [f"{name} (there {there}, now {now})" for name, there, now in both if there != now]
         old, new = ({"configuration": each.get("configuration", {}), "format": 0} for each in (earlier, self._head))
-        phrases += differences(old, {**new, "data": {}})
-        if phrases:
+        if phrases := phrases + differences(old, {**new, "data": {}}):
             raise UsageError(
                 f"{self.out} holds a sweep with other settings: {'; '.join(phrases)}; choose another --out."
             )

@@ -61,20 +61,14 @@ class TrialRunner:
             return TrialRecord.of(trial, "diverged", metrics=numbers, error=str(error))
         except RibrayError as error:
             return TrialRecord.of(trial, "failed", error=str(error))
-        numbers, failed = dict(_numbers(self._metrics(request.directory))), len(result.failures)
-        record = TrialRecord.of(trial, "finished", metrics=numbers, failed_images=failed)
-        metric = metric_of(self.definition.metric, trial.settings)
-        record.value = numbers.get(metric)
-        if record.value is None:
-            record.status = "failed"
-            record.error = f"It wrote no {metric}: is there a truth, with pixels of classes?"
-        return record
-
-    def _metrics(self, directory: Path) -> dict[str, Any]:
-        own, *older = (run.metrics() for run in Run.read(directory).lineage)
+        own, *older = (run.metrics() for run in Run.read(request.directory).lineage)
         for name in self.definition.stages:
             own |= next(({name: metrics[name]} for metrics in [own, *older] if name in metrics), {})
-        return own
+        numbers, metric = dict(_numbers(own)), metric_of(self.definition.metric, trial.settings)
+        made: dict[str, Any] = {"metrics": numbers, "failed_images": len(result.failures)}
+        if (value := numbers.get(metric)) is None:
+            made["error"] = f"It wrote no {metric}: is there a truth, with pixels of classes?"
+        return TrialRecord.of(trial, "failed" if value is None else "finished", value=value, **made)
 
 
 def _run_when_free(request: Request, console: Console) -> Result:
