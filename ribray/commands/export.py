@@ -58,11 +58,11 @@ class _Masks:
     folder: Path
     ids: Sequence[str]
 
-    def read(self, id: str, most: int, may_ignore: bool) -> np.ndarray:
-        """Read a mask (H, W) uint8 whose values are 0 to ``most``, and 255 if that may be."""
-        location = mask_path(self.folder, id)
+    def read(self, id: str, may_ignore: bool) -> np.ndarray:
+        """Read a mask (H, W) uint8 whose values are background and the classes, and 255 if that may be."""
+        location, most = mask_path(self.folder, id), len(self.dataset.classes)
         mask, _ = read_mask_file(location, id)
-        strays = [value for value in foreign_values(mask, most) if not (may_ignore and value == IGNORE)]
+        strays = foreign_values(mask, most).tolist()
         if not may_ignore and (mask == IGNORE).any():
             strays.append(IGNORE)
         if strays:
@@ -163,9 +163,8 @@ def _write_coco(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event
     An annotation is one class of one image, whose connected components are not split. Classes, and images of data in
     COCO layout, have the data's own numbers; an image's ``name`` is its id in the run.
     """
-    dataset = masks.dataset
+    dataset, number = masks.dataset, 0
     images: list[str] = []
-    number = 0
     stream.write(b'{"info": {"description": "masks of ribray, one annotation per image and class"},\n"annotations": [')
     for id, (size, segments) in _in_order(lambda id: _segments(masks, id), masks.ids, bar, stop):
         image_id, file_name = dataset.coco_image(id)
@@ -173,13 +172,10 @@ def _write_coco(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event
         images.append(json.dumps(entry))
         for segment in segments:
             number += 1
-            separator = ",\n" if number > 1 else "\n"
-            annotation = {"id": number, "image_id": image_id, **segment, "iscrowd": 0}
-            stream.write(f"{separator}{json.dumps(annotation)}".encode())
-    categories = [
-        json.dumps({"id": category, "name": name})
-        for category, name in zip(dataset.category_ids, dataset.classes, strict=True)
-    ]
+            annotation = json.dumps({"id": number, "image_id": image_id, **segment, "iscrowd": 0})
+            stream.write(f"{',' if number > 1 else ''}\n{annotation}".encode())
+    named = zip(dataset.category_ids, dataset.classes, strict=True)
+    categories = [json.dumps({"id": category, "name": name}) for category, name in named]
     for key, entries in (("images", images), ("categories", categories)):
         stream.write(f'\n],\n"{key}": [\n'.encode() + ",\n".join(entries).encode())
     stream.write(b"\n]}\n")
@@ -187,21 +183,16 @@ def _write_coco(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event
 
 
 def _segments(masks: _Masks, id: str) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-    dataset = masks.dataset
-    mask = masks.read(id, len(dataset.classes), may_ignore=True)
-    segments = []
-    for value in np.unique(mask).tolist():
-        if value in (BACKGROUND, IGNORE):
-            continue
+    mask, segments = masks.read(id, may_ignore=True), []
+    for value in sorted({*np.unique(mask).tolist()} - {BACKGROUND, IGNORE}):
         outline = rasteriser.encode(np.asfortranarray(mask == value, dtype=np.uint8))
-        segments.append(
-            {
-                "category_id": dataset.category_ids[value - 1],
-                "segmentation": {"size": outline["size"], "counts": outline["counts"].decode("ascii")},
-                "area": int(rasteriser.area(outline)),
-                "bbox": rasteriser.toBbox(outline).tolist(),
-            }
-        )
+        segment = {
+            "category_id": masks.dataset.category_ids[value - 1],
+            "segmentation": {"size": outline["size"], "counts": outline["counts"].decode("ascii")},
+            "area": int(rasteriser.area(outline)),
+            "bbox": rasteriser.toBbox(outline).tolist(),
+        }
+        segments.append(segment)
     return (mask.shape[0], mask.shape[1]), segments
 
 
@@ -212,7 +203,7 @@ def _contents(masks: _Masks, bar: Bar, stop: threading.Event, *, may_ignore: boo
     """Yield the mask files, each checked."""
 
     def read(id: str) -> bytes:
-        masks.read(id, len(masks.dataset.classes), may_ignore)
+        masks.read(id, may_ignore)
         return mask_path(masks.folder, id).read_bytes()
 
     return _in_order(read, masks.ids, bar, stop)

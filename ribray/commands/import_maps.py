@@ -48,24 +48,16 @@ class ImportWorker:
             earlier = None
         if earlier is None:
             write_maps(location, item, arrays)
-        elif not _equal(earlier, MapRecord.from_arrays(arrays)):
+        elif _content(earlier) != _content(MapRecord.from_arrays(arrays)):
             raise ImageError(
                 f"The maps of {item} are not those that were imported before; choose another --out for them."
             )
         return {}
 
 
-def _equal(one: MapRecord, other: MapRecord) -> bool:
-    return (
-        np.array_equal(one.classes, other.classes)
-        and one.size == other.size
-        and one.maps.keys() == other.maps.keys()
-        and all(
-            np.array_equal(some, others)
-            for name in one.maps
-            for some, others in zip(one.maps[name], other.maps[name], strict=True)
-        )
-    )
+def _content(record: MapRecord) -> tuple[Any, ...]:
+    maps = {name: [of_scale.tolist() for of_scale in scales] for name, scales in record.maps.items()}
+    return record.classes.tolist(), record.size, maps
 
 
 # --- in the driver -----------------------------------------------------------------------------------------------
@@ -76,9 +68,8 @@ def import_maps(context: Context, source: Path) -> None:
     if len(methods) > 1:
         raise UsageError(f"Maps are imported in place of one method: set refine.method to one of {', '.join(methods)}.")
     ((method, config),) = methods.items()
-    name = refine_stage(method)
-    place = context.stages[name].folder
-    folder, wanted = context.own_folder(name), wanted_ids(context)
+    name, wanted = refine_stage(method), wanted_ids(context)
+    place, folder = context.stages[name].folder, context.own_folder(name)
     _require_some(source, dataset, wanted)
     content = _digest(source)
     record = run.record(place) or {"imported": content}
@@ -93,8 +84,7 @@ def import_maps(context: Context, source: Path) -> None:
     failures = left_out(context, name)
     pool = StagePool(context, name, failures, TITLE, chunk_size=CHUNK, gpu=False)
     arguments = {"dataset": dataset, "source": source, "folder": folder, "names": (CAM, *config.maps)}
-    earlier = len(wanted) - len(left)
-    result = pool.run(ImportWorker, arguments, left, lambda id, record: None, len(wanted), earlier)
+    result = pool.run(ImportWorker, arguments, left, lambda id, record: None, len(wanted), len(wanted) - len(left))
     context.replace_failures(name, failures)
     imported = finished_ids(folder)
     images = len(imported.intersection(wanted))

@@ -16,7 +16,6 @@ import hashlib
 import io
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,7 +28,7 @@ from rich.console import Console
 from ribray import storage
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.commands import export
-from ribray.config import Experiment, SegmentationConfig, to_values, validate_experiment
+from ribray.config import SegmentationConfig, to_values, validate_experiment
 from ribray.data.dataset import colour_map
 from ribray.data.files import list_files
 from ribray.data.images import IMAGE_SUFFIXES, read_picture, tell_readings
@@ -41,7 +40,7 @@ from ribray.errors import UsageError
 from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.networks.deeplab import Predictor
 from ribray.pipeline.artifacts import WEIGHTS_FILE, require_recorded
-from ribray.pipeline.finished_run import Artifact, FinishedRun
+from ribray.pipeline.finished_run import FinishedRun
 from ribray.pipeline.stage import open_session
 from ribray.progress import show_progress
 from ribray.report.overlays import legend_overlay
@@ -112,15 +111,17 @@ def predict_images(
     _claim(out, network, root)
     for sentence in gaps:
         say(f"Note: {sentence}")
-    failures = {name: Failure(name, NAME, fault) for name in names if (fault := _fault(name)) is not None}
+    failures: dict[str, Failure] = {}
+    for name in names:
+        try:
+            check_id(id_of(name), "the name of the image")
+        except UsageError as error:
+            failures[name] = Failure(name, NAME, str(error))
     done = storage.list_ids(out / MASKS, SUFFIX) & storage.list_ids(out / OVERLAYS, SUFFIX)
     left = [name for name in names if name not in failures and id_of(name) not in done]
     earlier = len(names) - len(failures) - len(left)
     made, stopped = 0, False
     remarks: Counter[Any] = Counter()
-
-    def on_done(name: str, record: Mapping[str, Any]) -> None:
-        remarks.update(record["remarks"])
 
     def on_failed(name: str, error: str, tries: int, traceback: str | None) -> None:
         failures[name] = Failure(name, NAME, error, tries, traceback)
@@ -133,7 +134,7 @@ def predict_images(
             plan = PoolPlan.of(NAME, cluster.model_copy(update={"gpus_per_worker": gpus}), session)
             pool = Pool(plan, PredictWorker, {"network": network, "source": root, "out": out})
             with show_progress(console, NAME, len(names), earlier) as bar:
-                result = pool.run(left, on_done, on_failed, bar, stop.is_set)
+                result = pool.run(left, lambda name, seen: remarks.update(seen["remarks"]), on_failed, bar, stop.is_set)
         made, stopped = result.done, result.stopped
     for sentence in tell_readings(remarks):
         say(f"Note: {sentence}")
@@ -167,14 +168,6 @@ def id_of(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _fault(name: str) -> str | None:
-    try:
-        check_id(id_of(name), "the name of the image")
-    except UsageError as error:
-        return str(error)
-    return None
-
-
 def _network(finished: FinishedRun) -> Network:
     artifact = finished.artifact(segmentation.NAME)
     if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
@@ -183,7 +176,10 @@ def _network(finished: FinishedRun) -> Network:
             f"`{finished.command('--stages', segmentation.NAME)}`."
         )
     require_recorded(artifact.folder, segmentation.NAME)
-    experiment = _trained_with(finished, artifact)
+    recorded, prefix = artifact.record["inputs"]["configuration"], f"{segmentation.NAME}."
+    trained = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
+    values = {**to_values(finished.experiment), segmentation.NAME: trained}
+    experiment = validate_experiment(values, str(artifact.folder / STAGE_RECORD))
     written = artifact.run.read_metrics().segmentation
     earlier = (run.read_metrics().classifier for run in finished.run.lineage)
     names = next((metrics.classes for metrics in (written, *earlier) if metrics is not None and metrics.classes), None)
@@ -194,14 +190,6 @@ def _network(finished: FinishedRun) -> Network:
         palette[: len(written.colours)] = [list(bytes.fromhex(colour.removeprefix("#"))) for colour in written.colours]
     uses_crf = experiment.evaluate.crf == "dense"
     return Network(experiment.segmentation, artifact.folder / WEIGHTS_FILE, uses_crf, classes, palette)
-
-
-def _trained_with(finished: FinishedRun, artifact: Artifact) -> Experiment:
-    prefix = f"{segmentation.NAME}."
-    recorded = artifact.record["inputs"]["configuration"]
-    own = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
-    values = {**to_values(finished.experiment), segmentation.NAME: own}
-    return validate_experiment(values, str(artifact.folder / STAGE_RECORD))
 
 
 def _claim(out: Path, network: Network, root: Path) -> None:

@@ -10,7 +10,7 @@ from ribray.errors import DivergedError
 from ribray.pipeline.stage import Context
 from ribray.pipeline.training import log_training
 from ribray.report.comparison import chains, ordered
-from ribray.runs.metrics import Curve, RunMetrics, Timing
+from ribray.runs.metrics import Curve, RunMetrics
 from ribray.stages import STAGES
 from ribray.tracking import curves, table
 
@@ -42,7 +42,10 @@ def log_run(context: Context, figures: Sequence[Path]) -> None:
     metrics, source = context.run.read_metrics(), context.own_maps
 
     def media() -> dict[str, Any]:
-        throughput = {"tables/throughput": _throughput(metrics.timing)}
+        columns = ("images", "seconds", "images_per_second", "start_seconds", "workers")
+        timed = {stage: cost for stage, cost in metrics.timing.items() if cost.seconds is not None}
+        rows = [[stage, *(getattr(cost, name) for name in columns)] for stage, cost in timed.items()]
+        throughput = {"tables/throughput": table(["stage", *columns], rows)}
         return {**_per_class(metrics, source), **throughput, **_curves(metrics, source)}
 
     context.tracker.log_results(context.run.metrics(), {figure.stem: figure for figure in figures}, media)
@@ -62,16 +65,6 @@ def _per_class(metrics: RunMetrics, source: str) -> dict[str, Any]:
             rows = [[name, *(per_class.get(name) for per_class in columns.values())] for name in classes]
             tables[f"tables/{stage.name}"] = table(["class", *columns], rows)
     return tables
-
-
-def _throughput(timing: Mapping[str, Timing]) -> Any:
-    columns = ("images", "seconds", "images_per_second", "start_seconds", "workers")
-    rows = [
-        [stage, *(getattr(cost, name) for name in columns)]
-        for stage, cost in timing.items()
-        if cost.seconds is not None
-    ]
-    return table(["stage", *columns], rows)
 
 
 def _curves(metrics: RunMetrics, source: str) -> dict[str, Any]:
