@@ -158,6 +158,8 @@ class MapMaker:
 
     method: ClassVar[str]
     """Its name, as ``refine.method`` has it."""
+    _is_softmax = False
+    _side: int | None = None  # of a network for ImageNet: that of the images it was trained at
 
     def __init__(
         self,
@@ -180,8 +182,8 @@ class MapMaker:
             raise UsageError(f"weights={weights} goes with a network by name; the one handed over has its own.")
         normalisation = _normalisation(mean, std)
         classifier = adopt(model, features=features, head=head, frozen=frozen, normalisation=normalisation)
-        own_names = class_names(model) if names is None else list(names)
-        self._set_up(classifier, own_names, is_softmax(model), trained_side(model), config, device)
+        self._is_softmax, self._side = is_softmax(model), trained_side(model)
+        self._set_up(classifier, class_names(model) if names is None else list(names), config, device)
 
     @classmethod
     def from_run(cls, directory: str | Path, *, device: str | torch.device = "auto", **settings: Any) -> Self:
@@ -196,24 +198,17 @@ class MapMaker:
         classifier, names, methods = trained_classifier(storage.absolute(directory), stages_of)
         own = methods.get(short(cls.method))
         of_run = own.model_dump(exclude={*NOT_READ}) if own is not None else {}
-        config = read_settings({**of_run, **settings}, cls.method)
         maker = cls.__new__(cls)
-        maker._set_up(classifier, names, False, None, config, device)
+        maker._set_up(classifier, names, read_settings({**of_run, **settings}, cls.method), device)
         return maker
 
     def _set_up(
-        self,
-        classifier: Classifier,
-        names: list[str] | None,
-        is_softmax: bool,
-        side: int | None,
-        config: MethodConfig,
-        device: str | torch.device,
+        self, classifier: Classifier, names: list[str] | None, config: MethodConfig, device: str | torch.device
     ) -> None:
         if names is not None and len(names) != classifier.classes:
             raise UsageError(f"There are {len(names)} names for the {classifier.classes} classes of the network.")
         precision = "float32" if config.precision == "auto" else config.precision
-        self.config, self.names, self._is_softmax, self._side = config, names, is_softmax, side
+        self.config, self.names = config, names
         self._classifier, self._normalisation = classifier, classifier.backbone.normalisation
         self._refiner = method_class(self.method)(classifier, config, precision, usable_device(device))
 
@@ -240,7 +235,7 @@ class MapMaker:
         """
         pixels = read_pixels(image)
         present = self.indices(classes) if classes is not None else list(self.confident(pixels))
-        gallery = _Gallery(pixels, present, self._others(extras), self._classifier.classes)
+        gallery = _Gallery([(pixels, present), *self._others(extras)], self._classifier.classes)
         self._refiner.config = config = self.config.model_copy(update={"keep_steps": by_step})
         with ThreadPoolExecutor(1) as threads:
             needs = self._refiner.extra_samples(config)
@@ -339,7 +334,8 @@ class MapMaker:
             for alias in (full, *full.split(",")):  # ImageNet's names are lists of synonyms
                 known.setdefault(alias.strip().casefold(), index)
         if (found := known.get(name.strip().casefold())) is None:
-            hint = _nearest([repr(each) for each in difflib.get_close_matches(name.casefold(), known, n=SUGGESTIONS)])
+            close = [repr(each) for each in difflib.get_close_matches(name.casefold(), known, n=SUGGESTIONS)]
+            hint = f" (did you mean {' or '.join(close)}?)" if close else ""
             raise UsageError(f"The network has no class '{name}'{hint}.")
         return found
 
@@ -386,10 +382,6 @@ def map_maker(name: str) -> type[MapMaker]:
         raise UsageError(f"{error}.") from None
 
 
-def _nearest(close: Sequence[str]) -> str:
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
-
-
 def _notes(given: int, disjoint: int, unreadable: Iterable[str]) -> tuple[str, ...]:
     """Say which extra samples were left out."""
     shared = given - disjoint
@@ -400,15 +392,12 @@ def _notes(given: int, disjoint: int, unreadable: Iterable[str]) -> tuple[str, .
 class _Gallery:
     """The photograph and its extra samples, as a data set is read: by id."""
 
-    def __init__(
-        self, target: np.ndarray, present: list[int], others: list[tuple[Any, list[int]]], classes: int
-    ) -> None:
-        self.ids = [TARGET, *(f"extra {number}" for number in range(len(others)))]
-        self.labels = np.zeros((len(self.ids), classes), dtype=bool)
-        self._images: dict[str, Any] = {}
-        for row, (id, (image, indices)) in enumerate(zip(self.ids, [(target, present), *others], strict=True)):
-            self._images[id] = image
+    def __init__(self, images: Sequence[tuple[Any, list[int]]], classes: int) -> None:
+        self.ids = [TARGET, *(f"extra {number}" for number in range(len(images) - 1))]
+        self.labels = np.zeros((len(images), classes), dtype=bool)
+        for row, (_, indices) in enumerate(images):
             self.labels[row, indices] = True
+        self._images = dict(zip(self.ids, (image for image, _ in images), strict=True))
 
     def index(self, id: str) -> int:
         return self.ids.index(id)
@@ -426,10 +415,9 @@ def read_settings(settings: dict[str, Any], method: str) -> MethodConfig:
     known = [name for name in kind.model_fields if name not in NOT_READ]
     for name in settings:
         if name not in known:
-            owners = [
-                label(other) for other, of in BUILT_IN.items() if name in of.model_fields and name not in NOT_READ
-            ]
-            hint = f", which is one of {owners[0]}" if owners else _nearest(difflib.get_close_matches(name, known, n=1))
+            owners = [label(other) for other, of in BUILT_IN.items() if name in {*of.model_fields} - {*NOT_READ}]
+            close = [f" (did you mean {other}?)" for other in difflib.get_close_matches(name, known, n=1)]
+            hint = f", which is one of {owners[0]}" if owners else "".join(close)
             raise UsageError(f"{label(short(method))} has no setting '{name}'{hint}; it has {', '.join(known)}.")
     if kind is RIBConfig and "scales" in settings and "loss_scales" not in settings:
         standard = RIBConfig().loss_scales
