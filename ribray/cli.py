@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ribray import __version__, supervisor
+from ribray import __version__, storage, supervisor
 from ribray.config import find_recipe, load_experiment, shipped_recipes, to_yaml
 from ribray.errors import EXIT_FAILURES, EXIT_STOPPED, RibrayError, UsageError
 from ribray.terminal import Dropped, console, leave, print_run, say, say_error, say_place, stop_on_signals, told
@@ -29,8 +29,6 @@ app = typer.Typer(
 
 
 def _location(text: str) -> Path:
-    from ribray import storage
-
     location = storage.path(text)
     storage.require_reachable(location)
     return location
@@ -125,7 +123,7 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run the stages of a recipe; the same command continues what was stopped."""
-    request = _request(recipe, out, settings, stages, redo, fork, break_lock)
+    request = _request(recipe, out, settings, stages, redo=redo, fork=fork, break_lock=break_lock)
     if plan:
         from ribray.commands.run import plan_chain
         from ribray.report.summaries import plan_table
@@ -248,7 +246,6 @@ def check(
     ] = None,
 ) -> None:
     """Look at every image and mask of a recipe's data; exit code 1 where something is wrong with one."""
-    from ribray import storage
     from ribray.commands.check import check_data, write_report
     from ribray.report.summaries import data_report
     from ribray.runs.directory import require_outside
@@ -372,7 +369,6 @@ def bench(
     full: Annotated[bool, _option("--full", "Also run the part that takes minutes.")] = False,
 ) -> None:
     """Run a benchmark of this checkout."""
-    from ribray import storage
     from ribray.commands.bench import run_benchmark
 
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
@@ -383,26 +379,14 @@ def bench(
     console.print(table, highlight=False)
 
 
-# --- running -----------------------------------------------------------------------------------------------------
-
-
-def _request(
-    recipe: str,
-    out: Path | None,
-    settings: list[str] | None,
-    stages: str | None = None,
-    redo: str | None = None,
-    fork: Path | None = None,
-    break_lock: bool = False,
-) -> Any:
+def _request(recipe: str, out: Path | None, settings: list[str] | None, stages: str | None = None, **more: Any) -> Any:
     from ribray.commands.run import Request, parse_stages
 
     location = _output(out, find_recipe(recipe).stem)
     if supervisor.is_restarted():
         # What it names was forgotten, and the lock broken, the first time; what has been made since then stays.
-        redo, break_lock = None, False
-    experiment = load_experiment(recipe, settings or [])
-    return Request(experiment, recipe, location, parse_stages(stages), redo, fork, break_lock)
+        more |= {"redo": None, "break_lock": False}
+    return Request(load_experiment(recipe, settings or []), recipe, location, parse_stages(stages), **more)
 
 
 def _output(out: Path | None, name: str) -> Path:

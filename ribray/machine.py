@@ -29,7 +29,6 @@ def processor() -> str:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -83,11 +82,7 @@ def keeping_memory() -> Iterator[None]:
 
 
 def usable_device(device: "str | torch.device") -> "torch.device":
-    """Return a device by its name; "auto" is a GPU where there is one.
-
-    Raises:
-        UsageError: it cannot be used.
-    """
+    """Return a device by its name; "auto" is a GPU where there is one."""
     import torch
 
     if device == "auto":

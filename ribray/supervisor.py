@@ -47,7 +47,11 @@ def supervise(say: Callable[[str], None]) -> None:
             _note("its node has ended")
             code = EXIT_LOST
         if code != EXIT_LOST or not _page[0]:
-            _end_as(code)
+            if code < 0:  # by a signal, and so does this one
+                with contextlib.suppress(OSError):  # SIGKILL has no handler
+                    signal.signal(-code, signal.SIG_DFL)
+                os.kill(os.getpid(), -code)
+            sys.exit(code)
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h\n")  # a progress bar has hidden the cursor
         if signals.passed:
@@ -142,11 +146,3 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(EXIT_STOPPED)
-
-
-def _end_as(code: int) -> NoReturn:
-    if code < 0:
-        with contextlib.suppress(OSError):  # SIGKILL has no handler
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    sys.exit(code)

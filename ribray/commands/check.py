@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +43,12 @@ class Finding:
     sentence: str
 
 
-@dataclass
-class SplitSummary:
-    images: int  # images that have labels, be it none of the classes
-    empty: int  # of these, known to show none of the classes
-    classes: dict[str, int]  # images by class
-    with_mask: int = 0
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (w, h) of smallest, median, largest, by area
-
-    @property
-    def unused(self) -> list[str]:
-        return [name for name, images in self.classes.items() if not images]
-
-
 @dataclass(frozen=True)
 class CheckReport:
-    splits: dict[str, SplitSummary]
+    splits: dict[str, "Split"]
     findings: list[Finding]  # by split, kind and id
     stopped: bool  # whether the user stopped it before every image was looked at
-    notes: list[str] = field(default_factory=list)  # how the data was read where it could be read in another way
+    notes: list[str]  # how the data was read where it could be read in another way
 
 
 # --- in a worker -------------------------------------------------------------------------------------------------
@@ -120,7 +107,7 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
         raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
     used = dict.fromkeys((data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split))
     datasets = {split: open_dataset(data, split, data.root) for split in used}
-    splits = {name: _Split(name, dataset) for name, dataset in datasets.items()}
+    splits = {name: Split(name, dataset) for name, dataset in datasets.items()}
 
     def on_done(item: str, record: Mapping[str, Any]) -> None:
         split, _, id = item.partition(TAB)
@@ -140,13 +127,14 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     notes += [note for split in splits.values() if (note := split.judge()) is not None]
     notes += [note for name, split in splits.items() for note in tell_readings(split.readings, f" of '{name}'")]
     findings = [finding for split in splits.values() for finding in sorted(split.findings)]
-    return CheckReport({name: split.summary for name, split in splits.items()}, findings, result.stopped, notes)
+    return CheckReport(splits, findings, result.stopped, notes)
 
 
 def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
     if storage.is_local(folder):
         storage.require_writable(folder)
-    splits = {name: {**asdict(summary), "unused": summary.unused} for name, summary in report.splits.items()}
+    told = ("images", "empty", "classes", "with_mask", "sizes", "unused")
+    splits = {name: {each: getattr(split, each) for each in told} for name, split in report.splits.items()}
     values = {
         "data": {"kind": experiment.data.kind, "root": experiment.data.root},
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -159,11 +147,15 @@ def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> P
     return folder / REPORT_FILE
 
 
-class _Split:
+class Split:
     def __init__(self, name: str, dataset: Dataset):
         self._name, self._dataset = name, dataset
-        counts = dict(zip(dataset.classes, dataset.labels.sum(0).tolist(), strict=True))
-        self.summary = SplitSummary(len(dataset), int((~dataset.labels.any(1)).sum()), counts)
+        self.images = len(dataset)  # that have labels, be it none of the classes
+        self.empty = int((~dataset.labels.any(1)).sum())  # of these, known to show none of the classes
+        self.classes = dict(zip(dataset.classes, dataset.labels.sum(0).tolist(), strict=True))  # images by class
+        self.unused = [each for each, images in self.classes.items() if not images]
+        self.with_mask = 0
+        self.sizes: dict[str, tuple[int, int]] = {}  # (w, h) of the smallest, median, largest readable image, by area
         self.readings: Counter[Scale | str] = Counter()
         known = (*dataset.problems, *dataset.findings)
         self.findings = {Finding(problem.kind, name, problem.id, problem.sentence) for problem in known}
@@ -176,7 +168,7 @@ class _Split:
             if not record["has_mask"]:
                 self._without.append(id)
         self.readings.update(record["readings"])
-        self.summary.with_mask += record["has_mask"]
+        self.with_mask += record["has_mask"]
         if record["truth"] is not None:
             self._tally.add(id, record["truth"], self._dataset.labels[self._dataset.index(id)])
         self.findings |= {Finding(kind, self._name, id, sentence) for kind, sentence in record["problems"]}
@@ -188,7 +180,7 @@ class _Split:
             up_to = itertools.accumulate(self._sizes[size] for size in sizes)
             half = (self._sizes.total() + 1) // 2
             median = next(size for size, images in zip(sizes, up_to, strict=True) if images >= half)
-            self.summary.sizes = {"smallest": sizes[0], "median": median, "largest": sizes[-1]}
+            self.sizes = {"smallest": sizes[0], "median": median, "largest": sizes[-1]}
         if (numbering := self._tally.numbering(f"the masks of {self._dataset.name}")) is not None:
             self.findings.add(Finding(truth.NUMBERS, self._name, self._name, numbering))
-        return truth.note_on_missing(self._dataset.name, self._without, self.summary.with_mask)
+        return truth.note_on_missing(self._dataset.name, self._without, self.with_mask)

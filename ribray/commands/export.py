@@ -52,6 +52,9 @@ class Exported:
     missing: int  # images of the split that have no mask and were left out
 
 
+class _Stopped(Exception): ...
+
+
 @dataclass(frozen=True)
 class _Masks:
     dataset: Dataset
@@ -68,9 +71,6 @@ class _Masks:
         if strays:
             raise ImageError(f"{location} holds the value {strays[0]}, where 0 to {most} are known.")
         return mask
-
-
-class _Stopped(Exception): ...
 
 
 def export_masks(
@@ -121,23 +121,19 @@ def _find_masks(finished: FinishedRun, what: str, split: str, require_all: bool)
     dataset, artifact = finished.context().dataset(split, labelled=False), finished.current(STAGE_OF[what])
     done = finished_masks(artifact.folder) if artifact else set()
     missing = [id for id in dataset.ids if id not in done]
-    has_no = f"{finished.run.directory} has no"
+    has_no, arguments = f"{finished.run.directory} has no", ["--stages", STAGE_OF[what]]
+    if what == PREDICTIONS:
+        judged = finished.experiment.evaluate.splits or (finished.experiment.data.eval_split,)
+        arguments.insert(0, f'--set "evaluate.splits=[{",".join(dict.fromkeys([*judged, split]))}]"')
     if require_all and missing:
         named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
         raise UsageError(
             f"{has_no} prediction of {len(missing)} of the {len(dataset)} images of split '{split}' ({named}): make "
-            f"them by `{_evaluation(finished, split)}`."
+            f"them by `{finished.command(*arguments)}`."
         )
     if artifact is None or len(missing) == len(dataset):
-        command = finished.command("--stages", STAGE_OF[what]) if what == PSEUDO else _evaluation(finished, split)
-        raise UsageError(f"{has_no} {what} masks of split '{split}': make them by `{command}`.")
+        raise UsageError(f"{has_no} {what} masks of split '{split}': make them by `{finished.command(*arguments)}`.")
     return _Masks(dataset, artifact.folder, [id for id in dataset.ids if id in done])
-
-
-def _evaluation(finished: FinishedRun, split: str) -> str:
-    experiment = finished.experiment
-    splits = dict.fromkeys([*(experiment.evaluate.splits or (experiment.data.eval_split,)), split])
-    return finished.command(f'--set "evaluate.splits=[{",".join(splits)}]"', "--stages", evaluate.NAME)
 
 
 def _in_order(
@@ -152,9 +148,6 @@ def _in_order(
                     raise _Stopped
                 yield id, made
                 bar.advance(1, 0)
-
-
-# --- COCO instances ----------------------------------------------------------------------------------------------
 
 
 def _write_coco(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Event) -> int:
@@ -196,12 +189,7 @@ def _segments(masks: _Masks, id: str) -> tuple[tuple[int, int], list[dict[str, A
     return (mask.shape[0], mask.shape[1]), segments
 
 
-# --- mask files as they are ---------------------------------------------------------------------------------------
-
-
 def _contents(masks: _Masks, bar: Bar, stop: threading.Event, *, may_ignore: bool) -> Iterator[tuple[str, bytes]]:
-    """Yield the mask files, each checked."""
-
     def read(id: str) -> bytes:
         masks.read(id, may_ignore)
         return mask_path(masks.folder, id).read_bytes()

@@ -132,9 +132,6 @@ def _map_all(
     return tallies
 
 
-# --- the network -------------------------------------------------------------------------------------------------
-
-
 def _open(request: MapRequest) -> tuple[list[MapMaker], str]:
     """Return what refines by each method, and a phrase on the network and its weights."""
     kinds = [map_maker(name) for name in request.methods]
@@ -173,9 +170,6 @@ def _settings(overrides: Iterable[str], methods: Sequence[str]) -> list[dict[str
     except ValueError as error:
         raise UsageError(f"{error}.") from None
     return [{key: value for key, value in part.items() if key != "method"} for part in parts.values()]
-
-
-# --- photographs and extra samples -------------------------------------------------------------------------------
 
 
 def _photographs(request: MapRequest) -> list[Path]:
@@ -267,9 +261,6 @@ def _tell_extras(photographs: Sequence[_Photograph], extras: Sequence[_Photograp
         return
     of = f"{least}" if least == most else f"{least} to {most}"
     say(f"Extras: {of} of {len(together) - 1} for each photograph; those that share a class with it are left out.")
-
-
-# --- files and lines ---------------------------------------------------------------------------------------------
 
 
 def _target(out: Path, path: Path, taken: set[str]) -> Path:

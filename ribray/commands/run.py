@@ -310,10 +310,8 @@ def _parts(
         raise UsageError(f"--fork {request.fork} must be another directory than the run it starts from.")
     run, on_own, own = open_run(request.directory, parent), experiment.on_own_source(), experiment.own_source
     main = Context(on_own, run, stages_of(on_own), console, Tracker(experiment, run), stop)
-    if run.variant is not None or own in experiment.sources:
-        parts = [Part(main, tuple(main.stages), request.redo)]
-    else:
-        parts = [Part(main, tuple(name for name in main.stages if name not in MASK_STAGES), request.redo)]
+    has_masks = run.variant is not None or own in experiment.sources
+    parts = [Part(main, tuple(name for name in main.stages if has_masks or name not in MASK_STAGES), request.redo)]
     if run.variant is None and set(request.stages).intersection(MASK_STAGES):
         for source in experiment.sources:
             if source != own:
@@ -358,29 +356,27 @@ def _check(parts: Sequence[Part], request: Request, redo: bool = True) -> None:
         stage = context.stages[name]
         work = stage.work(context)  # whatever is wrong with lists or files is said here
         is_there = name not in part.remade and context.has(name)
-        if name not in request.stages:
-            if not is_there or not serves(stage, work):
-                raise UsageError(
-                    f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
-                    f"add it: --stages {','.join(dict.fromkeys(needed))}."
-                )
-        elif redo and stage.check is not None and not (is_there and not work.left):
-            stage.check(context)
+        if name in request.stages:
+            if redo and stage.check is not None and (work.left or not is_there):
+                stage.check(context)
+        elif not is_there or not serves(stage, work):
+            raise UsageError(
+                f"Stage '{request.stages[0]}' needs stage '{name}', which {context.run.directory} does not have; "
+                f"add it: --stages {','.join(dict.fromkeys(needed))}."
+            )
     if redo and request.redo is not None:
         _forget(parts, request)
 
 
 def _forget(parts: Sequence[Part], request: Request) -> None:
-    """Remove a stage and those that build on it, so that they are made again."""
     for part in parts:
         run, context = part.context.run, part.context
         own = [name for name in part.remade if name in part.stages]
         for name in own:
             run.remove_stage(name, context.stages[name].folder)
         context.forget_keys()
-        for name in own:  # an artifact of this run's own from here on, also where it was forked from another
-            if run.parent is not None:
-                run.begin(context.stages[name].folder, context.key(name))
+        for name in own if run.parent is not None else ():
+            context.begin(name)  # an artifact of this run's own from here on, also where it was forked from another
     experiment = request.experiment
     for source, variant in parts[0].context.run.variants().items():  # one that is not worked on now: its maps are gone
         if variant.directory not in [part.context.run.directory for part in parts]:

@@ -233,19 +233,13 @@ def run_trials(
         console.print(f"The scheduler starts anew: the {finished} finished trials are not compared with those to come.")
     if finished and search is not None:
         console.print(f"The search is told of the {finished} finished trials.", highlight=False)
-    trials, base = [Trial(record.id, record.settings) for record in left], flatten(to_values(runner.experiment))
-    searched = (
-        None
-        if search is None
-        else Searched(
-            search,
-            {key: axis.without_factors(key, base) for key, axis in definition.space.items()},
-            finished,
-            [(record.settings, record.value) for record in done],
-            [record.settings for record in left],
-            [key for key in definition.space if isinstance(base[key], int) and not isinstance(base[key], bool)],
-        )
-    )
+    trials, searched = [Trial(record.id, record.settings) for record in left], None
+    if search is not None:
+        base = flatten(to_values(runner.experiment))
+        space = {key: axis.without_factors(key, base) for key, axis in definition.space.items()}
+        evaluated = [(record.settings, record.value) for record in done]
+        integers = [key for key in space if isinstance(base[key], int) and not isinstance(base[key], bool)]
+        searched = Searched(search, space, finished, evaluated, [record.settings for record in left], integers)
     with show_progress(console, request.name, total, finished, unit="trials") as bar:
         watcher = _Watcher(ledger, console, bar)
         run_sweep(request.name, definition, trials, runner, ledger.out / TUNE_FOLDER, watcher, stop.is_set, searched)
@@ -298,8 +292,7 @@ class Ledger:
 
     def __init__(self, out: Path, request: SweepRequest, base: Experiment, trials: Sequence[Trial]):
         definition, named = request.sweep, base_run(request.sweep)
-        configuration = flatten(to_values(base)).items()
-        self.out = out
+        configuration, self.out = flatten(to_values(base)).items(), out
         self._head: dict[str, Any] = {
             "format": FORMAT,
             "name": request.name,

@@ -103,9 +103,6 @@ def _diverged_numbers(directory: Path) -> dict[str, Any]:
     return numbers
 
 
-# --- its log -----------------------------------------------------------------------------------------------------
-
-
 def log_file(directory: Path) -> Path:
     return directory.parent / f"{directory.name}.log"
 

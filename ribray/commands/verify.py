@@ -86,7 +86,6 @@ class Case:
         return Check(self.title, quantity, float(difference / largest if largest else difference), tolerance)
 
     def labels(self, quantity: str, computed: np.ndarray, recorded: np.ndarray, tolerance: float) -> Check:
-        """Compare arrays of labels by the share that differs."""
         if computed.shape != recorded.shape:
             return self._other_shape(quantity, computed, recorded, tolerance)
         return Check(self.title, quantity, float((computed != recorded).mean()), tolerance)
@@ -151,14 +150,15 @@ _POOLINGS = {"gndp": "gndrp", "gap": "gap"}
 
 def check_refinement(case: Case, device: str) -> Iterator[Check]:
     """Check a recorded refinement on both engines."""
-    config, image, label = _refine_config(case), case["image"], case["label"]
     for engine in get_args(Kind):
         case, trace = replace(case, way=engine), Trace()
+        config, image, present = _refine_config(case), case["image"], np.flatnonzero(case["label"]).tolist()
         refiner = Refiner(copy.deepcopy(_recorded_classifier(_WEIGHT_SEED)), config, "float32", device, engine)
-        views, present = target_views(image, config.scales), np.flatnonzero(label).tolist()
+        views = target_views(image, config.scales)
         refinement = refiner.refine(views, present, functools.partial(_extras, case), trace)
         yield case.exact("steps_done", refinement.steps, int(case["steps_done"]))
-        yield case.exact("stop_reason", refinement.stop_reason, _stop_reason(case))
+        stopped = EXPLOSION if len(case["losses"]) < int(case["steps_done"]) else TARGET_LOSS
+        yield case.exact("stop_reason", refinement.stop_reason, stopped if case["stopped"][-1] else FINISHED)
         yield case.exact("keys", refinement.classes.tolist(), case["keys"].tolist())
         yield case.close("losses", np.array(refinement.losses), _LOSS_TOLERANCE)
         yield case.close("target_losses", np.array(refinement.numbers["target_losses"]), _LOSS_TOLERANCE)
@@ -172,20 +172,6 @@ def check_refinement(case: Case, device: str) -> Iterator[Check]:
         record = MapRecord.from_arrays(to_arrays(refinement, image.shape[:2], config.scales), case.title)
         yield case.close("cam_stride4", localization_maps(record, size="stride4"), _MAP_TOLERANCE)
         yield case.close("cam_full", localization_maps(record, size="full"), _MAP_TOLERANCE)
-
-
-@functools.cache
-def _recorded_classifier(seed: int) -> Classifier:
-    with drawn_with(seed):
-        backbone = build_backbone(_BACKBONE, _OUTPUT_STRIDE)
-        head = torch.empty(_HEAD_CLASSES, backbone.channels[-1], 1, 1).normal_(std=_HEAD_STD)
-        classifier = Classifier(backbone, _HEAD_CLASSES)
-    with torch.no_grad():
-        for name, parameter in backbone.named_parameters():
-            if name.endswith("bn3.weight"):
-                parameter.fill_(_RESIDUAL_GAIN)
-        classifier.head.weight.copy_(head)
-    return classifier
 
 
 def _refine_config(case: Case) -> RIBConfig:
@@ -208,15 +194,23 @@ def _refine_config(case: Case) -> RIBConfig:
     return RIBConfig(**values)
 
 
+@functools.cache
+def _recorded_classifier(seed: int) -> Classifier:
+    with drawn_with(seed):
+        backbone = build_backbone(_BACKBONE, _OUTPUT_STRIDE)
+        head = torch.empty(_HEAD_CLASSES, backbone.channels[-1], 1, 1).normal_(std=_HEAD_STD)
+        classifier = Classifier(backbone, _HEAD_CLASSES)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("bn3.weight"):
+                parameter.fill_(_RESIDUAL_GAIN)
+        classifier.head.weight.copy_(head)
+    return classifier
+
+
 def _extras(case: Case, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.stack([normalise(crop) for crop in case["extra_images"][step]])
     return images, torch.from_numpy(case["extra_labels"][step].astype(bool))
-
-
-def _stop_reason(case: Case) -> str:
-    if not case["stopped"][-1]:
-        return FINISHED
-    return EXPLOSION if len(case["losses"]) < int(case["steps_done"]) else TARGET_LOSS
 
 
 # --- advcam_*: the climbs of one image, in float64 and in float32 -------------------------------------------
@@ -303,7 +297,6 @@ _WALK_TOLERANCE = 1e-4  # absolute: maps go up to 1
 
 
 def check_random_walk(case: Case, device: str) -> Iterator[Check]:
-    """Check a recorded random walk."""
     maps, edge = [case.tensor("cam", device)], [case.tensor("edge", device)[0]]
     radius, exp_times = int(case["radius"]), int(case["exp_times"])
     (walked,) = random_walk(maps, edge, radius=radius, beta=float(case["beta"]), exp_times=exp_times)
@@ -334,22 +327,17 @@ def check_irn_loss(case: Case, device: str) -> Iterator[Check]:
     }
     for name, value in computed.items():
         yield case.close(name, value.detach().cpu().numpy(), _IRN_TOLERANCE)
-    yield from _check_pairs(case, labels, boundary.detach()[:, 0].sigmoid())
-
-
-def _check_pairs(case: Case, labels: torch.Tensor, boundary: torch.Tensor) -> Iterator[Check]:
-    pairs = Pairs(int(case["radius"]), *labels.shape[1:])
+    pairs, edges = Pairs(int(case["radius"]), *labels.shape[1:]), boundary.detach()[:, 0].sigmoid()
     ours, theirs = pairs.displacements.tolist(), case["search_dst"].tolist()
     same = case.exact("search_dst", sorted(ours), sorted(theirs))
     yield same
-    if not same.ok:
-        return
-    order = [ours.index(displacement) for displacement in theirs]  # ribray's order is another one
-    kinds = torch.stack([pair_labels(labels, pairs, i).flatten(1) for i in order], dim=1).cpu().numpy()
-    affinity = torch.stack([(1 - pairs.strongest(boundary, i)).flatten() for i in order]).cpu().numpy()
-    for i, name in enumerate(("bg_pos", "fg_pos", "neg")):
-        yield case.labels(name, kinds[i], case[name], 0.0)
-    yield case.close("affinity", affinity, _IRN_TOLERANCE)
+    if same.ok:
+        order = [ours.index(displacement) for displacement in theirs]  # ribray's order is another one
+        kinds = torch.stack([pair_labels(labels, pairs, i).flatten(1) for i in order], dim=1).cpu().numpy()
+        affinity = torch.stack([(1 - pairs.strongest(edges, i)).flatten() for i in order]).cpu().numpy()
+        for i, name in enumerate(("bg_pos", "fg_pos", "neg")):
+            yield case.labels(name, kinds[i], case[name], 0.0)
+        yield case.close("affinity", affinity, _IRN_TOLERANCE)
 
 
 # --- dense_crf_*: confident labels --------------------------------------------------------------------------
