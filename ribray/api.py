@@ -242,13 +242,16 @@ class MapMaker:
             order = None if needs is None else ExtraOrder(gallery.ids, gallery.labels, needs.seed)
             preparation = Preparation(TARGET, gallery, config.scales, threads, self._normalisation, needs, order)
             try:
-                refinement = self._refiner.refine(
-                    preparation.target().views, present, lambda step: preparation.batch(self._refiner)
-                )
+                views = preparation.target().views
+                refinement = self._refiner.refine(views, present, lambda step: preparation.batch(self._refiner))
             finally:
                 preparation.cancel()
         record = MapRecord.from_arrays(to_arrays(refinement, pixels.shape[:2], config.scales))
-        chosen = tuple(int(index) for index in record.classes)
+        chosen, steps = tuple(int(index) for index in record.classes), range(refinement.steps if by_step else 0)
+        notes, given = list(preparation.unreadable.values()), len(gallery.ids) - 1
+        if order is not None and (shared := given - len(order.candidates(TARGET, present))):
+            said = f"{shared} of {given} extras share a class with the image, or have none, and were left out."
+            notes.insert(0, said)
         return Result(
             image=pixels,
             maps=localization_maps(record),
@@ -258,12 +261,8 @@ class MapMaker:
             losses=tuple(refinement.losses),
             steps=refinement.steps,
             stop_reason=refinement.stop_reason,
-            by_step=tuple(
-                localization_maps(record, (record.own, step)) for step in range(refinement.steps if by_step else 0)
-            ),
-            notes=_notes(len(gallery.ids) - 1, len(order.candidates(TARGET, present)), preparation.unreadable.values())
-            if order is not None
-            else (),
+            by_step=tuple(localization_maps(record, (record.own, step)) for step in steps),
+            notes=tuple(notes),
             mask_values=tuple(index + 1 for index in chosen) if self._classifier.classes < IGNORE else (),
             label=label(record.own),
         )
@@ -380,13 +379,6 @@ def map_maker(name: str) -> type[MapMaker]:
         return type(method_class(name).__name__, (MapMaker,), {"method": name})
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-
-
-def _notes(given: int, disjoint: int, unreadable: Iterable[str]) -> tuple[str, ...]:
-    """Say which extra samples were left out."""
-    shared = given - disjoint
-    said = f"{shared} of {given} extras share a class with the image, or have none, and were left out."
-    return (*([said] if shared else []), *unreadable)
 
 
 class _Gallery:
