@@ -60,7 +60,7 @@ def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     chain(out, settings)
     shutil.copy(out / "metrics.json", out.parent / "first.json")
     result, _ = chain(out, [*settings, "refine.limit=12"])
-    assert result.sync_commands == [f"wandb sync {out}/wandb"]
+    assert result.sync_command == f"wandb sync {out}/wandb"
     return out
 
 
