@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 CPU_FILE = Path("/proc/cpuinfo")
-LOADERS = 2
-"""Threads or processes that decode images for one worker, where nothing else is known."""
+LOADERS = 2  # threads or processes that decode images for one worker, where nothing else is known
 
 
 def processor() -> str:

@@ -73,7 +73,6 @@ class Axis(config.Section):
         return round(product) if isinstance(base[key], int) else float(f"{product:.6g}")
 
     def without_factors(self, key: str, base: Mapping[str, Any]) -> "Axis":
-        """Return the axis with its factors turned into values."""
         if self.times is None:
             return self
         (kind, values), *_ = self.times.model_dump(exclude_none=True).items()
@@ -146,8 +145,7 @@ class SweepFile(config.Section):
     ]
     """Stages of a trial; what comes before them is the base run's, where no key of the space touches it."""
     space: dict[str, Axis]  # by configuration key
-    repeats: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 1
-    """Seeds 0 … N-1 of the first stage of a trial that has a seed."""
+    repeats: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 1  # seeds 0 … N-1 of the first stage of a trial with a seed
     metric: str  # dotted path in metrics.json, such as seed.rib.miou; see `metric_of`
     mode: Literal["max", "min"] = "max"
     max_concurrent: config.Count = 1  # trials at a time

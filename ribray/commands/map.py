@@ -57,7 +57,6 @@ class _Photograph:
     pixels: np.ndarray | None = None  # scaled down; None where they are to be read (again)
 
     def disjoint(self, others: Iterable["_Photograph"]) -> list["_Photograph"]:
-        """Return the photographs that share no class with this one."""
         return [other for other in others if not self.shares.keys() & other.shares.keys()]
 
 

@@ -209,8 +209,7 @@ def _run_stage(part: Part, stage: Stage) -> None:
         stage.execute(context)
 
 
-DRAWN_FROM = 20_000
-"""Images among which those of a picture are chosen: of a million, all would take the driver half a gigabyte."""
+DRAWN_FROM = 20_000  # images that those of a picture are chosen from: a million would take the driver half a gigabyte
 
 
 def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
