@@ -72,6 +72,10 @@ class _Masks:
             raise ImageError(f"{location} holds the value {strays[0]}, where 0 to {most} are known.")
         return mask
 
+    def content(self, id: str, may_ignore: bool) -> bytes:
+        self.read(id, may_ignore)
+        return mask_path(self.folder, id).read_bytes()
+
 
 def export_masks(
     directory: Path,
@@ -189,18 +193,10 @@ def _segments(masks: _Masks, id: str) -> tuple[tuple[int, int], list[dict[str, A
     return (mask.shape[0], mask.shape[1]), segments
 
 
-def _contents(masks: _Masks, bar: Bar, stop: threading.Event, *, may_ignore: bool) -> Iterator[tuple[str, bytes]]:
-    def read(id: str) -> bytes:
-        masks.read(id, may_ignore)
-        return mask_path(masks.folder, id).read_bytes()
-
-    return _in_order(read, masks.ids, bar, stop)
-
-
 def _write_folder(folder: Path, masks: _Masks, bar: Bar, stop: threading.Event) -> None:
     """Write the mask files into a folder as other programs read them, ID.png; remove it where one is damaged."""
     try:
-        for id, content in _contents(masks, bar, stop, may_ignore=True):
+        for id, content in _in_order(lambda id: masks.content(id, may_ignore=True), masks.ids, bar, stop):
             storage.write_bytes(folder / f"{id}{SUFFIX}", content)
     except BaseException:
         storage.remove_folder(folder)
@@ -213,7 +209,7 @@ def _write_archive(stream: BinaryIO, masks: _Masks, bar: Bar, stop: threading.Ev
         gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
-        for id, content in _contents(masks, bar, stop, may_ignore=False):
+        for id, content in _in_order(lambda id: masks.content(id, may_ignore=False), masks.ids, bar, stop):
             entry = tarfile.TarInfo(f"{SERVER_FOLDER}/{id}{SUFFIX}")  # of nobody, at time 0
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
