@@ -311,13 +311,14 @@ def _parts(
     main = Context(on_own, run, stages_of(on_own), console, Tracker(experiment, run), stop)
     has_masks = run.variant is not None or own in experiment.sources
     parts = [Part(main, tuple(name for name in main.stages if has_masks or name not in MASK_STAGES), request.redo)]
-    if run.variant is None and set(request.stages).intersection(MASK_STAGES):
-        for source in experiment.sources:
-            if source != own:
-                on_source, sub_run = experiment.on_source(source), open_run(run.variant_directory(source), run)
-                stages, tracker = stages_of(on_source), Tracker(on_source, sub_run)
-                own_parts = {"experiment": on_source, "run": sub_run, "stages": stages, "tracker": tracker}
-                parts.append(Part(replace(main, **own_parts, session_of=main), MASK_STAGES, request.redo, source))
+    if run.variant is not None or not set(request.stages).intersection(MASK_STAGES):
+        return parts
+    for source in experiment.sources:
+        if source != own:
+            on_source, sub_run = experiment.on_source(source), open_run(run.variant_directory(source), run)
+            stages, tracker = stages_of(on_source), Tracker(on_source, sub_run)
+            variant = replace(main, experiment=on_source, run=sub_run, stages=stages, tracker=tracker, session_of=main)
+            parts.append(Part(variant, MASK_STAGES, request.redo, source))
     return parts
 
 
