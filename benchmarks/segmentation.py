@@ -3,7 +3,6 @@
 ribray bench segmentation
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from ribray.config import Experiment
 from ribray.data import Dataset
 from ribray.networks.deeplab import build_deeplab
 from ribray.networks.weights import load_backbone_weights, save_network
-from ribray.pipeline.masks import mask_path
 from ribray.stages.segmentation import SegmentationTask
 
 ON_CPU = ["segmentation.backbone=resnet50", "segmentation.batch_size=2", "segmentation.crop_size=161"]
@@ -31,6 +29,5 @@ def _task(experiment: Experiment, dataset: Dataset, folder: Path, loader_workers
     model = build_deeplab(config, len(dataset.classes))
     load_backbone_weights(model.backbone, experiment.classifier.weights)
     save_network(model, start)
-    masks = functools.partial(mask_path, labels)
-    task = SegmentationTask(config, dataset, masks, dataset.ids, start, loader_workers)
+    task = SegmentationTask(config, dataset, labels, dataset.ids, start, loader_workers)
     return task, f"DeepLab-v2 on {config.backbone}"

@@ -3,7 +3,7 @@
 Unknown keys and values out of range are refused with a sentence.
 """
 
-from ribray.config.data import DataConfig, SyntheticConfig
+from ribray.config.base import TIMM_PREFIX, Count, Positive, Section, Seed
 from ribray.config.experiment import (
     Experiment,
     change,
@@ -13,14 +13,12 @@ from ribray.config.experiment import (
     to_yaml,
     validate_experiment,
 )
-from ribray.config.masks import IrnConfig, MasksConfig, PseudoConfig
 from ribray.config.methods import (
     CAM,
     ENDED,
     RIB,
     AdvCAMConfig,
     MethodConfig,
-    MethodsConfig,
     RIBConfig,
     by_method,
     label,
@@ -28,8 +26,13 @@ from ribray.config.methods import (
     settings_class,
     short,
 )
-from ribray.config.networks import ClassifierConfig, SegmentationConfig
 from ribray.config.recipes import find_recipe, load_experiment, read_yaml, shipped_files, shipped_recipes
-from ribray.config.running import ClusterConfig, TrackingConfig
-from ribray.config.section import TIMM_PREFIX, Count, Positive, Section, Seed
+from ribray.config.sections import (
+    ClassifierConfig,
+    ClusterConfig,
+    DataConfig,
+    IrnConfig,
+    SegmentationConfig,
+    SyntheticConfig,
+)
 from ribray.config.sentences import explain_invalid, nearest

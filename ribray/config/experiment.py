@@ -5,24 +5,20 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from ribray.config.data import DataConfig
-from ribray.config.masks import BOTH, IrnConfig, MasksConfig, PseudoConfig
+from ribray.config import sections
+from ribray.config.base import Section, Seed, given
 from ribray.config.methods import (
     CAM,
     MethodConfig,
     MethodsConfig,
     RefineConfig,
     RIBConfig,
-    SeedEvalConfig,
     by_method,
     nested,
     settings_class,
     short,
     with_methods,
 )
-from ribray.config.networks import ClassifierConfig, EvaluateConfig, SegmentationConfig
-from ribray.config.running import ClusterConfig, TrackingConfig
-from ribray.config.section import Section, Seed, given
 from ribray.config.sentences import explain_invalid, shorten
 from ribray.errors import UsageError
 
@@ -35,17 +31,17 @@ class Experiment(Section):
     seed: Seed = 0
     """Default of the seeds of data, classifier, refine, irn and segmentation; ``--set seed=N`` changes those of a
     recipe that equal its own ``seed``, and leaves others as they are."""
-    data: DataConfig
-    classifier: ClassifierConfig = ClassifierConfig()
+    data: sections.DataConfig
+    classifier: sections.ClassifierConfig = sections.ClassifierConfig()
     refine: RefineConfig = RIBConfig()
-    seed_eval: SeedEvalConfig = SeedEvalConfig()
-    masks: MasksConfig = MasksConfig()
-    irn: IrnConfig = IrnConfig()
-    pseudo: PseudoConfig = PseudoConfig()
-    segmentation: SegmentationConfig = SegmentationConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    seed_eval: sections.SeedEvalConfig = sections.SeedEvalConfig()
+    masks: sections.MasksConfig = sections.MasksConfig()
+    irn: sections.IrnConfig = sections.IrnConfig()
+    pseudo: sections.PseudoConfig = sections.PseudoConfig()
+    segmentation: sections.SegmentationConfig = sections.SegmentationConfig()
+    evaluate: sections.EvaluateConfig = sections.EvaluateConfig()
+    cluster: sections.ClusterConfig = sections.ClusterConfig()
+    tracking: sections.TrackingConfig = sections.TrackingConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -92,7 +88,7 @@ class Experiment(Section):
     def sources(self) -> tuple[str, ...]:
         """The maps that masks are made from."""
         source = self.masks.source
-        if source == BOTH:
+        if source == sections.BOTH:
             return self._standard_source, CAM
         return (source,) if isinstance(source, str) else source
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from ribray.config.section import (
+from ribray.config.base import (
     Count,
     Integer,
     NotNegative,
@@ -30,7 +30,6 @@ from ribray.config.section import (
     Section,
     Seed,
     Share,
-    Thresholds,
     require_range,
 )
 from ribray.config.sentences import nearest, shorten
@@ -356,12 +355,3 @@ RefineConfig = Annotated[
     Any, PlainValidator(_read), PlainSerializer(lambda config: config.model_dump(mode="json"), return_type=dict)
 ]
 """The section ``refine``: that of one method, or `MethodsConfig`."""
-
-
-class SeedEvalConfig(Section):
-    """mIoU of the initial seed over thresholds."""
-
-    thresholds: Thresholds = tuple(round(0.2 + step / 100, 2) for step in range(30))
-    """Background thresholds to try: a list, or {start, stop, step} with stop included."""
-    split: str | None = None
-    """Split whose images count (those that have a map); default: data.train_split."""

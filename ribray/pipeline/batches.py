@@ -4,7 +4,7 @@ An image that cannot be read is blank in its batch, and told in the batch's erro
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ribray.config import IrnConfig, SegmentationConfig
 from ribray.data.dataset import IGNORE, Dataset
+from ribray.data.mask_files import mask_path
 from ribray.data.transforms import Box, Normalisation, augment_pair, keyed_rng, normalise_crops
 from ribray.errors import ImageError
 from ribray.pipeline.artifacts import read_own_mask
@@ -83,30 +84,24 @@ class MaskedImages(Samples):
     """Images and their masks, (S, S) uint8 with 255 outside the image; of an unreadable one all is unknown."""
 
     def __init__(
-        self,
-        dataset: Dataset,
-        masks: Callable[[str], Path],
-        ids: Sequence[str],
-        name: str,
-        config: IrnConfig | SegmentationConfig,
-        draw_scale: Callable[[np.random.Generator], float],
+        self, dataset: Dataset, masks: Path, ids: Sequence[str], name: str, config: IrnConfig | SegmentationConfig
     ):
-        """``name`` enters the keys of the randomness, ``draw_scale`` draws the scale of an image."""
+        """``masks`` is their folder, ``name`` enters the keys of the randomness."""
         super().__init__(dataset, ids, config.crop_size)
-        self._masks, self._name, self._seed, self._draw_scale = masks, name, config.seed, draw_scale
+        self._masks, self._name, self._config = masks, name, config
         self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._room = KEPT_BYTES
 
     def cut(self, id: str, epoch: int) -> Sample:
-        rng = keyed_rng(self._name, self._seed, epoch, id)
+        rng = keyed_rng(self._name, self._config.seed, epoch, id)
         image, mask = self._kept.get(id) or self._read(id)
-        pixels, labels, box = augment_pair(image, mask, rng, self._draw_scale(rng), self.size)
+        pixels, labels, box = augment_pair(image, mask, rng, self._config.draw_scale(rng), self.size)
         return Sample(pixels, box, labels)
 
     def _read(self, id: str) -> tuple[np.ndarray, np.ndarray]:
         """Read an image and its mask, and keep them while there is room; none makes way for another."""
         image = self.dataset.image(id)
-        mask = read_own_mask(self._masks(id), id, self.dataset, (image.shape[0], image.shape[1]))
+        mask = read_own_mask(mask_path(self._masks, id), id, self.dataset, (image.shape[0], image.shape[1]))
         if (size := image.nbytes + mask.nbytes) <= self._room:
             self._kept[id] = image, mask
             self._room -= size

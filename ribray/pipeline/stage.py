@@ -61,7 +61,7 @@ class Stage(StageFacts):
     """Of the data and weight files it reads, by what to call them in a sentence."""
     work: "Callable[[Context], Work]"  # what there is to do; asked without a cluster
     execute: "Callable[[Context], None]"  # does what is left, writes the artifact and the stage's metrics
-    check: "Callable[[Context], None] | None" = None  # refuses at the start what its work would meet after hours
+    check: "Callable[[Context], object] | None" = None  # refuses at the start what its work would meet after hours
     remark: "Callable[[Context], str | None] | None" = None  # what a person should know of the finished stage
     estimate: "Callable[[Context, Work], Estimate] | None" = None  # a rough guess at time and disk, for a plan
     writes: tuple[str, ...] = ()  # numbers of its metrics that a sweep can compare, by dotted name

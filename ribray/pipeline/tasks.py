@@ -1,10 +1,9 @@
 """What trainings share that runs in their workers: batches, decay, and counting the images that cannot be read."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,7 +29,7 @@ class ReadingTask(TrainingTask):
         normalisation: Normalisation,
         start: Path,
         loader_workers: int,
-        least_readable: float,
+        least_readable: float = 0.0,
     ):
         self.stage, self.workers, self.precision = stage, config.workers, config.precision
         self.normalisation, self.start, self.least_readable = normalisation, start, least_readable
@@ -71,16 +70,13 @@ class MaskTask(ReadingTask):
         stage: str,
         config: IrnConfig | SegmentationConfig,
         dataset: Dataset,
-        masks: Callable[[str], Path],
+        masks: Path,
         ids: Sequence[str],
-        draw_scale: Callable[[np.random.Generator], float],
         normalisation: Normalisation,
-        start: Path,
-        loader_workers: int,
-        least_readable: float,
+        *reading: Any,
     ):
-        super().__init__(stage, config, normalisation, start, loader_workers, least_readable)
-        self.images = MaskedImages(dataset, masks, ids, stage, config, draw_scale)
+        super().__init__(stage, config, normalisation, *reading)
+        self.images = MaskedImages(dataset, masks, ids, stage, config)
         self._seed, self._batch_size = config.seed, config.batch_size
 
     def wanted(self) -> int:

@@ -17,26 +17,17 @@ from ribray.data.transforms import augment, keyed_rng, shuffled
 from ribray.errors import UsageError
 from ribray.networks import Classifier, build_classifier, normalisation_of
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, reorder_head, save_network
+from ribray.pipeline import training
 from ribray.pipeline.artifacts import WEIGHTS_FILE, record_weights
 from ribray.pipeline.batches import Batch, Place, Sample, Samples
 from ribray.pipeline.judging import number
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.tasks import ReadingTask
-from ribray.pipeline.training import (
-    START_FILE,
-    Trained,
-    logged,
-    look_ahead,
-    reading,
-    train,
-    weights_fingerprint,
-)
+from ribray.pipeline.training import Trained
 from ribray.runs.metrics import ClassifierMetrics
 
 NAME = "classifier"
-HELD_OUT = -1
-"""In place of an epoch: an image is not resized at random."""
-
+HELD_OUT = -1  # in place of an epoch: an image is not resized at random
 
 # --- the training, without Ray -----------------------------------------------------------------------------------
 
@@ -65,12 +56,10 @@ class LabelledImages(Samples):
         image = self.dataset.image(id)
         whole = min(max(image.shape[:2]), self.size)  # held-out images: only what would not fit is made smaller
         resize = (whole, whole) if epoch == HELD_OUT else self._resize_long
-        return Sample(*augment(image, keyed_rng("classifier", self._seed, epoch, id), resize, self.size), self._of(id))
+        cut = augment(image, keyed_rng("classifier", self._seed, epoch, id), resize, self.size)
+        return Sample(*cut, self.labels_of_unreadable(id))
 
     def labels_of_unreadable(self, id: str) -> np.ndarray:
-        return self._of(id)
-
-    def _of(self, id: str) -> np.ndarray:
         return self.dataset.labels[self.dataset.index(id)]
 
 
@@ -81,17 +70,10 @@ class ClassifierTask(ReadingTask):
     An epoch has whole batches only; the images left over sit it out.
     """
 
-    def __init__(
-        self,
-        config: ClassifierConfig,
-        train: Dataset,
-        held_out: Dataset,
-        start: Path,
-        loader_workers: int,
-        least_readable: float = 0.0,
-    ):
+    def __init__(self, config: ClassifierConfig, train: Dataset, held_out: Dataset, *reading: Any):
+        """``reading`` is what `training.reading` returns."""
         require_enough(train, config)
-        super().__init__(NAME, config, normalisation_of(config.backbone), start, loader_workers, least_readable)
+        super().__init__(NAME, config, normalisation_of(config.backbone), *reading)
         self.period = len(train) // config.batch_size
         self.steps, self.divergence_bound = self.period * config.epochs, config.divergence_bound
         self._config, self._classes = config, len(train.classes)
@@ -99,7 +81,6 @@ class ClassifierTask(ReadingTask):
         self._held_out_errors: dict[str, str] = {}
 
     def model(self) -> Classifier:
-        """Return the network with the weights to start from."""
         model = build_classifier(self._config.backbone, self._classes, self._config.output_stride)
         load_classifier(model, self.start)
         return model
@@ -112,26 +93,21 @@ class ClassifierTask(ReadingTask):
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
     def batches(self, first_step: int, rank: int, world: int) -> Iterator[Batch]:
-        """Yield this rank's share of each batch."""
-        shares = (self._share(step, rank, world) for step in range(first_step, self.steps))
-        return self.load(self._train, shares, self.unreadable)
+        size = self._config.batch_size
+
+        def share(step: int) -> list[Place]:
+            epoch, place = divmod(step, self.period)
+            return [(epoch, int(index)) for index in self._order(epoch)[place * size : (place + 1) * size][rank::world]]
+
+        return self.load(self._train, map(share, range(first_step, self.steps)), self.unreadable)
 
     def wanted(self) -> int:
         """Return the number of different images in all epochs' whole batches."""
-        asked = np.zeros(len(self._train.ids), bool)
-        for epoch in range(self._config.epochs):
-            asked[self._order(epoch)[: self.period * self._config.batch_size]] = True
-            if asked.all():
-                break
-        return int(asked.sum())
+        whole = self.period * self._config.batch_size
+        return len(np.unique([self._order(epoch)[:whole] for epoch in range(self._config.epochs)]))
 
     def _order(self, epoch: int) -> np.ndarray:
         return shuffled("order", self._config.seed, epoch, len(self._train.ids))
-
-    def _share(self, step: int, rank: int, world: int) -> list[Place]:
-        epoch, place = divmod(step, self.period)
-        size = self._config.batch_size
-        return [(epoch, int(place)) for place in self._order(epoch)[place * size : (place + 1) * size][rank::world]]
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
         """Return the share's part of the mean loss over the batch; an unreadable image adds nothing."""
@@ -148,16 +124,13 @@ class ClassifierTask(ReadingTask):
         size = max(1, self._config.batch_size // world)
         places = [(HELD_OUT, place) for place in range(rank, len(self._held_out.ids), world)]
         shares = [places[start : start + size] for start in range(0, len(places), size)]
-        logits, labels = [], [np.empty((0, self._classes), bool)]
+        logits, labels = [np.empty((0, self._classes), np.float32)], [np.empty((0, self._classes), bool)]
         for batch in self.load(self._held_out, shares, self._held_out_errors):
             found = model(batch.images(device, self.normalisation)).float().cpu()
             logits.append(found[batch.readable].numpy())
             labels.append(batch.labels[batch.readable].numpy())
-        return {
-            "logits": np.concatenate([np.empty((0, self._classes), np.float32), *logits]),
-            "labels": np.concatenate(labels),
-            "errors": dict(self._held_out_errors),
-        }
+        errors = dict(self._held_out_errors)
+        return {"logits": np.concatenate(logits), "labels": np.concatenate(labels), "errors": errors}
 
     def conclude(self, model: Classifier, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Return loss and mAP (percent; over classes that occur) of the held-out images.
@@ -172,15 +145,13 @@ class ClassifierTask(ReadingTask):
         occurring = labels.any(0)
         if not occurring.any():
             return {"loss": None, "map": None, **told}
-        loss = functional.binary_cross_entropy_with_logits(
-            torch.from_numpy(logits).double(), torch.from_numpy(labels).double()
-        )
+        exact = torch.from_numpy(logits).double(), torch.from_numpy(labels).double()
+        loss = functional.binary_cross_entropy_with_logits(*exact)
         precision = average_precision_score(labels[:, occurring], logits[:, occurring], average="macro")
         return {"loss": float(loss), "map": None if labels.all() else 100 * float(precision), **told}
 
 
 def require_enough(train: Dataset, config: ClassifierConfig) -> None:
-    """Check that there is something to learn from: a whole batch, and a label."""
     if len(train) < config.batch_size:
         raise UsageError(
             f"classifier.batch_size={config.batch_size} is more than the {len(train)} images of {train.name}; "
@@ -197,9 +168,9 @@ def _fingerprints(context: Context) -> dict[str, str]:
     config = context.experiment.classifier
     prints = {"ids or labels of data.train_split": context.training_set.fingerprint()}
     if config.checkpoint is not None:
-        return prints | weights_fingerprint(config.checkpoint, "classifier.checkpoint")
+        return prints | training.weights_fingerprint(config.checkpoint, "classifier.checkpoint")
     prints["ids or labels of data.eval_split"] = context.held_out.fingerprint()
-    return prints | weights_fingerprint(config.weights, "classifier.weights")
+    return prints | training.weights_fingerprint(config.weights, "classifier.weights")
 
 
 def _work(context: Context) -> Work:
@@ -207,23 +178,22 @@ def _work(context: Context) -> Work:
     if context.experiment.classifier.checkpoint is not None:
         return Work(1, int(finished), "checkpoint")
     epochs = context.experiment.classifier.epochs
-    return Work(epochs, epochs if finished else len(logged(context.artifact(NAME), "validation")), "epochs")
+    return Work(epochs, epochs if finished else len(training.logged(context.artifact(NAME), "validation")), "epochs")
 
 
 def _execute(context: Context) -> None:
-    config, folder, training_set = context.experiment.classifier, context.own_folder(NAME), context.training_set
+    config, training_set = context.experiment.classifier, context.training_set
     if config.checkpoint is not None:
-        _take_checkpoint(context, config.checkpoint)
-        return
+        return _take_checkpoint(context, config.checkpoint)
     require_enough(training_set, config)  # said before a cluster starts
     model, source = start_network(config, len(training_set.classes))
     if source is not None:
         context.console.print(f"{NAME}: {source}", highlight=False)
-    look_ahead(context, NAME, training_set, training_set.ids)
-    task = ClassifierTask(config, training_set, context.held_out, *reading(context, NAME))
+    training.look_ahead(context, NAME, training_set, training_set.ids)
+    task = ClassifierTask(config, training_set, context.held_out, *training.reading(context, NAME))
     context.begin(NAME)
-    save_network(model, folder / START_FILE)
-    if (trained := train(context, task, NAME)) is not None:
+    save_network(model, context.own_folder(NAME) / training.START_FILE)
+    if (trained := training.train(context, task, NAME)) is not None:
         _finish(context, trained)
 
 
@@ -263,15 +233,11 @@ def _finish(context: Context, trained: Trained) -> None:
     text = "" if last["map"] is None else f", mAP {last['map']:.1f} on {last['images']} {where}"
     context.console.print(f"  final loss {trained.loss:.4f}{text}", highlight=False)
     if unreadable:
-        reason = next(iter(unreadable.values()))
-        context.say(
-            f"  {len(unreadable):,} image(s) could not be read and were left out; see events/. The first: {reason}"
-        )
+        left_out = f"{len(unreadable):,} image(s) could not be read and were left out"
+        context.say(f"  {left_out}; see events/. The first: {next(iter(unreadable.values()))}")
     if not last["images"]:
-        split = context.held_out.name
-        context.say(
-            f"  Note: no image of {split} could be read, so nothing is known of the classifier on held-out images."
-        )
+        unread = f"no image of {context.held_out.name} could be read"
+        context.say(f"  Note: {unread}, so nothing is known of the classifier on held-out images.")
 
 
 STAGE = Stage(

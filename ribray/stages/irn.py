@@ -1,6 +1,5 @@
 """Stage ``irn``: class boundaries and displacements, learnt from the confident labels on Ray Train."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,44 +12,26 @@ from torch.nn import functional
 from ribray.cluster.training import Total
 from ribray.config import IrnConfig
 from ribray.data.dataset import Dataset
-from ribray.data.mask_files import mask_path
 from ribray.data.transforms import normalise
 from ribray.errors import ImageError, UsageError
 from ribray.irn.loss import irn_loss
 from ribray.networks import build_classifier, normalisation_of
 from ribray.networks.irnet import IRNet, build_irnet
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, load_network
+from ribray.pipeline import training
 from ribray.pipeline.artifacts import WEIGHTS_FILE, trained_weights
 from ribray.pipeline.batches import Batch
 from ribray.pipeline.maps import source_stage, wanted_ids
 from ribray.pipeline.masks import masked_ids
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.tasks import MaskTask
-from ribray.pipeline.training import (
-    begin_on_masks,
-    final_loss,
-    known_ids,
-    logged,
-    outgrown,
-    reading,
-    report_unreadable,
-    train,
-    weights_fingerprint,
-)
 from ribray.runs.metrics import IrnMetrics
 
 NAME = "irn"
-CONFIDENT = "confident"
-"""The stage whose labels it learns from."""
-STRIDE = 4
-"""Pixels per cell of boundaries and displacements."""
-
+CONFIDENT = "confident"  # the stage whose labels it learns from
+STRIDE = 4  # pixels per cell of boundaries and displacements
 
 # --- the training, without Ray -----------------------------------------------------------------------------------
-
-
-def _scale_between(low: float, high: float, rng: np.random.Generator) -> float:
-    return float(rng.uniform(low, high))
 
 
 class IrnTask(MaskTask):
@@ -63,13 +44,10 @@ class IrnTask(MaskTask):
         dataset: Dataset,
         labels: Path,
         ids: Sequence[str],
-        start: Path,
-        loader_workers: int,
-        least_readable: float = 0.0,
+        *reading: Any,
     ):
-        masks, draw_scale = functools.partial(mask_path, labels), functools.partial(_scale_between, *config.scale_range)
-        shared = (normalisation_of(backbone[0]), start, loader_workers, least_readable)
-        super().__init__(NAME, config, dataset, masks, ids, draw_scale, *shared)
+        """``reading`` is what `training.reading` returns."""
+        super().__init__(NAME, config, dataset, labels, ids, normalisation_of(backbone[0]), *reading)
         self.steps, self.period = _steps(config, ids), max(1, len(ids) // config.batch_size)
         self._config, self._backbone = config, backbone
         has_room = -(-config.crop_size // STRIDE) > 2 * (config.radius - 1)
@@ -81,7 +59,6 @@ class IrnTask(MaskTask):
         return model
 
     def optimizer(self, model: IRNet) -> torch.optim.Optimizer:
-        """Return the optimiser, the displacement head at a multiple of the boundary head's rate."""
         config = self._config
         groups = [
             {"params": model.boundary_parameters(), "lr": config.lr},
@@ -137,7 +114,6 @@ def _weights_of(context: Context) -> tuple[str, str]:
 
 
 def _start(context: Context) -> IRNet:
-    """Return the network before training."""
     config, classifier = context.experiment.irn, context.experiment.classifier
     with drawn_with(config.seed):
         model = build_irnet(*context.experiment.irn_backbone, config.displacement_width)
@@ -165,13 +141,13 @@ def _fingerprints(context: Context) -> dict[str, str]:
     weights, key = _weights_of(context)
     if weights == "classifier":
         return {"classifier": context.key("classifier").digest}
-    return weights_fingerprint(weights, key)
+    return training.weights_fingerprint(weights, key)
 
 
 def _work(context: Context) -> Work:
     folder = context.artifact(NAME)
-    steps = _steps(context.experiment.irn, known_ids(folder) or wanted_ids(context))
-    return Work(steps, steps if (folder / WEIGHTS_FILE).exists() else len(logged(folder)), "steps")
+    steps = _steps(context.experiment.irn, training.known_ids(folder) or wanted_ids(context))
+    return Work(steps, steps if (folder / WEIGHTS_FILE).exists() else len(training.logged(folder)), "steps")
 
 
 def _steps(config: IrnConfig, ids: Sequence[str]) -> int:
@@ -183,13 +159,12 @@ def _execute(context: Context) -> None:
     ids = masked_ids(context, CONFIDENT)
     if not ids:
         raise UsageError(f"No image has confident labels in {labels}; there is nothing for stage '{NAME}' to learn.")
-    ids = begin_on_masks(context, NAME, ids, _start)
-    shared = reading(context, NAME)
-    task = IrnTask(experiment.irn, experiment.irn_backbone, context.training_set, labels, ids, *shared)
-    trained = train(context, task, NAME)
-    if trained is None:
+    ids = training.begin_on_masks(context, NAME, ids, _start)
+    backbone, reading = experiment.irn_backbone, training.reading(context, NAME)
+    task = IrnTask(experiment.irn, backbone, context.training_set, labels, ids, *reading)
+    if (trained := training.train(context, task, NAME)) is None:
         return
-    failures = report_unreadable(context, NAME, [trained])
+    failures = training.report_unreadable(context, NAME, [trained])
     metrics = IrnMetrics(
         loss=trained.loss,
         displacement_mean=trained.validation["displacement_mean"],
@@ -213,7 +188,7 @@ STAGE = Stage(
     execute=_execute,
     writes=("loss",),
     trainings=("",),
-    headline=final_loss,
+    headline=training.final_loss,
     check=_check,
-    remark=lambda context: outgrown(context, NAME, masked_ids(context, CONFIDENT)),
+    remark=lambda context: training.outgrown(context, NAME, masked_ids(context, CONFIDENT)),
 )

@@ -1,8 +1,7 @@
 """Stage ``segmentation``: DeepLab-v2 learns from the pseudo masks on Ray Train, and again from filled ones."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +17,22 @@ from ribray.errors import UsageError
 from ribray.networks import normalisation_of
 from ribray.networks.deeplab import DeepLab, Predictor, build_deeplab, segmentation_loss
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_network
+from ribray.pipeline import training
 from ribray.pipeline.artifacts import FIRST_FOLDER, FIRST_WEIGHTS, WEIGHTS_FILE, read_own_mask
 from ribray.pipeline.batches import Batch
 from ribray.pipeline.masks import MasksResult, MaskWorker, NewMask, masked_ids, run_masks
 from ribray.pipeline.stage import Context, Stage, Work
 from ribray.pipeline.tasks import MaskTask, require_share
-from ribray.pipeline.training import (
-    Trained,
-    begin_on_masks,
-    final_loss,
-    logged,
-    outgrown,
-    reading,
-    report_unreadable,
-    train,
-    weights_fingerprint,
-)
+from ribray.pipeline.training import Trained
 from ribray.runs.metrics import SegmentationMetrics
 from ribray.runs.records import Failure
 
 NAME = "segmentation"
-PSEUDO = "pseudo"
-"""The stage whose masks it learns from."""
-LEAST_PERIOD = 500
-"""Steps between two looks at what could not be read, where an epoch is shorter."""
-FILLED_FOLDER = "filled"
-"""With re-training: pseudo masks whose unknown pixels are filled."""
-
+PSEUDO = "pseudo"  # the stage whose masks it learns from
+LEAST_PERIOD = 500  # steps between two looks at what could not be read, where an epoch is shorter
+FILLED_FOLDER = "filled"  # with re-training: pseudo masks whose unknown pixels are filled
 
 # --- the training, without Ray -----------------------------------------------------------------------------------
-
-
-def _scale_among(scales: Sequence[float], rng: np.random.Generator) -> float:
-    return scales[int(rng.integers(len(scales)))]
 
 
 class SegmentationTask(MaskTask):
@@ -60,15 +42,12 @@ class SegmentationTask(MaskTask):
         self,
         config: SegmentationConfig,
         dataset: Dataset,
-        masks: Callable[[str], Path],
+        masks: Path,
         ids: Sequence[str],
-        start: Path,
-        loader_workers: int,
-        least_readable: float = 0.0,
+        *reading: Any,
     ):
-        draw_scale = functools.partial(_scale_among, config.random_scales)
-        shared = (normalisation_of(config.backbone), start, loader_workers, least_readable)
-        super().__init__(NAME, config, dataset, masks, ids, draw_scale, *shared)
+        """``reading`` is what `training.reading` returns."""
+        super().__init__(NAME, config, dataset, masks, ids, normalisation_of(config.backbone), *reading)
         self.steps, self.period = config.iterations, max(LEAST_PERIOD, len(ids) // config.batch_size)
         self._config, self._classes = config, len(dataset.classes)
 
@@ -78,7 +57,6 @@ class SegmentationTask(MaskTask):
         return model
 
     def optimizer(self, model: DeepLab) -> torch.optim.Optimizer:
-        """Return the optimiser, with a learning rate for each of four groups."""
         config = self._config
         groups = model.parameter_groups(config.lr, config.weight_decay, config.head_lr_factor)
         if config.optimizer == "adamw":
@@ -86,7 +64,6 @@ class SegmentationTask(MaskTask):
         return torch.optim.SGD(groups, momentum=config.momentum)
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
-        """Return the share's part of the loss over the batch's pixels."""
         return segmentation_loss(model(batch.images(device, self.normalisation)), batch.labels.to(device), total)
 
 
@@ -123,7 +100,6 @@ def weights_of(context: Context) -> tuple[str, str]:
 
 
 def _start(context: Context) -> DeepLab:
-    """Return the network before training."""
     config = context.experiment.segmentation
     with drawn_with(config.seed):
         model = build_deeplab(config, len(context.training_set.classes))
@@ -133,17 +109,13 @@ def _start(context: Context) -> DeepLab:
 
 def _fingerprints(context: Context) -> dict[str, str]:
     weights, key = weights_of(context)
-    return {"backbone's starting weights": weights} | weights_fingerprint(weights, key)
-
-
-def _check(context: Context) -> None:
-    _start(context)
+    return {"backbone's starting weights": weights} | training.weights_fingerprint(weights, key)
 
 
 def _work(context: Context) -> Work:
     config, folder = context.experiment.segmentation, context.artifact(NAME)
     folders = [folder / FIRST_FOLDER, folder] if config.retrain else [folder]
-    done = [config.iterations if (each / WEIGHTS_FILE).exists() else len(logged(each)) for each in folders]
+    done = [config.iterations if (each / WEIGHTS_FILE).exists() else len(training.logged(each)) for each in folders]
     return Work(config.iterations * len(folders), sum(done), "steps")
 
 
@@ -152,7 +124,7 @@ def _execute(context: Context) -> None:
     ids = masked_ids(context, PSEUDO)
     if not ids:
         raise UsageError(f"There is no pseudo mask in {masks}; there is nothing for stage '{NAME}' to learn.")
-    ids = begin_on_masks(context, NAME, ids, _start)
+    ids = training.begin_on_masks(context, NAME, ids, _start)
     if not context.experiment.segmentation.retrain:
         if (trained := _learn(context, masks, ids, NAME)) is not None:
             _write_metrics(context, [trained], ids, {})
@@ -171,9 +143,9 @@ def _execute(context: Context) -> None:
 
 
 def _learn(context: Context, masks: Path, ids: Sequence[str], title: str, subfolder: str = "") -> Trained | None:
-    read: Callable[[str], Path] = functools.partial(mask_path, masks)
-    config, dataset = context.experiment.segmentation, context.training_set
-    return train(context, SegmentationTask(config, dataset, read, ids, *reading(context, NAME)), title, subfolder)
+    config, dataset, reading = context.experiment.segmentation, context.training_set, training.reading(context, NAME)
+    task = SegmentationTask(config, dataset, masks, ids, *reading)
+    return training.train(context, task, title, subfolder)
 
 
 def _fill(context: Context, masks: Path, ids: Sequence[str]) -> MasksResult:
@@ -194,7 +166,7 @@ def _write_metrics(
 ) -> None:
     """Write the numbers of one training, or of two; ``ids`` of the last, ``lost`` before it."""
     config, dataset, last = context.experiment.segmentation, context.training_set, trainings[-1]
-    failures = report_unreadable(context, NAME, trainings, lost)
+    failures = training.report_unreadable(context, NAME, trainings, lost)
     sums = {name: sum(getattr(each, name) for each in trainings) for name in ("seconds", "start_seconds", "steps")}
     first: dict[str, Any] = {"first_loss": trainings[0].loss} if config.retrain else {}
     metrics = SegmentationMetrics(
@@ -222,7 +194,7 @@ STAGE = Stage(
     execute=_execute,
     writes=("loss", "first_loss"),
     trainings=(FIRST_FOLDER, ""),
-    headline=final_loss,
-    check=_check,
-    remark=lambda context: outgrown(context, NAME, masked_ids(context, PSEUDO)),
+    headline=training.final_loss,
+    check=_start,
+    remark=lambda context: training.outgrown(context, NAME, masked_ids(context, PSEUDO)),
 )

@@ -1,6 +1,5 @@
 """IRN and segmentation on Ray Train: two workers take one worker's steps, and an interruption leaves no trace."""
 
-import functools
 import itertools
 import re
 import sys
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ribray.data import open_dataset
-from ribray.data.mask_files import mask_path, read_mask_file, write_mask
+from ribray.data.mask_files import read_mask_file, write_mask
 from ribray.demo.world import make_world
 from ribray.errors import ImageError
 from ribray.networks.deeplab import build_deeplab
@@ -73,8 +72,7 @@ def segmentation_task(world: Path, of: type = SegmentationTask) -> SegmentationT
     model = build_deeplab(config.segmentation, len(dataset.classes))
     load_backbone_weights(model.backbone, "synthetic")
     save_network(model, world / "deeplab.safetensors")
-    masks = functools.partial(mask_path, world / "masks")
-    return of(config.segmentation, dataset, masks, IDS, world / "deeplab.safetensors", 0)
+    return of(config.segmentation, dataset, world / "masks", IDS, world / "deeplab.safetensors", 0)
 
 
 TASKS = {"irn": irn_task, "segmentation": segmentation_task}

@@ -1,6 +1,5 @@
 """What a training on masks has read it keeps while there is room; its cuts are those of one that reads every time."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,9 @@ def opened(root: Path):
 
 
 def images(root: Path) -> MaskedImages:
-    dataset, masks = opened(root), functools.partial(mask_path, root / "masks")
-    return MaskedImages(dataset, masks, dataset.ids, "irn", IrnConfig(crop_size=32), lambda rng: rng.uniform(0.5, 1.5))
+    dataset = opened(root)
+    config = IrnConfig(crop_size=32, scale_range=(0.5, 1.5))
+    return MaskedImages(dataset, root / "masks", dataset.ids, "irn", config)
 
 
 def cuts(samples: MaskedImages) -> list[Sample]:

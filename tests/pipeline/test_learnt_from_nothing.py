@@ -69,7 +69,7 @@ def test_a_training_knows_how_many_images_it_asks_for(pictures, tmp_path):
     assert irn.wanted() == 9  # the mean displacement is of all of them
     for iterations, wanted in ((2, 8), (3, 9)):
         config = SegmentationConfig(iterations=iterations, batch_size=4)
-        assert SegmentationTask(config, pictures, Path, pictures.ids, tmp_path, 0).wanted() == wanted
+        assert SegmentationTask(config, pictures, tmp_path, pictures.ids, tmp_path, 0).wanted() == wanted
 
 
 @pytest.mark.parametrize(

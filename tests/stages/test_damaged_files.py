@@ -311,8 +311,7 @@ def test_a_mask_that_is_not_the_images_is_made_again_and_never_learnt_from(damag
     assert Worker(dataset, folder).process(id)["made"]
     assert file.read_bytes() == sound
     file.write_bytes(spoilt)
-    config = IrnConfig(crop_size=64)
-    images = MaskedImages(dataset, lambda id: mask_path(folder, id), [id], "irn", config, lambda rng: 1.0)
+    images = MaskedImages(dataset, folder, [id], "irn", IrnConfig(crop_size=64, scale_range=(1.0, 1.0)))
     set_aside(images[0, 0].error[1], file)
     assert "was damaged and is set aside" in images[1, 0].error[1]
     assert Worker(dataset, folder).process(id)["made"]
