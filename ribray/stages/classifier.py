@@ -1,7 +1,6 @@
 """Stage ``classifier``: a multi-label classifier, trained by Ray Train or taken from a checkpoint."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
