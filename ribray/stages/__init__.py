@@ -9,19 +9,8 @@ from ribray.pipeline.maps import source_stage
 from ribray.pipeline.stage import Stage
 from ribray.stages import classifier, confident, evaluate, irn, pseudo, refine, seed, segmentation
 
-STAGES: dict[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        classifier.STAGE,
-        refine.STAGE,
-        seed.STAGE,
-        confident.STAGE,
-        irn.STAGE,
-        pseudo.STAGE,
-        segmentation.STAGE,
-        evaluate.STAGE,
-    )
-}
+_IN_ORDER = (classifier, refine, seed, confident, irn, pseudo, segmentation, evaluate)
+STAGES: dict[str, Stage] = {module.NAME: module.STAGE for module in _IN_ORDER}
 
 
 def stages_of(experiment: Experiment) -> dict[str, Stage]:

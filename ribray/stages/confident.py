@@ -10,7 +10,6 @@ from ribray.evaluation.mask_counts import MaskCounts
 from ribray.masks.confident import cut
 from ribray.masks.crf import crf_on_labels, require_crf
 from ribray.pipeline import judging
-from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
 from ribray.pipeline.masks import MASK, MaskWorker, NewMask, judge_training_masks, mask_work
 from ribray.pipeline.stage import Context, Stage
@@ -29,9 +28,9 @@ class ConfidentWorker(MaskWorker):
         self._crf = crf_on_labels(experiment.masks.crf, experiment.masks.crf_srgb)
 
     def make(self, id: str) -> NewMask:
-        image = self.dataset.image(id)
+        image, config = self.dataset.image(id), self._config
         maps, present = read_maps(self._maps, id, self._source, "full", self.dataset, image)
-        return NewMask(cut(image, maps, present, self._config.fg_threshold, self._config.bg_threshold, self._crf))
+        return NewMask(cut(image, maps, present, config.fg_threshold, config.bg_threshold, self._crf))
 
     def finish(self, id: str, made: NewMask) -> dict[str, Any]:
         """Also note where nothing is sure: IRN learns nothing from such an image."""
@@ -48,9 +47,8 @@ def _check(context: Context) -> None:
 def _execute(context: Context) -> None:
     names = ["background", *context.training_set.classes]
     counts = Bootstrapped(MaskCounts(len(names)))
-    arguments = {"experiment": context.experiment}
-    result = judge_training_masks(context, NAME, ConfidentWorker, arguments, {MASK: counts}, gpu=False)
-    if result is None:
+    own = {"experiment": context.experiment}
+    if (result := judge_training_masks(context, NAME, ConfidentWorker, own, {MASK: counts}, gpu=False)) is None:
         return
     failed, judged = len(result.failures), {}
     if counts.images:
@@ -68,7 +66,7 @@ STAGE = Stage(
     execute=_execute,
     writes=("seed_crf.miou", "seed_crf.miou_known", "seed_crf.unknown"),
     check=_check,
-    headline=lambda metrics: mean_ious(metrics.seed_crf),
+    headline=lambda metrics: judging.mean_ious(metrics.seed_crf),
     judged=lambda metrics: [Judged("seed + CRF, confident labels", part) for part in [metrics.seed_crf] if part],
     serves_in_part=True,
 )

@@ -16,22 +16,18 @@ from ribray.masks.crf import PREDICTION_CRF, crf_from_probabilities, require_crf
 from ribray.networks.deeplab import Predictor
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import FIRST_WEIGHTS, trained_weights
-from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.masks import MASK, MasksResult, MaskWorker, NewMask, mask_work, require_any_mask, run_masks
 from ribray.pipeline.stage import Context, Stage, per_second
 from ribray.runs.metrics import EvaluateMetrics, MaskJudgement, Timing
+from ribray.runs.records import Failure
 from ribray.runs.stage_facts import Judged
 
 NAME = "evaluate"
-SEGMENTATION = "segmentation"
-"""The stage whose network predicts."""
-BEFORE_FOLDER = "before_retraining"
-"""Below the stage's folder: the first network's masks."""
+SEGMENTATION = "segmentation"  # the stage whose network predicts
+BEFORE_FOLDER = "before_retraining"  # below the stage's folder: the first network's masks
 
 
 class EvaluateWorker(MaskWorker):
-    """Predicts an image."""
-
     def __init__(self, dataset: Dataset, folder: Path, weights: Path, experiment: Experiment, labels: Dataset):
         super().__init__(dataset, folder, labels=labels)
         self._predict = Predictor(experiment.segmentation, len(dataset.classes), weights)
@@ -56,21 +52,15 @@ def _names(context: Context) -> tuple[str, ...]:
 
 def _labelled(context: Context) -> list[Dataset]:
     """Return the data that is predicted with its labels, as far as they are known."""
-    return [
-        judging.with_labels(context, dataset, name)
-        for dataset, name in zip(splits(context), _names(context), strict=True)
-    ]
+    return [judging.with_labels(context, context.images(split), split) for split in _names(context)]
 
 
 def _ids(context: Context) -> list[str]:
     """Return the images to predict."""
     ids = [id for dataset in splits(context) for id in dataset.ids]
-    if len(set(ids)) < len(ids):
-        twice = next(id for id, count in Counter(ids).items() if count > 1)
-        names = ", ".join(dataset.name for dataset in splits(context))
-        raise UsageError(
-            f"evaluate.splits: '{twice}' is in more than one of {names}; choose splits that share no image."
-        )
+    if twice := next((id for id, count in Counter(ids).items() if count > 1), None):
+        what = f"'{twice}' is in more than one of {', '.join(dataset.name for dataset in splits(context))}"
+        raise UsageError(f"evaluate.splits: {what}; choose splits that share no image.")
     return ids
 
 
@@ -108,25 +98,21 @@ def _predict(
     """Predict all images by one network; return its numbers, and what came of the masks; None where it was stopped."""
     names = ["background", *context.training_set.classes]
     counts = Bootstrapped(MaskCounts(len(names)))
-    together = MasksResult([], {}, {}, False, Timing())
-    timings = []
+    shared = {"folder": context.own_folder(NAME) / subfolder, "weights": weights, "experiment": context.experiment}
+    ids, without, failures, timings = list[str](), dict[str, Failure](), dict[str, Failure](), list[Timing]()
     for dataset, labels in zip(splits(context), _labelled(context), strict=True):
-        data = {"dataset": dataset, "labels": labels, "folder": context.own_folder(NAME) / subfolder}
-        arguments = {**data, "weights": weights, "experiment": context.experiment}
-        ids, added = dataset.ids, {MASK: counts}
-        result = run_masks(context, NAME, EvaluateWorker, arguments, ids, added, gpu=True, title=title)
+        arguments, added = {"dataset": dataset, "labels": labels, **shared}, {MASK: counts}
+        result = run_masks(context, NAME, EvaluateWorker, arguments, dataset.ids, added, gpu=True, title=title)
         if result.stopped:
             return None
-        together.ids = [*together.ids, *result.ids]
-        together.without |= result.without
-        together.failures |= result.failures
+        ids += result.ids
+        without |= result.without
+        failures |= result.failures
         timings.append(result.timing)
-    together.timing = _sum(timings)
-    failed = len(together.failures)
-    numbers: dict[str, Any] = {"images": len(together.ids) - failed, "failed": failed}
+    numbers: dict[str, Any] = {"images": len(ids) - len(failures), "failed": len(failures)}
     if counts.images:
         numbers |= judging.summarise(context, NAME, counts, names)
-    return numbers, together
+    return numbers, MasksResult(ids, without, failures, False, _sum(timings))
 
 
 def _sum(timings: Sequence[Timing]) -> Timing:
@@ -135,11 +121,13 @@ def _sum(timings: Sequence[Timing]) -> Timing:
 
 
 def _judged(metrics: EvaluateMetrics) -> list[Judged]:
-    first, parts = metrics.before_retraining, [metrics] if metrics.per_class else []
+    first = metrics.before_retraining
     if first is None:
-        return [Judged("segmentation", part, is_held_out=True) for part in parts]
-    before = [Judged("segmentation", first, ", before re-training", is_held_out=True)] if first.per_class else []
-    return before + [Judged("re-trained", part, is_held_out=True) for part in parts]
+        judged = [Judged("segmentation", metrics, is_held_out=True)]
+    else:
+        before = Judged("segmentation", first, ", before re-training", is_held_out=True)
+        judged = [before, Judged("re-trained", metrics, is_held_out=True)]
+    return [part for part in judged if part.numbers.per_class]
 
 
 STAGE = Stage(
@@ -153,7 +141,7 @@ STAGE = Stage(
     execute=_execute,
     writes=("miou", "before_retraining.miou"),
     check=_check,
-    headline=lambda metrics: mean_ious(*(part.numbers for part in _judged(metrics))),
+    headline=lambda metrics: judging.mean_ious(*(part.numbers for part in _judged(metrics))),
     judged=_judged,
     serves_in_part=True,
 )

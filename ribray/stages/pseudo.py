@@ -1,6 +1,6 @@
 """Stage ``pseudo``: a random walk spreads the maps up to IRN's boundaries; what comes out is cut into pseudo masks."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,24 +29,15 @@ from ribray.networks.irnet import build_irnet
 from ribray.networks.weights import load_network
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import trained_weights
-from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, read_maps, refined_ids, wanted_ids
-from ribray.pipeline.masks import (
-    MASK,
-    MaskWorker,
-    NewMask,
-    judge_training_masks,
-    mask_work,
-)
+from ribray.pipeline.masks import MASK, MaskWorker, NewMask, judge_training_masks, mask_work
 from ribray.pipeline.stage import Context, Stage
 from ribray.runs.metrics import PseudoMetrics, SeedJudgement
 from ribray.runs.stage_facts import Judged
 
 NAME = "pseudo"
-IRN = "irn"
-"""The stage whose network it asks for boundaries."""
-WALK = "walk"
-"""Name of the counts of the walk's scores, before the CRF, over thresholds."""
+IRN = "irn"  # the stage whose network it asks for boundaries
+WALK = "walk"  # name of the counts of the walk's scores, before the CRF, over thresholds
 WALK_THRESHOLDS = [round(0.01 * step, 2) for step in range(1, 100)]
 
 
@@ -75,8 +66,7 @@ class PseudoWorker(MaskWorker):
         saliency: Path | None,
     ):
         super().__init__(dataset, folder, judge)
-        self._saliency = saliency
-        self._maps, self._experiment = maps, experiment
+        self._maps, self._experiment, self._saliency = maps, experiment, saliency
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = build_irnet(*backbone, experiment.irn.displacement_width)
         load_network(self._network, weights)
@@ -101,31 +91,23 @@ class PseudoWorker(MaskWorker):
         return records
 
     def _prepare(self, id: str) -> _Prepared:
-        config = self._experiment.pseudo
-        image = self.dataset.image(id)
-        source = self._experiment.sources[0]
+        image, source, power = self.dataset.image(id), self._experiment.sources[0], self._experiment.pseudo.power
         maps, present = read_maps(self._maps, id, source, "stride4", self.dataset, image)
         (views,) = target_views(image, (1.0,), self._network.backbone.normalisation)
         boundary = self._network.boundary_probability(views.to(self._device))
-        return _Prepared(image, present, torch.from_numpy(maps).to(self._device) ** config.power, boundary)
+        return _Prepared(image, present, torch.from_numpy(maps).to(self._device) ** power, boundary)
 
-    def _walk(self, prepared: Iterable[_Prepared]) -> list[Tensor]:
-        config, ready = self._experiment.pseudo, list(prepared)
-        return random_walk(
-            [each.maps for each in ready],
-            [each.boundary for each in ready],
-            radius=config.radius,
-            beta=config.beta,
-            exp_times=config.exp_times,
-        )
+    def _walk(self, prepared: Collection[_Prepared]) -> list[Tensor]:
+        config = self._experiment.pseudo
+        maps, boundaries = [each.maps for each in prepared], [each.boundary for each in prepared]
+        return random_walk(maps, boundaries, radius=config.radius, beta=config.beta, exp_times=config.exp_times)
 
     def _cut(self, id: str, prepared: _Prepared, walked: Tensor) -> NewMask:
         config = self._experiment.pseudo
         size = (prepared.image.shape[0], prepared.image.shape[1])
         scores = walk_scores(walked.cpu(), size)
         low, high = config.ignore_band or (config.threshold, config.threshold)
-        mask = cut(prepared.image, scores, prepared.present, high, low, self._crf)
-        note = None
+        mask, note = cut(prepared.image, scores, prepared.present, high, low, self._crf), None
         if self._saliency is not None:
             salient, note = read_saliency(self._saliency, id, size, self._experiment.masks.saliency_threshold)
             mask = mark_conflicts(mask, salient)
@@ -143,10 +125,8 @@ def _check(context: Context) -> None:
     if context.experiment.pseudo.crf == "dense":
         require_crf()
     if (folder := _saliency(context)) is not None and not folder.is_dir():
-        raise UsageError(
-            f"masks.saliency={context.experiment.masks.saliency} is no folder; it must hold a saliency map ID.png "
-            "per image."
-        )
+        given = f"masks.saliency={context.experiment.masks.saliency}"
+        raise UsageError(f"{given} is no folder; it must hold a saliency map ID.png per image.")
 
 
 def _saliency(context: Context) -> Path | None:
@@ -159,12 +139,8 @@ def _execute(context: Context) -> None:
     experiment, names = context.experiment, ["background", *context.training_set.classes]
     counts = Bootstrapped(MaskCounts(len(names)))
     walk = Bootstrapped(ThresholdCurve(len(names), WALK_THRESHOLDS))
-    arguments = {
-        "weights": trained_weights(context, IRN, NAME),
-        "backbone": experiment.irn_backbone,
-        "experiment": experiment,
-        "saliency": _saliency(context),
-    }
+    network = {"weights": trained_weights(context, IRN, NAME), "backbone": experiment.irn_backbone}
+    arguments = {**network, "experiment": experiment, "saliency": _saliency(context)}
     added: dict[str, Bootstrapped[Any]] = {MASK: counts, WALK: walk}
     size = experiment.pseudo.batch_images
     result = judge_training_masks(context, NAME, PseudoWorker, arguments, added, gpu=True, chunk_size=size)
@@ -181,8 +157,7 @@ def _execute(context: Context) -> None:
 def _judged(metrics: PseudoMetrics) -> list[Judged]:
     if metrics.walk is None:
         return []
-    walk = Judged("random walk, best threshold", metrics.walk, ", random walk")
-    return [walk, Judged("pseudo masks", metrics)]
+    return [Judged("random walk, best threshold", metrics.walk, ", random walk"), Judged("pseudo masks", metrics)]
 
 
 STAGE = Stage(
@@ -196,7 +171,7 @@ STAGE = Stage(
     execute=_execute,
     writes=("miou", "miou_known", "unknown", "walk.miou", "walk.threshold"),
     check=_check,
-    headline=lambda metrics: mean_ious(metrics) if metrics.walk else None,
+    headline=lambda metrics: judging.mean_ious(metrics) if metrics.walk else None,
     judged=_judged,
     serves_in_part=True,
 )

@@ -27,30 +27,19 @@ from ribray.methods.stop_reasons import MEAN_STEPS, StopTally, stop_hint, stoppe
 from ribray.methods.worker import RefineWorker
 from ribray.networks import build_classifier
 from ribray.networks.weights import drawn_with
+from ribray.pipeline import maps
 from ribray.pipeline.artifacts import trained_weights
-from ribray.pipeline.maps import (
-    LISTINGS,
-    REFINE,
-    are_finished,
-    finished_ids,
-    left_out,
-    map_path,
-    refine_stage,
-    wanted_ids,
-)
+from ribray.pipeline.maps import REFINE, are_finished, map_path, wanted_ids
 from ribray.pipeline.per_image import StagePool
 from ribray.pipeline.stage import Context, Estimate, Stage, Work, of_a_kind
 from ribray.runs.metrics import RefineMetrics
 from ribray.runs.records import read_record
 
 NAME = REFINE
-CHUNK = 1
-"""Images of one call: a refinement takes a good part of a second at least."""
+CHUNK = 1  # images of one call: a refinement takes a good part of a second at least
 MOST_EARLIER = 20_000
 """Of more maps that were made earlier, how their refinements ended is not looked up; a line says so."""
-
-
-# --- in the driver -----------------------------------------------------------------------------------------------
+SAMPLED_IMAGES = 50  # whose size a plan looks at
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class _Refinement:
 
     @property
     def stage(self) -> str:
-        return refine_stage(self.method)
+        return maps.refine_stage(self.method)
 
     def config(self, context: Context) -> MethodConfig:
         return context.experiment.methods[self.method]
@@ -75,13 +64,13 @@ class _Refinement:
         run, dataset, wanted, name = context.run, context.training_set, wanted_ids(context), self.stage
         folder = context.own_folder(name)
         weights = trained_weights(context, "classifier", name)
-        source = context.artifact(name)
-        record = context.begin(name)
-        if source != folder:
-            _take_over(source, folder, wanted)
+        source, record = context.artifact(name), context.begin(name)
+        if source != folder:  # what the run that this one was forked from has made under the same key
+            for id in itertools.compress(wanted, are_finished(source, wanted) & ~are_finished(folder, wanted)):
+                storage.copy(map_path(source, id), map_path(folder, id))
             record |= {"precision": read_record(source).get("precision")}
         done = are_finished(folder, wanted)
-        failures = left_out(context, name)
+        failures = maps.left_out(context, name)
         if sentences := [problem.sentence for problem in dataset.problems if problem.id in dataset]:
             context.console.print(f"Note: {of_a_kind(sentences)}", highlight=False, markup=False)
         precision = record.get("precision") or self._precision(context)
@@ -89,7 +78,9 @@ class _Refinement:
         storage.remove_leftovers(folder)
         notes = _Notes(context, name, self.config(context))
         pool = StagePool(context, name, failures, chunk_size=CHUNK, note=precision)
-        left = self._in_order(context, list(itertools.compress(wanted, ~done)))
+        left = list(itertools.compress(wanted, ~done))
+        if method_class(self.config(context).method).per_class:  # so that no worker is left with a long one at the end
+            left.sort(key=lambda id: -int(dataset.labels[dataset.index(id)].sum()))
         arguments = self._arguments(context, weights, precision)
         result = pool.run(RefineWorker, arguments, left, notes.take, len(wanted), int(done.sum()))
         if not result.stopped:
@@ -102,33 +93,25 @@ class _Refinement:
         failures = {failure.id: failure for failure in itertools.compress(earlier, ~made)} | failures
         context.replace_failures(name, failures)
         count = int(done.sum()) + result.done
-        if not count and not result.stopped:
-            context.require_any_done(name, len(wanted), count, failures, is_empty=not finished_ids(folder))
+        if not result.stopped and not count:
+            context.require_any_done(name, len(wanted), count, failures, is_empty=not maps.finished_ids(folder))
         numbers = {"images": count, "failed": len(failures), "precision": precision, **notes.stops}
         run.write_metrics(name, RefineMetrics(**numbers, timing=pool.timing(result)))
 
-    def _in_order(self, context: Context, ids: list[str]) -> list[str]:
-        """Put images of many classes first where they take longer, so that no worker is left with one at the end."""
-        if not method_class(self.config(context).method).per_class:
-            return ids
-        dataset = context.training_set
-        return sorted(ids, key=lambda id: -int(dataset.labels[dataset.index(id)].sum()))
-
     def _arguments(self, context: Context, weights: Path, precision: str) -> dict[str, Any]:
         """Return what a worker begins with."""
-        experiment, classifier = context.experiment, context.experiment.classifier
+        classifier, threads = context.experiment.classifier, context.experiment.cluster.loader_threads
+        network = {"backbone": classifier.backbone, "output_stride": classifier.output_stride}
+        data = {"dataset": context.training_set, "folder": context.own_folder(self.stage), "loader_threads": threads}
         return {
-            "dataset": context.training_set,
-            "classifier": {"backbone": classifier.backbone, "output_stride": classifier.output_stride},
+            "classifier": network,
             "weights": weights,
             "config": self.config(context),
             "precision": precision,
-            "folder": context.own_folder(self.stage),
-            "loader_threads": experiment.cluster.loader_threads,
+            **data,
         }
 
     def _precision(self, context: Context) -> str:
-        """Return what workers compute in."""
         wanted = _wanted_precision(context.experiment, self.config(context))
         return context.session.resolve_precision(wanted, context.experiment.cluster)
 
@@ -172,12 +155,6 @@ class _Refinement:
         return Estimate(work.left * float(per_image) / workers, size)
 
 
-def _take_over(source: Path, folder: Path, wanted: Sequence[str]) -> None:
-    """Link (or copy) the maps that the run this one was forked from has made under the same key."""
-    for id in itertools.compress(wanted, are_finished(source, wanted) & ~are_finished(folder, wanted)):
-        storage.copy(map_path(source, id), map_path(folder, id))
-
-
 class _Notes:
     """Collects what workers' records say that a person should know, once each."""
 
@@ -185,7 +162,7 @@ class _Notes:
         self._context, self._stage, self._steps = context, stage, config.steps
         self._extras = method_class(config.method).extra_samples(config)
         self._unreadable: set[str] = set()
-        self._few: int | None = None
+        self._few: set[int] = set()
         self._only_empty = 0
         self._remarks: Counter[Scale | str] = Counter()
         self._tally = StopTally(config)
@@ -200,17 +177,14 @@ class _Notes:
         if record["steps"]:
             self._tally.add(record["stop_reason"], record["steps"])
         self._only_empty += record.get("only_empty", False)
-        wanted = 0 if self._extras is None else self._extras.per_step
-        if 0 < record.get("extras", 0) < wanted:
-            self._few = min(record["extras"], self._few if self._few is not None else wanted)
+        if self._extras is not None and 0 < record.get("extras", 0) < self._extras.per_step:
+            self._few.add(record["extras"])
 
     def count_stops(self, folder: Path, earlier: Sequence[str]) -> None:
         """Set `stops`, how the refinements of all images ended: of earlier ones from their map files."""
         if len(earlier) > MOST_EARLIER:
-            self._context.say(
-                f"{self._stage}: how the {len(earlier):,} refinements made earlier ended is not looked up, nor told."
-            )
-            return
+            made = f"the {len(earlier):,} refinements made earlier"
+            return self._context.say(f"{self._stage}: how {made} ended is not looked up, nor told.")
 
         def read(id: str) -> MapRecord | None:
             try:
@@ -218,42 +192,34 @@ class _Notes:
             except RibrayError:  # the next stage says so
                 return None
 
-        with ThreadPoolExecutor(LISTINGS) as threads:
+        with ThreadPoolExecutor(maps.LISTINGS) as threads:
             for record in filter(None, threads.map(read, earlier)):
                 self._tally.add(record.stop_reason, record.steps)
         self.stops = self._tally.summary()
 
     def tell(self) -> None:
         """Print it."""
-        if early := stopped_early(self.stops.get("stop_reasons", {})):
-            self._context.say(f"{self._stage}: stopped early: {early}")
-        if hint := stop_hint(self.stops.get("stop_reasons", {}), self._steps):
-            self._context.say(f"Note: {hint}")
-        if self._few is not None and self._extras is not None:
-            self._context.say(
-                f"Some images had fewer than {self._extras.per_step} others without their classes (at least "
-                f"{self._few}): all there are were drawn."
-            )
-        if self._only_empty and self._extras is not None:
-            drawn = f"{self._extras.of_no_use}, so these were refined as with {self._extras.alone_with}"
-            self._context.say(
+        say, extras, reasons = self._context.say, self._extras, self.stops.get("stop_reasons", {})
+        if early := stopped_early(reasons):
+            say(f"{self._stage}: stopped early: {early}")
+        if hint := stop_hint(reasons, self._steps):
+            say(f"Note: {hint}")
+        if self._few and extras is not None:
+            fewer = f"fewer than {extras.per_step} others without their classes (at least {min(self._few)})"
+            say(f"Some images had {fewer}: all there are were drawn.")
+        if self._only_empty and extras is not None:
+            drawn = f"{extras.of_no_use}, so these were refined as with {extras.alone_with}"
+            say(
                 f"For {self._only_empty} image(s) there were no others without their classes but those that show no "
-                f"class at all, which {drawn if self._extras.of_no_use else 'were drawn'}."
+                f"class at all, which {drawn if extras.of_no_use else 'were drawn'}."
             )
         if self._unreadable:
-            self._context.say(
-                f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/."
-            )
+            say(f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.")
         for sentence in tell_readings(self._remarks):
-            self._context.say(f"Note: {sentence}")
-
-
-SAMPLED_IMAGES = 50
-"""Images whose size a plan looks at."""
+            say(f"Note: {sentence}")
 
 
 def _area(dataset: Dataset, id: str) -> int | None:
-    """Return the pixels of an image, None of one that cannot be read."""
     try:
         height, width = dataset.size(id)
     except ImageError:

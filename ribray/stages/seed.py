@@ -21,7 +21,6 @@ from ribray.methods.method import Maps
 from ribray.methods.stop_reasons import StopTally
 from ribray.pipeline import judging
 from ribray.pipeline.artifacts import read_map
-from ribray.pipeline.judging import mean_ious
 from ribray.pipeline.maps import REFINE, map_path, refine_stage, refined_ids, wanted_ids
 from ribray.pipeline.per_image import StagePool
 from ribray.pipeline.stage import Context, Stage, Work, coverage, per_second
@@ -31,11 +30,8 @@ from ribray.runs.records import Failure
 from ribray.runs.stage_facts import Judged
 
 NAME = "seed"
-CURVE_FILE, STEPS_FILE = "curve.csv", "steps.csv"
-"""The second one of RIB; of other maps ``steps_NAME.csv``."""
-STEPS_COLUMNS = ("step", "threshold", "miou")
-CHUNK = 8
-"""Images of one call: a map takes some five milliseconds, and an image has two, or one for every step."""
+CURVE_FILE, STEPS_FILE = "curve.csv", "steps.csv"  # the second one of RIB; of other maps ``steps_NAME.csv``
+CHUNK = 8  # images of one call: a map takes some five milliseconds, and an image has two, or one for every step
 
 
 class SeedWorker:
@@ -97,7 +93,7 @@ class StepCurves:
     """The mIoU of the map after every step; an image that stopped early keeps its last map for all later ones."""
 
     def __init__(self, curves: Iterable[ThresholdCurve]):
-        """Start with the empty curves of step 1, 2, …; without any where steps are not asked for."""
+        """Start with the empty curves of step 1, 2, …"""
         self._curves = list(curves)
 
     def merge(self, records: Sequence[Mapping[str, Any]] | None) -> None:
@@ -109,12 +105,15 @@ class StepCurves:
             curve.merge_sparse(records[min(step, len(records) - 1)])
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return each step's number from 1 (the plain map), its best threshold, and the mIoU there in percent.
-
-        Nothing where the truth has no foreground.
+        """Return, of each step from 1 (the plain map), the best threshold and its mIoU in percent; nothing without
+        foreground in the truth.
         """
         best = (curve.best() for curve in self._curves if curve.has_foreground)
         return [{"step": step, "miou": one.miou, "threshold": one.threshold} for step, one in enumerate(best, start=1)]
+
+
+def _fingerprints(context: Context) -> dict[str, str]:
+    return {"ids or labels of the evaluated split": judging.evaluated_split(context).fingerprint()}
 
 
 def _ids(context: Context) -> list[str]:
@@ -132,11 +131,10 @@ def _covered(context: Context, ids: Iterable[str]) -> list[str]:
 
 
 def _work(context: Context) -> Work:
-    ids = _ids(context)
-    if not ids:  # nothing is refined yet: as many as refinement will make
+    if not (ids := _ids(context)):  # nothing is refined yet: as many as refinement will make
         return Work(len(judging.judged(context, wanted_ids(context))), 0)
-    record = context.run.record(STAGE.folder)
-    return Work(len(ids), len(ids) if record.get("covers") == coverage(_covered(context, ids)) else 0)
+    is_done = context.run.record(NAME).get("covers") == coverage(_covered(context, ids))
+    return Work(len(ids), len(ids) if is_done else 0)
 
 
 class _Counts:
@@ -152,8 +150,7 @@ class _Counts:
             for name in (method.maps if method.keep_steps else ())
         }
         self.ended = {name: StopTally(method) for name, method in config.methods.items()}
-        self.truth = Tally(dataset)
-        self._dataset = dataset
+        self.truth, self._dataset = Tally(dataset), dataset
 
     def add(self, id: str, record: Mapping[str, Any]) -> None:
         for name, curve in self.curves.items():
@@ -211,7 +208,8 @@ def _judge(context: Context, counts: _Counts, names: Sequence[str], failed: int)
         if by_step := steps.summary():
             parts[name]["by_step"] = by_step
             rows = [(str(one["step"]), f"{one['threshold']:g}", f"{one['miou']:.6f}") for one in by_step]
-            _write_csv(folder / (STEPS_FILE if name == RIB else f"steps_{name}.csv"), STEPS_COLUMNS, rows)
+            file = STEPS_FILE if name == RIB else f"steps_{name}.csv"
+            _write_csv(folder / file, ("step", "threshold", "miou"), rows)
     return {name: SeedJudgement(**part) for name, part in parts.items()}
 
 
@@ -221,22 +219,21 @@ def _write_csv(location: Path, columns: Sequence[str], rows: Iterable[Sequence[s
     storage.write_text(location, text.getvalue())
 
 
+def _headline(metrics: SeedMetrics) -> str | None:
+    names = ordered(metrics.maps)
+    return judging.mean_ious(*(metrics.maps[name] for name in names)) if len(names) > 1 else None
+
+
 STAGE = Stage(
     name=NAME,
     upstream=(REFINE,),
     section="seed_eval",
     format=1,
-    fingerprints=lambda context: {
-        "ids or labels of the evaluated split": judging.evaluated_split(context).fingerprint()
-    },
+    fingerprints=_fingerprints,
     work=_work,
     execute=_execute,
     writes=("cam.miou", "cam.threshold", "rib.miou", "rib.threshold"),
     check=judging.require_truth_of_wanted,
-    headline=lambda metrics: (
-        mean_ious(*(metrics.maps[name] for name in ordered(metrics.maps))) if len(metrics.maps) > 1 else None
-    ),
-    judged=lambda metrics: [
-        Judged("seed, best threshold", part, source=method) for method, part in metrics.maps.items()
-    ],
+    headline=_headline,
+    judged=lambda metrics: [Judged("seed, best threshold", part, source=name) for name, part in metrics.maps.items()],
 )
