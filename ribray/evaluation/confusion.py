@@ -1,6 +1,6 @@
 """Confusion matrices and the intersection over union (IoU) that follows from them, always in percent."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,11 @@ def mean_iou(intersection: NDArray[np.int64], union: NDArray[np.int64]) -> NDArr
     held = ~np.isnan(per_class)
     total, number = np.where(held, per_class, 0.0).sum(axis=-1), held.sum(axis=-1)
     return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+
+def number(value: Any) -> float | None:
+    """Return an IoU as metrics have it: None where it is `nan`."""
+    return None if np.isnan(value) else float(value)
 
 
 def _iou(intersection: NDArray[np.int64], union: NDArray[np.int64]) -> NDArray[np.float64]:

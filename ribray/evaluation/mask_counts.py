@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ribray.evaluation.confusion import BACKGROUND, IGNORED, Overlaps, confusion, iou, miou, overlap
+from ribray.evaluation.confusion import BACKGROUND, IGNORED, Overlaps, confusion, iou, miou, number, overlap
 
 
 class MaskCounts:
@@ -69,13 +69,9 @@ class MaskCounts:
         if not self.has_foreground:
             read, known = np.zeros_like(read), np.zeros_like(known)
         return {
-            "miou": _number(miou(read)),
-            "per_class": {name: _number(value) for name, value in zip(names, iou(read), strict=True)},
+            "miou": number(miou(read)),
+            "per_class": {name: number(value) for name, value in zip(names, iou(read), strict=True)},
             "unknown": round(100 * int(unknown.sum()) / total, 6) if total else None,
-            "miou_known": _number(miou(known)),
+            "miou_known": number(miou(known)),
             "images": self.images,
         }
-
-
-def _number(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)

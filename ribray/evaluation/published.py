@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from ribray.errors import UsageError
 
 MEAN = "miou"
 """The column of a table's mean over all classes, background included."""
-
 RIB = "RIB (Ours)"
 RIB_SALIENCY = "RIB-Sal (Ours)"
 IRN = "IRN"
@@ -51,9 +53,9 @@ class PublishedTable:
     def row(self, method: str, split: str | None = None) -> Mapping[str, float]:
         """Return every value of a method; the split may be left out where the table has a single one."""
         if split is None:
-            split, *others = self.splits
-            if others:
+            if len(self.splits) > 1:
                 raise UsageError(f"Table {self.name} has the splits {', '.join(self.splits)}; name one of them.")
+            split = self.splits[0]
         if (split, method) not in self.rows:
             known = ", ".join(f"{method} on {split}" for split, method in self.rows)
             raise UsageError(f"Table {self.name} has no row for {method} on {split}; it has {known}.")
@@ -103,75 +105,44 @@ def table(name: str) -> PublishedTable:
     Raises:
         UsageError: there is no such table.
     """
-    if name not in _READERS:
-        raise UsageError(f"There is no published table {name}; there are {', '.join(_READERS)}.")
-    title, read = _READERS[name]
-    return PublishedTable(name, title, read())
+    if name == "S1":
+        values = {line["batch_size"]: float(line["miou"]) for line in _lines("table_s1_batch_size.csv")}
+        return PublishedTable(name, "seed mIoU by batch size, VOC 2012 train", {("train", RIB): values})
+    if name == "S2":
+        voc = {
+            (line.pop("split"), line.pop("method")): {column: float(value) for column, value in line.items()}
+            for line in _lines("table_s2_voc_per_class_iou.csv")
+        }
+        return PublishedTable(name, "segmentation IoU per class, VOC 2012", voc)
+    if name == "S3":
+        lines, columns = _lines("table_s3_coco_per_class_iou.csv"), {IRN: "irn", RIB: "rib"}
+        coco = {
+            ("val", method): {MEAN if line["class"] == "mean" else line["class"]: float(line[column]) for line in lines}
+            for method, column in columns.items()
+        }
+        return PublishedTable(name, "segmentation IoU per class, COCO 2014 val", coco)
+    raise UsageError(f"There is no published table {name}; there are S1, S2, S3.")
 
 
 def figures_in_text() -> list[PublishedFigure]:
     """Return the figures that stand in a paper's text and in no table."""
-    return [
-        PublishedFigure(
-            line["quantity"],
-            line["method"],
-            line["split"],
-            float(line["miou"]),
-            float(line["std"]) if line["std"] else None,
-            int(line["repeats"]) if line["repeats"] else None,
-            line["source"],
-        )
-        for line in _lines("figures_in_text.csv")
-    ]
+    return TypeAdapter(list[PublishedFigure]).validate_python(_lines("figures_in_text.csv"))
 
 
 def figure_in_text(quantity: str, method: str = RIB) -> PublishedFigure:
     """Return one of `figures_in_text`, such as the quantity "seed"."""
-    found = figures_in_text()
-    for figure in found:
-        if (figure.quantity, figure.method) == (quantity, method):
-            return figure
-    known = ", ".join(f"{figure.quantity} ({figure.method})" for figure in found)
-    raise UsageError(f"No figure is published for {quantity} ({method}); there are {known}.")
+    found = {(figure.quantity, figure.method): figure for figure in figures_in_text()}
+    if (quantity, method) not in found:
+        known = ", ".join(f"{quantity} ({method})" for quantity, method in found)
+        raise UsageError(f"No figure is published for {quantity} ({method}); there are {known}.")
+    return found[quantity, method]
 
 
-def refinement_times() -> tuple[PublishedTime, ...]:
+def refinement_times() -> list[PublishedTime]:
     """Return the published times, those of the RIB paper first, in its order."""
-    return tuple(
-        PublishedTime(
-            line["method"], int(line["images"]), float(line["minutes"]), line["devices"], line["data"], line["source"]
-        )
-        for line in _lines("refinement_time.csv")
-    )
+    return TypeAdapter(list[PublishedTime]).validate_python(_lines("refinement_time.csv"))
 
 
-def _batch_sizes() -> dict[tuple[str, str], dict[str, float]]:
-    values = {line["batch_size"]: float(line["miou"]) for line in _lines("table_s1_batch_size.csv")}
-    return {("train", RIB): values}
-
-
-def _voc_classes() -> dict[tuple[str, str], dict[str, float]]:
-    return {
-        (line.pop("split"), line.pop("method")): {column: float(value) for column, value in line.items()}
-        for line in _lines("table_s2_voc_per_class_iou.csv")
-    }
-
-
-def _coco_classes() -> dict[tuple[str, str], dict[str, float]]:
-    lines = _lines("table_s3_coco_per_class_iou.csv")
-    return {
-        ("val", method): {MEAN if line["class"] == "mean" else line["class"]: float(line[column]) for line in lines}
-        for method, column in ((IRN, "irn"), (RIB, "rib"))
-    }
-
-
-_READERS = {
-    "S1": ("seed mIoU by batch size, VOC 2012 train", _batch_sizes),
-    "S2": ("segmentation IoU per class, VOC 2012", _voc_classes),
-    "S3": ("segmentation IoU per class, COCO 2014 val", _coco_classes),
-}
-
-
-def _lines(file: str) -> list[dict[str, str]]:
+def _lines(file: str) -> list[dict[str, Any]]:
     text = resources.files("ribray.evaluation").joinpath("published", file).read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
+    return [{key: value or None for key, value in line.items()} for line in csv.DictReader(text.splitlines())]

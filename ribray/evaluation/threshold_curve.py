@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ribray.errors import ImageError
-from ribray.evaluation.confusion import BACKGROUND, IGNORED, Overlaps, check_sizes, check_values, iou, miou, overlap
+from ribray.evaluation.confusion import BACKGROUND, IGNORED, Overlaps, check_sizes, check_values, iou, miou, number, overlap
 
-BUCKETS = 1 << 16
-NEGATIVE_BUCKETS = 1 << 15
+BUCKETS, NEGATIVE_BUCKETS = 1 << 16, 1 << 15
 MASK_VALUES = 256
-CHUNK = 1 << 15
-"""Pixels worked on at once, so that what lies between stays in the cache."""
+CHUNK = 1 << 15  # pixels worked on at once, so that what lies between stays in the cache
 
 
 class BestThreshold(NamedTuple):
@@ -67,7 +65,8 @@ class ThresholdCurve:
         """
         check_sizes(truth, winner)
         check_values("predicted", winner, self.classes)
-        if score.shape != winner.shape or score.dtype != np.float32 or not _finite(score):
+        ends = score.min(initial=0), score.max(initial=0)
+        if score.shape != winner.shape or score.dtype != np.float32 or not np.isfinite(ends).all():
             raise ImageError(f"The scores of the localization maps must be finite float32 of shape {winner.shape}.")
         if not truth.dtype == winner.dtype == np.uint8:
             raise ImageError(f"Masks must be uint8, not {truth.dtype} (truth) and {winner.dtype} (prediction).")
@@ -86,13 +85,8 @@ class ThresholdCurve:
     def to_sparse(self) -> dict[str, NDArray[Any]]:
         """Return the counts as a few small arrays, to travel between processes or into an npz file."""
         cells = np.flatnonzero(self.counts)
-        return {
-            "classes": np.array(self.classes),
-            "thresholds": self.thresholds,
-            "images": np.array(self.images),
-            "cells": cells,
-            "pixels": self.counts.reshape(-1)[cells],
-        }
+        start = {"classes": np.array(self.classes), "thresholds": self.thresholds, "images": np.array(self.images)}
+        return {**start, "cells": cells, "pixels": self.counts.reshape(-1)[cells]}
 
     def merge_sparse(self, record: Mapping[str, NDArray[Any]]) -> None:
         """Add the counts that another curve's `to_sparse` recorded."""
@@ -149,11 +143,10 @@ class ThresholdCurve:
         if not self.has_foreground:
             return {"miou": None, "threshold": None, "per_class": dict.fromkeys(class_names), "images": self.images}
         best = self.best()
-        per_class = [None if np.isnan(value) else float(value) for value in best.per_class]
         return {
             "miou": best.miou,
             "threshold": best.threshold,
-            "per_class": dict(zip(class_names, per_class, strict=True)),
+            "per_class": {name: number(value) for name, value in zip(class_names, best.per_class, strict=True)},
             "curve": {"thresholds": self.thresholds.tolist(), "miou": self.miou().tolist()},
             "images": self.images,
         }
@@ -180,8 +173,7 @@ def _confusions(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return matrices
 
 
-def _finite(scores: NDArray[np.float32]) -> bool:
-    return bool(np.isfinite([scores.min(initial=0), scores.max(initial=0)]).all())
+
 
 
 def _first_codes(classes: int, levels: int) -> NDArray[np.intp]:

@@ -20,7 +20,7 @@ def cut(
     bg_threshold: float,
     crf: CrfParameters | None,
 ) -> NDArray[np.uint8]:
-    """Return the mask that two readings of the same maps agree upon.
+    """Return the mask (height, width) uint8 that two readings of the same maps agree upon.
 
     A reading is the seed at a threshold, passed through the CRF over background and the present classes. The
     mask holds the class where the reading at `fg_threshold` has one, background where both readings have
@@ -31,17 +31,12 @@ def cut(
         maps: (present classes, height, width) float32, at the image's size.
         present: (present classes,) class indices of the maps, each once; without any all is background.
         fg_threshold: score above which a pixel is foreground.
-        bg_threshold: score up to which it is background, at most `fg_threshold`. Equal thresholds leave
-            nothing ignored.
+        bg_threshold: score up to which it is background, at most `fg_threshold`; if equal, nothing is ignored.
         crf: the CRF of each reading; None: the seeds as they are.
-
-    Returns:
-        (height, width) uint8 mask.
 
     Raises:
         UsageError: the CRF is not installed.
-        ValueError: the maps hold numbers that are not finite or do not belong to the classes or the image, a
-            CRF without an image, or `bg_threshold` above `fg_threshold`.
+        ValueError: maps are not finite, or maps, classes, image, CRF and thresholds do not belong together.
     """
     if not bg_threshold <= fg_threshold:
         raise ValueError(f"The background threshold {bg_threshold} is above the foreground threshold {fg_threshold}.")
@@ -66,15 +61,9 @@ def cut(
 
 
 def foreground_reading(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the reading at the high threshold: a mask of `cut` with its ignored pixels as background.
+    """Return the reading at the high threshold: a mask (height, width) of `cut` with ignored pixels as background.
 
     `cut` opens only pixels that this reading calls background and leaves all others as they are, so nothing
     was lost: the result is the seed at `fg_threshold` after the CRF, and its mIoU tells what the CRF gave.
-
-    Args:
-        mask: (height, width) uint8, as `cut` returns it.
-
-    Returns:
-        (height, width) uint8 mask without ignored pixels.
     """
     return np.where(mask == IGNORE, np.uint8(BACKGROUND), mask)

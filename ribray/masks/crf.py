@@ -20,38 +20,30 @@ from ribray.errors import UsageError
 
 @dataclass(frozen=True)
 class CrfParameters:
-    """Kernels and length of the inference.
-
-    Attributes:
-        gaussian_sxy: width of the Gaussian kernel in pixels.
-        gaussian_weight: its weight.
-        bilateral_sxy: width of the bilateral kernel in pixels.
-        bilateral_srgb: its width in colour, in steps of 8-bit channels.
-        bilateral_weight: its weight.
-        iterations: mean-field steps.
-    """
+    """Kernels and length of the inference."""
 
     gaussian_sxy: float
+    """Width of the Gaussian kernel in pixels."""
     gaussian_weight: float
     bilateral_sxy: float
+    """Width of the bilateral kernel in pixels."""
     bilateral_srgb: float
+    """Its width in colour, in steps of 8-bit channels."""
     bilateral_weight: float
     iterations: int
+    """Mean-field steps."""
 
 
 LABEL_CRF = CrfParameters(
     gaussian_sxy=3, gaussian_weight=3, bilateral_sxy=50, bilateral_srgb=5, bilateral_weight=10, iterations=10
 )
 """For labels cut from localization maps (IRN's reference implementation)."""
-
 PREDICTION_CRF = CrfParameters(
     gaussian_sxy=1, gaussian_weight=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_weight=4, iterations=10
 )
 """For probabilities of a segmentation network (DeepLab-v2)."""
-
 LABEL_CERTAINTY = 0.7
 """Probability that a label is right before the image is looked at (IRN's reference implementation)."""
-
 _SMALLEST_PROBABILITY = 1e-5  # below it, probabilities are taken for this, so that their logarithm is finite
 
 
@@ -60,33 +52,47 @@ def crf_on_labels(kind: str, srgb: float) -> CrfParameters | None:
     return replace(LABEL_CRF, bilateral_srgb=srgb) if kind == "dense" else None
 
 
-def require_crf() -> None:
-    """Make sure that the dense CRF can be used.
+def require_crf() -> ModuleType:
+    """Return the library of the dense CRF.
 
     Raises:
         UsageError: pydensecrf2 is not installed.
     """
-    _library()
+    try:
+        return import_module("pydensecrf.densecrf")
+    except ImportError:
+        raise UsageError(
+            'The dense CRF is not installed: `pip install "ribray[crf]"`, or do without it by `masks.crf: none`.'
+        ) from None
 
 
 class Crf:
-    """The CRF of one image with a number of keys: its kernels are made once for whatever it is asked."""
+    """The CRF of one image (H, W, 3) uint8 with K keys: its kernels are made once for whatever it is asked."""
 
     def __init__(self, image: NDArray[np.uint8], keys: int, parameters: CrfParameters):
         self._image, self._keys, self._parameters = image, keys, parameters
 
-    def from_labels(self, labels: NDArray[np.integer], gt_prob: float = LABEL_CERTAINTY) -> NDArray[np.uint8]:
-        """Return labels that follow the edges of the image, see `crf_from_labels`."""
+    def from_labels(self, labels: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return labels (H, W) uint8 that follow the edges of the image, of equally probable keys the lowest.
+
+        Every pixel's label has the probability `LABEL_CERTAINTY`, the other keys share the rest. Label 0 is a key like
+        any other, not "unknown".
+
+        Args:
+            labels: (H, W) integers in 0 … K − 1. With one key nothing can change.
+
+        Raises:
+            UsageError: pydensecrf2 is not installed.
+            ValueError: image and labels differ in size, or a label is no key.
+        """
         keys = self._keys
         _check_image(self._image, labels.shape)
         if not 1 <= keys <= 256 or labels.min() < 0 or labels.max() >= keys:
             raise ValueError(f"Labels {labels.min()} to {labels.max()} do not go with {keys} keys (1 to 256).")
-        if not 0 < gt_prob < 1:
-            raise ValueError(f"gt_prob must lie between 0 and 1, not be {gt_prob}.")
         if keys == 1:
             return labels.astype(np.uint8)
         certain = labels.reshape(-1) == np.arange(keys)[:, None]  # (K, H·W)
-        energy = np.where(certain, -np.log(gt_prob), -np.log((1 - gt_prob) / (keys - 1)))
+        energy = np.where(certain, -np.log(LABEL_CERTAINTY), -np.log((1 - LABEL_CERTAINTY) / (keys - 1)))
         return self.marginals(energy).argmax(axis=0).astype(np.uint8)
 
     def marginals(self, energy: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -98,7 +104,7 @@ class Crf:
     @cached_property
     def _kernels(self) -> Any:
         parameters, (height, width) = self._parameters, self._image.shape[:2]
-        crf = _library().DenseCRF2D(width, height, self._keys)
+        crf = require_crf().DenseCRF2D(width, height, self._keys)
         crf.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_weight)
         crf.addPairwiseBilateral(
             sxy=parameters.bilateral_sxy,
@@ -109,47 +115,15 @@ class Crf:
         return crf
 
 
-def crf_from_labels(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.integer],
-    keys: int,
-    parameters: CrfParameters,
-    gt_prob: float = LABEL_CERTAINTY,
-) -> NDArray[np.uint8]:
-    """Return labels that follow the edges of the image.
-
-    Every pixel's label has the probability `gt_prob`, the other keys share the rest. Label 0 is a key like any
-    other, not "unknown".
-
-    Args:
-        image: (H, W, 3) uint8.
-        labels: (H, W) integers in 0 … keys − 1.
-        keys: number of labels to choose from, also those that no pixel has. With one key nothing can change.
-        parameters: the kernels.
-        gt_prob: probability of a pixel's label, between 0 and 1.
-
-    Returns:
-        (H, W) uint8, of equally probable keys the lowest.
-
-    Raises:
-        UsageError: pydensecrf2 is not installed.
-        ValueError: image and labels differ in size, a label is no key, or `gt_prob` no probability of a choice.
-    """
-    return Crf(image, keys, parameters).from_labels(labels, gt_prob)
-
-
 def crf_from_probabilities(
     image: NDArray[np.uint8], probabilities: NDArray[np.float32], parameters: CrfParameters
 ) -> NDArray[np.float32]:
-    """Return probabilities that follow the edges of the image.
+    """Return probabilities (K, H, W) float32 that follow the edges of the image and add up to 1 over the keys.
 
     Args:
         image: (H, W, 3) uint8.
         probabilities: (K, H, W) float32, of each key at each pixel; those below 1e-5 count as 1e-5.
         parameters: the kernels.
-
-    Returns:
-        (K, H, W) float32 marginals, which add up to 1 over the keys.
 
     Raises:
         UsageError: pydensecrf2 is not installed.
@@ -170,12 +144,3 @@ def _check_image(image: NDArray[np.uint8], size: tuple[int, ...]) -> None:
             f"An image of shape {image.shape} ({image.dtype}) does not go with labels of shape {size}; "
             "(height, width, 3) uint8 goes with (height, width)."
         )
-
-
-def _library() -> ModuleType:
-    try:
-        return import_module("pydensecrf.densecrf")
-    except ImportError:
-        raise UsageError(
-            'The dense CRF is not installed: `pip install "ribray[crf]"`, or do without it by `masks.crf: none`.'
-        ) from None

@@ -12,7 +12,6 @@ from ribray.errors import ImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Endings of saliency maps, in the order in which they are looked for."""
-
 SALIENT = 0.5
 """Share of full brightness from which a pixel is salient."""
 BINARY = "a saliency map of the values 0 and 1 alone, of which 1 is read as salient"
@@ -71,16 +70,9 @@ def _white(picture: Picture) -> float:
 
 
 def mark_conflicts(mask: NDArray[np.uint8], salient: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the mask with "ignored" where it and the saliency map disagree.
+    """Return the mask (height, width) uint8 with "ignored" where it and the saliency map (height, width) bool disagree.
 
     They disagree where foreground is not salient and where background is. Ignored pixels stay ignored.
-
-    Args:
-        mask: (height, width) uint8.
-        salient: (height, width) bool.
-
-    Returns:
-        (height, width) uint8 mask.
 
     Raises:
         ValueError: mask and saliency map differ in size.

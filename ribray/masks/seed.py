@@ -27,7 +27,15 @@ def winner(maps: NDArray[np.float32], present: ArrayLike) -> tuple[NDArray[np.ui
         ValueError: maps and classes do not belong together.
     """
     classes = np.asarray(present, dtype=np.int64)
-    _check(maps, classes)
+    if maps.ndim != 3 or classes.shape != maps.shape[:1]:
+        raise ValueError(
+            f"Localization maps of shape {maps.shape} do not go with {classes.size} present classes; "
+            f"({classes.size}, height, width) would."
+        )
+    if len(np.unique(classes)) != len(classes):
+        raise ValueError(f"The present classes {classes.tolist()} name a class twice.")
+    if len(classes) and not 0 <= classes.min() <= classes.max() <= HIGHEST_CLASS:
+        raise ValueError(f"The present classes {classes.tolist()} leave the range 0 to {HIGHEST_CLASS} of a mask.")
     size = maps.shape[1:]
     if not len(classes):
         return np.full(size, BACKGROUND, np.uint8), np.zeros(size, np.float32)
@@ -41,33 +49,10 @@ def winner(maps: NDArray[np.float32], present: ArrayLike) -> tuple[NDArray[np.ui
 
 
 def seed(maps: NDArray[np.float32], present: ArrayLike, threshold: float) -> NDArray[np.uint8]:
-    """Return the seed: argmax over [threshold, maps] at each pixel, background first.
+    """Return the seed, a mask (height, width) uint8: argmax over [threshold, maps] at each pixel, background first.
 
     A pixel belongs to a class only where the class's score is above `threshold`, compared in float32; of
-    equal scores the lowest class wins.
-
-    Args:
-        maps: (present classes, height, width) float32.
-        present: (present classes,) class indices of the maps.
-        threshold: the background's score.
-
-    Returns:
-        (height, width) uint8 mask.
-
-    Raises:
-        ValueError: maps and classes do not belong together.
+    equal scores the lowest class wins. Maps and present classes are as `winner` has them, and are refused as there.
     """
     values, scores = winner(maps, present)
     return np.where(scores > np.float32(threshold), values, np.uint8(BACKGROUND))
-
-
-def _check(maps: NDArray[np.float32], classes: NDArray[np.int64]) -> None:
-    if maps.ndim != 3 or classes.shape != maps.shape[:1]:
-        raise ValueError(
-            f"Localization maps of shape {maps.shape} do not go with {classes.size} present classes; "
-            f"({classes.size}, height, width) would."
-        )
-    if len(np.unique(classes)) != len(classes):
-        raise ValueError(f"The present classes {classes.tolist()} name a class twice.")
-    if len(classes) and not 0 <= classes.min() <= classes.max() <= HIGHEST_CLASS:
-        raise ValueError(f"The present classes {classes.tolist()} leave the range 0 to {HIGHEST_CLASS} of a mask.")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ribray.masks.confident import cut, foreground_reading
-from ribray.masks.crf import LABEL_CRF, crf_from_labels
+from ribray.masks.crf import LABEL_CRF, Crf
 from ribray.masks.seed import seed
 
 SCORES = st.sampled_from([np.float32(value) for value in (0.0, 0.1, 0.17, 0.2, 0.35, 0.5, 1.0)])
@@ -60,7 +60,7 @@ def test_the_foreground_reading_is_the_seed_at_the_high_threshold_through_the_cr
 def test_equal_thresholds_are_one_pass_through_the_crf():
     image, maps = picture()
     mask = cut(image, maps, [6], 0.4, 0.4, LABEL_CRF)
-    refined = crf_from_labels(image, (maps[0] > np.float32(0.4)).astype(int), 2, LABEL_CRF)
+    refined = Crf(image, 2, LABEL_CRF).from_labels((maps[0] > np.float32(0.4)).astype(int))
     np.testing.assert_array_equal(mask, refined * 7)
     assert set(np.unique(mask)) == {0, 7}
 

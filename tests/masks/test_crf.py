@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ribray.errors import UsageError
-from ribray.masks.crf import LABEL_CRF, PREDICTION_CRF, Crf, crf_from_labels, crf_from_probabilities, require_crf
+from ribray.masks.crf import LABEL_CRF, PREDICTION_CRF, Crf, crf_from_probabilities, require_crf
 
 RECORDED = ["dense_crf_ir_label.npz", "dense_crf_ir_label_2.npz"]
 
@@ -30,7 +30,7 @@ def test_the_recorded_labels_are_met_exactly(shared_dir, name, reading):
     case = np.load(shared_dir / "golden" / name)
     threshold = np.full((1, *case["cam"].shape[1:]), case[f"conf_{reading}_threshold"], np.float32)
     labels = np.concatenate([threshold, case["cam"]]).argmax(axis=0)
-    refined = crf_from_labels(case["image"], labels, len(case["keys"]), LABEL_CRF)
+    refined = Crf(case["image"], len(case["keys"]), LABEL_CRF).from_labels(labels)
     assert refined.dtype == np.uint8
     np.testing.assert_array_equal(refined, case[f"crf_{reading}_labels"])
 
@@ -40,7 +40,7 @@ def test_one_crf_answers_for_several_labellings_as_one_of_each_would():
     readings = [with_errors(labels), labels, np.zeros_like(labels), with_errors(labels)]
     crf = Crf(image, 2, LABEL_CRF)
     for reading in readings:
-        np.testing.assert_array_equal(crf.from_labels(reading), crf_from_labels(image, reading, 2, LABEL_CRF))
+        np.testing.assert_array_equal(crf.from_labels(reading), Crf(image, 2, LABEL_CRF).from_labels(reading))
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -60,7 +60,7 @@ def test_wrong_labels_are_repaired_along_the_edge_of_the_picture():
     image, labels = two_halves()
     spoilt = with_errors(labels)
     assert (spoilt != labels).mean() > 0.15
-    np.testing.assert_array_equal(crf_from_labels(image, spoilt, 2, LABEL_CRF), labels)
+    np.testing.assert_array_equal(Crf(image, 2, LABEL_CRF).from_labels(spoilt), labels)
 
 
 def test_wrong_predictions_are_repaired_along_the_edge_of_the_picture():
@@ -75,13 +75,13 @@ def test_label_0_is_a_key_like_any_other():
     """Exchanging the two keys exchanges the result: 0 does not mean "unknown"."""
     image, labels = two_halves()
     spoilt = with_errors(labels, share=0.45)
-    refined = crf_from_labels(image, spoilt, 2, LABEL_CRF)
-    np.testing.assert_array_equal(crf_from_labels(image, 1 - spoilt, 2, LABEL_CRF), 1 - refined)
+    refined = Crf(image, 2, LABEL_CRF).from_labels(spoilt)
+    np.testing.assert_array_equal(Crf(image, 2, LABEL_CRF).from_labels(1 - spoilt), 1 - refined)
 
 
 def test_with_one_key_labels_stay_as_they_are():
     image, labels = two_halves()
-    np.testing.assert_array_equal(crf_from_labels(image, np.zeros_like(labels), 1, LABEL_CRF), np.zeros_like(labels))
+    np.testing.assert_array_equal(Crf(image, 1, LABEL_CRF).from_labels(np.zeros_like(labels)), np.zeros_like(labels))
 
 
 def test_probabilities_of_0_and_1_stay_finite():
@@ -95,36 +95,35 @@ def test_probabilities_of_0_and_1_stay_finite():
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1)])
 def test_the_smallest_pictures_pass(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    refined = crf_from_labels(image, np.ones(size, np.int64), 3, LABEL_CRF)
+    refined = Crf(image, 3, LABEL_CRF).from_labels(np.ones(size, np.int64))
     np.testing.assert_array_equal(refined, np.ones(size))
 
 
 def test_read_only_and_turned_arrays_give_the_same_and_stay_as_they_were():
     image, labels = two_halves()
     spoilt = with_errors(labels)
-    expected = crf_from_labels(image, spoilt, 2, LABEL_CRF)
+    expected = Crf(image, 2, LABEL_CRF).from_labels(spoilt)
     turned = np.asfortranarray(image)
     turned.flags.writeable = spoilt.flags.writeable = False
     before = turned.copy()
-    np.testing.assert_array_equal(crf_from_labels(turned, np.asfortranarray(spoilt), 2, LABEL_CRF), expected)
+    np.testing.assert_array_equal(Crf(turned, 2, LABEL_CRF).from_labels(np.asfortranarray(spoilt)), expected)
     np.testing.assert_array_equal(turned, before)
 
 
 @pytest.mark.parametrize(
-    ("image_shape", "labels", "keys", "gt_prob", "message"),
+    ("image_shape", "labels", "keys", "message"),
     [
-        ((4, 5, 3), np.zeros((4, 6), int), 2, 0.7, "does not go with"),
-        ((4, 5), np.zeros((4, 5), int), 2, 0.7, "does not go with"),
-        ((0, 5, 3), np.zeros((0, 5), int), 2, 0.7, "does not go with"),
-        ((4, 5, 3), np.full((4, 5), 2), 2, 0.7, "Labels 2 to 2 do not go with 2 keys"),
-        ((4, 5, 3), np.full((4, 5), -1), 2, 0.7, "Labels -1 to -1"),
-        ((4, 5, 3), np.zeros((4, 5), int), 0, 0.7, "0 keys"),
-        ((4, 5, 3), np.zeros((4, 5), int), 2, 1.0, "between 0 and 1"),
+        ((4, 5, 3), np.zeros((4, 6), int), 2, "does not go with"),
+        ((4, 5), np.zeros((4, 5), int), 2, "does not go with"),
+        ((0, 5, 3), np.zeros((0, 5), int), 2, "does not go with"),
+        ((4, 5, 3), np.full((4, 5), 2), 2, "Labels 2 to 2 do not go with 2 keys"),
+        ((4, 5, 3), np.full((4, 5), -1), 2, "Labels -1 to -1"),
+        ((4, 5, 3), np.zeros((4, 5), int), 0, "0 keys"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(image_shape, labels, keys, gt_prob, message):
+def test_labels_that_do_not_fit_are_refused(image_shape, labels, keys, message):
     with pytest.raises(ValueError, match=message):
-        crf_from_labels(np.zeros(image_shape, np.uint8), labels, keys, LABEL_CRF, gt_prob)
+        Crf(np.zeros(image_shape, np.uint8), keys, LABEL_CRF).from_labels(labels)
 
 
 def test_probabilities_that_do_not_fit_are_refused():
@@ -146,4 +145,4 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
         require_crf()
     image, labels = two_halves()
     with pytest.raises(UsageError):
-        crf_from_labels(image, labels, 2, LABEL_CRF)
+        Crf(image, 2, LABEL_CRF).from_labels(labels)
