@@ -14,7 +14,6 @@ from ribray.config.methods import (
     RefineConfig,
     RIBConfig,
     by_method,
-    nested,
     settings_class,
     short,
     with_methods,
@@ -56,11 +55,10 @@ class Experiment(Section):
                 spread[name] = {**section, "seed": section.get("seed", seed)}
         refine, masks = spread.get(REFINE, {}), spread.get("masks", {})
         if isinstance(refine, Mapping):
-            parts = by_method(refine)
-            for part in parts.values():
+            spread[REFINE] = by_method(refine)
+            for part in spread[REFINE].values():
                 if "seed" in settings_class(part["method"]).model_fields:
                     part.setdefault("seed", seed)
-            spread[REFINE] = nested(parts)
             if isinstance(masks, Mapping):
                 spread["masks"] = {"source": _standard_source(refine), **masks}
         return spread
@@ -213,9 +211,8 @@ def _parse_override(override: str) -> tuple[str, Any, str]:
 
 def seeded_sections() -> list[str]:
     """Return the sections that have a seed; that of the methods has it where one of them does."""
-    sections = {name: field.annotation for name, field in Experiment.model_fields.items()}
-    has_seed = {name for name, section in sections.items() if "seed" in getattr(section, "model_fields", ())}
-    return [name for name in sections if name in has_seed or name == REFINE]
+    kinds = {name: getattr(field.annotation, "model_fields", ()) for name, field in Experiment.model_fields.items()}
+    return [name for name, keys in kinds.items() if "seed" in keys or name == REFINE]
 
 
 def _forget_spread_seeds(values: dict[str, Any]) -> None:

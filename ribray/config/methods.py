@@ -6,7 +6,7 @@ name.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -306,28 +306,13 @@ def _foreign(section: str, key: str, kinds: Mapping[str, type[MethodConfig]]) ->
     return f"unknown key '{section}.{key}'{nearest(key, valid)}; valid here: {', '.join(valid)}"
 
 
-def nested(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what `by_method` has taken apart as a raw section ``refine``."""
-    if len(parts) == 1:
-        return dict(*parts.values())
-    limits = [part["limit"] for part in parts.values() if "limit" in part]
-    own = {
-        name: {key: value for key, value in part.items() if key not in ("method", "limit")}
-        for name, part in parts.items()
-    }
-    return {"method": [part["method"] for part in parts.values()], **({"limit": limits[0]} if limits else {}), **own}
-
-
 def with_methods(section: Mapping[str, Any], names: Any) -> dict[str, Any]:
     """Return a raw section ``refine`` for other methods: what it says of one goes with it, of others is forgotten."""
-    parts = by_method(section)
-    common = {key: value for part in parts.values() for key, value in part.items() if key in COMMON}
-    kept = {name: dict(part) for name, part in parts.items() if name in map(short, method_names({"method": names}))}
-    found = {"method": names}
+    parts, found = by_method(section), {"method": names}
     for name in map(short, method_names(found)):
-        own = {key: value for key, value in kept.get(name, {}).items() if key not in ("method", *COMMON)}
+        own = {key: value for key, value in parts.get(name, {}).items() if key not in ("method", *COMMON)}
         found |= {name: own} if own else {}
-    return {**found, **common}
+    return found | {key: value for part in parts.values() for key, value in part.items() if key in COMMON}
 
 
 def _read(value: Any) -> "MethodConfig | MethodsConfig":
@@ -335,23 +320,19 @@ def _read(value: Any) -> "MethodConfig | MethodsConfig":
         return value
     if not isinstance(value, Mapping):
         raise ValueError("refine must hold keys and values, for example {batch_size: 20}")
-    parts = by_method(value)
-    if len(parts) == 1:
-        (part,) = parts.values()
-        return settings_class(part["method"]).model_validate(part)
-    return MethodsConfig.model_construct(methods={name: _validated(name, part) for name, part in parts.items()})
-
-
-def _validated(name: str, part: Mapping[str, Any]) -> MethodConfig:
-    """Return a method's section; errors say under which name it stands."""
-    try:
-        return settings_class(part["method"]).model_validate(part)
-    except ValidationError as error:
-        lines: Iterable[Any] = ({**line, "loc": (name, *line["loc"])} for line in error.errors())
-        raise ValidationError.from_exception_data(error.title, list(lines)) from None
+    found = {}
+    for name, part in value.items():
+        try:
+            found[name] = settings_class(part["method"]).model_validate(part)
+        except ValidationError as error:  # which does not say of which method
+            if len(value) == 1:
+                raise
+            lines: list[Any] = [{**line, "loc": (name, *line["loc"])} for line in error.errors()]
+            raise ValidationError.from_exception_data(error.title, lines) from None
+    return MethodsConfig.model_construct(methods=found) if len(found) > 1 else found.popitem()[1]
 
 
 RefineConfig = Annotated[
     Any, PlainValidator(_read), PlainSerializer(lambda config: config.model_dump(mode="json"), return_type=dict)
 ]
-"""The section ``refine``: that of one method, or `MethodsConfig`."""
+"""The section ``refine``, that of one method, or `MethodsConfig`; read from what `by_method` has taken apart."""

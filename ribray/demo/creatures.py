@@ -149,28 +149,22 @@ def _stone(rng: np.random.Generator, canvas: Canvas) -> None:
 
 # --- creatures ----------------------------------------------------------------------------------------------
 
-Pattern = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-
-def _crisp(wave: np.ndarray) -> np.ndarray:
-    return np.tanh(2.5 * wave)
-
 
 def _wave(t: np.ndarray) -> np.ndarray:
     return np.sin(2 * math.pi * t)
 
 
-# From (along, across, radius) to −1 (dark) … 1 (light). The first two count periods of the pattern from the
+# From (along, across, radius) to light, above 0, and dark. The first two count periods of the pattern from the
 # middle of the body, the last goes from 0 there to 1 at the edge.
-PATTERNS: tuple[Pattern, ...] = (
-    lambda u, v, r: _crisp(_wave(u)),  # stripes across the body
-    lambda u, v, r: _crisp(_wave(v)),  # stripes along it
-    lambda u, v, r: _crisp(_wave(0.7 * (u + v))),  # diagonal
-    lambda u, v, r: _crisp(2 * _wave(0.6 * u) * _wave(0.6 * v)),  # checker
-    lambda u, v, r: _crisp(2 * (_wave(0.5 * (u + v)) * _wave(0.5 * (u - v))) ** 2 - 0.7),  # spots
-    lambda u, v, r: _crisp(_wave(2.2 * r)),  # rings
-    lambda u, v, r: _crisp(_wave(u + 0.9 * np.abs((1.2 * v) % 1 - 0.5))),  # zigzag
-    lambda u, v, r: _crisp(2.2 * np.maximum(np.abs(_wave(0.35 * (u + v))), np.abs(_wave(0.35 * (u - v)))) - 1.9),  # net
+PATTERNS: tuple[Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray], ...] = (
+    lambda u, v, r: _wave(u),  # stripes across the body
+    lambda u, v, r: _wave(v),  # stripes along it
+    lambda u, v, r: _wave(0.7 * (u + v)),  # diagonal
+    lambda u, v, r: 2 * _wave(0.6 * u) * _wave(0.6 * v),  # checker
+    lambda u, v, r: 2 * (_wave(0.5 * (u + v)) * _wave(0.5 * (u - v))) ** 2 - 0.7,  # spots
+    lambda u, v, r: _wave(2.2 * r),  # rings
+    lambda u, v, r: _wave(u + 0.9 * np.abs((1.2 * v) % 1 - 0.5)),  # zigzag
+    lambda u, v, r: 2.2 * np.maximum(np.abs(_wave(0.35 * (u + v))), np.abs(_wave(0.35 * (u - v)))) - 1.9,  # net
 )
 
 
@@ -256,7 +250,8 @@ def draw_body(rng: np.random.Generator, canvas: Canvas, creature: Creature, labe
     u, v = creature.axes(dy, dx)
     radius = np.sqrt((u / a) ** 2 + (v / b) ** 2)
     period = 9.0 * scale
-    pattern = PATTERNS[creature.family % len(PATTERNS)](u / period + phase_u, v / period + phase_v, radius)
+    wave = PATTERNS[creature.family % len(PATTERNS)](u / period + phase_u, v / period + phase_v, radius)
+    pattern = np.tanh(2.5 * wave)  # crisp, −1 to 1
     light = 1 + amplitude * pattern - 0.1 * v / b - 0.12 * np.minimum(radius, 1) ** 4  # lit from above, round
     canvas.paint(patch, _ellipse(u, v, a, b), colour * light[..., None], label)
 

@@ -20,15 +20,14 @@ from ribray.errors import UsageError
 
 MANIFEST = "synthetic.json"
 VERSION = 1  # of the drawing; a world drawn otherwise is not taken for this one
-JPEG_QUALITY = 95
-WRITERS = 4
+JPEG_QUALITY, WRITERS = 95, 4
 
 
 def make_world(root: Path, config: SyntheticConfig, seed: int) -> None:
     """Write a world in VOC layout; its manifest says "finished" only at the end, so that the rest is made again."""
-    manifest = _manifest(config, seed)
-    if _is_finished(root, manifest):
+    if is_drawn(root, config, seed):
         return
+    manifest = _manifest(config, seed)
     storage.write_json(root / MANIFEST, manifest | {"finished": False})
     colours = palette(config.classes)
 
@@ -48,8 +47,17 @@ def make_world(root: Path, config: SyntheticConfig, seed: int) -> None:
 
 
 def is_drawn(root: Path, config: SyntheticConfig, seed: int) -> bool:
-    """Whether there is nothing left for `make_world` to do."""
-    return _is_finished(root, _manifest(config, seed))
+    """Whether there is nothing left for `make_world` to do; a folder of anything else is refused."""
+    if not (root / MANIFEST).exists():
+        if root.exists() and next(iter(root.iterdir()), None) is not None:
+            raise UsageError(f"{root} holds other data: give data.root a new or empty folder for the synthetic world.")
+        return False
+    manifest, found = _manifest(config, seed), storage.read_json(root / MANIFEST)
+    found = found if isinstance(found, dict) else {}
+    if differing := [key for key, value in manifest.items() if found.get(key) != value]:
+        what = ", ".join(f"{key} {found.get(key)} instead of {manifest[key]}" for key in differing)
+        raise UsageError(f"{root} holds another synthetic world ({what}): give data.root another folder, or remove it.")
+    return found.get("finished") is True
 
 
 def open_synthetic(data: DataConfig, split: str, root: Path, labelled: bool = True) -> Dataset:
@@ -76,12 +84,11 @@ class UndrawnWorld(Dataset):
 
     def __init__(self, root: Path, split: str, config: SyntheticConfig, seed: int) -> None:
         self._root, self._split, self._config, self._seed = root, split, config, seed
-        indices = range(_splits(config)[split])
-        kinds = np.zeros((len(indices), config.classes), bool)
-        for index in indices:
-            kinds[index, kinds_of(split, index, seed, config.classes)[1]] = True
-        names, ids = class_names(config.classes), [picture_id(split, index) for index in indices]
-        super().__init__(f"split '{split}' of {root}", names, ids, kinds, palette=palette(config.classes))
+        labels = np.zeros((_splits(config)[split], config.classes), bool)
+        for index, shown in enumerate(labels):
+            shown[kinds_of(split, index, seed, config.classes)[1]] = True
+        names, ids = class_names(config.classes), [picture_id(split, index) for index in range(len(labels))]
+        super().__init__(f"split '{split}' of {root}", names, ids, labels, palette=palette(config.classes))
 
     def fingerprint(self) -> str:
         return _with_size(super().fingerprint(), self._config.image_size)
@@ -132,19 +139,6 @@ def _splits(config: SyntheticConfig) -> dict[str, int]:
 
 def _manifest(config: SyntheticConfig, seed: int) -> dict[str, int]:
     return {"version": VERSION, "seed": seed} | config.model_dump()
-
-
-def _is_finished(root: Path, manifest: dict[str, int]) -> bool:
-    if not (root / MANIFEST).exists():
-        if root.exists() and next(iter(root.iterdir()), None) is not None:
-            raise UsageError(f"{root} holds other data: give data.root a new or empty folder for the synthetic world.")
-        return False
-    found = storage.read_json(root / MANIFEST)
-    found = found if isinstance(found, dict) else {}
-    if differing := [key for key, value in manifest.items() if found.get(key) != value]:
-        what = ", ".join(f"{key} {found.get(key)} instead of {manifest[key]}" for key in differing)
-        raise UsageError(f"{root} holds another synthetic world ({what}): give data.root another folder, or remove it.")
-    return found.get("finished") is True
 
 
 def _jpeg(image: np.ndarray) -> bytes:

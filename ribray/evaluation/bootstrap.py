@@ -45,18 +45,12 @@ class Bootstrap:
         self.images += 1
 
     def miou(self, reading: int = 0) -> NDArray[np.float64]:
-        """Return each replicate's mean IoU in percent (replicates,), `nan` where a replicate holds no pixel.
-
-        As in `ribray.evaluation.confusion.miou`, a class that neither truth nor prediction of a replicate holds is
-        not averaged.
-        """
+        """Return each replicate's mean IoU in percent (replicates,), averaged as `ribray.evaluation.confusion.miou`."""
         intersection, union = np.moveaxis(self._sums[..., reading], (2, 0), (0, 2))
         return mean_iou(intersection, union)
 
     def interval(self, reading: int = 0) -> tuple[float, float] | None:
-        """Return the percentile interval of the mean IoU, in percent: low and high; None of fewer than two images, or
-        where there is no pixel.
-        """
+        """Return the percentile interval of the mean IoU in percent; None of less than two images or without pixels."""
         return _interval(self.miou(reading)) if self.images > 1 else None
 
 
@@ -106,7 +100,6 @@ class Bootstrapped(Generic[C]):
         interval = self._bootstrap.interval(self.counts.quoted()) if self.counts.has_foreground else None
         if interval is None:
             return {"miou": summary["miou"], INTERVAL: None, **summary}
-        means = [
-            None if np.isnan(mean) else round(mean, 4) for mean in self._bootstrap.miou(self.counts.quoted()).tolist()
-        ]
+        found = self._bootstrap.miou(self.counts.quoted()).tolist()
+        means = [None if np.isnan(mean) else round(mean, 4) for mean in found]
         return {"miou": summary["miou"], INTERVAL: list(interval), MEANS: means, **summary}

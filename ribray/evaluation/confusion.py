@@ -27,10 +27,7 @@ class Overlaps(NamedTuple):
 def confusion(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
     """Count the pixels of one image by true class (row) and predicted class (column): (classes, classes) int64.
 
-    Args:
-        truth: (height, width) mask values, `IGNORED` where the truth is unknown.
-        prediction: (height, width) mask values.
-        classes: number of classes, background included.
+    Masks are (height, width), the truth `IGNORED` where it is unknown; background is one of the classes.
 
     Raises:
         ImageError: the masks differ in size or hold a value that is no class.
@@ -64,26 +61,19 @@ def check_values(name: str, values: NDArray[np.uint8], classes: int) -> None:
 
 
 def iou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return every class's IoU in percent, `nan` for a class that neither truth nor prediction holds.
-
-    (…, classes, classes) → (…, classes) float64.
-    """
+    """Return IoUs (…, classes) in percent of matrices (…, classes, classes); `nan` for classes that nothing holds."""
     return _iou(*overlap(matrix))
 
 
 def miou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the mean IoU in percent over the classes that truth or prediction holds; `nan` without any pixel.
-
-    (…, classes, classes) → (…) float64.
+    """Return the mean IoU (…) in percent over the classes that truth or prediction of matrices (…, classes, classes)
+    holds; `nan` without any pixel.
     """
     return mean_iou(*overlap(matrix))
 
 
 def overlap(matrix: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pixels of every class in truth and prediction, and in truth or prediction.
-
-    (…, classes, classes) → two arrays (…, classes) int64.
-    """
+    """Return the pixels (…, classes) of every class in truth and prediction, and in truth or prediction."""
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(f"A confusion matrix is (classes, classes), not {matrix.shape}.")
     intersection = np.diagonal(matrix, axis1=-2, axis2=-1)
@@ -91,10 +81,7 @@ def overlap(matrix: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def mean_iou(intersection: NDArray[np.int64], union: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the mean IoU in percent over the classes whose union holds a pixel; `nan` where there is none.
-
-    Pixels of every class in truth and prediction, and in truth or prediction, (…, classes) → (…) float64.
-    """
+    """Return the mean IoU (…) in percent over the classes whose union (…, classes) holds a pixel; else `nan`."""
     per_class = _iou(intersection, union)
     held = ~np.isnan(per_class)
     total, number = np.where(held, per_class, 0.0).sum(axis=-1), held.sum(axis=-1)
@@ -102,7 +89,7 @@ def mean_iou(intersection: NDArray[np.int64], union: NDArray[np.int64]) -> NDArr
 
 
 def number(value: Any) -> float | None:
-    """Return an IoU as metrics have it: None where it is `nan`."""
+    """Return an IoU as metrics have it: None in place of `nan`."""
     return None if np.isnan(value) else float(value)
 
 

@@ -57,10 +57,9 @@ class MaskCounts:
         return 0
 
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the numbers of `metrics.json`, by class names (background first).
+        """Return the numbers of `metrics.json`, in percent, by class names (background first).
 
-        ``miou`` and ``per_class`` are IoU in percent, unknown pixels read as background; ``unknown`` is their share in
-        percent, ``miou_known`` the mean IoU where the mask is known. Where the truth has no foreground there is no IoU.
+        Unknown pixels are read as background, but for ``miou_known``; a truth without foreground gives no IoU.
         """
         known, unknown = self.matrix[:, : self.classes], self.matrix[:, self.classes]
         read = known.copy()

@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ribray.errors import ImageError
-from ribray.evaluation.confusion import BACKGROUND, IGNORED, Overlaps, check_sizes, check_values, iou, miou, number, overlap
+from ribray.evaluation.confusion import (
+    BACKGROUND,
+    IGNORED,
+    Overlaps,
+    check_sizes,
+    check_values,
+    iou,
+    miou,
+    number,
+    overlap,
+)
 
 BUCKETS, NEGATIVE_BUCKETS = 1 << 16, 1 << 15
 MASK_VALUES = 256
@@ -171,9 +181,6 @@ def _confusions(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     matrices = np.ascontiguousarray(np.moveaxis(above, -1, 0))
     matrices[..., BACKGROUND] += counts.sum(axis=(1, 2)) - matrices.sum(axis=-1)
     return matrices
-
-
-
 
 
 def _first_codes(classes: int, levels: int) -> NDArray[np.intp]:

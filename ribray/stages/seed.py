@@ -89,27 +89,21 @@ class SeedWorker:
         return self._curve.to_sparse()
 
 
-class StepCurves:
-    """The mIoU of the map after every step; an image that stopped early keeps its last map for all later ones."""
+def merge_steps(curves: list[ThresholdCurve], records: Sequence[Mapping[str, Any]] | None) -> None:
+    """Add an image's curve of each step; None, where its maps were not kept, leaves nothing to be told.
 
-    def __init__(self, curves: Iterable[ThresholdCurve]):
-        """Start with the empty curves of step 1, 2, …"""
-        self._curves = list(curves)
+    An image that stopped early keeps its last map for all later steps.
+    """
+    if records is None:
+        return curves.clear()
+    for step, curve in enumerate(curves):
+        curve.merge_sparse(records[min(step, len(records) - 1)])
 
-    def merge(self, records: Sequence[Mapping[str, Any]] | None) -> None:
-        """Add an image's curve of each step; None, where its maps were not kept, leaves nothing to be told."""
-        if records is None:
-            self._curves = []
-            return
-        for step, curve in enumerate(self._curves):
-            curve.merge_sparse(records[min(step, len(records) - 1)])
 
-    def summary(self) -> list[dict[str, Any]]:
-        """Return, of each step from 1 (the plain map), the best threshold and its mIoU in percent; nothing without
-        foreground in the truth.
-        """
-        best = (curve.best() for curve in self._curves if curve.has_foreground)
-        return [{"step": step, "miou": one.miou, "threshold": one.threshold} for step, one in enumerate(best, start=1)]
+def step_scores(curves: Iterable[ThresholdCurve]) -> list[dict[str, Any]]:
+    """Return each step's best threshold and its mIoU in percent, from 1 (the plain map); none without foreground."""
+    best = (curve.best() for curve in curves if curve.has_foreground)
+    return [{"step": step, "miou": one.miou, "threshold": one.threshold} for step, one in enumerate(best, start=1)]
 
 
 def _fingerprints(context: Context) -> dict[str, str]:
@@ -145,7 +139,7 @@ class _Counts:
         self.thresholds = config.seed_eval.thresholds
         self.curves = {name: Bootstrapped(ThresholdCurve(classes, self.thresholds)) for name in config.maps}
         self.steps = {
-            name: StepCurves(ThresholdCurve(classes, self.thresholds) for _ in range(method.steps))
+            name: [ThresholdCurve(classes, self.thresholds) for _ in range(method.steps)]
             for method in config.methods.values()
             for name in (method.maps if method.keep_steps else ())
         }
@@ -156,7 +150,7 @@ class _Counts:
         for name, curve in self.curves.items():
             curve.merge(id, record["curves"][name])
         for name, steps in self.steps.items():
-            steps.merge(record["steps"][name])
+            merge_steps(steps, record["steps"][name])
         for method, ended in record["ended"].items():
             self.ended[method].add(*ended)
         self.truth.add(id, record["truth"], self._dataset.labels[self._dataset.index(id)])
@@ -205,7 +199,7 @@ def _judge(context: Context, counts: _Counts, names: Sequence[str], failed: int)
         rows = [(f"{threshold:g}", *(f"{value:.6f}" for value in values)) for threshold, *values in points]
     _write_csv(folder / CURVE_FILE, ("threshold", *means), rows)
     for name, steps in counts.steps.items():
-        if by_step := steps.summary():
+        if by_step := step_scores(steps):
             parts[name]["by_step"] = by_step
             rows = [(str(one["step"]), f"{one['threshold']:g}", f"{one['miou']:.6f}") for one in by_step]
             file = STEPS_FILE if name == RIB else f"steps_{name}.csv"

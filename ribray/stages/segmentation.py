@@ -38,14 +38,7 @@ FILLED_FOLDER = "filled"  # with re-training: pseudo masks whose unknown pixels 
 class SegmentationTask(MaskTask):
     """docs/method.md, section 5; held-out images are the next stage's."""
 
-    def __init__(
-        self,
-        config: SegmentationConfig,
-        dataset: Dataset,
-        masks: Path,
-        ids: Sequence[str],
-        *reading: Any,
-    ):
+    def __init__(self, config: SegmentationConfig, dataset: Dataset, masks: Path, ids: Sequence[str], *reading: Any):
         """``reading`` is what `training.reading` returns."""
         super().__init__(NAME, config, dataset, masks, ids, normalisation_of(config.backbone), *reading)
         self.steps, self.period = config.iterations, max(LEAST_PERIOD, len(ids) // config.batch_size)

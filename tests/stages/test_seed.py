@@ -19,7 +19,7 @@ from ribray.methods.maps import MapRecord, empty_arrays, localization_maps, to_a
 from ribray.methods.method import Refined
 from ribray.methods.stop_reasons import EXPLOSION, FINISHED
 from ribray.pipeline.maps import map_path
-from ribray.stages.seed import SeedWorker, StepCurves
+from ribray.stages.seed import SeedWorker, merge_steps, step_scores
 from tests.made import CLASSES, save_picture
 from tests.tiny import chain, experiment
 
@@ -140,13 +140,13 @@ def judged(dataset, folder: Path, ids, by_step: bool = True):
     """Return the curves of both methods, and the numbers of the steps."""
     worker = SeedWorker(dataset, {"rib": folder}, THRESHOLDS, ["rib"] if by_step else [])
     curves = {method: ThresholdCurve(len(CLASSES) + 1, THRESHOLDS) for method in ("cam", "rib")}
-    steps = StepCurves(ThresholdCurve(len(CLASSES) + 1, THRESHOLDS) for _ in range(STEPS if by_step else 0))
+    steps = [ThresholdCurve(len(CLASSES) + 1, THRESHOLDS) for _ in range(STEPS if by_step else 0)]
     for id in ids:
         record = worker.process(id)
         for method, curve in curves.items():
             curve.merge_sparse(record["curves"][method])
-        steps.merge(record["steps"].get("rib"))
-    return {method: curve.best() for method, curve in curves.items()}, steps.summary()
+        merge_steps(steps, record["steps"].get("rib"))
+    return {method: curve.best() for method, curve in curves.items()}, step_scores(steps)
 
 
 @pytest.fixture
