@@ -76,12 +76,15 @@ class _Refinement:
         precision = record.get("precision") or self._precision(context)
         run.update_record(context.stages[name].folder, precision=precision)
         storage.remove_leftovers(folder)
-        notes = _Notes(context, name, self.config(context))
+        config, classifier = self.config(context), context.experiment.classifier
+        notes = _Notes(context, name, config)
         pool = StagePool(context, name, failures, chunk_size=CHUNK, note=precision)
         left = list(itertools.compress(wanted, ~done))
-        if method_class(self.config(context).method).per_class:  # so that no worker is left with a long one at the end
+        if method_class(config.method).per_class:  # so that no worker is left with a long one at the end
             left.sort(key=lambda id: -int(dataset.labels[dataset.index(id)].sum()))
-        arguments = self._arguments(context, weights, precision)
+        network = {"backbone": classifier.backbone, "output_stride": classifier.output_stride}
+        arguments = {"dataset": dataset, "classifier": network, "weights": weights, "config": config, "folder": folder}
+        arguments |= {"precision": precision, "loader_threads": context.experiment.cluster.loader_threads}
         result = pool.run(RefineWorker, arguments, left, notes.take, len(wanted), int(done.sum()))
         if not result.stopped:
             notes.count_stops(folder, list(itertools.compress(wanted, done)))
@@ -97,19 +100,6 @@ class _Refinement:
             context.require_any_done(name, len(wanted), count, failures, is_empty=not maps.finished_ids(folder))
         numbers = {"images": count, "failed": len(failures), "precision": precision, **notes.stops}
         run.write_metrics(name, RefineMetrics(**numbers, timing=pool.timing(result)))
-
-    def _arguments(self, context: Context, weights: Path, precision: str) -> dict[str, Any]:
-        """Return what a worker begins with."""
-        classifier, threads = context.experiment.classifier, context.experiment.cluster.loader_threads
-        network = {"backbone": classifier.backbone, "output_stride": classifier.output_stride}
-        data = {"dataset": context.training_set, "folder": context.own_folder(self.stage), "loader_threads": threads}
-        return {
-            "classifier": network,
-            "weights": weights,
-            "config": self.config(context),
-            "precision": precision,
-            **data,
-        }
 
     def _precision(self, context: Context) -> str:
         wanted = _wanted_precision(context.experiment, self.config(context))
@@ -130,10 +120,8 @@ class _Refinement:
 
     def estimate(self, context: Context, work: Work) -> Estimate:
         """Guess from a few images' sizes; the time from a few timed passes, where the work is done here."""
-        config, dataset = self.config(context), context.training_set
-        method = method_class(config.method)
-        stride = context.experiment.classifier.output_stride
-        ids = wanted_ids(context)
+        config, dataset, ids = self.config(context), context.training_set, wanted_ids(context)
+        method, stride = method_class(config.method), context.experiment.classifier.output_stride
         sample = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
         areas = [area for id in sample if (area := _area(dataset, id)) is not None]
         if not areas:
@@ -151,8 +139,7 @@ class _Refinement:
         if cluster.address is not None and cluster.workers != 0:
             return Estimate(None, size)
         workers = usable_cores() if cluster.workers is None else max(1, cluster.workers)
-        per_image = np.dot(passes, _unit_costs(context, config))
-        return Estimate(work.left * float(per_image) / workers, size)
+        return Estimate(work.left * float(np.dot(passes, _unit_costs(context, config))) / workers, size)
 
 
 class _Notes:

@@ -118,39 +118,31 @@ def _execute(context: Context) -> None:
     if not ids:
         raise UsageError(f"There is no pseudo mask in {masks}; there is nothing for stage '{NAME}' to learn.")
     ids = training.begin_on_masks(context, NAME, ids, _start)
-    if not context.experiment.segmentation.retrain:
-        if (trained := _learn(context, masks, ids, NAME)) is not None:
-            _write_metrics(context, [trained], ids, {})
-        return
-    first = _learn(context, masks, ids, f"{NAME}, first network", FIRST_FOLDER)
-    filled = None if first is None else _fill(context, masks, ids)
-    if first is None or filled is None or filled.stopped:
-        return
-    context.replace_failures(NAME, filled.without)
-    missing = {id: failure.error for id, failure in filled.without.items()}
-    require_share(NAME, len(ids), missing, context.experiment.data.least_readable)
-    ids = [id for id in ids if id not in missing]
-    last = _learn(context, context.own_folder(NAME) / FILLED_FOLDER, ids, f"{NAME}, re-training")
-    if last is not None:
-        _write_metrics(context, [first, last], ids, filled.without)
+    before, lost, title = list[Trained](), dict[str, Failure](), NAME
+    if context.experiment.segmentation.retrain:
+        first = _learn(context, masks, ids, f"{NAME}, first network", FIRST_FOLDER)
+        if first is None or (filled := _fill(context, masks, ids)).stopped:
+            return
+        before, lost = [first], filled.without
+        context.replace_failures(NAME, lost)
+        missing = {id: failure.error for id, failure in lost.items()}
+        require_share(NAME, len(ids), missing, context.experiment.data.least_readable)
+        ids = [id for id in ids if id not in missing]
+        masks, title = context.own_folder(NAME) / FILLED_FOLDER, f"{NAME}, re-training"
+    if (last := _learn(context, masks, ids, title)) is not None:
+        _write_metrics(context, [*before, last], ids, lost)
 
 
 def _learn(context: Context, masks: Path, ids: Sequence[str], title: str, subfolder: str = "") -> Trained | None:
     config, dataset, reading = context.experiment.segmentation, context.training_set, training.reading(context, NAME)
-    task = SegmentationTask(config, dataset, masks, ids, *reading)
-    return training.train(context, task, title, subfolder)
+    return training.train(context, SegmentationTask(config, dataset, masks, ids, *reading), title, subfolder)
 
 
 def _fill(context: Context, masks: Path, ids: Sequence[str]) -> MasksResult:
     """Fill the unknown pixels of the pseudo masks."""
-    folder = context.own_folder(NAME)
-    arguments = {
-        "dataset": context.training_set,
-        "folder": folder / FILLED_FOLDER,
-        "masks": masks,
-        "weights": folder / FIRST_WEIGHTS,
-        "config": context.experiment.segmentation,
-    }
+    folder, config = context.own_folder(NAME), context.experiment.segmentation
+    files = {"folder": folder / FILLED_FOLDER, "masks": masks, "weights": folder / FIRST_WEIGHTS}
+    arguments = {"dataset": context.training_set, "config": config, **files}
     return run_masks(context, NAME, FillWorker, arguments, ids, {}, gpu=True, title=f"{NAME}, filling")
 
 
