@@ -167,32 +167,28 @@ def change(values: Mapping[str, Any], overrides: Iterable[str | Mapping[str, Any
     if any(key == "seed" for key, _, _ in settings):
         _forget_spread_seeds(changed)
     for _, value, shown in (setting for setting in settings if setting[0] == METHOD):
-        _change_methods(changed, value, shown)
+        section, masks = changed.get(REFINE, {}), changed.get("masks", {})
+        try:
+            changed[REFINE] = with_methods(section, value)
+            # Masks that were made from the maps of the recipe's own method are made from the new one's.
+            if isinstance(masks, Mapping) and masks.get("source") == _standard_source(section):
+                changed["masks"] = {name: source for name, source in masks.items() if name != "source"}
+        except ValueError as error:
+            raise UsageError(f"{shown}: {error}.") from None
     for key, value, shown in (setting for setting in settings if setting[0] != METHOD):
-        *sections, last = key.split(".")
+        *path, last = key.split(".")
         target = changed
-        for section in sections:
+        for section in path:
             inner = target.get(section, {})
             if not isinstance(inner, dict):
                 raise UsageError(f"{shown}: '{section}' is a value, not a section.")
             target[section] = dict(inner)  # an alias may have put the same section in another place, too
             target = target[section]
-        if sections == [REFINE]:  # what a method's own section says of it would go first
+        if path == [REFINE]:  # what a method's own section says of it would go first
             own = {name: inner for name, inner in target.items() if isinstance(inner, dict) and last in inner}
             target |= {name: {each: inner[each] for each in inner if each != last} for name, inner in own.items()}
         target[last] = value
     return changed
-
-
-def _change_methods(values: dict[str, Any], names: Any, shown: str) -> None:
-    """Set a recipe's methods; masks that were made from the maps of its own are made from the new ones'."""
-    section, masks = values.get(REFINE, {}), values.get("masks", {})
-    try:
-        values[REFINE] = with_methods(section, names)
-        if isinstance(masks, Mapping) and masks.get("source") == _standard_source(section):
-            values["masks"] = {key: value for key, value in masks.items() if key != "source"}
-    except ValueError as error:
-        raise UsageError(f"{shown}: {error}.") from None
 
 
 def _parse_override(override: str) -> tuple[str, Any, str]:

@@ -65,13 +65,9 @@ class DataConfig(Section):
     synthetic: SyntheticConfig = SyntheticConfig()
 
     @model_validator(mode="after")
-    def _needs_root(self) -> "DataConfig":
+    def _fits_together(self) -> "DataConfig":
         if self.root is None and self.kind != "synthetic":
             raise ValueError(f"data.root is missing: set it to the folder that holds the {self.kind} data")
-        return self
-
-    @model_validator(mode="after")
-    def _names_classes_of_voc(self) -> "DataConfig":
         if self.classes is not None and self.kind != "voc":
             elsewhere = {
                 "coco": "classes are the categories of its annotations",

@@ -65,10 +65,8 @@ class ThresholdCurve:
     def add(self, winner: NDArray[np.uint8], score: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
         """Count one image: all of it or, where it cannot be used, nothing.
 
-        Args:
-            winner: (height, width) uint8 mask value of the strongest class.
-            score: (height, width) float32 score of that class.
-            truth: (height, width) uint8 mask value, `IGNORED` where unknown.
+        All are (height, width): mask values uint8 of the strongest classes, their float32 scores, and uint8 mask values
+        of the truth, `IGNORED` where unknown.
 
         Raises:
             ImageError: sizes or types differ from these, a value is no class, or a score is not finite.

@@ -24,17 +24,12 @@ def read_saliency(
 ) -> tuple[NDArray[np.bool_], str | None]:
     """Read which pixels of an image are salient, from the grey picture ``folder/id`` with one of `SUFFIXES`.
 
-    Grey may be stored with 1, 8 or 16 bits, as numbers from 0 to 1, or as equal red, green and blue. A map of the
-    values 0 and 1 alone is a mask: a soft map whose strongest pixel has 1 of 255 is far rarer.
-
-    Args:
-        folder: the saliency maps of a data set.
-        id: the image, with its subfolder where it has one.
-        size: height and width of the image.
-        threshold: share of full brightness from which a pixel is salient.
+    Grey may be stored with 1, 8 or 16 bits, as numbers from 0 to 1, or as equal red, green and blue; a pixel is salient
+    from the share `threshold` of full brightness on. A map of the values 0 and 1 alone is a mask: a soft map whose
+    strongest pixel has 1 of 255 is far rarer.
 
     Returns:
-        (height, width) bool, and what a person should know: `BINARY`, `NOTHING` or None.
+        (height, width) bool, of the image's `size`, and what a person should know: `BINARY`, `NOTHING` or None.
 
     Raises:
         ImageError: there is no such file, or it is damaged, coloured, transparent, or of another size than the image.

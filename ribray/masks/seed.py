@@ -13,15 +13,15 @@ HIGHEST_CLASS = IGNORE - 2
 
 
 def winner(maps: NDArray[np.float32], present: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return each pixel's strongest class and its score, from which every threshold's seed follows.
+    """Return the mask value of each pixel's strongest class, and its score: every threshold's seed follows from them.
 
     Args:
         maps: (present classes, height, width) float32, one localization map per present class.
         present: (present classes,) their class indices, each once.
 
     Returns:
-        The mask value of the strongest class (height, width) uint8, of equally strong ones the lowest, and
-        its score (height, width) float32. Without any present class: all background with a score of 0.
+        (height, width) uint8, of equally strong classes the lowest, and (height, width) float32. Without any present
+        class: all background with a score of 0.
 
     Raises:
         ValueError: maps and classes do not belong together.

@@ -85,7 +85,6 @@ class ClassifierTask(ReadingTask):
         return model
 
     def optimizer(self, model: Classifier) -> torch.optim.Optimizer:
-        """Return SGD, the head at a multiple of the backbone's rate."""
         config = self._config
         backbone, head = model.learnable_groups()
         groups = [{"params": backbone, "lr": config.lr}, {"params": head, "lr": config.lr * config.head_lr_factor}]
@@ -210,7 +209,6 @@ def _take_checkpoint(context: Context, checkpoint: str) -> None:
 
 
 def _finish(context: Context, trained: Trained) -> None:
-    """Turn the training log into metrics and events."""
     config, last, unreadable = context.experiment.classifier, trained.validation, trained.unreadable
     for id, error in unreadable.items():
         context.run.event(NAME, "image left out", id=id, error=error)

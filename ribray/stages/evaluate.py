@@ -19,7 +19,6 @@ from ribray.pipeline.artifacts import FIRST_WEIGHTS, trained_weights
 from ribray.pipeline.masks import MASK, MasksResult, MaskWorker, NewMask, mask_work, require_any_mask, run_masks
 from ribray.pipeline.stage import Context, Stage, per_second
 from ribray.runs.metrics import EvaluateMetrics, MaskJudgement, Timing
-from ribray.runs.records import Failure
 from ribray.runs.stage_facts import Judged
 
 NAME = "evaluate"
@@ -42,7 +41,6 @@ class EvaluateWorker(MaskWorker):
 
 
 def splits(context: Context) -> list[Dataset]:
-    """Return the data that is predicted."""
     return [context.dataset(split, labelled=False) for split in _names(context)]
 
 
@@ -52,11 +50,11 @@ def _names(context: Context) -> tuple[str, ...]:
 
 def _labelled(context: Context) -> list[Dataset]:
     """Return the data that is predicted with its labels, as far as they are known."""
-    return [judging.with_labels(context, context.images(split), split) for split in _names(context)]
+    pairs = zip(splits(context), _names(context), strict=True)
+    return [judging.with_labels(context, dataset, split) for dataset, split in pairs]
 
 
 def _ids(context: Context) -> list[str]:
-    """Return the images to predict."""
     ids = [id for dataset in splits(context) for id in dataset.ids]
     if twice := next((id for id, count in Counter(ids).items() if count > 1), None):
         what = f"'{twice}' is in more than one of {', '.join(dataset.name for dataset in splits(context))}"
@@ -78,41 +76,40 @@ def _execute(context: Context) -> None:
     context.begin(NAME)
     if (predicted := _predict(context, trained)) is None:
         return
-    numbers, result = predicted
-    require_any_mask(context, NAME, len(result.ids), result.without)
-    failures, timings = result.failures, [result.timing]
+    numbers, results = predicted
+    ids = [id for result in results for id in result.ids]
+    without = {id: failure for result in results for id, failure in result.without.items()}
+    require_any_mask(context, NAME, len(ids), without)
     if first is not None:
         if (predicted := _predict(context, first, BEFORE_FOLDER, f"{NAME}, before re-training")) is None:
             return
-        before, result = predicted
-        numbers["before_retraining"] = MaskJudgement(**before)
-        failures, timings = failures | result.failures, [*timings, result.timing]
+        numbers["before_retraining"] = MaskJudgement(**predicted[0])
+        results += predicted[1]
+    failures = {id: failure for result in results for id, failure in result.failures.items()}
     context.replace_failures(NAME, failures)
-    metrics = EvaluateMetrics(**numbers, crf=context.experiment.evaluate.crf, timing=_sum(timings))
-    context.finish(NAME, metrics, [id for id in result.ids if id not in failures])
+    timing = _sum([result.timing for result in results])
+    metrics = EvaluateMetrics(**numbers, crf=context.experiment.evaluate.crf, timing=timing)
+    context.finish(NAME, metrics, [id for id in ids if id not in failures])
 
 
 def _predict(
     context: Context, weights: Path, subfolder: str = "", title: str = NAME
-) -> tuple[dict[str, Any], MasksResult] | None:
-    """Predict all images by one network; return its numbers, and what came of the masks; None where it was stopped."""
+) -> tuple[dict[str, Any], list[MasksResult]] | None:
+    """Predict all images by one network; return its numbers, and what came of each split; None where it was stopped."""
     names = ["background", *context.training_set.classes]
-    counts = Bootstrapped(MaskCounts(len(names)))
+    counts, results = Bootstrapped(MaskCounts(len(names))), list[MasksResult]()
     shared = {"folder": context.own_folder(NAME) / subfolder, "weights": weights, "experiment": context.experiment}
-    ids, without, failures, timings = list[str](), dict[str, Failure](), dict[str, Failure](), list[Timing]()
     for dataset, labels in zip(splits(context), _labelled(context), strict=True):
         arguments, added = {"dataset": dataset, "labels": labels, **shared}, {MASK: counts}
         result = run_masks(context, NAME, EvaluateWorker, arguments, dataset.ids, added, gpu=True, title=title)
         if result.stopped:
             return None
-        ids += result.ids
-        without |= result.without
-        failures |= result.failures
-        timings.append(result.timing)
-    numbers: dict[str, Any] = {"images": len(ids) - len(failures), "failed": len(failures)}
+        results.append(result)
+    failed = sum(len(result.failures) for result in results)
+    numbers: dict[str, Any] = {"images": sum(len(result.ids) for result in results) - failed, "failed": failed}
     if counts.images:
         numbers |= judging.summarise(context, NAME, counts, names)
-    return numbers, MasksResult(ids, without, failures, False, _sum(timings))
+    return numbers, results
 
 
 def _sum(timings: Sequence[Timing]) -> Timing:

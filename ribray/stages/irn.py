@@ -68,7 +68,6 @@ class IrnTask(MaskTask):
         return kind(groups, weight_decay=config.weight_decay)
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device, total: Total) -> Tensor:
-        """Return the share's part of the loss over all pairs of the batch."""
         boundary, displacement = model(batch.images(device, self.normalisation))
         size = boundary.shape[2:]
         labels = functional.interpolate(batch.labels[:, None].to(device), size, mode="nearest-exact")[:, 0]
@@ -108,7 +107,6 @@ class IrnTask(MaskTask):
 
 
 def _weights_of(context: Context) -> tuple[str, str]:
-    """Return what the backbone starts from, and the configuration key that says so."""
     own = context.experiment.irn.weights
     return (own, "irn.weights") if own else (context.experiment.classifier.weights, "classifier.weights")
 

@@ -3,7 +3,9 @@
 There is one for each method of a run: RIB's is called ``refine``, that of any other ``refine_NAME``.
 """
 
+import contextlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,6 @@ import torch
 
 from ribray import storage
 from ribray.config import RIB, TIMM_PREFIX, Experiment, MethodConfig
-from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
 from ribray.errors import ImageError, RibrayError, UsageError
@@ -106,7 +107,6 @@ class _Refinement:
         return context.session.resolve_precision(wanted, context.experiment.cluster)
 
     def check(self, context: Context) -> None:
-        """Refuse what no image could be refined with."""
         config, dataset = self.config(context), context.training_set
         extras = method_class(config.method).extra_samples(config)
         everywhere = np.flatnonzero(dataset.labels.all(axis=0))
@@ -123,7 +123,10 @@ class _Refinement:
         config, dataset, ids = self.config(context), context.training_set, wanted_ids(context)
         method, stride = method_class(config.method), context.experiment.classifier.output_stride
         sample = ids[:: max(1, len(ids) // SAMPLED_IMAGES)]
-        areas = [area for id in sample if (area := _area(dataset, id)) is not None]
+        areas = []
+        for id in sample:
+            with contextlib.suppress(ImageError):  # told when it is refined
+                areas.append(math.prod(dataset.size(id)))
         if not areas:
             return Estimate(None, 0)
         median = float(np.median(areas))
@@ -156,7 +159,6 @@ class _Notes:
         self.stops: dict[str, Any] = {}
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:
-        """Look at the record of a finished image."""
         for sentence in set(record.get("unreadable", ())) - self._unreadable:
             self._unreadable.add(sentence)
             self._context.run.event(self._stage, "extra sample passed over", error=sentence)
@@ -185,7 +187,6 @@ class _Notes:
         self.stops = self._tally.summary()
 
     def tell(self) -> None:
-        """Print it."""
         say, extras, reasons = self._context.say, self._extras, self.stops.get("stop_reasons", {})
         if early := stopped_early(reasons):
             say(f"{self._stage}: stopped early: {early}")
@@ -204,14 +205,6 @@ class _Notes:
             say(f"{len(self._unreadable)} unreadable image(s) were passed over as extra samples; see events/.")
         for sentence in tell_readings(self._remarks):
             say(f"Note: {sentence}")
-
-
-def _area(dataset: Dataset, id: str) -> int | None:
-    try:
-        height, width = dataset.size(id)
-    except ImageError:
-        return None
-    return height * width
 
 
 def _unit_costs(context: Context, config: MethodConfig) -> Passes:

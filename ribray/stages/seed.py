@@ -132,8 +132,6 @@ def _work(context: Context) -> Work:
 
 
 class _Counts:
-    """Adds up what workers have counted."""
-
     def __init__(self, context: Context, dataset: Dataset):
         config, classes = context.experiment, len(dataset.classes) + 1
         self.thresholds = config.seed_eval.thresholds

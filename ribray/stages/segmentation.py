@@ -139,7 +139,6 @@ def _learn(context: Context, masks: Path, ids: Sequence[str], title: str, subfol
 
 
 def _fill(context: Context, masks: Path, ids: Sequence[str]) -> MasksResult:
-    """Fill the unknown pixels of the pseudo masks."""
     folder, config = context.own_folder(NAME), context.experiment.segmentation
     files = {"folder": folder / FILLED_FOLDER, "masks": masks, "weights": folder / FIRST_WEIGHTS}
     arguments = {"dataset": context.training_set, "config": config, **files}
