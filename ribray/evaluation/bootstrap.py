@@ -50,7 +50,7 @@ class Bootstrap:
         return mean_iou(intersection, union)
 
     def interval(self, reading: int = 0) -> tuple[float, float] | None:
-        """Return the percentile interval of the mean IoU in percent; None of less than two images or without pixels."""
+        """Return the percentile interval of the mean IoU in percent; None of one image, or without a pixel."""
         return _interval(self.miou(reading)) if self.images > 1 else None
 
 
