@@ -5,6 +5,7 @@ a Ray cluster, said before anything is done; 3 the Ray cluster died under the wo
 stopped by the user.
 """
 
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None, supervised: bool | None = None) -> 
     try:
         if arguments is None if supervised is None else supervised:
             supervisor.supervise(say)
+            gc.set_threshold(10_000)  # looking for garbage takes a fifth of an import's time, and finds none
         app(args=arguments, standalone_mode=True)
     except RibrayError as error:
         say_error(error)

@@ -166,6 +166,14 @@ def _form(plan: PoolPlan, stop_requested: Callable[[], bool]) -> Crew | None:
     return None
 
 
+def prepare(plan: PoolPlan, worker_class: Callable[..., Any]) -> None:
+    """Keep the actors of a pool to come, each of which makes a worker meanwhile: one that imports what it will need."""
+    if (crew := _form(plan, lambda: False)) is not None:
+        for place in range(plan.workers):
+            crew.actor(place).start.remote(worker_class, {}, plan.threads_per_worker)
+        keep(crew)
+
+
 def train_in_crew(task: "TrainingTask", plan: "TrainingPlan", stop_requested: Callable[[], bool]) -> bool:
     """Train; return False where a stop request ended it: what was done since the last checkpoint is done again."""
     cpus, gpus, threads = plan.cpus_per_worker, plan.gpus_per_worker, plan.threads_per_worker

@@ -1,6 +1,7 @@
 """Runs the stages of an experiment in a run directory: checks first, then one stage after the other."""
 
 import contextlib
+import importlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from ribray import storage
+from ribray.cluster.pool import PoolPlan
+from ribray.cluster.session import in_thread
 from ribray.commands.import_maps import TITLE, import_maps
 from ribray.commands.tracking import log_run, open_trackers
 from ribray.config import Experiment, label
 from ribray.demo.world import is_drawn, make_world
 from ribray.errors import StageError, UsageError
+from ribray.methods.worker import Imports
 from ribray.pipeline.maps import REFINE, map_files, refine_stage, wanted_ids
 from ribray.pipeline.stage import Context, Estimate, Stage, Work
 from ribray.report.charts import draw_curve
@@ -123,11 +127,13 @@ def run_chain(request: Request, console: Console, stop: threading.Event) -> Resu
             context.run.write_experiment(context.experiment, request.recipe)
         with open_trackers(contexts):
             errors = _run_stages(parts, request, stop)
+            disconnected = in_thread(main.resources.close, "disconnect")  # Ray takes seconds to end
             main.run.rewrite_metrics()
             metrics = main.run.metrics()
             figures = [] if stop.is_set() else _draw(parts, main.run.read_metrics())
             for context in contexts:
                 log_run(context, figures if context is main else [])
+            disconnected.result()
             failures = [failure for context in contexts for failure in context.run.failures()]
             is_tracked = request.experiment.tracking.wandb != "disabled"
             command = sync_command(context.run.directory for context in contexts) if is_tracked else None
@@ -323,14 +329,23 @@ def _parts(
 
 
 def _draw_world(context: Context, connects: bool) -> None:
-    """Draw the world that the data is of where it is not there yet: such a run is new, so Ray is started meanwhile."""
+    """Draw the world that the data is of where it is not there yet: such a run is new, so Ray is started meanwhile.
+
+    What takes seconds to import is imported while others wait: here for Ray, and by a pool's actors for Ray Train.
+    """
     data = context.experiment.data
     if data.kind != "synthetic" or is_drawn(context.data_root, data.synthetic, data.seed):
         return
     with ThreadPoolExecutor(1) as drawer:
         drawn = drawer.submit(make_world, context.data_root, data.synthetic, data.seed)
         if connects:
-            _ = context.session
+            session, cluster = context.session, context.experiment.cluster
+            plan = PoolPlan.of("refinement", cluster, session)
+            if session.is_local and plan.workers and not plan.gpus_per_worker:
+                from ribray.cluster import warm
+
+                drawer.submit(importlib.import_module, "ribray.cluster.distributed")
+                warm.prepare(plan, Imports)
         with context.console.status("drawing the synthetic world"):
             drawn.result()
 

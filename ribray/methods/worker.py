@@ -25,6 +25,13 @@ _MOST_LOADERS = 6
 """On a GPU, where 171 extra samples are 1.3 s of a core to decode and resize, and 0.2 s to compute with."""
 
 
+class Imports:
+    """A worker that has imported what refinement needs; torch imports a part of itself with the first optimiser."""
+
+    def __init__(self) -> None:
+        torch.optim.SGD([torch.zeros(1)])
+
+
 class RefineWorker:
     """Refines one image after the other with one copy of the classifier."""
 

@@ -11,7 +11,7 @@ import ray
 
 from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
-from ribray.cluster.warm import clear_the_way
+from ribray.cluster.warm import clear_the_way, prepare
 from ribray.config import ClusterConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -71,6 +71,17 @@ def test_a_pool_has_the_processes_of_the_pool_before_and_they_end_with_the_comma
         assert warm.start_seconds < cold.start_seconds
     await_gone(*first)
     await_free(2)
+
+
+def test_a_pool_finds_the_processes_that_were_prepared_for_it(tmp_path):
+    class Ready:
+        def __init__(self):
+            (tmp_path / str(os.getpid())).touch()
+
+    with connect(ClusterConfig()):
+        prepare(PoolPlan("to come", 2), Ready)
+        at_work, _, _ = fill()
+    assert {int(file.name) for file in tmp_path.iterdir()} == at_work
 
 
 def test_outside_of_a_command_nothing_is_kept():
