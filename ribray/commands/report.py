@@ -30,7 +30,7 @@ from ribray.report.pictures import GalleryBlock, MaskBlock, draw_growth, draw_ma
 from ribray.report.plots import write_png
 from ribray.report.stage_tables import stage_title
 from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE
-from ribray.runs.metrics import RunMetrics, SeedJudgement, Timing
+from ribray.runs.metrics import RunMetrics, Timing
 from ribray.runs.records import read_provenance
 from ribray.runs.run import Run
 from ribray.stages import classifier, confident, evaluate, irn, pseudo, segmentation, stages_of
@@ -103,10 +103,6 @@ class _Gathered:
                 metrics = metrics.model_copy(update={stage: older.stages()[stage], "timing": timing})
         return metrics
 
-    @property
-    def seeds(self) -> dict[str, SeedJudgement]:
-        return self.metrics.seed.maps if self.metrics.seed else {}
-
     @cached_property
     def map_files(self) -> dict[str, list[Path]]:
         """Map files by image id, one of every method, in the order of the split; all there are without data."""
@@ -152,7 +148,7 @@ class _Gathered:
             return []
         train, predicted = self.experiment.data.train_split, self.masks(evaluate.NAME, "prediction")
         shown = {**self.masks(pseudo.NAME, "pseudo mask"), **predicted}
-        thresholds = {name: part.threshold for name, part in self.seeds.items() if part.threshold is not None}
+        thresholds = {name: part.threshold for name, part in self.metrics.seeds.items() if part.threshold is not None}
         blocks = [gallery_block(f"Training images ({train})", self.training_set, shown, self.map_files, thresholds)]
         for split, dataset in zip(self.splits, self.held_out, strict=False):
             if split != train:
@@ -238,7 +234,7 @@ def _facts(provenance: Mapping[str, Any], run: Run) -> dict[str, str]:
 
 def _draw(gathered: _Gathered) -> None:
     """Draw the figures of a run: charts always, pictures where the run itself has not drawn them."""
-    folder, seeds = gathered.run.directory / FIGURES_FOLDER, gathered.seeds
+    folder, seeds = gathered.run.directory / FIGURES_FOLDER, gathered.metrics.seeds
     dataset, files = gathered.training_set, gathered.map_files
     if any(part.curve for part in seeds.values()):
         draw_curve(seeds, folder / CURVE_FILE)

@@ -226,9 +226,8 @@ def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
         files = map_files(folders, wanted_ids(context)[:DRAWN_FROM])
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
-    seeds = metrics.seed.maps if metrics.seed else {}
-    if any(part.curve for part in seeds.values()):
-        figures.append(draw_curve(seeds, folder / "seed_curve.png"))
+    if any(part.curve for part in metrics.seeds.values()):
+        figures.append(draw_curve(metrics.seeds, folder / "seed_curve.png"))
     return [figure for figure in figures if figure is not None]
 
 

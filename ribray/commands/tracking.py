@@ -68,7 +68,7 @@ def _per_class(metrics: RunMetrics, source: str) -> dict[str, Any]:
 
 
 def _curves(metrics: RunMetrics, source: str) -> dict[str, Any]:
-    charts, seeds = {}, metrics.seed.maps if metrics.seed else {}
+    charts, seeds = {}, metrics.seeds
     if found := {label(maps): curve for maps in ordered(seeds) if (curve := seeds[maps].curve)}:
         charts["curves/seed"] = _over_thresholds("Seed mIoU in percent", found)
     if grown := {label(maps): by_step for maps in ordered(seeds) if (by_step := seeds[maps].by_step)}:

@@ -98,7 +98,7 @@ LOSS_REMARK = "line: mean of a stretch of steps, band: its lowest and highest"
 
 def render_run(page: RunPage) -> str:
     metrics, stages, own, splits = page.metrics, page.stages, page.own, page.splits
-    found, seed = comparisons(metrics, stages, own), metrics.seed.maps if metrics.seed else {}
+    found, seed = comparisons(metrics, stages, own), metrics.seeds
     chain = [charts.comparison_chart(found, "From maps to masks")] if len(found) > 1 else []
     curves, by_step = charts.curves_of(seed), charts.steps_chart(seed, "Over the steps")
     seeds = [charts.threshold_chart(curves, "Over the threshold")] if curves else []

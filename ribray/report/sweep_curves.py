@@ -145,8 +145,7 @@ def _seeds(sweep: Sweep, rows: Sequence[SweepRow], maps: str | None = None) -> l
     """
     found = []
     for trial in (trial for row in rows for trial in row.trials if trial["status"] == FINISHED):
-        seed = Run(sweep.folder / trial["directory"]).read_metrics().seed
-        seeds = seed.maps if seed else {}
+        seeds = Run(sweep.folder / trial["directory"]).read_metrics().seeds
         wanted = maps or sweep_rows.seed_maps(metric_of(sweep.metric, trial["settings"]))
         if seeds and (name := wanted or ordered(seeds)[-1]) in seeds:
             found.append(seeds[name])

@@ -199,6 +199,10 @@ class RunMetrics(Numbers):
     timing: dict[str, Timing] = {}  # by stage; empty where nothing was timed
 
     @property
+    def seeds(self) -> dict[str, SeedJudgement]:
+        return self.seed.maps if self.seed else {}
+
+    @property
     def refinements(self) -> dict[str, RefineMetrics]:
         """Return the numbers of stage `refine` by the method; all but RIB's are of a stage of their own."""
         prefix = "refine_"
