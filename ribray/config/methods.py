@@ -222,6 +222,8 @@ def load_method(name: str) -> Any:
     )
     if not all(part.isidentifier() for part in place.split(".")):
         raise ValueError(unknown)
+    if "." in name:
+        unknown = f"refine.method: there is no module {shorten(name, 60)} to import; is its folder on PYTHONPATH"
     try:
         module = importlib.import_module(place)
     except ModuleNotFoundError as error:

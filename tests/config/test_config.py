@@ -232,6 +232,7 @@ BOTH = "refine.method=[rib,advcam]"
         (["refine.method=maps"], "ribray.methods.maps has 0 classes with Settings of a method, not one"),
         (["refine.method=json.decoder"], "json.decoder has 0 classes with Settings of a method, not one"),
         (["refine.method=../rib"], "there is no method '../rib'"),
+        (["refine.method=mine.occlusion"], "there is no module mine.occlusion to import; is its folder on PYTHONPATH"),
         (["refine.method=[rib,rib]"], "refine.method names two methods 'rib'"),
         (["refine.method=3"], "refine.method is the name of a method or a list of names, not 3"),
         (["refine=3"], "refine must hold keys and values"),
