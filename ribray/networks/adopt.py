@@ -59,11 +59,13 @@ def adopt(
     """
     if isinstance(model, Classifier):
         return copy.deepcopy(model)
+    model = _unwrapped(model)
     name = type(model).__name__
     _require_ready(model, name)
-    network = copy.deepcopy(model).cpu().float().requires_grad_(True)
+    network = _copied(model, name)
     linear = _head_of(network, model, head)
-    weight = _head_weight(linear, name).clone()
+    weight, bias = _head_weight(linear, name).clone(), linear.bias
+    logits = _logits(network, name)
     if features is None and head is None and frozen is None:
         backbone = _known(network, name) or _row(network, None, linear, None, name)
     else:
@@ -71,10 +73,20 @@ def adopt(
         backbone = _row(network, layers, linear, frozen, name)
     if normalisation is not None:
         backbone.normalisation = normalisation
-    classifier = Classifier(backbone, len(weight))
+    if weight.shape[1] != backbone.channels[-1]:
+        raise behind_pooling(name)
+    classifier = Classifier(backbone, len(weight)).eval()
     with torch.no_grad():
-        classifier.head.weight.copy_(weight - weight.mean(0) if is_softmax(model) else weight)
-    return classifier.eval()
+        classifier.head.weight.copy_(weight)
+        found = classifier(sample_image()) + (0 if bias is None else bias)
+        if found.shape != logits.shape or not torch.allclose(found, logits, rtol=_AGREEMENT, atol=_AGREEMENT):
+            raise UsageError(
+                f"{name} gives other logits than its head on the average of its features: its layers were changed, or "
+                "have hooks, in a way that a class activation map does not show."
+            )
+        if is_softmax(model):
+            classifier.head.weight.sub_(weight.mean(0))
+    return classifier
 
 
 def _known(network: Any, name: str) -> Backbone | None:
@@ -94,14 +106,14 @@ def _row(
     """Return a network as the row of its layers, those that were named or those before its head."""
     vector, is_average = _seen_by(network, head, name)
     if layers is None:
-        layers = layers_in_a_row(network, lambda features: _agree(features.mean((2, 3)), vector))
+        layers = layers_in_a_row(network, lambda features: _is_averaged(features, vector))
         if layers is None:
             raise not_in_a_row(name) if is_average else behind_pooling(name)
     stem_layers, layers = _stem_of(network, layers, frozen, name)
     backbone = Layered(network, layers, stem_layers, name, _normalisation_of(network))
     with torch.no_grad():
         features = backbone.trunk(backbone.stem(sample_image()))
-    if features.ndim != 4 or not _agree(features.mean((2, 3)), vector):
+    if not _is_averaged(features, vector):
         raise UsageError(
             f"The head of {name} does not see the average of these features, of shape {tuple(features.shape)}: a "
             "network is needed whose head is one linear layer on globally averaged features."
@@ -147,8 +159,17 @@ _TORCHVISION_SIDE = 224
 _AGREEMENT = 1e-3  # relative
 
 
+def _classifying(model: Any) -> nn.Module:
+    """Return the part of a network that its head is in, where that is known: else all of it."""
+    origin = type(model).__module__
+    if origin.startswith("timm."):
+        return model.get_classifier()
+    return model.fc if origin == "torchvision.models.resnet" else model
+
+
 def _last_linear(model: nn.Module) -> nn.Linear | None:
-    return next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)), None)
+    layers = reversed(list(_classifying(model).modules()))
+    return next((module for module in layers if isinstance(module, nn.Linear)), None)
 
 
 def _normalisation_of(model: Any) -> Normalisation:
@@ -158,7 +179,37 @@ def _normalisation_of(model: Any) -> Normalisation:
     return IMAGENET
 
 
+def _unwrapped(model: Any) -> Any:
+    """Return the network itself of one that is compiled, or spread over devices."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    return getattr(model, "_orig_mod", model)
+
+
+def _copied(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return copy.deepcopy(model).cpu().float().requires_grad_(True)
+    except RuntimeError:  # torch's reason is about tensors and autograd
+        raise UsageError(
+            f"{name} has weights that are computed from others: remove what computes them first, for instance by "
+            "torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove."
+        ) from None
+
+
+def _logits(network: nn.Module, name: str) -> Tensor:
+    try:
+        with torch.no_grad():
+            logits = network(sample_image())
+    except Exception as error:  # noqa: BLE001 - an assertion on the image's size, as of networks of patches
+        raise cannot_run(name, error) from None
+    if not isinstance(logits, Tensor) or logits.ndim not in (2, 4):
+        raise UsageError(f"{name} is no classifier whose head gives logits (images, classes) from a vector per image.")
+    return logits.flatten(1)
+
+
 def _require_ready(model: nn.Module, name: str) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(f"{name} is scripted or traced: hand over the network that it was made of.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError(f"{name} has weights without values, on the device meta: load them first.")
     kinds = {parameter.dtype for parameter in model.parameters()}
@@ -193,6 +244,8 @@ def _head_of(network: nn.Module, model: nn.Module, head: Part | None) -> nn.Modu
     """Return the head in the copy: what was named, or the last linear layer."""
     if head is not None:
         return network.get_submodule(_name_of(network, model, head, "head"))
+    if isinstance(own := _classifying(network), nn.Conv2d):
+        return own
     if (last := _last_linear(network)) is None:
         raise UsageError(
             f"{type(model).__name__} has no linear layer: name the 1×1 convolution that classifies by head=."
@@ -225,22 +278,24 @@ def _seen_by(network: nn.Module, head: nn.Module, name: str) -> tuple[Tensor, bo
 
     hooks = [module.register_forward_hook(look) for module in network.modules()]
     try:
-        with torch.no_grad():
-            logits = network(sample_image())
-    except Exception as error:  # noqa: BLE001 - an assertion on the image's size, as of networks of patches
-        raise cannot_run(name, error) from None
+        logits = _logits(network, name)
     finally:
         for hook in hooks:
             hook.remove()
-    if not given or not isinstance(logits, Tensor) or given[-1].ndim not in (2, 4):
+    if not given or given[-1].ndim not in (2, 4):
         raise UsageError(f"{name} is no classifier whose head gives logits (images, classes) from a vector per image.")
-    is_map, logits = given[-1].ndim == 4, logits.flatten(1)
+    is_map = given[-1].ndim == 4
     with torch.no_grad():
         expected = head(given[-1]).mean((2, 3)) if is_map else head(given[-1])
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-6):
         raise UsageError(f"{name} gives other logits than its head does: no layer may follow the head.")
     vector = given[-1].mean((2, 3)) if is_map else given[-1]
     return vector, any(_agree(average, vector) for average in averages)
+
+
+def _is_averaged(features: Tensor, vector: Tensor) -> bool:
+    """Whether these are maps, not averaged yet, whose average is this vector (1, F)."""
+    return features.ndim == 4 and min(features.shape[2:]) > 1 and _agree(features.mean((2, 3)), vector)
 
 
 def _agree(average: Tensor, vector: Tensor) -> bool:

@@ -103,8 +103,17 @@ class ResidualBackbone(Backbone):
 
     @property
     def can_fold(self) -> bool:
-        """Whether every convolution has one group."""
-        return all(module.groups == 1 for module in self.modules() if isinstance(module, nn.Conv2d))
+        """Whether its layers are of the kinds that can be; `engine_for` looks at what they give."""
+        return all(map(_is_plain, self.modules()))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        has_zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return type(module) is nn.Conv2d and module.groups == 1 and module.bias is None and has_zeros
+    if isinstance(module, nn.BatchNorm2d):
+        return type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
+    return type(module) in (nn.ReLU, nn.MaxPool2d) or any(True for _ in module.children())
 
 
 class ResNet(ResidualBackbone):
@@ -132,7 +141,7 @@ class ResNet(ResidualBackbone):
         self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
-        last = network.fc.in_features
+        last = [each for each in network.layer4.modules() if isinstance(each, nn.Conv2d)][-1].out_channels
         self.channels = (network.conv1.out_channels, last // 8, last // 4, last // 2, last)
         self.train(self.training)
 

@@ -21,6 +21,8 @@ from ribray.networks import norm_folding
 from ribray.networks.backbone import ResidualBackbone
 from ribray.networks.classifier import Classifier
 from ribray.networks.folded import Folded
+from ribray.networks.layered import sample_image
+from ribray.networks.norm_folding import SAME
 
 Kind = Literal["plain", "folded"]
 
@@ -100,9 +102,20 @@ def engine_for(classifier: Classifier, dtype: torch.dtype, kind: Kind | None = N
         ValueError: the network cannot be folded.
     """
     backbone = classifier.backbone
-    can_fold = isinstance(backbone, ResidualBackbone) and backbone.can_fold
-    folds = can_fold and folded_is_faster(classifier.head.weight.device, dtype) if kind is None else kind == "folded"
+    if kind is None:
+        can_fold = isinstance(backbone, ResidualBackbone) and backbone.can_fold
+        folds = can_fold and folded_is_faster(classifier.head.weight.device, dtype) and _folds_well(classifier)
+    else:
+        folds = kind == "folded"
     return Folded(classifier, dtype) if folds else Plain(classifier, dtype)
+
+
+@torch.no_grad()
+def _folds_well(classifier: Classifier) -> bool:
+    """Whether the folded network gives what the network does: another stem or activation, or a hook, is not folded."""
+    image, folded = sample_image().to(classifier.head.weight), Folded(classifier, classifier.head.weight.dtype)
+    expected, found = classifier.cams(classifier.stem(image)), folded.cams(folded.stem(image))
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= SAME * expected.abs().max())
 
 
 def folded_is_faster(device: torch.device, dtype: torch.dtype) -> bool:

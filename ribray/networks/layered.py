@@ -147,10 +147,11 @@ def behind_pooling(name: str) -> UsageError:
 
 
 def cannot_run(name: str, error: Exception) -> UsageError:
-    """Return the refusal of a network that takes images of one size."""
+    """Return the refusal of a network that takes images of one size, or larger ones, or of another kind."""
+    reason = " ".join(str(error).split()) or type(error).__name__
     return UsageError(
-        f"{name} cannot run on images of any size ({' '.join(str(error).split())}), as networks of patches cannot: a "
-        "convolutional network is needed."
+        f"{name} cannot run on a colour image of {SIDE} × {SIDE} pixels ({reason}): a convolutional network for images "
+        "of any size is needed."
     )
 
 

@@ -37,7 +37,7 @@ _TAME = 1e6
 _IS_OF = "_is_gradient_of"
 """Attribute of a gradient: the address of the tensor whose whole gradient it is."""
 
-_SAME = 1e-3
+SAME = 1e-3
 """Of the largest value: how far the maps of the folded network may be off on the small image."""
 
 
@@ -61,7 +61,7 @@ def fold_norms(classifier: Classifier) -> Classifier:
             folded.set_submodule(norm, nn.Identity() if bounds else act)
         refresh(folded)
         found = folded.cams(folded.stem(image))
-    tolerance = _SAME * float(expected.abs().max())
+    tolerance = SAME * float(expected.abs().max())
     return folded if torch.allclose(found, expected, rtol=0.0, atol=tolerance) else classifier
 
 

@@ -164,6 +164,11 @@ def logged(folder: Path, kind: str = "loss") -> list[dict[str, Any]]:
         return []
 
 
+def done(folder: Path, steps: int) -> int:
+    """Return how many of the steps of a training are done; without its weights, the last one is to be done again."""
+    return steps if (folder / WEIGHTS_FILE).exists() else min(len(logged(folder)), steps - 1)
+
+
 def reading(context: Context, stage: str) -> tuple[Path, int, float]:
     """Return what a training reads from and how: file of the first weights, loading processes, least readable share.
 

@@ -176,7 +176,8 @@ def _work(context: Context) -> Work:
     if context.experiment.classifier.checkpoint is not None:
         return Work(1, int(finished), "checkpoint")
     epochs = context.experiment.classifier.epochs
-    return Work(epochs, epochs if finished else len(training.logged(context.artifact(NAME), "validation")), "epochs")
+    logged = training.logged(context.artifact(NAME), "validation")
+    return Work(epochs, epochs if finished else min(len(logged), epochs - 1), "epochs")
 
 
 def _execute(context: Context) -> None:

@@ -19,7 +19,7 @@ from ribray.networks import build_classifier, normalisation_of
 from ribray.networks.irnet import IRNet, build_irnet
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_classifier, load_network
 from ribray.pipeline import training
-from ribray.pipeline.artifacts import WEIGHTS_FILE, trained_weights
+from ribray.pipeline.artifacts import trained_weights
 from ribray.pipeline.batches import Batch
 from ribray.pipeline.maps import source_stage, wanted_ids
 from ribray.pipeline.masks import masked_ids
@@ -145,7 +145,7 @@ def _fingerprints(context: Context) -> dict[str, str]:
 def _work(context: Context) -> Work:
     folder = context.artifact(NAME)
     steps = _steps(context.experiment.irn, training.known_ids(folder) or wanted_ids(context))
-    return Work(steps, steps if (folder / WEIGHTS_FILE).exists() else len(training.logged(folder)), "steps")
+    return Work(steps, training.done(folder, steps), "steps")
 
 
 def _steps(config: IrnConfig, ids: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from ribray.networks import normalisation_of
 from ribray.networks.deeplab import DeepLab, Predictor, build_deeplab, segmentation_loss
 from ribray.networks.weights import drawn_with, load_backbone_weights, load_network
 from ribray.pipeline import training
-from ribray.pipeline.artifacts import FIRST_FOLDER, FIRST_WEIGHTS, WEIGHTS_FILE, read_own_mask
+from ribray.pipeline.artifacts import FIRST_FOLDER, FIRST_WEIGHTS, read_own_mask
 from ribray.pipeline.batches import Batch
 from ribray.pipeline.masks import MasksResult, MaskWorker, NewMask, masked_ids, run_masks
 from ribray.pipeline.stage import Context, Stage, Work
@@ -108,8 +108,9 @@ def _fingerprints(context: Context) -> dict[str, str]:
 def _work(context: Context) -> Work:
     config, folder = context.experiment.segmentation, context.artifact(NAME)
     folders = [folder / FIRST_FOLDER, folder] if config.retrain else [folder]
-    done = [config.iterations if (each / WEIGHTS_FILE).exists() else len(training.logged(each)) for each in folders]
-    return Work(config.iterations * len(folders), sum(done), "steps")
+    return Work(
+        config.iterations * len(folders), sum(training.done(each, config.iterations) for each in folders), "steps"
+    )
 
 
 def _execute(context: Context) -> None:
