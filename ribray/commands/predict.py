@@ -155,13 +155,14 @@ def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
     if reason := listing.closed.get(""):
         raise UsageError(f"{source} cannot be listed: {reason}.")
     names = listing.photographs
+    unread = [*listing.unread(source, {composed(id_of(name)) for name in names}).values()]
     if not names:
-        raise UsageError(f"{source} holds no image (with ending {', '.join(IMAGE_SUFFIXES)}).")
+        raise UsageError(" ".join([f"{source} holds no image (with ending {', '.join(IMAGE_SUFFIXES)}).", *unread]))
     owners: dict[str, str] = {}
     for name in names:
         if (other := owners.setdefault(composed(id_of(name)), name)) != name:
             raise UsageError(f"{source / other} and {source / name} would have the same mask: rename one of the two.")
-    return source, names, list(listing.gaps(source).values())
+    return source, names, [*listing.gaps(source).values(), *unread]
 
 
 def id_of(name: str) -> str:

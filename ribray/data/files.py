@@ -3,13 +3,14 @@
 import heapq
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ribray import storage
-from ribray.data.images import is_photograph
+from ribray.data.images import UNREAD_SUFFIXES, is_photograph
 from ribray.data.names import composed
 from ribray.data.near import Near
 
@@ -38,6 +39,24 @@ class Listing:
         faults = {name: f"is a link that leads nowhere (to {target})" for name, target in self.broken.items()}
         faults |= {name: f"cannot be listed ({why}), so nothing in it is read" for name, why in self.closed.items()}
         return {name: f"{root / name} {fault}." for name, fault in sorted(faults.items())}
+
+    def unread(self, root: Path, known: Collection[str], without: Collection[str] = ()) -> dict[str, str]:
+        """Return a sentence for each ending that is not read, by the first photograph that has it and no known id.
+
+        Folders ``without`` photographs are passed over.
+        """
+        found = defaultdict(list)
+        for name in self.names:
+            stem, ending = posixpath.splitext(name)
+            if ending.lower() in UNREAD_SUFFIXES and composed(stem) not in known and name.split("/")[0] not in without:
+                found[ending.lower()].append(name)
+        sentences = {}
+        for ending, names in sorted(found.items()):
+            files, them = (f"{len(names)} {ending} files", "them") if len(names) > 1 else (f"1 {ending} file", "it")
+            advice = f"rename {them} to .jpg" if ending == ".jfif" else f"save {them} as JPEG"
+            is_not_read = f"below {root} {'are' if len(names) > 1 else 'is'} not read"
+            sentences[names[0]] = f"{files} {is_not_read} ({'such as ' if len(names) > 1 else ''}{names[0]}): {advice}."
+        return sentences
 
 
 def is_passed_over(part: str) -> bool:

@@ -22,10 +22,10 @@ from ribray.config import DataConfig
 from ribray.data.dataset import Dataset, Problem, nearest
 from ribray.data.files import list_files
 from ribray.data.folder_labels import SEPARATOR, ClassList, Labels, parse_labels, read_class_folders, read_class_list
-from ribray.data.ids import Absences, MaskFiles, Photographs
+from ribray.data.ids import Absences, MaskFiles, Photographs, masks_beside
 from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask
 from ribray.data.lists import CLASSES, check_id, each_once, read_text
-from ribray.data.names import DELIMITERS, LIKE_MASKS, composed, in_other_case, recombined, several, some
+from ribray.data.names import DELIMITERS, composed, in_other_case, is_of_masks, number, recombined, several, some
 from ribray.data.near import Near, difference
 from ribray.errors import ImageError, UsageError
 
@@ -94,15 +94,20 @@ class _Content:
             raise UsageError(f"{root} cannot be listed: {reason}.")
         names = [name for name in self.listing.photographs if name.split("/")[0] not in (MASKS, SPLITS)]
         self.photographs = Photographs(root, names, self.listing)
+        self._beside = masks_beside(self.photographs.files)  # with the photograph beside which each lies
         self.has_table, self.has_class_list = self._holds(LABELS), self._holds(CLASSES)
         known = read_class_list(root / CLASSES) if self.has_class_list else None
         self.labels = self._read_labels(known, labelled)
         self.classes = self._name_classes(known, labelled)
         files, rows = self.photographs.files, self.labels.rows
-        ids = dict.fromkeys((*files, *rows, *self.labels.problems))
+        for id in (*rows, *self.labels.problems):
+            self._beside.pop(id, None)
+        ids = dict.fromkeys(id for id in (*files, *rows, *self.labels.problems) if id not in self._beside)
+        self._unread = self.listing.unread(root, ids, (MASKS, SPLITS))
         masks = [name.removeprefix(f"{MASKS}/") for name in self.listing.names if name.startswith(f"{MASKS}/")]
         self.masks = MaskFiles(root / MASKS, masks, self.photographs, ids)
-        self.absences = Absences(root, self.photographs, [id for id in files if id not in rows], self.listing)
+        unlisted = [id for id in ids if id in files and id not in rows]
+        self.absences = Absences(root, self.photographs, unlisted, self.listing)
         without_image = [id for id in rows if id not in files]
         self._rows_of_no_image = Near(without_image, without_image)
         self._aside = self._folders_like_masks()
@@ -122,7 +127,8 @@ class _Content:
         if split in self.labels.splits:
             return self.labels.splits[split], []
         if split == WHOLE:
-            photographs = [id for id in self.photographs.files if id.split("/")[0] not in self._aside]
+            files = [id for id in self.photographs.files if id not in self._beside]
+            photographs = [id for id in files if id.split("/")[0] not in self._aside]
             return tuple(dict.fromkeys((*self.labels.rows, *self.labels.problems, *photographs))), []
         lists = [name for name in self.listing.names if name.startswith(f"{SPLITS}/") and name.endswith(".txt")]
         stems = [name.removeprefix(f"{SPLITS}/").removesuffix(".txt") for name in lists]
@@ -146,7 +152,9 @@ class _Content:
         try:
             if other := self._like_table():
                 raise UsageError(f"{self.root / LABELS} does not exist; there is {other}.")
-            return read_class_folders(self.root, files, None if known is None else {*known.names, *known.numbered})
+            photographs = {id: name for id, name in files.items() if id not in self._beside}
+            classes = None if known is None else {*known.names, *known.numbered}
+            return read_class_folders(self.root, photographs, classes)
         except UsageError:
             if labelled:
                 raise
@@ -184,7 +192,7 @@ class _Content:
             stands = f"'{UNNAMED}' stands for them ({CLASSES} can name them)"
             notes.append(f"Nothing in {self.root} names a class: {stands}.")
             return [UNNAMED]
-        if all(name.isdecimal() for name in used):
+        if all(number(name) is not None for name in used):
             taken = "which are taken for names, 0 included: an image that shows none of the classes has an empty cell"
             notes.append(f"{self.root} has numbers for classes ({some(used)}), {taken}.")
         return [labels.decomposed.get(name, name) for name in used]
@@ -193,6 +201,8 @@ class _Content:
         if id not in self.photographs.files:
             file = self.root / SPLITS / f"{split}.txt"
             sentence = f"{file} lists {id}, which has neither an image nor a row in {LABELS}{self.absences.of(id)}."
+        elif id in self._beside:
+            sentence = self._tell_beside([id])
         elif not self.has_table:
             sentence = f"{self.root / self.photographs.files[id]} lies in no folder that names a class."
         else:
@@ -206,7 +216,7 @@ class _Content:
         """Return folders of what seem to be masks under another name, each with an image that has one there."""
         files, inside = self.photographs.files, defaultdict(list)
         for id in files:
-            if (folder := id.partition("/")[0]).casefold() in LIKE_MASKS and folder != id:
+            if is_of_masks(folder := id.partition("/")[0]) and folder != id:
                 inside[folder].append(id)
         last = {id.rpartition("/")[2]: id for id in files if id.split("/")[0] not in inside}
         found = {}
@@ -217,8 +227,19 @@ class _Content:
                 found[folder] = owners[0]
         return found
 
+    def _tell_beside(self, ids: Sequence[str]) -> str:
+        """Say that pictures seem to be the masks of those beside them, ``id_mask`` beside ``id``."""
+        first, owner = self.root / self.photographs.files[ids[0]], self._beside[ids[0]]
+        files = f"{first} and {len(ids) - 1} more like it are" if len(ids) > 1 else f"{first} is"
+        masks = f"masks belong into {MASKS}/, that of {owner} at {MASKS}/{owner}.png"
+        how = f"give it a row in {LABELS}" if self.has_table else "rename it"
+        return f"{files} not read: {masks}; if it is a photograph, {how}."
+
     def findings(self) -> list[Problem]:
         found = [*self.masks.findings]
+        if beside := [*self._beside]:
+            found.append(Problem(beside[0], self._tell_beside(beside), "file name"))
+        found += [Problem(name, sentence, "image format") for name, sentence in self._unread.items()]
         for folder, id in self._aside.items():
             sentence = f"{self.root / folder} is not read: if it holds masks, that of {id} belongs at {MASKS}/{id}.png."
             found.append(Problem(folder, sentence, "folder name"))
@@ -228,7 +249,7 @@ class _Content:
         for name, sentence in recombined(self.classes, str(self.root), SEPARATOR):
             found.append(Problem(name, f"{sentence}; if it is one class, list it in {CLASSES}.", "class name"))
         for value, name in enumerate(self.classes, start=1):
-            if self.masks.files and name.isdecimal() and int(name) != value:
+            if self.masks.files and number(name) not in (None, value):
                 advice = f"list the classes in the order of the masks in {CLASSES}"
                 sentence = f"{self.root} has a class '{name}', which by its place is value {value} in a mask: {advice}."
                 found.append(Problem(name, sentence, "class name"))

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from ribray.data.dataset import Problem, nearest
 from ribray.data.lists import lines, read_text
-from ribray.data.names import LIKE_MASKS, RESERVED, composed, first_of, is_background, plain, shortened, some
+from ribray.data.names import RESERVED, composed, first_of, is_background, is_of_masks, plain, shortened, some
 from ribray.errors import UsageError
 
 COLUMNS = ("id", "classes")
@@ -37,11 +37,15 @@ _CLASS_COLUMNS = {"classes", "class", "classname", "classnames", "label", "label
 _CLASS_COLUMNS |= {"category", "categories", "categoryname", "tag", "tags"}
 _YES, _NO, _MINUS = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no"), ("-1", "-1.0")
 _FLAGS = frozenset({*_YES, *_NO, *_MINUS})
+_PRESENCE = {"confidence", "present", "presence", "ispresent", "value", "shown"}  # columns of long tables
+# Columns of objects that say 0 or 1 of something else
+_OF_OBJECTS = {"difficult", "truncated", "occluded", "crowd", "iscrowd", "isdifficult", "istruncated", "isoccluded"}
+_OF_OBJECTS |= {"isgroupof", "isdepiction", "isinside"}
 _NUMBERED = re.compile(r"([0-9]+) ?[:.,;) ] ?(\S.*)")
 # Names of folders that hold a split, or a kind of file, in lower case
 _SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 _NO_CLASSES = {"image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures", "data", "raw"}
-_NO_CLASSES |= LIKE_MASKS | {"input", "truth", "segmentationclassaug", "segmentationobject", "seg"}
+_NO_CLASSES |= {"input", "truth", "segmentationclassaug", "segmentationobject", "seg"}
 
 
 @dataclass
@@ -80,6 +84,8 @@ def parse_labels(text: str, source: str, id_of: IdOf, is_image: Callable[[str], 
     elif (header[id_column].lower(), header[class_column].lower()) != COLUMNS:
         ids, classes = header[id_column], header[class_column]
         notes.append(f"{source}: ids are read from column '{ids}', classes from '{classes}'.")
+    if class_column is not None:
+        _refuse_absent(header, id_column, class_column, rows, source)
     entries: dict[str, dict[int, tuple[str, ...]]] = {}  # names of classes by line, by id
     decomposed: dict[str, str] = {}
     for row in rows:
@@ -131,17 +137,27 @@ def _read(text: str, source: str) -> tuple[list[str], list[_Row], list[str]]:
         rows = [_Row(reader.line_num + start, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise UsageError(f"line {reader.line_num + start} of {source} is not valid CSV: {error}.") from None
+    quoted = ' and put the cell in quotes, such as "cat;dog"' if mark == SEPARATOR else ""
+    advice = f"separate several classes by '{SEPARATOR}'{quoted}"
+    behind = next((at for at, name in enumerate(header, start=1) if _key(name) in _CLASS_COLUMNS), len(header))
+    nameless = [at for at, name in enumerate(header) if at >= behind and _is_nameless(name)]
     for row in rows:
         if len(row.cells) < len(header) or any(cell.strip() for cell in row.cells[len(header) :]):
-            quoted = ' and put the cell in quotes, such as "cat;dog"' if mark == SEPARATOR else ""
-            advice = f"separate several classes by '{SEPARATOR}'{quoted}"
             raise UsageError(f"line {row.line} of {source} has {len(row.cells)} columns, not {len(header)}: {advice}.")
+        if surplus := [cell for at in nameless if (cell := row.cells[at].strip())]:
+            holds = f"line {row.line} of {source} holds {shortened(surplus[0], 60)!r} in a column without a name"
+            raise UsageError(f"{holds}: {advice}, or name the column if it holds something else.")
         del row.cells[len(header) :]
     return header, rows, [] if mark == "," else [f"{source}: columns are separated by {_DELIMITERS[mark]}."]
 
 
 def _key(name: str) -> str:
     return "".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def _is_nameless(name: str) -> bool:
+    """Whether a column has no name, or one that pandas has made up; its ``Unnamed: 0`` holds the numbers of rows."""
+    return not name or (_key(name).startswith("unnamed:") and not _key(name).startswith("unnamed:0"))
 
 
 def _must_begin(source: str, reason: str) -> UsageError:
@@ -154,11 +170,12 @@ def _id_column(
 ) -> int:
     """Return the column of ids: of several that could be, the one that names images."""
 
-    def names_image(cell: str) -> bool:
+    def image_of(cell: str) -> str | None:
         try:
-            return is_image(id_of(cell.strip(), ""))
+            id = id_of(cell.strip(), "")
         except UsageError:
-            return False
+            return None
+        return id if is_image(id) else None
 
     places = [place for place, name in enumerate(header) if _key(name) in _ID_COLUMNS]
     exact = [place for place in places if header[place].lower() == COLUMNS[0]]
@@ -166,21 +183,30 @@ def _id_column(
         raise _must_begin(source, f"it has {len(exact)} columns '{COLUMNS[0]}'")
     if len(places) == 1:
         return places[0]
-    candidates = [place for place in places if any(names_image(row.cells[place]) for row in rows)] or exact or places
+    images = {place: [image_of(row.cells[place]) for row in rows] for place in places}
+    candidates = [place for place in places if any(images[place])] or exact or places
     if len(candidates) == 1:
         return candidates[0]
-    if exact and exact[0] in candidates:
+    named = [{*filter(None, row)} for row in zip(*(images[place] for place in candidates), strict=True)]
+    is_named = bool(exact) and exact[0] in candidates
+    if is_named and all(len(ids) < 2 for ids in named):
         return exact[0]
     names = " and ".join(f"'{header[place]}'" for place in candidates)
-    raise UsageError(f"{source} has the columns {names}, each of which may be that of ids: name one of them 'id'.")
+    advice = "keep one of them, as 'id'" if is_named else "name one of them 'id'"
+    raise UsageError(f"{source} has the columns {names}, each of which may be that of ids: {advice}.")
 
 
 def _class_column(header: Sequence[str], id_column: int, rows: Sequence[_Row], source: str) -> int | None:
     """Return the column of classes; None where each class has one of its own."""
     places = [place for place, name in enumerate(header) if _key(name) in _CLASS_COLUMNS and place != id_column]
     exact = [place for place in places if header[place].lower() == COLUMNS[1]]
-    if len(exact) == 1:
+    kinds = {_key(header[place]) for place in exact or places} or _CLASS_COLUMNS
+    numbered = [place for place, name in enumerate(header) if _without_number(name) in kinds and place != id_column]
+    numbered = [place for place in numbered if any(row.flag(place) not in ("", *_FLAGS) for row in rows)]
+    if len(exact) == 1 and not numbered:
         return exact[0]
+    if numbered and len(numbered) + len(places) > 1:
+        places = sorted({*(exact or places), *numbered})
     if len(places) > 1:
         names = " and ".join(f"'{header[place]}'" for place in places)
         raise _must_begin(source, f"it has the columns {names}, each of which may be that of classes")
@@ -191,6 +217,25 @@ def _class_column(header: Sequence[str], id_column: int, rows: Sequence[_Row], s
             both = f"column '{header[places[0]]}' and in '{flags[0]}'"
             raise UsageError(f"{source} holds 0 and 1 in {both}, {what} '{COLUMNS[1]}', or otherwise.")
     return places[0] if places else None
+
+
+def _without_number(name: str) -> str | None:
+    """Return what ``label_2`` or pandas' ``label.1`` is the second of; None where a name has no number behind it."""
+    key = _key(name)
+    return stem if (stem := key.rstrip("0123456789").rstrip(".")) != key else None
+
+
+def _refuse_absent(header: Sequence[str], id_column: int, class_column: int, rows: Sequence[_Row], source: str) -> None:
+    """Refuse a line per image and class that says by a 0 that the class is not shown, which would count as shown."""
+    for place, name in enumerate(header):
+        zeros = [row for row in rows if row.flag(place) in (*_NO, *_MINUS)]
+        ids = {row.flag(id_column) for row in zeros}
+        differs = any(row.flag(place) in _YES and row.flag(id_column) in ids for row in rows)
+        is_presence = _key(name) in _PRESENCE or (differs and _key(name) not in _OF_OBJECTS and _is_flags(rows, place))
+        if zeros and is_presence and place not in (id_column, class_column):
+            holds = f"line {zeros[0].line} of {source} holds {zeros[0].cells[place].strip()} in column '{name}'"
+            advice = "if that means not shown, keep only the lines with 1; otherwise take the column out"
+            raise UsageError(f"{holds}, but each line counts as a class that is shown: {advice}.")
 
 
 def _is_flags(rows: Sequence[_Row], place: int) -> bool:
@@ -222,7 +267,11 @@ def _flag_columns(
         raise UsageError(f"{source} holds both -1 and 0 in the columns of classes: write 0 where a class is not shown.")
     names = list(classes.values())
     if not names:
-        raise _must_begin(source, f"it has no column of classes among {', '.join(header)}"[:200])
+        reason = f"it has no column of classes among {', '.join(header)}"[:200]
+        held = ((row.cells[place].strip(), place) for row in rows for place in range(len(header)) if place != id_column)
+        if found := next(((cell, header[place]) for cell, place in held if cell and header[place]), None):
+            reason += f": '{found[1]}' holds {shortened(found[0], 40)!r}, where the column of a class holds 1 or 0"
+        raise _must_begin(source, reason)
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"{source} has the column '{twice[0]}' twice.")
     no = "-1" if used.intersection(_MINUS) else "0"
@@ -290,9 +339,11 @@ def read_class_folders(root: Path, files: dict[str, str], classes: Collection[st
     if classes is not None and (strange := [name for name in names if name not in classes]):
         hint = nearest(strange[0], classes)
         raise UsageError(f"{root} has no labels.csv, and its folder '{strange[0]}' is not in classes.txt{hint}.")
-    if classes is None and (len(names) < 2 or any(name.lower() in _SPLITS | _NO_CLASSES for name in names)):
+    of_masks = [name for name in names if is_of_masks(name)]
+    if classes is None and (len(names) < 2 or of_masks or any(name.lower() in _SPLITS | _NO_CLASSES for name in names)):
         which = f"folder {names[0]} does" if len(names) == 1 else f"folders {some(names)} do"
-        raise _no_labels(root, f"its {which} not seem to name classes; list them in classes.txt if so")
+        masks = f"; if {of_masks[0]} holds masks, rename it to masks" if of_masks else ""
+        raise _no_labels(root, f"its {which} not seem to name classes; list them in classes.txt if so{masks}")
     which = "second folder names, in the split of the first" if has_splits else "first folder names"
     is_deeper = any(len(parts) > place + 2 for parts in inside.values())
     below = "; folders below that are not looked at" if is_deeper else ""

@@ -12,13 +12,14 @@ from ribray.data.dataset import Problem
 from ribray.data.files import Listing, is_passed_over, without_root
 from ribray.data.images import IMAGE_SUFFIXES, MASK_SUFFIX, is_photograph, without_ending
 from ribray.data.lists import check_id
-from ribray.data.names import composed
+from ribray.data.names import LIKE_MASKS, composed
 from ribray.data.near import Near, difference, last_part
 from ribray.errors import UsageError
 
 _JPEG = (".jpg", ".jpeg")
 # Endings of files that may be somebody's masks, but are not read; compared in lower case
 _OTHER_FORMATS = tuple({*IMAGE_SUFFIXES, ".npy", ".npz", ".mat", ".json", ".xml", ".svg"} - {MASK_SUFFIX})
+_MASK_BESIDE = re.compile(rf"(.+?)[ _-](?:{'|'.join({*LIKE_MASKS, 'seg'})})(?:[ _-]?[0-9]+)?", re.IGNORECASE)
 
 
 class Photographs:
@@ -81,6 +82,12 @@ class Photographs:
         """Ids by their last part, where one alone has it."""
         counts = Counter(map(last_part, self.files))
         return {part: id for id in self.files if counts[part := last_part(id)] == 1}
+
+
+def masks_beside(ids: Collection[str]) -> dict[str, str]:
+    """Return ids that are another's but for a word such as ``_mask`` or ``-gt_1`` behind it, each with that other."""
+    matches = ((id, _MASK_BESIDE.fullmatch(id)) for id in ids)
+    return {id: match[1] for id, match in matches if match and match[1] in ids}
 
 
 class Absences:

@@ -23,6 +23,9 @@ from ribray.errors import ImageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of files that are taken for photographs, compared in lower case."""
 
+UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+"""Endings of photographs that are not read, compared in lower case."""
+
 MASK_SUFFIX = ".png"
 # Only these are tried: some of Pillow's other formats start programs (EPS), none of them holds photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")

@@ -11,14 +11,19 @@ RESERVED = "and that name is reserved: background is mask value 0 and no class"
 # Characters that separate names elsewhere: where one stands inside a name, several names were probably meant.
 DELIMITERS = {";": "a semicolon", ",": "a comma", "|": "a bar", "\t": "a tab"}
 DELIMITERS |= {"[": "a bracket", "]": "a bracket", '"': "a quote"}
+DELIMITERS |= {"；": "a full-width semicolon", "，": "a full-width comma", "、": "a full-width comma"}
+DELIMITERS |= {"｜": "a full-width bar"}
 NO_CLASS = frozenset({"none", "nan", "null", "n/a", "nothing", "void", "ignore", "ignored", "unlabeled", "unlabelled"})
 """Words by which people and programs mean that there is no class, or that pixels do not count."""
 # Folders that may hold masks, in lower case
 LIKE_MASKS = {"mask", "masks", "annotation", "annotations", "label", "labels", "gt", "groundtruth", "ground_truth"}
 LIKE_MASKS |= {"segmentation", "segmentations", "segmentationclass"}
+_OF_MASKS, _OF_FACES = {"mask", "masks", "gt"}, {"with", "without", "no", "wearing"}  # words of names of folders
 _SHOWN = 8
-_MARKS = re.compile(r"[;,|\t\[\]\"']+")
+_MARKS = re.compile(r"[;,|\t\[\]\"'；，、｜]+")
 _GAPS = re.compile(r"[\s/+&]+(?:and\s+)?")
+_NUMBER = re.compile(r"([+-]?\d{1,18})(?:\.0*)?")
+_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")  # in front of a number
 _JOINTS = re.compile(r"[\s/+&:_.-]+(?:and[\s_-]+)?")
 
 
@@ -28,7 +33,27 @@ def composed(text: str) -> str:
 
 
 def plain(text: str) -> str:
+    """Return text with single blanks, and without characters that cannot be seen (such as the zero-width space)."""
+    if not text.isascii():
+        text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
     return " ".join(text.split())
+
+
+def number(name: str) -> int | None:
+    """Return the whole number that a name is, however it is written: ``1``, ``01``, ``1.0``, ``-1``."""
+    found = _NUMBER.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def without_zeros(name: str) -> str:
+    """Return a name whose numbers have no zeros in front: ``img_7`` for ``img_007``."""
+    return _ZEROS.sub("", name)
+
+
+def is_of_masks(folder: str) -> bool:
+    """Whether a folder's name says that it holds masks: ``gt_masks``, but not ``with_mask``, where people wear them."""
+    words = {*re.split(r"[\W_]+", folder.casefold())}
+    return folder.casefold() in LIKE_MASKS or (not words.isdisjoint(_OF_MASKS) and words.isdisjoint(_OF_FACES))
 
 
 def shortened(text: str, most: int = 80) -> str:
@@ -90,8 +115,13 @@ def doubtful_names(classes: Sequence[str], source: str, separator: str = "") -> 
             yield name, f"{source} writes the class '{read}' in {apart}."
     first: dict[str, str] = {}
     for name in classes:
-        if (other := first.setdefault(composed(name).casefold(), name)) != name:
-            differ = "which differ in case only: they are taken for two"
+        folded = plain(composed(name)).casefold()
+        value = number(folded)
+        if (other := first.setdefault(without_zeros(folded) if value is None else str(value), name)) != name:
+            what = "how a number is written"
+            if plain(composed(other)).casefold() == folded:
+                what = "case" if composed(other).casefold() == composed(name).casefold() else "what cannot be seen"
+            differ = f"which differ in {what} only: they are taken for two"
             yield name, f"{source} has the classes '{other}' and '{name}', {differ}."
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from ribray.data.images import without_ending
-from ribray.data.names import composed
+from ribray.data.names import composed, without_zeros
 
 _SEPARATORS = re.compile(r"[_\-. ]+")
 _SIMILAR = 0.6  # how alike two names must be to be taken for each other's misspelling, of 1
@@ -24,7 +24,7 @@ class Near:
         self._left = _COMPARED
 
     def find(self, name: str) -> str | None:
-        """Return the name that is the same but for case, signs between letters, ending, folder or an affix.
+        """Return the name that is the same but for case, signs between letters, zeros, ending, folder or an affix.
 
         Where there is none, return the one of most similar spelling among those with the same numbers: ``img_12`` may
         be meant for ``imgs_0012``, but not for ``img_13``. None where none is similar.
@@ -33,6 +33,9 @@ class Near:
             if (found := self._by_key.get(_key(part))) is not None:
                 return found
         stem = posixpath.splitext(name)[0]
+        for part in (stem, posixpath.basename(stem)):
+            if (found := self._without_zeros.get(_key(without_zeros(part)))) is not None:
+                return found
         last = posixpath.basename(stem)
         for written, names in ((last, self._by_numbers.get(_digits(last), {})), (stem, self._alike)):
             if self._left and 0 < len(names) <= _AMONG:
@@ -53,6 +56,12 @@ class Near:
         for name in tuple(by_key.values()):
             by_key.setdefault(_key(posixpath.basename(name)), name)
         return by_key
+
+    @cached_property
+    def _without_zeros(self) -> dict[str, str]:
+        names = [*self._by_key.values()]
+        by_last = {_key(without_zeros(posixpath.basename(name))): name for name in names}
+        return by_last | {_key(without_zeros(name)): name for name in names}
 
     @cached_property
     def _by_numbers(self) -> dict[tuple[str, ...], dict[str, str]]:

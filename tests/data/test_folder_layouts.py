@@ -262,6 +262,35 @@ def test_an_id_that_is_only_in_the_list_of_a_split_is_no_missing_row(root: Path)
     assert f"there is {root}/splits/Some.txt" in refusal(root, "some")
 
 
+def test_photographs_in_a_format_that_is_not_read_are_counted(tmp_path: Path) -> None:
+    folder(tmp_path, [(f"{kinds[0]}/{id}", kinds) for id, kinds in nine()], masks=False)
+    for name in ("cat/a.HEIC", "cat/b.heic", "dog/c.jfif", "cat/img00.heic", "masks/d.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    sentences = [
+        f"2 .heic files below {tmp_path} are not read (such as cat/a.HEIC): save them as JPEG.",
+        f"1 .jfif file below {tmp_path} is not read (dog/c.jfif): rename it to .jpg.",
+    ]
+    assert [(kind, sentence) for kind, _, sentence in wrong(opened(tmp_path))] == [
+        ("image format", sentence) for sentence in sentences
+    ]
+    shutil.rmtree(tmp_path / "masks")
+    assert find_images(tmp_path, tmp_path / "out")[2] == sentences
+    for file in tmp_path.rglob("*.jpg"):
+        file.unlink()
+    with pytest.raises(UsageError, match=r"holds no image .*\. 3 \.heic files below"):
+        find_images(tmp_path, tmp_path / "out")
+
+
+def test_an_id_without_the_zeros_of_its_file_is_answered_with_it(tmp_path: Path) -> None:
+    folder(tmp_path, [(f"{place:03d}", kinds) for place, (_, kinds) in enumerate(nine())], masks=False)
+    write_labels(tmp_path, "id,classes", [f"{place},{kinds[0]}" for place, (_, kinds) in enumerate(nine())])
+    found = {(kind, id): sentence for kind, id, sentence in wrong(opened(tmp_path))}
+    for place in range(9):
+        assert found["missing", str(place)].endswith(f"; there is {tmp_path}/{place:03d}.jpg.")
+        assert found["not listed", f"{place:03d}"].endswith(f"; there is a row '{place}'.")
+
+
 # --- labels.csv --------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +327,14 @@ def test_a_column_per_class_is_read(root: Path, flags: str) -> None:
         ("id,cat,cat", ["1,0", "0,1"], "has the column 'cat' twice"),
         ("id,tag,dog", ["1,0", "0,1"], "holds 0 and 1 in column 'tag' and in 'dog'"),
         ("id,note", ["x", "y"], "must begin with the line 'id,classes'"),
+        ("image,cat,dog", [",x", "x,"], "image, cat, dog: 'dog' holds 'x', where the column of a class holds 1 or 0"),
+        ("image,cat,dog", ["0.9,0.1", "0.2,0.8"], "'cat' holds '0.9', where the column of a class holds 1 or 0"),
+        ("id,label,label_2", ["cat,", "dog,sea"], "'label' and 'label_2', each of which may be that of classes"),
+        ("id,classes,Classes.1", ["cat,", "dog,sea"], "'classes' and 'Classes.1', each of which may be"),
+        ("id,label1,label2", ["cat,sea", "dog,"], "'label1' and 'label2', each of which may be that of classes"),
+        ("id,classes,,", ["cat,,", "dog,sea,"], "line 3 of {}/labels.csv holds 'sea' in a column without a name"),
+        ("id,classes,Unnamed: 2", ["cat,sea", "dog,"], "labels.csv holds 'sea' in a column without a name"),
+        ("image,class,present", ["cat,1", "dog,0"], "line 3 of {}/labels.csv holds 0 in column 'present', but"),
         ("image,file,classes", ["img05,cat", "img06,dog"], "'image' and 'file', each of which may be that of ids"),
         ("id,label,category", ["cat,a", "dog,a"], "'label' and 'category', each of which may be that of classes"),
     ],
@@ -313,6 +350,34 @@ def test_a_line_per_object_is_read(root: Path) -> None:
     dataset = opened(root)
     assert_whole(dataset, {"cat": 3, "dog": 4, "sea": 3})
     assert "has several lines for 2 of 9 images, and is read as one line per object" in dataset.notes[1]
+
+
+@pytest.mark.parametrize("header", ["ImageID,Source,LabelName,Confidence", "image,by,class,verified"])
+def test_a_line_per_image_and_class_that_says_no_is_refused(root: Path, header: str) -> None:
+    lines = [f"{id},me,{name},{int(name in kinds)}" for id, kinds in nine() for name in CLASSES]
+    write_labels(root, header, lines)
+    column = header.rpartition(",")[2]
+    assert f"line 3 of {root}/labels.csv holds 0 in column '{column}', but each line counts as" in refusal(root)
+    assert "keep only the lines with 1; otherwise take the column out" in refusal(root)
+    write_labels(root, header, [line for line in lines if line.endswith("1")])
+    assert_whole(opened(root))
+
+
+@pytest.mark.parametrize("column", ["difficult", "is_train"])
+def test_flags_of_objects_and_of_images_say_nothing_of_classes(root: Path, column: str) -> None:
+    lines = [f"{id}.jpg,{name},{int(place < 5)}" for place, (id, (name,)) in enumerate(nine())]
+    lines += [f"img00.jpg,dog,{int(column == 'is_train')}"]
+    write_labels(root, f"filename,label,{column}", lines)
+    assert_whole(opened(root), {**EACH, "dog": 4})
+
+
+def test_numbers_of_rows_are_no_ids_where_another_column_names_the_pictures(tmp_path: Path) -> None:
+    folder(tmp_path, [(str(place), kinds) for place, (_, kinds) in enumerate(nine())])
+    rows = [f"{place}.jpg,{kinds[0]}" for place, (_, kinds) in enumerate(nine())]
+    write_labels(tmp_path, "id,filename,classes", [f"{place},{row}" for place, row in enumerate(rows)])
+    assert_whole(opened(tmp_path))
+    write_labels(tmp_path, "id,filename,classes", [f"{place},{row}" for place, row in enumerate(reversed(rows))])
+    assert "has the columns 'id' and 'filename', each of which may be that of ids: keep one" in refusal(tmp_path)
 
 
 def test_a_line_without_a_class_beside_one_with_is_no_object(root: Path) -> None:
@@ -331,6 +396,7 @@ def test_a_line_without_a_class_beside_one_with_is_no_object(root: Path) -> None
         ("\ufeffFile Name,Category", "{id}.jpg,{name}", ["column 'File Name', classes from 'Category'"]),
         ("id,file_name,label", "7,{id}.jpg,{name}", ["column 'file_name', classes from 'label'"]),
         ("Id, Classes", '{id}, "{name};sea"', []),
+        (",id,classes,,", "7,{id},{name},,", []),
     ],
 )
 def test_tables_of_other_programs_are_read_and_told(root: Path, header: str, line: str, notes: list[str]) -> None:
@@ -371,6 +437,7 @@ def test_folders_of_splits_hold_folders_of_classes(tmp_path: Path) -> None:
         (["images"], "its folder images does not seem to name classes"),
         (["old"], "its folder old does not seem to name classes"),
         (["train", "cat"], "do not seem to name classes"),
+        (["cat", "dog", "gt_masks"], "if gt_masks holds masks, rename it to masks"),
         (["cat", "Background"], "has a folder 'Background' and no labels.csv"),
         (["."], "write a line 'id,classes'"),
     ],
@@ -405,6 +472,8 @@ def test_a_table_of_another_name_is_named_and_no_folders_are_read_for_it(tmp_pat
         ("{0}/sea", "write '{0};sea'"),
         ("{0} and bird", "write '{0};bird'"),
         ("{0}_bird", "write '{0};bird'"),
+        ("{0}；bird", "write '{0};bird'"),
+        ("{0}、bird", "write '{0};bird'"),
     ],
 )
 def test_several_names_in_a_cell_are_found_and_not_split(root: Path, cell: str, written: str) -> None:
@@ -496,6 +565,22 @@ def test_numbers_as_names_are_found_where_a_mask_has_others(root: Path) -> None:
     assert wrong(opened(root)) == []
 
 
+def test_letters_that_cannot_be_seen_are_no_part_of_a_name(root: Path) -> None:
+    relabel(root, "img03,cat", "img03,cat\u200b")
+    (root / "classes.txt").write_text("cat\n\u2060dog\nsea\n", encoding="utf-8")
+    assert_whole(opened(root))
+
+
+def test_one_number_in_two_forms_is_found(root: Path) -> None:
+    for value, name in enumerate(CLASSES, start=1):
+        relabel(root, f",{name}", f",{value}.0")
+    relabel(root, "img03,1.0", "img03,01")
+    dataset = opened(root)
+    assert "has numbers for classes (01, 1.0, 2.0, 3.0), which are taken for names" in dataset.notes[0]
+    part = "classes '01' and '1.0', which differ in how a number is written only: they are taken for two"
+    assert part in dataset.findings[0].sentence
+
+
 # --- masks -------------------------------------------------------------------------------------------------------
 
 
@@ -574,6 +659,48 @@ def test_a_folder_of_masks_under_another_name_holds_no_photographs(root: Path) -
     ((kind, id, sentence),) = wrong(dataset)
     assert (kind, id) == ("folder name", "Masks")
     assert "if it holds masks, that of img00 belongs at masks/img00.png" in sentence
+
+
+@pytest.mark.parametrize("layout", ["table", "folders"])
+@pytest.mark.parametrize("affix", ["_mask", "-GT", " label", "_mask_1"])
+def test_masks_beside_their_photographs_are_no_photographs(tmp_path: Path, layout: str, affix: str) -> None:
+    inside = {id: f"{kinds[0]}/{id}" for id, kinds in nine()}
+    folder(tmp_path, [(inside[id], kinds) for id, kinds in nine()])
+    for id in inside.values():
+        (tmp_path / "masks" / f"{id}.png").rename(tmp_path / f"{id}{affix}.png")
+    if layout == "folders":
+        (tmp_path / "labels.csv").unlink()
+    dataset = opened(tmp_path)
+    assert counts(dataset) == EACH
+    assert len(dataset) == 9
+    how = "give it a row in labels.csv" if layout == "table" else "rename it"
+    owner = inside["img00"]
+    ((kind, _, sentence),) = wrong(dataset)
+    assert (kind, sentence) == (
+        "file name",
+        f"{tmp_path}/{owner}{affix}.png and 8 more like it are not read: masks belong into masks/, that of {owner} at "
+        f"masks/{owner}.png; if it is a photograph, {how}.",
+    )
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "some.txt").write_text(f"{owner}\n{owner}{affix}\n")
+    assert f"{owner}{affix}.png is not read: masks belong" in opened(tmp_path, "some").problems[0].sentence
+
+
+def test_a_photograph_with_a_row_is_one_whatever_its_name(root: Path) -> None:
+    save(picture(0, ["cat"])[0], root / "img00_label.jpg")
+    relabel(root, "img01,", "img00_label,cat\nimg01,")
+    assert_whole(opened(root), {**EACH, "cat": 4})
+
+
+def test_a_folder_whose_name_speaks_of_masks_holds_no_photographs(root: Path) -> None:
+    (root / "masks").rename(root / "gt_masks")
+    assert [(kind, id) for kind, id, _ in wrong(opened(root))] == [("folder name", "gt_masks")]
+
+
+def test_masks_that_people_wear_are_classes(tmp_path: Path) -> None:
+    folder(tmp_path, [(f"{'with' if kinds == ['cat'] else 'without'}_mask/{id}", kinds) for id, kinds in nine()])
+    (tmp_path / "labels.csv").unlink()
+    assert counts(opened(tmp_path)) == {"with_mask": 3, "without_mask": 6}
 
 
 def test_truth_of_other_splits_is_none_of_this_one(root: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from upath import UPath
 
 from ribray.data.files import FilesById
-from ribray.data.names import printable
+from ribray.data.names import doubtful_names, printable
 from ribray.data.near import Near
 
 SUFFIXES = (".jpg", ".png")
@@ -63,6 +63,8 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
         ("2007_000032_mask", "2007_000032"),
         ("gt_2007_000032", "2007_000032"),
         ("2007_32", "2007_000032"),
+        ("7", "007"),
+        ("beach/0008", "beach/8"),
         ("2007_000033", None),
         ("Beach", "sea/beach"),
         ("baech", "sea/beach"),
@@ -70,9 +72,19 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     ],
 )
 def test_the_nearest_name_is_the_one_that_was_probably_meant(name: str, near: str | None) -> None:
-    names = Near(["2007_000032", "2007_000320", "sea/beach"])
+    names = Near(["2007_000032", "2007_000320", "sea/beach", "007", "070", "beach/8"])
     assert names.find(name) == near
     assert names.hint(name) == ("" if near is None else f" (did you mean '{near}'?)")
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [("Class 1", "case"), ("class 01", "how a number is written"), ("class\u200b 1", "what cannot be seen")],
+)
+def test_names_of_classes_that_look_alike_are_told(other: str, what: str) -> None:
+    ((name, sentence),) = doubtful_names(["class 1", "class 10", other], "data")
+    assert name == other
+    assert sentence.endswith(f"'class 1' and '{other}', which differ in {what} only: they are taken for two.")
 
 
 def test_names_that_cannot_be_printed_are_escaped() -> None:
