@@ -152,6 +152,34 @@ def test_each_disagreement_is_a_sentence_that_says_what_would_be_right(tmp_path)
     )
 
 
+@pytest.mark.parametrize("empties", [0, 1])
+@pytest.mark.parametrize("ring", [False, True])
+def test_numbers_of_objects_are_no_other_numbering_of_the_classes(empties, ring, tmp_path):
+    items = [(f"p{number}", ["polyp"]) for number in range(9)] + [("not", [])][:empties]
+    drawn.folder(tmp_path, items, classes=("polyp",))
+    for number, (id, kinds) in enumerate(items):
+        mask = drawn.picture(number, kinds, ("polyp",))[1] * np.uint8(number % 3 + 1)
+        if ring and kinds:
+            mask[0] = 255
+        drawn.save(mask, tmp_path / "masks" / f"{id}.png")
+    kinds, tally, _ = looked_at(open_folder(tmp_path))
+    assert kinds["mask values"] == 6
+    assert tally.numbering() == (
+        "The values of the masks run from 1 to 3, but there is 1 class, 'polyp'. If they number the objects, write the "
+        "number of its class on each object (or add the classes that are missing)."
+    )
+    assert tally.no_background() is None
+
+
+def test_a_mask_filled_by_its_object_makes_no_class_of_0(tmp_path):
+    items = [(f"p{number:02d}", ["polyp"]) for number in range(20)]
+    drawn.folder(tmp_path, items, classes=("polyp",))
+    spoil(tmp_path, moved({1: 7}))
+    drawn.save(np.full(drawn.SIZE, 1, np.uint8), tmp_path / "masks" / "p00.png")
+    _, tally, _ = looked_at(open_folder(tmp_path))
+    assert "0 stands for" not in (tally.numbering() or "")
+
+
 def test_one_wrong_mask_among_many_is_no_other_order_of_the_classes(tmp_path):
     drawn.folder(tmp_path)
     file = tmp_path / "masks" / "img04.png"
@@ -334,9 +362,9 @@ def test_check_tells_of_a_set_that_counts_from_0_and_of_images_without_a_mask(tm
     report = json.loads((tmp_path / "out" / "check.json").read_text())
     kinds = Counter(finding["kind"] for finding in report["findings"])
     assert kinds == {truth.NUMBERS: 1, truth.UNWRITTEN: 3, truth.UNLABELLED: 6, truth.UNSEEN: 6}
-    assert report["notes"] == [
-        f"2 of 11 images of split 'all' of {root} have no mask, so they are not judged: one, two."
-    ]
+    missing, shared = report["notes"]
+    assert missing == f"2 of 11 images of split 'all' of {root} have no mask, so they are not judged: one, two."
+    assert shared.startswith(f"11 of the 11 images of split 'all' of {root}, which results are judged on, are trained")
     assert "mask numbers: 1" in capsys.readouterr().out
 
 
