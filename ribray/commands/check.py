@@ -22,10 +22,12 @@ from ribray.cluster.pool import Pool, PoolPlan
 from ribray.cluster.session import connect
 from ribray.config import Experiment
 from ribray.data import open_dataset, truth
-from ribray.data.dataset import Dataset, Problem, shared_ids
+from ribray.data.dataset import Dataset, Problem, colour_map, shared_ids
 from ribray.data.depth import Scale
-from ribray.data.images import BLANK, Picture, image_size, tell_readings
+from ribray.data.images import BLANK, Picture, image_size, moved_colour, tell_readings
+from ribray.data.lists import MASKS
 from ribray.data.names import first_of
+from ribray.data.voc import VocDataset
 from ribray.errors import ImageError, UsageError, ValuesError
 from ribray.masks.saliency import LEAST_AGREEMENT, agreement, read_saliency, saliency_folder
 from ribray.progress import show_progress
@@ -37,6 +39,7 @@ TAB = "\t"  # between the split and the id of an item; neither can hold it (`rib
 
 MISSING, UNREADABLE, TRUNCATED, VALUES = "missing", "unreadable", "truncated", "values"
 SETTING, SALIENCY, TURNED, NO_BACKGROUND = "setting", "saliency map", "EXIF turn", "no background"
+RENUMBERED = "mask palette"
 
 
 @dataclass(frozen=True, order=True)
@@ -71,7 +74,7 @@ class CheckWorker:
         seen = None if size is None else dataset.look_at_mask(id)
         if seen is not None:
             mask, faults = seen
-            problems += faults
+            problems += [*faults, *_renumbered(dataset, id)]
             if mask is not None and (split not in self._unlabelled or dataset.labels[dataset.index(id)].any()):
                 found = truth.compare(dataset, id, mask)
                 problems += found.problems
@@ -105,6 +108,17 @@ class Maps:
 
     def are_for(self, split: str, id: str) -> bool:
         return split == self.split and (self.ids is None or id in self.ids)
+
+
+def _renumbered(dataset: Dataset, id: str) -> list[Problem]:
+    """Find a mask in VOC layout whose palette has VOC's colours at other values."""
+    file = dataset.root / MASKS / f"{id}.png" if isinstance(dataset, VocDataset) else None
+    with contextlib.suppress(ImageError):
+        if file is not None and file.is_file() and (moved := moved_colour(file, colour_map())) is not None:
+            what = f"{file} has VOC's colour of {moved[1]} at the value {moved[0]}, as programs that shrink PNGs may do"
+            remedy = "values count, not colours: write the class numbers again, with VOC's palette"
+            return [Problem(id, f"{what}. In a mask, {remedy}.", RENUMBERED)]
+    return []
 
 
 def _look_at_image(dataset: Dataset, id: str) -> tuple[tuple[int, int] | None, list[Problem], Picture | None]:
@@ -219,7 +233,7 @@ def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> P
 
 class Split:
     def __init__(self, name: str, dataset: Dataset, labelled: bool = True):
-        self._name, self._dataset = name, dataset
+        self._name, self._dataset, self._is_labelled = name, dataset, labelled
         self.images = len(dataset)  # that have labels, be it none of the classes
         self.empty = int((~dataset.labels.any(1)).sum()) if labelled else 0  # of these, known to show no class
         self.classes = dict(zip(dataset.classes, dataset.labels.sum(0).tolist(), strict=True))  # images by class
@@ -266,14 +280,16 @@ class Split:
             self.sizes = {"smallest": sizes[0], "median": median, "largest": sizes[-1]}
         if (numbering := self._tally.numbering(f"the masks of {self._dataset.name}")) is not None:
             self._add(truth.NUMBERS, numbering)
-        if (sentence := self._tally.no_background()) is not None:
+        is_whole = self._is_labelled or self._tally.images == self.with_mask
+        if is_whole and (sentence := self._tally.no_background()) is not None:
             self._add(NO_BACKGROUND, sentence)
         if self._two_ways:
             whose = f"{self._dataset.name} whose masks fit either way ({first_of(sorted(self._two_ways), 3)})"
             self._add(
                 TURNED,
-                f"EXIF turns or mirrors {len(self._two_ways):,} image(s) of {whose}. They are read as viewers show them, "
-                "and their masks must be of that. Save these pictures without the turn in their EXIF data: as shown, or as in the file if masks were drawn on it.",
+                f"EXIF turns or mirrors {len(self._two_ways):,} image(s) of {whose}. They are read as viewers show "
+                "them, and their masks must be of that. Save these pictures without the turn in their EXIF data: as "
+                "shown, or as in the file if masks were drawn on it.",
             )
         agreeing, counted = self._agreeing.tolist()
         if agreeing < LEAST_AGREEMENT * counted:

@@ -112,9 +112,11 @@ def read_picture(path: Path) -> Picture:
     content = _read_bytes(path)
     with _decoding(path), _opened(io.BytesIO(content)) as image:
         scale, choices = None, []
-        stored, turn = deep_colour(image, path), _orientation(image)
+        stored = deep_colour(image, path)
+        turn = _orientation(image) if image.format == "TIFF" else 1
         image.load()
         orientation = _orientation(image)  # after load(), which turns a TIFF by itself
+        turn = max(turn, orientation)
         shown: Image.Image = image
         if stored is not None:
             shown, scale = colour_in_eight_bits(image, stored, content, path)
@@ -173,11 +175,33 @@ def read_mask(path: Path) -> np.ndarray:
         return values
 
 
-def _shows_background_white(image: Image.Image) -> bool:
+def moved_colour(path: Path, colours: np.ndarray) -> tuple[int, int] | None:
+    """Return a value of a palette mask that has the colour of another one, and that one, given the colours (256, 3).
+
+    None where it has none, or colours of its own beside.
+    """
+    with _decoding(path, "a PNG"), path.open("rb") as stream, _opened(stream, ("PNG",)) as image:
+        if image.mode != "P" or image.palette is None or colours.tobytes().startswith(bytes(image.palette.palette)):
+            return None
+        used, own = _used_colours(image)
+        places = {tuple(colour): value for value, colour in enumerate(colours.tolist())}
+        if any(tuple(colour) not in places for colour in own.tolist()):
+            return None
+        meant = [places[tuple(colour)] for colour in own.tolist()]
+        return next(((value, other) for value, other in zip(used.tolist(), meant, strict=True) if other != value), None)
+
+
+def _used_colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of a palette image that occur and have a colour, and their colours (values, 3)."""
     used, colours = np.flatnonzero(image.histogram()), np.reshape(image.getpalette() or (), (-1, 3))
-    if used[0] != 0 or len(used) < 2 or used[-1] >= len(colours):
-        return False
-    return bool((colours[0] >= _WHITE).all() and (colours[used[1:]] <= _BLACK).all())
+    used = used[used < len(colours)]
+    return used, colours[used]
+
+
+def _shows_background_white(image: Image.Image) -> bool:
+    used, colours = _used_colours(image)
+    is_doubtful = len(used) > 1 and used[0] == 0
+    return is_doubtful and bool((colours[0] >= _WHITE).all() and (colours[1:] <= _BLACK).all())
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -17,10 +17,9 @@ SALIENT = 0.5
 """Share of full brightness from which a pixel is salient."""
 BINARY = "a saliency map of the values 0 and 1 alone, of which 1 is read as salient"
 NOTHING = "no salient pixel in the saliency map"
-INVERTED = "a saliency map that contradicts most of the mask, as one with dark objects does: 255 is salient"
 """What a person should know of a map."""
 LEAST_AGREEMENT = 0.25
-"""Share of the pixels in which maps and masks say the same; with less, the maps inverted would agree far better."""
+"""Share of the pixels in which maps and masks say the same; with less, inverted maps would agree far better."""
 
 
 def saliency_folder(given: str | None) -> Path | None:

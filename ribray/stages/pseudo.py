@@ -22,14 +22,7 @@ from ribray.irn.random_walk import random_walk
 from ribray.masks.confident import cut
 from ribray.masks.crf import crf_on_labels, require_crf
 from ribray.masks.pseudo import walk_scores
-from ribray.masks.saliency import (
-    INVERTED,
-    LEAST_AGREEMENT,
-    agreement,
-    mark_conflicts,
-    read_saliency,
-    saliency_folder,
-)
+from ribray.masks.saliency import mark_conflicts, read_saliency, saliency_folder
 from ribray.masks.seed import winner
 from ribray.networks.irnet import build_irnet
 from ribray.networks.weights import load_network
@@ -116,8 +109,6 @@ class PseudoWorker(MaskWorker):
         mask, note = cut(prepared.image, scores, prepared.present, high, low, self._crf), None
         if self._saliency is not None:
             salient, note = read_saliency(self._saliency, id, size, self._experiment.masks.saliency_threshold)
-            agreeing, counted = agreement(mask, salient)
-            note = INVERTED if agreeing < LEAST_AGREEMENT * counted else note
             mask = mark_conflicts(mask, salient)
 
         def count(truth: np.ndarray) -> dict[str, Any]:

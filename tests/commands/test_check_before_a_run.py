@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ribray.data.dataset import colour_map
 from tests import drawn
 
 
-def checked(ribray, tmp_path: Path, **sections: dict) -> dict:
-    file = drawn.recipe(tmp_path / "check.yaml", tmp_path / "data", cluster={"workers": 0}, **sections)
+def checked(ribray, tmp_path: Path, kind: str = "folder", split: str = "all", **sections: dict) -> dict:
+    file = drawn.recipe(tmp_path / "check.yaml", tmp_path / "data", kind, split, cluster={"workers": 0}, **sections)
     ribray("check", file, "--out", tmp_path / "out")
     return json.loads((tmp_path / "out" / "check.json").read_text())
 
@@ -131,6 +132,23 @@ def test_a_class_in_every_image_is_found_where_a_run_would_refuse_it(tmp_path, r
     drawn.folder(tmp_path / "data", [(f"has{number}", ["polyp"]) for number in range(4)], classes=("polyp",))
     assert "set refine.batch_size=1, or add images without 'polyp'" in told(checked(ribray, tmp_path))["setting"]
     assert told(checked(ribray, tmp_path, refine={"batch_size": 1})) == {}
+
+
+def test_a_palette_that_a_program_has_renumbered_is_found(tmp_path, ribray):
+    drawn.voc(tmp_path / "data")
+    masks = sorted((tmp_path / "data" / "SegmentationClass").iterdir())
+    for number, file in enumerate(masks):
+        values = np.array(Image.open(file))
+        used = np.unique(values) if number == 0 else np.arange(21)
+        picture = Image.fromarray(np.searchsorted(used, values).astype(np.uint8)).convert("P")
+        picture.putpalette(colour_map()[used].tobytes())
+        picture.save(file)
+    assert told(checked(ribray, tmp_path, "voc", "train"))["mask palette"] == (
+        f"{masks[0]} has VOC's colour of 8 at the value 1, as programs that shrink PNGs may do. In a mask, values "
+        "count, not colours: write the class numbers again, with VOC's palette."
+    )
+    report = checked(ribray, tmp_path, "voc", "train")
+    assert [finding["id"] for finding in report["findings"] if finding["kind"] == "mask palette"] == [masks[0].stem]
 
 
 def test_masks_that_leave_all_background_out_are_found(tmp_path, ribray):
