@@ -339,6 +339,29 @@ def test_a_run_with_masks_of_0_and_255_says_so_and_makes_nothing(tmp_path, ribra
     assert not (tmp_path / "run" / "classifier").exists()
 
 
+@pytest.mark.lengthy
+def test_a_run_says_what_its_numbers_cannot_show(tmp_path, ribray, capsys):
+    drawn.folder(tmp_path / "data")
+    spoil(tmp_path / "data", moved({0: 255}))
+    small = {"batch_size": 4, "crop_size": 48}
+    sections = {
+        "cluster": {"workers": 0},
+        "masks": {"crf": "none"},
+        "irn": {"epochs": 1, **small},
+        "pseudo": {"crf": "none", "exp_times": 2},
+        "segmentation": {"iterations": 1, "hidden": 8, "scales": [1.0], **small},
+        "evaluate": {"crf": "none"},
+    }
+    assert (
+        ribray("run", drawn.recipe(tmp_path / "x.yaml", tmp_path / "data", **sections), "--out", tmp_path / "run") == 0
+    )
+    shown = " ".join(capsys.readouterr().out.split())
+    for stage in ("seed", "confident", "pseudo", "evaluate"):
+        lacking = f"Warning: {stage}: no pixel of background counts in the truth of the 9 images judged"
+        assert f"{lacking}, so covering too much of it costs nothing: write 0, not 255, where" in shown
+    assert "9 of these 9 images were trained on, so they are not held out." in shown
+
+
 # --- images without a mask -------------------------------------------------------------------------------------------
 
 
