@@ -1,5 +1,6 @@
 """What every data set offers: ids, classes, a label matrix, images, and masks where there is truth."""
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -13,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from ribray.data.images import Picture, image_size, read_picture
+from ribray.data.images import Picture, image_size, is_turned, read_picture
 from ribray.data.names import composed, doubtful_names, require_distinct
 from ribray.errors import ImageError, UsageError
 
@@ -151,7 +152,13 @@ class Dataset(ABC):
         height, width = self.size(id)
         if mask.shape != (height, width):
             size = f"{mask.shape[1]} × {mask.shape[0]}"
-            raise ImageError(f"The mask of {id} is {size} pixels, but its image is {width} × {height}.")
+            turn = ""
+            if mask.shape == (width, height) and is_turned(self.image_path(id)):
+                turn = (
+                    ": the size of its file before its EXIF orientation turns it. Draw the mask on the picture as "
+                    "shown, or save the picture without the turn in its EXIF data"
+                )
+            raise ImageError(f"The mask of {id} is {size} pixels, but its image is {width} × {height}{turn}.")
 
     def _require_range(self, id: str, mask: np.ndarray) -> None:
         if (strays := foreign_values(mask, len(self.classes))).size:
@@ -165,6 +172,16 @@ def fingerprint_of(ids: Sequence[str], labels: np.ndarray, classes: Sequence[str
     digest = hashlib.sha256(names.encode("ascii"))
     digest.update(np.packbits(np.asarray(labels, dtype=bool), axis=None).tobytes())
     return digest.hexdigest()
+
+
+def shared_ids(dataset: Dataset, other: Dataset) -> list[str]:
+    """Return the ids of the images that are in both splits; an id may also stand for another file in each."""
+    found = []
+    for id in filter(other.__contains__, dataset.ids):
+        with contextlib.suppress(ImageError):  # of no file at all
+            if dataset.image_path(id) == other.image_path(id):
+                found.append(id)
+    return found
 
 
 def foreign_values(mask: np.ndarray, classes: int) -> np.ndarray:

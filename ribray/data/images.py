@@ -45,6 +45,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What an EXIF orientation asks a viewer to do."""
+_WHITE, _BLACK = 224, 31  # at least and at most, of each channel of a palette's colour
 _LYING = (5, 6, 7, 8)  # orientations that swap height and width
 
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -57,6 +58,7 @@ class Picture:
     scale: Scale | None = None  # how more than eight bits were brought to eight
     choices: tuple[str, ...] = ()  # what else it holds that could be read in another way, and how it was read
     opacity: tuple[int, int] | None = None  # least and greatest alpha, of 255; None where it has none
+    turn: int = 1  # the EXIF orientation, which was followed; 1: none
 
     @property
     def readings(self) -> tuple[Scale | str, ...]:
@@ -71,6 +73,16 @@ class Picture:
         if _levels(sample) > _CONTRAST or (levels := _levels(self.pixels)) > _CONTRAST:
             return None
         return LOW_CONTRAST if levels else SINGLE_VALUE
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether EXIF turns or mirrors it."""
+        return self.turn in _TURNS
+
+    @property
+    def hides_turn(self) -> bool:
+        """Whether EXIF turns or mirrors it and leaves its size, so that a mask of the file's pixels fits it too."""
+        return self.is_turned and (self.turn not in _LYING or self.pixels.shape[0] == self.pixels.shape[1])
 
     @property
     def remarks(self) -> tuple[Scale | str, ...]:
@@ -104,8 +116,10 @@ def read_picture(path: Path) -> Picture:
     with _decoding(path), _opened(io.BytesIO(content)) as image:
         scale, choices = None, []
         stored = deep_colour(image, path)
+        turn = _orientation(image) if image.format == "TIFF" else 1
         image.load()
         orientation = _orientation(image)  # after load(), which turns a TIFF by itself
+        turn = max(turn, orientation)
         shown: Image.Image = image
         if stored is not None:
             shown, scale = colour_in_eight_bits(image, stored, content, path)
@@ -124,7 +138,7 @@ def read_picture(path: Path) -> Picture:
             shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
         shown = shown.convert("RGB")
         pixels = np.array(shown.transpose(_TURNS[orientation]) if orientation in _TURNS else shown)
-        return Picture(pixels, scale, tuple(choices), opacity)
+        return Picture(pixels, scale, tuple(choices), opacity, turn)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -153,10 +167,44 @@ def read_mask(path: Path) -> np.ndarray:
             kind = {"RGBA": "RGB with alpha", "LA": "grey with alpha"}.get(mode, mode)
             wanted = "where a mask is a palette or 8-bit grey PNG whose pixel values are class numbers"
             raise ImageError(f"{path} is no mask: its pixels are {kind}, {wanted}.")
+        if image.mode == "P" and _shows_background_white(image):
+            raise ImageError(
+                f"{path} can be read in two ways: its palette shows 0, which is background, white and all else black. "
+                "Save masks as grey, 0 for background and a class's number where it is, or with 0 black in the palette."
+            )
         values = np.array(image).astype(np.uint8)
         if image.mode == "L" and content[_PNG_BIT_DEPTH] < 8:  # Pillow spreads 2- and 4-bit grey over 0…255
             values //= 255 // (2 ** content[_PNG_BIT_DEPTH] - 1)
         return values
+
+
+def moved_colour(path: Path, colours: np.ndarray) -> tuple[int, int] | None:
+    """Return a value of a palette mask that has the colour of another one, and that one, given the colours (256, 3).
+
+    None where it has none, or colours of its own beside.
+    """
+    with _decoding(path, "a PNG"), path.open("rb") as stream, _opened(stream, ("PNG",)) as image:
+        if image.mode != "P" or image.palette is None or colours.tobytes().startswith(bytes(image.palette.palette)):
+            return None
+        used, own = _used_colours(image)
+        places = {tuple(colour): value for value, colour in enumerate(colours.tolist())}
+        if any(tuple(colour) not in places for colour in own.tolist()):
+            return None
+        meant = [places[tuple(colour)] for colour in own.tolist()]
+        return next(((value, other) for value, other in zip(used.tolist(), meant, strict=True) if other != value), None)
+
+
+def _used_colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of a palette image that occur and have a colour, and their colours (values, 3)."""
+    used, colours = np.flatnonzero(image.histogram()), np.reshape(image.getpalette() or (), (-1, 3))
+    used = used[used < len(colours)]
+    return used, colours[used]
+
+
+def _shows_background_white(image: Image.Image) -> bool:
+    used, colours = _used_colours(image)
+    is_doubtful = len(used) > 1 and used[0] == 0
+    return is_doubtful and bool((colours[0] >= _WHITE).all() and (colours[1:] <= _BLACK).all())
 
 
 def image_size(path: Path) -> tuple[int, int]:

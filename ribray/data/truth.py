@@ -37,6 +37,7 @@ _RIM_SHARE = 0.9  # of a value's pixels; so many lie in rims where all of them d
 _LEFT_OVER = 0.1  # of the disagreement; another meaning of the values explains it if no more is left
 _LEAST_IMAGES = 3  # with a class of another value; of fewer, one wrong mask alone could make it seem so
 _LARGE_SHARE = 0.5  # of the images; from here on a disagreement is a warning
+_NEVER = 1 << 40  # images that a value and a class are apart in where one cannot stand for the other
 _SHOWN = 3
 _OFFSETS = (
     (-1, "low", "add 1 to", "has one too many at its beginning"),
@@ -162,9 +163,37 @@ class Tally:
 
     def numbering(self, masks: str = "the masks") -> str | None:
         """Say which other meaning of the masks' values agrees with the labels, where ours does not and one does."""
+        return self._other_meaning(masks) or self._objects(masks)
+
+    def _objects(self, masks: str) -> str | None:
+        """Say so where values run on beyond the classes, as numbers of objects do."""
+        shown = np.flatnonzero(self._with_value[:IGNORE])
+        shown, classes = shown[shown != BACKGROUND], len(self._classes)
+        top = shown.max(initial=0)
+        if self.kinds[RIMS] or top <= classes or len(shown) < top:
+            return None
+        known = f"there is 1 class, '{self._classes[0]}'" if classes == 1 else f"there are {classes} classes"
+        remedy = "write the number of its class on each object (or add the classes that are missing)"
+        return f"The values of {masks} run from 1 to {top}, but {known}. If they number the objects, {remedy}."
+
+    def no_background(self) -> str | None:
+        """Say so where 255 stands in masks and 0 in none: around the objects, nothing counts."""
+        has_shown = self._with_value[BACKGROUND + 1 : IGNORE].any()
+        if self._with_value[BACKGROUND] or not self._with_value[IGNORE] or not has_shown:
+            return None
+        return (
+            f"No mask of {self.name} holds {BACKGROUND}, so no pixel of background counts, and covering too much costs "
+            f"nothing: write {BACKGROUND} where the background is known, and {IGNORE} only where it is not."
+        )
+
+    def _other_meaning(self, masks: str) -> str | None:
         labelled = np.flatnonzero(self._with_class)
         # Images that hold just one of the two: (values, classes)
         apart = self._with_value[:, None] + self._with_class[None, :] - 2 * self._together
+        own = self._together[labelled + 1, labelled]
+        # 0 is background where every image without the class holds it too, and 255 is none beside the class's value
+        has_neither = self.images - self._with_value[BACKGROUND] - self._with_class + self._together[BACKGROUND]
+        apart[BACKGROUND, has_neither == 0] = apart[IGNORE, labelled[own > 0]] = _NEVER
         if not apart[labelled + 1, labelled].any():
             return None
         used = np.flatnonzero(self._with_value)

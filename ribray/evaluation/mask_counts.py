@@ -52,6 +52,11 @@ class MaskCounts:
         """Whether a true pixel of a class was counted; without any a mean IoU says nothing."""
         return bool(self.matrix[BACKGROUND + 1 :].any())
 
+    @property
+    def has_background(self) -> bool:
+        """Whether a true pixel of background was counted; without any, covering too much costs nothing."""
+        return bool(self.matrix[BACKGROUND].any())
+
     def quoted(self) -> int:
         """Return the index of the one reading there is."""
         return 0

@@ -128,6 +128,11 @@ class ThresholdCurve:
         """Whether a true pixel of a class was counted; without any a mean IoU says nothing."""
         return bool(self.counts[BACKGROUND + 1 :].any())
 
+    @property
+    def has_background(self) -> bool:
+        """Whether a true pixel of background was counted; without any, covering too much costs nothing."""
+        return bool(self.counts[BACKGROUND].any())
+
     def best(self) -> BestThreshold:
         """Return the threshold with the highest mIoU, of several equally good ones the lowest."""
         means = self.miou()

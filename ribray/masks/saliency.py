@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ribray import storage
 from ribray.data.dataset import BACKGROUND, IGNORE
 from ribray.data.depth import FULL, SIXTEEN_BITS
 from ribray.data.images import Picture, read_picture
-from ribray.errors import ImageError
+from ribray.errors import ImageError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Endings of saliency maps, in the order in which they are looked for."""
@@ -17,6 +18,16 @@ SALIENT = 0.5
 BINARY = "a saliency map of the values 0 and 1 alone, of which 1 is read as salient"
 NOTHING = "no salient pixel in the saliency map"
 """What a person should know of a map."""
+LEAST_AGREEMENT = 0.25
+"""Share of the pixels in which maps and masks say the same; with less, inverted maps would agree far better."""
+
+
+def saliency_folder(given: str | None) -> Path | None:
+    """Return the folder of ``masks.saliency``; a worker may have another working directory."""
+    folder = None if given is None else storage.absolute(given)
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"masks.saliency={given} is no folder; it must hold a saliency map ID.png per image.")
+    return folder
 
 
 def read_saliency(
@@ -62,6 +73,12 @@ def _white(picture: Picture) -> float:
     if scale is None or scale.kind != SIXTEEN_BITS or (scale.white == white and top in (1, white)):
         return white
     return white * FULL / scale.white
+
+
+def agreement(mask: NDArray[np.uint8], salient: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return in how many pixels a mask and a saliency map say the same, and of how many; ignored ones do not count."""
+    counts = mask != IGNORE
+    return int((((mask != BACKGROUND) == salient) & counts).sum()), int(counts.sum())
 
 
 def mark_conflicts(mask: NDArray[np.uint8], salient: NDArray[np.bool_]) -> NDArray[np.uint8]:

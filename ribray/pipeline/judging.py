@@ -6,7 +6,7 @@ from typing import Any
 from rich.text import Text
 
 from ribray.data import truth
-from ribray.data.dataset import Dataset
+from ribray.data.dataset import BACKGROUND, IGNORE, Dataset
 from ribray.errors import UsageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.pipeline.maps import wanted_ids
@@ -62,6 +62,11 @@ def summarise(context: Context, stage: str, counts: Bootstrapped[Any], names: Se
             f"{stage}: no pixel of a class counts in the truth of the {counts.images:,} images judged, so there is no "
             "mIoU."
         )
+    if counts.counts.has_foreground and not counts.counts.has_background and context.is_news(f"no 0 of {stage}"):
+        lacking = f"no pixel of background counts in the truth of the {counts.images:,} images judged"
+        remedy = f"write {BACKGROUND}, not {IGNORE}, where the background is known"
+        sentence = f"Warning: {stage}: {lacking}, so covering too much of it costs nothing: {remedy}."
+        context.console.print(Text(sentence, style="bold red"), highlight=False, soft_wrap=True)
     return counts.summary(names)
 
 

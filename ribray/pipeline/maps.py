@@ -1,7 +1,7 @@
 """The maps of a run: where an image's file lies, which images are wanted, and which have maps."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,11 +70,15 @@ def finished_ids(folder: Path) -> set[str]:
 
 
 def wanted_ids(context: Context) -> list[str]:
-    """Return the images to refine, in the order of the split: those of ``data.image_list``, up to ``refine.limit``.
+    """Return the images to refine, in the order of the split."""
+    return chosen_ids(context.training_set, context.experiment, context.tell)
+
+
+def chosen_ids(dataset: Dataset, config: Experiment, tell: Callable[[str], object]) -> list[str]:
+    """Return those images of the training split that are in ``data.image_list``, up to ``refine.limit``.
 
     An image of the list that the split had to leave out is none of them, and is a failure.
     """
-    dataset, config = context.training_set, context.experiment
     ids = list(dataset.ids)
     if config.data.image_list is not None:
         left_out = [problem.id for problem in dataset.problems]
@@ -85,7 +89,7 @@ def wanted_ids(context: Context) -> list[str]:
             near = Near([*ids, *left_out]).hint(id)
             raise UsageError(f"data.image_list names '{id}', which is not in {dataset.name}{near}.")
         if listed.signs:
-            context.tell(
+            tell(
                 f"{listed.source} has a sign on its lines, as VOC's lists of a class have: all its images are refined, "
                 "whatever the sign."
             )

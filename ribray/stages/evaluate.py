@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ribray.config import Experiment
-from ribray.data.dataset import Dataset
+from ribray.data.dataset import Dataset, shared_ids
 from ribray.errors import UsageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
@@ -87,6 +87,9 @@ def _execute(context: Context) -> None:
         results += predicted[1]
     failures = {id: failure for result in results for id, failure in result.failures.items()}
     context.replace_failures(NAME, failures)
+    trained_on = sum(len(shared_ids(dataset, context.training_set)) for dataset in splits(context))
+    if trained_on:
+        context.say(f"  {trained_on:,} of these {len(ids):,} images were trained on, so they are not held out.")
     timing = _sum([result.timing for result in results])
     metrics = EvaluateMetrics(**numbers, crf=context.experiment.evaluate.crf, timing=timing)
     context.finish(NAME, metrics, [id for id in ids if id not in failures])

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ribray import storage
 from ribray.config import Experiment
 from ribray.data.dataset import Dataset
 from ribray.data.mask_files import mask_path
 from ribray.data.transforms import target_views
-from ribray.errors import ImageError, UsageError
+from ribray.errors import ImageError
 from ribray.evaluation.bootstrap import Bootstrapped
 from ribray.evaluation.mask_counts import MaskCounts
 from ribray.evaluation.threshold_curve import ThresholdCurve
@@ -23,7 +22,7 @@ from ribray.irn.random_walk import random_walk
 from ribray.masks.confident import cut
 from ribray.masks.crf import crf_on_labels, require_crf
 from ribray.masks.pseudo import walk_scores
-from ribray.masks.saliency import mark_conflicts, read_saliency
+from ribray.masks.saliency import mark_conflicts, read_saliency, saliency_folder
 from ribray.masks.seed import winner
 from ribray.networks.irnet import build_irnet
 from ribray.networks.weights import load_network
@@ -124,15 +123,7 @@ def _check(context: Context) -> None:
     judging.require_truth_of_wanted(context)
     if context.experiment.pseudo.crf == "dense":
         require_crf()
-    if (folder := _saliency(context)) is not None and not folder.is_dir():
-        given = f"masks.saliency={context.experiment.masks.saliency}"
-        raise UsageError(f"{given} is no folder; it must hold a saliency map ID.png per image.")
-
-
-def _saliency(context: Context) -> Path | None:
-    """Return the folder of saliency maps; a worker may have another working directory."""
-    saliency = context.experiment.masks.saliency
-    return None if saliency is None else storage.absolute(saliency)
+    saliency_folder(context.experiment.masks.saliency)
 
 
 def _execute(context: Context) -> None:
@@ -140,7 +131,7 @@ def _execute(context: Context) -> None:
     counts = Bootstrapped(MaskCounts(len(names)))
     walk = Bootstrapped(ThresholdCurve(len(names), WALK_THRESHOLDS))
     network = {"weights": trained_weights(context, IRN, NAME), "backbone": experiment.irn_backbone}
-    arguments = {**network, "experiment": experiment, "saliency": _saliency(context)}
+    arguments = {**network, "experiment": experiment, "saliency": saliency_folder(experiment.masks.saliency)}
     added: dict[str, Bootstrapped[Any]] = {MASK: counts, WALK: walk}
     size = experiment.pseudo.batch_images
     result = judge_training_masks(context, NAME, PseudoWorker, arguments, added, gpu=True, chunk_size=size)

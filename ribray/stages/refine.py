@@ -18,6 +18,7 @@ import torch
 
 from ribray import storage
 from ribray.config import RIB, TIMM_PREFIX, Experiment, MethodConfig
+from ribray.data.dataset import Dataset
 from ribray.data.depth import Scale
 from ribray.data.images import tell_readings
 from ribray.errors import ImageError, RibrayError, UsageError
@@ -107,16 +108,8 @@ class _Refinement:
         return context.session.resolve_precision(wanted, context.experiment.cluster)
 
     def check(self, context: Context) -> None:
-        config, dataset = self.config(context), context.training_set
-        extras = method_class(config.method).extra_samples(config)
-        everywhere = np.flatnonzero(dataset.labels.all(axis=0))
-        if extras is not None and everywhere.size and context.imported(self.stage) is None:
-            name = dataset.classes[everywhere[0]]
-            raise UsageError(
-                f"Every image of {dataset.name} shows the class '{name}', so none can serve as an extra sample of "
-                f"another, of which {extras.setting} needs some: set {extras.alone_with}, or add images without "
-                f"'{name}', be it without any class."
-            )
+        if context.imported(self.stage) is None:
+            require_others(context.training_set, self.config(context))
 
     def estimate(self, context: Context, work: Work) -> Estimate:
         """Guess from a few images' sizes; the time from a few timed passes, where the work is done here."""
@@ -143,6 +136,18 @@ class _Refinement:
             return Estimate(None, size)
         workers = usable_cores() if cluster.workers is None else max(1, cluster.workers)
         return Estimate(work.left * float(np.dot(passes, _unit_costs(context, config))) / workers, size)
+
+
+def require_others(dataset: Dataset, config: MethodConfig) -> None:
+    """Refuse a class that every image shows where a method draws others without it."""
+    extras, everywhere = method_class(config.method).extra_samples(config), np.flatnonzero(dataset.labels.all(axis=0))
+    if extras is not None and everywhere.size:
+        name = dataset.classes[everywhere[0]]
+        raise UsageError(
+            f"Every image of {dataset.name} shows the class '{name}', so none can serve as an extra sample of "
+            f"another, of which {extras.setting} needs some: set {extras.alone_with}, or add images without "
+            f"'{name}', be it without any class."
+        )
 
 
 class _Notes:

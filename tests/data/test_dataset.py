@@ -14,9 +14,10 @@ from upath import UPath
 
 from ribray.config import DataConfig
 from ribray.data import Dataset, fingerprint_of, open_dataset
-from ribray.data.dataset import labels_of_mask
+from ribray.data.dataset import labels_of_mask, shared_ids
 from ribray.data.voc import VOC_CLASSES
 from ribray.errors import UsageError
+from tests import drawn
 
 # numpy's word to pycocotools, which Python shows to nobody but test runners
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -167,3 +168,11 @@ def test_more_classes_than_a_mask_has_values_are_refused(folder_root: Path) -> N
 def test_background_and_ignored_pixels_are_no_labels() -> None:
     mask = np.array([[0, 255, 2], [2, 2, 0]], np.uint8)
     assert labels_of_mask(mask, 3).tolist() == [False, True, False]
+
+
+def test_two_splits_share_the_images_that_are_one_file(tmp_path):
+    for split, ids in (("a", ["x", "y"]), ("b", ["y", "z"])):
+        drawn.folder(tmp_path / split, [(id, ["cat"]) for id in ids])
+    first, second = (open_dataset(DataConfig(kind="folder", root=str(tmp_path / split)), "all") for split in ("a", "b"))
+    assert shared_ids(first, first) == ["x", "y"]
+    assert shared_ids(first, second) == []

@@ -298,6 +298,24 @@ def test_four_bit_grey_masks_hold_values_too(tmp_path: Path) -> None:
     assert read_mask(tmp_path / "x.png").tolist() == [[0, 1, 2, 15]]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "is_doubtful"),
+    [((255,) * 3, (0,) * 3, True), ((0,) * 3, (255,) * 3, False), ((255,) * 3, (0, 0, 99), False)],
+)
+def test_a_palette_with_a_white_background_is_refused(
+    tmp_path: Path, first: tuple[int, ...], second: tuple[int, ...], is_doubtful: bool
+) -> None:
+    values = np.array([[0, 0, 1, 1]], np.uint8)
+    picture = Image.fromarray(values).convert("P")
+    picture.putpalette([*first, *second])
+    picture.save(tmp_path / "x.png")
+    if is_doubtful:
+        with pytest.raises(ImageError, match="its palette shows 0, which is background, white and all else black"):
+            read_mask(tmp_path / "x.png")
+    else:
+        assert read_mask(tmp_path / "x.png").tolist() == values.tolist()
+
+
 def test_masks_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="its pixels are RGB, where a mask is a palette or 8-bit grey PNG"):
         read_mask(save(tmp_path / "colour.png", gradient(4, 4)))

@@ -152,6 +152,34 @@ def test_each_disagreement_is_a_sentence_that_says_what_would_be_right(tmp_path)
     )
 
 
+@pytest.mark.parametrize("empties", [0, 1])
+@pytest.mark.parametrize("ring", [False, True])
+def test_numbers_of_objects_are_no_other_numbering_of_the_classes(empties, ring, tmp_path):
+    items = [(f"p{number}", ["polyp"]) for number in range(9)] + [("not", [])][:empties]
+    drawn.folder(tmp_path, items, classes=("polyp",))
+    for number, (id, kinds) in enumerate(items):
+        mask = drawn.picture(number, kinds, ("polyp",))[1] * np.uint8(number % 3 + 1)
+        if ring and kinds:
+            mask[0] = 255
+        drawn.save(mask, tmp_path / "masks" / f"{id}.png")
+    kinds, tally, _ = looked_at(open_folder(tmp_path))
+    assert kinds["mask values"] == 6
+    assert tally.numbering() == (
+        "The values of the masks run from 1 to 3, but there is 1 class, 'polyp'. If they number the objects, write the "
+        "number of its class on each object (or add the classes that are missing)."
+    )
+    assert tally.no_background() is None
+
+
+def test_a_mask_filled_by_its_object_makes_no_class_of_0(tmp_path):
+    items = [(f"p{number:02d}", ["polyp"]) for number in range(20)]
+    drawn.folder(tmp_path, items, classes=("polyp",))
+    spoil(tmp_path, moved({1: 7}))
+    drawn.save(np.full(drawn.SIZE, 1, np.uint8), tmp_path / "masks" / "p00.png")
+    _, tally, _ = looked_at(open_folder(tmp_path))
+    assert "0 stands for" not in (tally.numbering() or "")
+
+
 def test_one_wrong_mask_among_many_is_no_other_order_of_the_classes(tmp_path):
     drawn.folder(tmp_path)
     file = tmp_path / "masks" / "img04.png"
@@ -311,6 +339,29 @@ def test_a_run_with_masks_of_0_and_255_says_so_and_makes_nothing(tmp_path, ribra
     assert not (tmp_path / "run" / "classifier").exists()
 
 
+@pytest.mark.lengthy
+def test_a_run_says_what_its_numbers_cannot_show(tmp_path, ribray, capsys):
+    drawn.folder(tmp_path / "data")
+    spoil(tmp_path / "data", moved({0: 255}))
+    small = {"batch_size": 4, "crop_size": 48}
+    sections = {
+        "cluster": {"workers": 0},
+        "masks": {"crf": "none"},
+        "irn": {"epochs": 1, **small},
+        "pseudo": {"crf": "none", "exp_times": 2},
+        "segmentation": {"iterations": 1, "hidden": 8, "scales": [1.0], **small},
+        "evaluate": {"crf": "none"},
+    }
+    assert (
+        ribray("run", drawn.recipe(tmp_path / "x.yaml", tmp_path / "data", **sections), "--out", tmp_path / "run") == 0
+    )
+    shown = " ".join(capsys.readouterr().out.split())
+    for stage in ("seed", "confident", "pseudo", "evaluate"):
+        lacking = f"Warning: {stage}: no pixel of background counts in the truth of the 9 images judged"
+        assert f"{lacking}, so covering too much of it costs nothing: write 0, not 255, where" in shown
+    assert "9 of these 9 images were trained on, so they are not held out." in shown
+
+
 # --- images without a mask -------------------------------------------------------------------------------------------
 
 
@@ -334,9 +385,9 @@ def test_check_tells_of_a_set_that_counts_from_0_and_of_images_without_a_mask(tm
     report = json.loads((tmp_path / "out" / "check.json").read_text())
     kinds = Counter(finding["kind"] for finding in report["findings"])
     assert kinds == {truth.NUMBERS: 1, truth.UNWRITTEN: 3, truth.UNLABELLED: 6, truth.UNSEEN: 6}
-    assert report["notes"] == [
-        f"2 of 11 images of split 'all' of {root} have no mask, so they are not judged: one, two."
-    ]
+    missing, shared = report["notes"]
+    assert missing == f"2 of 11 images of split 'all' of {root} have no mask, so they are not judged: one, two."
+    assert shared.startswith(f"11 of the 11 images of split 'all' of {root}, which results are judged on, are trained")
     assert "mask numbers: 1" in capsys.readouterr().out
 
 
