@@ -6,7 +6,8 @@ stays as it is; others can follow, so that mended files are taken by the same co
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ribray.config import CAM
 from ribray.data.dataset import Dataset
 from ribray.data.images import image_size
 from ribray.errors import DamagedError, ImageError, UsageError
-from ribray.methods.imported import ARCHIVE, SCALES, SINGLE, imported_arrays, read_class_maps
+from ribray.methods.imported import ARCHIVE, SCALES, SINGLE, by, imported_arrays, is_stretched, read_class_maps
 from ribray.methods.maps import MapRecord, empty_arrays, write_maps
 from ribray.pipeline.maps import finished_ids, left_out, map_path, refine_stage, wanted_ids
 from ribray.pipeline.per_image import StagePool
@@ -25,6 +26,10 @@ from ribray.pipeline.stage import Context, per_second
 from ribray.runs.metrics import RefineMetrics
 
 TITLE = "import-maps"
+_STRETCHED = (
+    "have other proportions than their image and are stretched to it: right if the image was stretched likewise"
+)
+_BLANK = "are zero in every pixel, so that they show no class"
 CHUNK = 8  # images of one call: to read and compress one takes some ten milliseconds
 
 
@@ -36,9 +41,15 @@ class ImportWorker:
         dataset = self._dataset
         size = image_size(dataset.image_path(item))
         present = np.flatnonzero(dataset.labels[dataset.index(item)]).tolist()
+        remarks: dict[str, str] = {}
         if present:
             given = read_class_maps(self._source, item)
             arrays = imported_arrays(given, dataset.classes, present, size, item, self._names)
+            shape = given[dataset.classes[present[0]]].shape
+            if is_stretched(shape, size):
+                remarks[_STRETCHED] = f"{item}: {by(shape)} for {by(size)}"
+            if not any(given[dataset.classes[index]].any() for index in present):
+                remarks[_BLANK] = item
         else:
             arrays = empty_arrays(size, SCALES, self._names)
         location = map_path(self._folder, item)
@@ -52,7 +63,7 @@ class ImportWorker:
             raise ImageError(
                 f"The maps of {item} are not those that were imported before; choose another --out for them."
             )
-        return {}
+        return remarks
 
 
 def _content(record: MapRecord) -> tuple[Any, ...]:
@@ -84,7 +95,15 @@ def import_maps(context: Context, source: Path) -> None:
     failures = left_out(context, name)
     pool = StagePool(context, name, failures, TITLE, chunk_size=CHUNK, gpu=False)
     arguments = {"dataset": dataset, "source": source, "folder": folder, "names": (CAM, *config.maps)}
-    result = pool.run(ImportWorker, arguments, left, lambda id, record: None, len(wanted), len(wanted) - len(left))
+    remarked: dict[str, list[str]] = defaultdict(list)
+
+    def on_done(id: str, remarks: Mapping[str, str]) -> None:
+        for remark, example in remarks.items():
+            remarked[remark].append(example)
+
+    result = pool.run(ImportWorker, arguments, left, on_done, len(wanted), len(wanted) - len(left))
+    for remark, examples in remarked.items():
+        context.tell(f"The maps of {len(examples)} of {result.done} images {remark} (such as {min(examples)}).")
     context.replace_failures(name, failures)
     imported = finished_ids(folder)
     images = len(imported.intersection(wanted))

@@ -57,6 +57,9 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
     (file, name), *others = found
     there = [str(other.relative_to(root)) for other, other_name in others if other_name == name]
     unread = f" ({_listed(there)} of the same name {'is' if len(there) == 1 else 'are'} not read)" if there else ""
+    rivals = [other_name for _, other_name in others if other_name != name and name != split]
+    if rivals:
+        unread += f" (not from that of '{rivals[0]}', which is a split too)"
     note = f"Split '{split}' of {root} is read from {file}{unread}, and its images from"
     if file.name == _ROBOFLOW:
         return Layout(file, file.parent, note=f"{note} {file.parent}.")
@@ -71,7 +74,7 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
         advice = f"put the images of {file.name} there (folders there are: {there_are})"
         return Layout(file, root, f"{candidates[0]} does not exist: {advice}.", f"{note} {root}.")
     usual = [root / form.format(name) for form in (_FORMS[0], _IMAGE_INFO)]
-    is_usual = file in usual and folder == candidates[0] and name in names[:2]
+    is_usual = file in usual and folder == candidates[0] and name in names[:2] and not rivals
     return Layout(file, folder, note=None if is_usual else f"{note} {folder}.")
 
 

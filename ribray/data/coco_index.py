@@ -88,6 +88,11 @@ def parse_instances(
     found = _parse(content, source, _ARRAYS)
     if not found.images or not (found.categories or borrow):
         raise UsageError(f"{source} has no images or no categories: COCO instances have both, and annotations.")
+    if labelled and not found.image_ids:
+        give = (
+            "give the file of instances that has them; without labels, images can only be predicted (evaluate.splits)"
+        )
+        raise UsageError(f"{source} has no annotations, so that no image has a label: {give}.")
     categories = Categories(found.categories, source) if found.categories or borrow is None else borrow()
     return _build_index(found, categories, source, locate([image.name for image in found.images], folder), labelled)
 
@@ -116,6 +121,10 @@ def _parse(content: bytes, source: str, arrays: Sequence[str]) -> _Found:
         if content.lstrip(_BYTE_ORDER_MARK + b" \t\r\n").startswith(b"["):
             what = "is a list, such as COCO has for results: instances are an object with the lists"
             raise UsageError(f"{source} {what} images, annotations and categories.") from None
+        if not content.strip():
+            raise UsageError(f"{source} is empty ({len(content)} bytes): write the annotations there again.") from None
+        if not (encoding := json.detect_encoding(content)).startswith("utf-8"):
+            raise UsageError(f"{source} is {encoding.upper()} text: save it as UTF-8.") from None
         raise UsageError(f"{source} is not valid JSON: {plain(str(error))}.") from None
     return found
 
@@ -177,12 +186,14 @@ def _collect(found: _Found, name: str, element: Any, span: tuple[int, int], wher
         found.images.append(_Image(_image_id(element, "id", where), picture, height, width))
     elif name == "categories":
         label = element.get("name")
-        if not isinstance(label, str) or not label:
+        if not isinstance(label, str) or not (label := plain(label)):
             raise UsageError(f"{where} must have 'name' with a name.")
         found.categories.append((_category_id(element, "id", where), label))
     else:
         if "segments_info" in element:
             raise UsageError(f"{where} has segments_info: this is COCO's panoptic format, give the file of instances.")
+        if "caption" in element and "category_id" not in element:
+            raise UsageError(f"{where} has a caption: these are COCO's captions, give the file of instances.")
         crowd = element.get("iscrowd")
         is_crowd = _CROWDS.get("" if crowd is None else str(crowd).strip().lower().removesuffix(".0"))
         found.image_ids.append(_image_id(element, "image_id", where))
@@ -288,9 +299,17 @@ def _order_categories(categories: Categories, used: Sequence[int]) -> tuple[dict
             its = f", and its {count} annotations too" if (count := sum(other == id for other in used)) else ""
             has = f"{source} has a category '{name}' (id {id})"
             raise UsageError(f"{has}, {RESERVED}. Take it out of the categories{its}.")
-    for keys in ([id for id, _ in ordered], [composed(name) for _, name in ordered]):
-        if twice := [key for key, count in Counter(keys).items() if count > 1]:
-            raise UsageError(f"{source} has two categories of the same id or name ({twice[0]}).")
+    keys: tuple[list[Any], ...] = ([id for id, _ in ordered], [composed(name) for _, name in ordered])
+    remedies = (
+        "Give one another id, in its annotations too",
+        "Keep one, and write its id in the annotations of the other",
+    )
+    for of_all, remedy in zip(keys, remedies, strict=True):
+        if twice := [key for key, count in Counter(of_all).items() if count > 1]:
+            both = " and ".join(
+                f"'{name}' (id {id})" for key, (id, name) in zip(of_all, ordered, strict=True) if key == twice[0]
+            )
+            raise UsageError(f"{source} has two categories of the same id or name ({twice[0]}): {both}. {remedy}.")
     return {id: column for column, (id, _) in enumerate(ordered)}, tuple(name for _, name in ordered)
 
 

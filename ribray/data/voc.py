@@ -7,7 +7,7 @@ ROOT/Annotations/ID.xml                  image-level labels; where there is none
 ROOT/SegmentationClass/ID.png            truth
 ROOT/SegmentationClassAug/ID.png         truth of the augmented set, for split train_aug
 ROOT/classes.txt                         optional: class names in the order of the mask values 1, 2, …, one a line;
-                                         otherwise VOC's 20
+                                         otherwise VOC's 20, which CVAT's ROOT/labelmap.txt must list if it is there
 """
 
 import contextlib
@@ -21,12 +21,13 @@ from ribray.data.dataset import Dataset, Problem
 from ribray.data.files import FilesById
 from ribray.data.images import IMAGE_SUFFIXES, MASK_SUFFIX, is_photograph, read_mask
 from ribray.data.lists import CLASSES, MAIN, MASKS, PICTURES, IdList, check_id, lines, read_list, read_text
-from ribray.data.names import composed, plain, printable
+from ribray.data.names import NO_CLASS, composed, is_background, plain, printable, some
 from ribray.data.near import Near
 from ribray.data.voc_labels import ANNOTATIONS, VOC_CLASSES, VocLabels, class_lists, class_of_list, difficult_names
 from ribray.errors import ImageError, UsageError
 
 AUGMENTED_SPLIT = "train_aug"
+_LABEL_MAP = "labelmap.txt"  # CVAT's: lines of name:colour:parts:actions, in the order of the mask values
 _AUGMENTED_MASKS = "SegmentationClassAug"
 _IMAGE_SETS = "ImageSets"
 _LISTS = ("ImageSets/Segmentation", MAIN)
@@ -102,6 +103,8 @@ def open_voc(data: DataConfig, split: str, root: Path, labelled: bool = True) ->
     file = root / CLASSES
     own = [name for line in lines(read_text(file)) if (name := plain(line))] if file.is_file() else None
     if data.classes is None:
+        if own is None:
+            _require_voc_label_map(root)
         return VocDataset(root, split, VOC_CLASSES if own is None else own, labelled=labelled)
     chosen = [plain(name) for name in data.classes]
     if "" in chosen:
@@ -111,12 +114,31 @@ def open_voc(data: DataConfig, split: str, root: Path, labelled: bool = True) ->
     return VocDataset(root, split, chosen, labelled=labelled, notes=notes)
 
 
+def _require_voc_label_map(root: Path) -> None:
+    """Refuse masks that count other classes than VOC's, by the file that CVAT lays beside them."""
+    file = root / _LABEL_MAP
+    if not file.is_file() or not any((root / folder).is_dir() for folder in (MASKS, _AUGMENTED_MASKS)):
+        return
+    listed = (plain(line.partition(":")[0]) for line in lines(read_text(file)) if not line.lstrip().startswith("#"))
+    names = [name for name in listed if name and not is_background(name)]
+    if [name for name in names if name not in NO_CLASS] != list(VOC_CLASSES):
+        raise UsageError(
+            f"{file} lists other classes than VOC's 20, or in another order ({some(names)}): give them as "
+            f"data.classes, or one a line in {root / CLASSES}, in the order of the mask values 1, 2, …. If the masks "
+            "hold VOC's own values, remove the file."
+        )
+
+
 def _read_split(root: Path, split: str, classes: Sequence[str], pictures: FilesById, labelled: bool) -> IdList:
     check_id(split, "The name of a split")
     for folder in _LISTS:
         file = root / folder / f"{split}.txt"
         if file.is_file():
-            return read_list(file, pictures.known)
+            listed = read_list(file, pictures.known)
+            if not listed.ids:
+                sentence = f"split '{split}' of {root} has no image that can be used: {file} is empty"
+                raise UsageError(f"{sentence}. Write the ids of its images there, one a line.")
+            return listed
     if files := list(class_lists(root, split, classes).values()):
         ids = tuple(dict.fromkeys(id for file in files for id in read_list(file, pictures.known).ids))
         made = f"the split is made of {len(files)} lists of classes, from {files[0].name} on"
@@ -219,6 +241,8 @@ def _missing_pictures(root: Path, ids: Iterable[str], pictures: FilesById) -> It
         elsewhere[_without_suffix(name)] = f"{PICTURES}/{name}, but only {', '.join(IMAGE_SUFFIXES)} are read"
     for id in missing:
         sentence = f"{pictures.folder}/{id}.jpg does not exist, nor a picture {id} with another ending"
+        if id.startswith("#"):
+            sentence += "; if that line of the list is a comment, take it out"
         found = elsewhere.get(composed(id))
         yield id, f"{sentence}{pictures.near.hint(id)}." if found is None else f"{sentence}; there is {found}."
 

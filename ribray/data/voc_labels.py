@@ -110,6 +110,7 @@ class VocLabels:
         self._masks = [] if is_annotated else [FilesById(root / folder, (MASK_SUFFIX,)) for folder in folders]
         self._unknown: list[Sequence[str]] = []  # names that are no class, of each image that has any
         self._by_lists = 0
+        self._by_masks: list[str] = []  # ids of the images
 
     def find(self, missing: Mapping[str, str]) -> list[np.ndarray | Problem]:
         """Return each image's classes, (classes,) bool, or why they are unknown; ``missing``: why it has no picture."""
@@ -139,6 +140,7 @@ class VocLabels:
                 mask, count = read_mask(file), len(self._classes)
                 if (strays := foreign_values(mask, count)).size:
                     raise ImageError(f"The mask of {id} holds the value {strays[0]}, but the classes end at {count}.")
+                self._by_masks.append(id)
                 return labels_of_mask(mask, count)
         except OSError as error:
             return Problem(id, f"{annotation} cannot be read: {storage.reason(error)}.", "labels")
@@ -187,6 +189,11 @@ class VocLabels:
         if self._by_lists:
             lists = f"the lists {self._root / MAIN}/CLASS_{self._base}.txt"
             yield f"{self._by_lists} images have neither annotation nor mask: their labels are those of {lists}."
+        if self._by_masks and self._classes is VOC_CLASSES:
+            values = "and their values 1 to 20 are taken for VOC's 20 classes, aeroplane to tvmonitor"
+            own = f"Of classes of your own, give the names as data.classes or in {self._root / CLASSES}."
+            count = len(self._by_masks)
+            yield f"Labels come from masks where there is no annotation (images: {count}), {values}. {own}"
         counts = Counter(itertools.chain.from_iterable(self._unknown))
         known = [row for row in rows if not isinstance(row, Problem)]
         if not known and 2 * len(self._unknown) > len(rows):  # else something else is wrong, too

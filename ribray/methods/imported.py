@@ -29,6 +29,8 @@ SCALES = (1.0,)
 _CELL = 16
 """A maps file covers its image up to the next multiple of so many pixels (`ribray.methods.maps.localization_maps`)."""
 _STRIDES = (1, 2, 4, 8, 16)
+_STRETCH = 1.25
+"""How many times a map may be wider or narrower than its image, give or take a cell, without a word."""
 
 
 def read_class_maps(folder: Path, id: str) -> dict[str, np.ndarray]:
@@ -75,7 +77,7 @@ def imported_arrays(
         names: what the run calls a method's maps, ``cam`` first.
 
     Raises:
-        ImageError: an unknown class name, no map of a present class, or no (h, w) of finite numbers from 0 up.
+        ImageError: an unknown class name, no map of a present class, no (h, w) of finite numbers from 0 up, or (w, h).
     """
     for name in given:
         if name not in classes:
@@ -85,7 +87,13 @@ def imported_arrays(
         name = classes[index]
         if name not in given:
             raise ImageError(f"The maps of {id} have none of '{name}', which the image is labelled with.")
-        maps.append(fit_to_cells(_checked(given[name], name, id), size))
+        cells = _checked(given[name], name, id)
+        if cells.shape in _strided(size[::-1]) and cells.shape not in _strided(size):
+            raise ImageError(
+                f"The map of '{name}' of {id} is {by(cells.shape)} cells, the image {by(size)} pixels: the map's sides "
+                "are swapped. Write it as (height, width), of the picture as its EXIF orientation turns it."
+            )
+        maps.append(fit_to_cells(cells, size))
     largest = max(stack.shape for stack in maps)
     if any(stack.shape != largest for stack in maps):
         raise ImageError(f"The maps of {id} are of different sizes: all classes must have the same.")
@@ -106,19 +114,33 @@ def _checked(cells: np.ndarray, name: str, id: str) -> np.ndarray:
     return cells
 
 
+def is_stretched(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether a map of another ratio of sides than its image's is stretched to it, by more than cells can round."""
+    (rows, columns), (height, width) = shape, size
+    return max((rows - 1) * width / ((columns + 1) * height), (columns - 1) * height / ((rows + 1) * width)) > _STRETCH
+
+
+def by(size: Sequence[int]) -> str:
+    """Return a height and width as people write them."""
+    return f"{size[1]} × {size[0]}"
+
+
 def fit_to_cells(cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return a map (h, w) such that reading it from a maps file gives each cell the pixels it was made of.
 
     A map of every n-th pixel (full size is n = 1) is continued to the right and below, up to the pixels that a
     maps file covers. A map of any other size is taken to cover exactly the image, and is enlarged to its pixels.
     """
-    height, width = size
-    for stride in _STRIDES:
-        if cells.shape == (_cells(height, stride), _cells(width, stride)):
+    for stride, shape in zip(_STRIDES, _strided(size), strict=True):
+        if cells.shape == shape:
             rows, columns = (_cells(side, _CELL) * _CELL // stride for side in size)
             return np.pad(cells, ((0, rows - cells.shape[0]), (0, columns - cells.shape[1])), mode="edge")
     enlarged = interpolate(torch.from_numpy(cells)[None, None], size, mode="bilinear", align_corners=False)
     return fit_to_cells(enlarged[0, 0].numpy(), size)
+
+
+def _strided(size: Sequence[int]) -> list[tuple[int, ...]]:
+    return [tuple(_cells(side, stride) for side in size) for stride in _STRIDES]
 
 
 def _cells(side: int, stride: int) -> int:

@@ -181,6 +181,16 @@ def test_bad_maps_fail_by_image_and_are_taken_once_mended(recipe, foreign_maps, 
     assert Run.read(out).failures() == []
 
 
+def test_stretched_and_blank_maps_are_taken_and_counted(recipe, foreign_maps, ribray, tmp_path, capsys):
+    for id in ("cat1", "cat3"):
+        np.save(foreign_maps / id / "cat.npy", np.zeros((50, 30)))
+    assert ribray("import-maps", foreign_maps, "--recipe", recipe, "--out", tmp_path / "run") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Note: The maps of 2 of 15 images have other proportions than their image and are stretched to it" in shown
+    assert "(such as cat1: 30 × 50 for 60 × 44)." in shown
+    assert "The maps of 2 of 15 images are zero in every pixel, so that they show no class (such as cat1)." in shown
+
+
 def test_a_folder_without_maps_is_refused(recipe, photographs, ribray, tmp_path, capsys):
     assert ribray("import-maps", photographs, "--recipe", recipe, "--out", tmp_path / "run") == 2
     assert "holds maps of none of the 15 images" in " ".join(capsys.readouterr().err.split())

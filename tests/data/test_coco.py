@@ -174,6 +174,14 @@ def test_full_split_names_are_accepted_and_missing_ones_explained(coco_root: Wri
         (lambda c: c["annotations"][1].update(image_id=1.5), "must have 'image_id' with a number or a name"),
         (lambda c: c["annotations"][1].update(image_id=[1]), "must have 'image_id' with a number or a name"),
         (lambda c: c["categories"].append({"id": 90, "name": "x"}), "two categories of the same id or name"),
+        (lambda c: c["categories"].append({"id": 90, "name": "x"}), r"'dog' \(id 90\) and 'x' .* Give one another id"),
+        (lambda c: c["categories"].append({"id": 1, "name": " cat"}), r"'cat' \(id 1\) and 'cat' \(id 4\)\. Keep one"),
+        (lambda c: c["categories"][0].update(name=" "), "must have 'name' with a name"),
+        (
+            lambda c: c.pop("annotations"),
+            "has no annotations, so that no image has a label: give the file of instances",
+        ),
+        (lambda c: c.update(annotations=[{"image_id": 7, "caption": "a"}]), r"annotations\[0\] .*has a caption"),
         (lambda c: c.update(categories=[]), "has no images or no categories"),
         (lambda c: c.update(annotations={}), "'annotations' is not a list"),
     ],
@@ -192,9 +200,28 @@ def test_what_is_not_a_json_object_is_refused(text: str) -> None:
         parse_instances(text.encode("latin-1"), "x.json", NOWHERE)
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b" \n", r"is empty \(2 bytes\)"),
+        ('{"images": []}'.encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
+        ('{"images": []}'.encode("utf-32-be"), "is UTF-32-BE text: save it as UTF-8"),
+    ],
+)
+def test_an_empty_file_and_text_of_another_encoding_are_named(content: bytes, sentence: str) -> None:
+    with pytest.raises(UsageError, match=rf"^x\.json {sentence}"):
+        parse_instances(content, "x.json", NOWHERE)
+
+
 def test_deeply_nested_json_is_refused() -> None:
     with pytest.raises(UsageError, match="nested too deeply"):
         parse_instances(b'{"images": ' + b"[" * 200_000, "x.json", NOWHERE)
+
+
+def test_spaces_around_a_categorys_name_are_none_of_it(coco_root: Write, coco_content: Content) -> None:
+    coco_content["categories"][0]["name"] = " hot  dog "
+    assert open_coco(coco_root(coco_content)).classes == ("cat", "hot dog")
 
 
 def test_names_in_any_script_and_any_order_of_keys(coco_root: Write, coco_content: Content) -> None:

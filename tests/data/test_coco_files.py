@@ -367,6 +367,16 @@ def test_another_file_of_the_same_split_is_told(tmp_path: Path) -> None:
     assert "(train.json of the same name is not read)" in note
 
 
+def test_of_two_years_it_is_said_which_is_read(tmp_path: Path) -> None:
+    for year in ("2017", "2014"):
+        coco(tmp_path, split=f"train{year}")
+    (note,) = open_coco(tmp_path).notes
+    assert (
+        f"is read from {tmp_path / FILE} (not from that of 'train2017', which is a split too), and its images" in note
+    )
+    assert open_coco(tmp_path, "train2017").notes == open_coco(tmp_path, "train2014").notes == ()
+
+
 def test_what_is_there_is_said_where_a_split_is_not(tmp_path: Path) -> None:
     coco(tmp_path / "data")
     with pytest.raises(UsageError, match=r"splits there are: train2014 \(did you mean 'train2014'\?\)"):

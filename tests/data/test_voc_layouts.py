@@ -14,6 +14,7 @@ from upath import UPath
 from ribray.commands.check import CheckWorker
 from ribray.config import DataConfig, load_experiment
 from ribray.data import Dataset, open_dataset
+from ribray.data.voc_labels import VOC_CLASSES
 from ribray.errors import ImageError, UsageError
 from ribray.pipeline.maps import wanted_ids
 from tests.drawn import folder, recipe, voc
@@ -238,6 +239,22 @@ def test_a_line_that_cannot_be_read_is_named_with_what_would_be_right(tmp_path: 
     assert fault in sentence
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_empty_list_is_named(tmp_path: Path, labelled: bool) -> None:
+    voc(tmp_path, line="")
+    sentence = refusal(tmp_path, labelled=labelled)
+    assert f"has no image that can be used: {tmp_path / LIST} is empty. Write the ids of its images there" in sentence
+
+
+def test_a_comment_in_a_list_is_no_picture(tmp_path: Path) -> None:
+    voc(tmp_path)
+    (tmp_path / LIST).write_text(f"# of May\n{(tmp_path / LIST).read_text()}")
+    dataset = opened(tmp_path)
+    [problem] = dataset.problems
+    assert problem.sentence.endswith("; if that line of the list is a comment, take it out.")
+    assert len(dataset) == 9
+
+
 def test_ids_that_end_like_a_sign_are_ids(tmp_path: Path) -> None:
     ids = voc(tmp_path)
     for number, id in enumerate(ids[:2]):
@@ -344,6 +361,25 @@ def test_own_classes_come_from_the_recipe_or_from_a_file_in_the_root(tmp_path: P
     assert other.notes == (
         f"The classes are those of data.classes; {tmp_path / 'classes.txt'} has others and is not read.",
     )
+
+
+@pytest.mark.parametrize("names", [("cat", "dog", "sea"), ("dog", "cat")])
+def test_masks_that_cvat_counts_in_its_own_order_are_not_read_as_vocs(tmp_path: Path, names: Sequence[str]) -> None:
+    def write(names: Sequence[str]) -> None:
+        colours = "".join(f"{name}:{place},0,0::\n" for place, name in enumerate(("background", *names)))
+        (tmp_path / "labelmap.txt").write_text(f"# label:color_rgb:parts:actions\n{colours}")
+
+    voc(tmp_path)
+    write(names)
+    sentence = refusal(tmp_path)
+    assert sentence.startswith(f"{tmp_path / 'labelmap.txt'} lists other classes than VOC's 20, or in another order (")
+    assert f"({', '.join(names)}): give them as data.classes, or one a line in " in sentence
+    opened(tmp_path, "train", VOC_CLASSES)
+    write((*VOC_CLASSES, "ignored"))
+    assert is_sound(opened(tmp_path))
+    shutil.rmtree(tmp_path / "SegmentationClass")
+    write(names)
+    assert opened(tmp_path).labels.sum() == 9  # annotations have names: nothing is counted
 
 
 def test_background_is_no_class_of_ones_own(tmp_path: Path) -> None:
@@ -473,7 +509,13 @@ def test_a_folder_whose_name_is_written_in_another_case_is_said_not_to_be_read(t
         pytest.skip("this file system knows no case")
     dataset = opened(tmp_path)
     assert is_sound(dataset)  # labels of the masks
-    assert dataset.notes == (f"{tmp_path / 'annotations'} is not read: VOC's layout has Annotations in its place.",)
+    other, assumed = dataset.notes
+    assert other == f"{tmp_path / 'annotations'} is not read: VOC's layout has Annotations in its place."
+    assert assumed.startswith(
+        "Labels come from masks where there is no annotation (images: 9), and their values 1 to 20"
+    )
+    assert f"give the names as data.classes or in {tmp_path / 'classes.txt'}." in assumed
+    assert len(opened(tmp_path, "train", VOC_CLASSES).notes) == 1
 
 
 # --- images that are only predicted ------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ribray.errors import ImageError
-from ribray.methods.imported import fit_to_cells, imported_arrays
+from ribray.methods.imported import fit_to_cells, imported_arrays, is_stretched
 from ribray.methods.maps import MapRecord, localization_maps
 
 CLASSES = ("cat", "dog", "sea")
@@ -67,6 +67,26 @@ def test_only_present_classes_are_kept_in_the_order_of_the_data():
 def test_what_is_no_map_is_named(given, sentence):
     with pytest.raises(ImageError, match=sentence):
         imported(given, present=(0, 1) if len(given) > 1 else (0,))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16])
+def test_a_map_with_its_sides_swapped_is_refused(stride):
+    cells = np.ones((72, 96))[::stride, ::stride]
+    imported({"cat": cells}, size=(72, 96))
+    width, height = cells.shape
+    with pytest.raises(
+        ImageError, match=f"'cat' of photo is {width} × {height} cells, the image 96 × 72 pixels: .* are swapped"
+    ):
+        imported({"cat": cells.T}, size=(72, 96))
+    imported({"cat": np.ones((2, 2))}, size=(17, 32))  # whose every 16th pixel is 2 × 2 either way
+
+
+@pytest.mark.parametrize(
+    ("shape", "stretched"),
+    [((72, 96), False), ((37, 50), False), ((3, 3), False), ((14, 14), False), ((64, 64), True), ((50, 37), True)],
+)
+def test_a_map_of_other_proportions_is_known_unless_cells_round_to_them(shape, stretched):
+    assert is_stretched(shape, (72, 96)) == is_stretched(shape[::-1], (96, 72)) == stretched
 
 
 def test_strided_maps_are_continued_up_to_the_pixels_a_maps_file_covers():
