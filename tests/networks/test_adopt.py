@@ -14,6 +14,7 @@ from ribray.networks.engine import engine_for
 from ribray.networks.folded import Folded
 
 timm = pytest.importorskip("timm")
+pytestmark = pytest.mark.lengthy
 IMAGES = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
 
 
