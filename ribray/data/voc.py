@@ -157,7 +157,8 @@ def _read_split(root: Path, split: str, classes: Sequence[str], pictures: FilesB
     if split == AUGMENTED_SPLIT:
         those = "the 10,582 ids of the augmented training set"
         raise UsageError(f"{missing}: put {those} there, one a line, and their masks in {_AUGMENTED_MASKS}/.")
-    of_splits = [name for name in existing if class_of_list(name, classes) is None] or existing
+    of_class = {name for name in existing if name != AUGMENTED_SPLIT and class_of_list(name, classes) is not None}
+    of_splits = [name for name in existing if name not in of_class] or existing
     raise UsageError(f"{missing}{Near(existing).hint(split)}; lists there are: {', '.join(of_splits) or 'none'}.")
 
 

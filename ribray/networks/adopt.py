@@ -79,7 +79,7 @@ def adopt(
     with torch.no_grad():
         classifier.head.weight.copy_(weight)
         found = classifier(sample_image()) + (0 if bias is None else bias)
-        if found.shape != logits.shape or not torch.allclose(found, logits, rtol=_AGREEMENT, atol=_AGREEMENT):
+        if not _agree(found, logits):
             raise UsageError(
                 f"{name} gives other logits than its head on the average of its features: its layers were changed, or "
                 "have hooks, in a way that a class activation map does not show."
@@ -298,9 +298,9 @@ def _is_averaged(features: Tensor, vector: Tensor) -> bool:
     return features.ndim == 4 and min(features.shape[2:]) > 1 and _agree(features.mean((2, 3)), vector)
 
 
-def _agree(average: Tensor, vector: Tensor) -> bool:
-    """Whether the average of maps (1, F) is this vector (1, F)."""
-    return average.shape == vector.shape and bool((average - vector).norm() <= _AGREEMENT * vector.norm())
+def _agree(found: Tensor, vector: Tensor) -> bool:
+    """Whether this is the vector (1, F)."""
+    return found.shape == vector.shape and bool((found - vector).norm() <= _AGREEMENT * vector.norm())
 
 
 def _stem_of(network: nn.Module, layers: list[str], frozen: Sequence[str] | None, name: str) -> tuple[int, list[str]]:

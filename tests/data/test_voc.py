@@ -190,6 +190,9 @@ def test_a_missing_list_of_the_augmented_set_says_what_to_put_where(voc_root: Pa
 def test_other_missing_lists_name_those_there_are(voc_root: Path) -> None:
     with pytest.raises(UsageError, match=r"valid\.txt does not exist; lists there are: train\."):
         open_voc(voc_root, "valid")
+    (voc_root / "ImageSets/Segmentation/train_aug.txt").touch()  # which begins with the name of a class
+    with pytest.raises(UsageError, match=r"lists there are: train, train_aug\."):
+        open_voc(voc_root, "valid")
     with pytest.raises(UsageError, match="leaves its folder"):
         open_voc(voc_root, "../train")
 

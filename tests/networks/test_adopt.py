@@ -108,12 +108,19 @@ def changed(change: Callable) -> nn.Module:
     return network
 
 
+def with_small_logits(network) -> None:
+    network.avgpool = nn.AdaptiveMaxPool2d(1)
+    network.fc.weight.data.mul_(1e-4)
+    network.fc.bias.data.zero_()
+
+
 @pytest.mark.parametrize(
     ("network", "sentence"),
     [
         (lambda: models.convnext_tiny().eval(), "a layer behind the pooling"),
         (lambda: behind(nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)), "layer behind the pooling"),
         (lambda: changed(lambda n: setattr(n, "avgpool", nn.AdaptiveMaxPool2d(1))), "gives other logits than its head"),
+        (lambda: changed(with_small_logits), "gives other logits than its head"),
         (lambda: changed(lambda n: n.register_forward_pre_hook(lambda m, i: (i[0] * 0.5,))), "gives other logits"),
         (lambda: changed(lambda n: n.fc.register_forward_pre_hook(lambda m, i: (i[0] * 3 + 1,))), "gives other logits"),
         (
