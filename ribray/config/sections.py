@@ -113,7 +113,7 @@ class ClassifierConfig(Section):
     divergence_bound: Positive = 1e6
     """Training ends as diverged once the absolute loss passes it."""
     precision: Precision = "auto"
-    """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Arithmetic of training; auto: bfloat16 where a worker's hardware has fast units for it."""
     workers: Count = 1
     """Workers, which share each batch; several are Ray Train's."""
     seed: Seed = 0
@@ -230,7 +230,7 @@ class IrnConfig(Section):
     """Every pair inside the crop; false: the reference's, whose sources keep a margin to the border, and which is
     the default where the crop is large enough for any."""
     precision: Precision = "auto"
-    """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Arithmetic of training; auto: bfloat16 where a worker's hardware has fast units for it."""
     workers: Count = 1
     """Workers, which share each batch; several are Ray Train's."""
     seed: Seed = 0
@@ -314,7 +314,7 @@ class SegmentationConfig(Section):
     retrain: bool = False
     """Train a second time, with unknown pixels filled by the first network's predictions."""
     precision: Precision = "auto"
-    """Arithmetic of training; auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Arithmetic of training; auto: bfloat16 where a worker's hardware has fast units for it."""
     workers: Count = 1
     """Workers, which share each batch; several are Ray Train's."""
     seed: Seed = 0

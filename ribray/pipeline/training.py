@@ -57,6 +57,11 @@ class Trained:
         validations = [line["validation"]["unreadable"] for line in self.log if "validation" in line]
         return {id: error for unreadable in validations for id, error in unreadable.items()}
 
+    @property
+    def precision(self) -> str | None:
+        """That it ended in; None of a training that was made before this was noted."""
+        return self.log[-1].get("precision")
+
     def timing(self, batch_size: int) -> Timing:
         return per_second(self.steps * batch_size, self.seconds, self.start_seconds, workers=self.workers)
 

@@ -115,6 +115,7 @@ class ClassifierMetrics(StageMetrics):
     validation_loss: float | None = None
     map: float | None = None  # mean average precision on the held-out images, in percent
     epochs: int | None = None
+    precision: str | None = None  # arithmetic of the training
     images: int | None = None
     validation_images: int | None = None
     left_out: int | None = None  # images that could not be read
@@ -153,6 +154,7 @@ class IrnMetrics(StageMetrics):
     loss: float
     displacement_mean: list[float] | None = None
     iterations: int | None = None
+    precision: str | None = None  # arithmetic of the training
     images: int | None = None
     failed: int | None = None
 
@@ -167,6 +169,7 @@ class SegmentationMetrics(StageMetrics):
     first_loss: float | None = None  # with re-training: of the first network
     loss: float
     iterations: int | None = None
+    precision: str | None = None  # arithmetic of the training
     retrain: bool | None = None
     images: int | None = None
     failed: int | None = None

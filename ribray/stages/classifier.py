@@ -219,6 +219,7 @@ def _finish(context: Context, trained: Trained) -> None:
         validation_loss=last["loss"],
         map=last["map"],
         epochs=config.epochs,
+        precision=trained.precision,
         images=sum(id not in unreadable for id in context.training_set.ids),
         validation_images=last["images"],
         left_out=len(unreadable),

@@ -167,6 +167,7 @@ def _execute(context: Context) -> None:
         loss=trained.loss,
         displacement_mean=trained.validation["displacement_mean"],
         iterations=task.steps,
+        precision=trained.precision,
         images=len(ids) - len(failures),
         failed=len(failures),
         timing=trained.timing(experiment.irn.batch_size),

@@ -158,6 +158,7 @@ def _write_metrics(
         **first,
         loss=last.loss,
         iterations=config.iterations,
+        precision=last.precision,
         retrain=config.retrain,
         images=len(ids) - len(failures.keys() - lost.keys()),
         failed=len(failures),

@@ -121,6 +121,17 @@ def test_a_training_in_this_process_ends_at_the_next_step_and_goes_on_from_there
         assert torch.equal(undisturbed[0][name], tensor), name
 
 
+def test_automatic_precision_is_what_the_hardware_is_fast_in_and_is_noted(world, undisturbed, tmp_path, monkeypatch):
+    losses = {}
+    for fast in ("float32", "bfloat16"):
+        monkeypatch.setattr("ribray.cluster.training.best_precision", lambda on_gpu, fast=fast: fast)
+        _, log = train(task(world, ["classifier.precision=auto"]), tmp_path / fast, 0)
+        assert log[-1]["precision"] == fast
+        losses[fast] = [line["loss"] for line in log if "loss" in line]
+    assert losses["float32"] == [line["loss"] for line in undisturbed[1] if "loss" in line] != losses["bfloat16"]
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
+
+
 class Buggy(ClassifierTask):
     def batches(self, first_step, rank, world):
         raise ZeroDivisionError("a bug")
