@@ -125,18 +125,19 @@ def _find_masks(finished: FinishedRun, what: str, split: str, require_all: bool)
     dataset, artifact = finished.context().dataset(split, labelled=False), finished.current(STAGE_OF[what])
     done = finished_masks(artifact.folder) if artifact else set()
     missing = [id for id in dataset.ids if id not in done]
-    has_no, arguments = f"{finished.run.directory} has no", ["--stages", STAGE_OF[what]]
+    has_no, setting = f"{finished.run.directory} has no", []
     if what == PREDICTIONS:
         judged = finished.experiment.evaluate.splits or (finished.experiment.data.eval_split,)
-        arguments.insert(0, f'--set "evaluate.splits=[{",".join(dict.fromkeys([*judged, split]))}]"')
+        setting.append(f'--set "evaluate.splits=[{",".join(dict.fromkeys([*judged, split]))}]"')
+    command = finished.command_for(STAGE_OF[what], *setting)
     if require_all and missing:
         named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
         raise UsageError(
             f"{has_no} prediction of {len(missing)} of the {len(dataset)} images of split '{split}' ({named}): make "
-            f"them by `{finished.command(*arguments)}`."
+            f"them by `{command}`."
         )
     if artifact is None or len(missing) == len(dataset):
-        raise UsageError(f"{has_no} {what} masks of split '{split}': make them by `{finished.command(*arguments)}`.")
+        raise UsageError(f"{has_no} {what} masks of split '{split}': make them by `{command}`.")
     return _Masks(dataset, artifact.folder, [id for id in dataset.ids if id in done])
 
 

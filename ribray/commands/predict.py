@@ -31,6 +31,7 @@ from ribray.commands import export
 from ribray.config import SegmentationConfig, to_values, validate_experiment
 from ribray.data.dataset import colour_map
 from ribray.data.files import list_files
+from ribray.data.ids import masks_beside
 from ribray.data.images import IMAGE_SUFFIXES, read_picture, tell_readings
 from ribray.data.lists import check_id
 from ribray.data.mask_files import SUFFIX, write_mask
@@ -146,7 +147,7 @@ def predict_images(
 
 
 def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
-    """Return a folder, the sorted names of the images below it that do not lie in ``out``, and what cannot be read."""
+    """Return a folder, the sorted names of the images below it that do not lie in ``out``, and what is left out."""
     if not source.is_dir():
         if not source.exists():
             raise UsageError(f"{source} does not exist; give an image, or a folder of images.")
@@ -162,7 +163,11 @@ def find_images(source: Path, out: Path) -> tuple[Path, list[str], list[str]]:
     for name in names:
         if (other := owners.setdefault(composed(id_of(name)), name)) != name:
             raise UsageError(f"{source / other} and {source / name} would have the same mask: rename one of the two.")
-    return source, names, [*listing.gaps(source).values(), *unread]
+    notes = [*listing.gaps(source).values(), *unread]
+    if beside := masks_beside(owners):
+        first, files = owners[min(beside)], f"{len(beside)} files are" if len(beside) > 1 else "1 file is"
+        notes.append(f"{files} not predicted: {source / first} seems to be a mask; if it is a photograph, rename it.")
+    return source, [name for id, name in owners.items() if id not in beside], notes
 
 
 def id_of(name: str) -> str:
@@ -174,7 +179,7 @@ def _network(finished: FinishedRun) -> Network:
     if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
         raise UsageError(
             f"{finished.run.directory} has no trained segmentation network: train it, stage '{segmentation.NAME}', by "
-            f"`{finished.command('--stages', segmentation.NAME)}`."
+            f"`{finished.command_for(segmentation.NAME)}`."
         )
     require_recorded(artifact.folder, segmentation.NAME)
     recorded, prefix = artifact.record["inputs"]["configuration"], f"{segmentation.NAME}."

@@ -13,7 +13,7 @@ from ribray.errors import UsageError
 from ribray.networks import Classifier, build_classifier
 from ribray.networks.weights import load_classifier
 from ribray.pipeline.artifacts import WEIGHTS_FILE, require_recorded
-from ribray.pipeline.stage import Context, Stage
+from ribray.pipeline.stage import Context, Stage, with_missing
 from ribray.runs.directory import EXPERIMENT_FILE
 from ribray.runs.run import Run
 from ribray.tracking import Tracker
@@ -73,6 +73,10 @@ class FinishedRun:
             ["ribray run", shlex.join([str(directory / EXPERIMENT_FILE), "--out", str(directory)]), *arguments]
         )
 
+    def command_for(self, stage: str, *arguments: str) -> str:
+        """Return the command that makes a stage, with all that is missing before it."""
+        return self.command(*arguments, "--stages", with_missing(self.stages, stage, self.artifact))
+
     def _fits(self, record: Mapping[str, Any]) -> bool:
         """Whether an older run's stage, and all that it builds on, was made with this run's settings."""
         if record.get("imported") is not None:
@@ -95,9 +99,7 @@ def trained_classifier(
     finished = FinishedRun.read(directory, stages_of)
     artifact = finished.artifact("classifier")
     if artifact is None or not (artifact.folder / WEIGHTS_FILE).exists():
-        raise UsageError(
-            f"{directory} has no trained classifier: train it by `{finished.command('--stages', 'classifier')}`."
-        )
+        raise UsageError(f"{directory} has no trained classifier: train it by `{finished.command_for('classifier')}`.")
     weights = require_recorded(artifact.folder, "classifier")
     written = artifact.run.read_metrics().classifier
     names = (written and written.classes) or list(finished.context().training_set.classes)

@@ -75,6 +75,14 @@ class Stage(StageFacts):
         return select_configuration(flatten(to_values(self.of_experiment(experiment))), self.reads, self.leaves_out)
 
 
+def with_missing(stages: Mapping[str, Stage], name: str, has: Callable[[str], object]) -> str:
+    """Name a stage and all that it builds on and that are not there, in their order, as ``--stages`` takes them."""
+    wanted = {name}
+    for each in reversed([*stages]):
+        wanted |= {earlier for earlier in stages[each].upstream if each in wanted and not has(earlier)}
+    return ",".join(each for each in stages if each in wanted)
+
+
 def training_workers(experiment: Experiment, stages: Mapping[str, Stage]) -> int:
     return max(getattr(experiment, stage.section or "").workers for stage in stages.values() if stage.trainings)
 
@@ -215,7 +223,7 @@ class Context:
         if not self.has(stage):
             raise UsageError(
                 f"Stage '{needed_by}' needs stage '{stage}', which {self.run.directory} does not have: "
-                f"add it with --stages {stage},{needed_by}."
+                f"add it with --stages {with_missing(self.stages, needed_by, self.has)}."
             )
         return self.artifact(stage)
 

@@ -147,6 +147,7 @@ class SeedMetrics(StageMetrics):
 
 
 class ConfidentMetrics(_OfImages):
+    crf: str | None = None
     seed_crf: MaskJudgement | None = None
 
 

@@ -53,8 +53,14 @@ def _execute(context: Context) -> None:
     failed, judged = len(result.failures), {}
     if counts.images:
         judged["seed_crf"] = MaskJudgement(**judging.summarise(context, NAME, counts, names), failed=failed)
-    metrics = ConfidentMetrics(images=result.images, failed=failed, **judged, timing=result.timing)
+    crf = context.experiment.masks.crf
+    metrics = ConfidentMetrics(crf=crf, images=result.images, failed=failed, **judged, timing=result.timing)
     context.finish(NAME, metrics, [id for id in result.ids if id not in result.failures])
+
+
+def _judged(metrics: ConfidentMetrics) -> list[Judged]:
+    start = "seed" if metrics.crf == "none" else "seed + CRF"
+    return [Judged(f"{start}, confident labels", metrics.seed_crf)] if metrics.seed_crf else []
 
 
 STAGE = Stage(
@@ -67,6 +73,6 @@ STAGE = Stage(
     writes=("seed_crf.miou", "seed_crf.miou_known", "seed_crf.unknown"),
     check=_check,
     headline=lambda metrics: judging.mean_ious(metrics.seed_crf),
-    judged=lambda metrics: [Judged("seed + CRF, confident labels", part) for part in [metrics.seed_crf] if part],
+    judged=_judged,
     serves_in_part=True,
 )

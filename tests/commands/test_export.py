@@ -206,7 +206,7 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(coco_run, ribray, capsys,
 
     assert "formats are coco, voc-server" in refused("--format", "yolo")
     assert "one of pseudo, predictions" in refused("--format", "coco", "--what", "seeds")
-    assert "--stages pseudo" in refused("--format", "coco")
+    assert "--stages classifier,refine,confident,irn,pseudo`" in refused("--format", "coco")
     assert "evaluate.splits=[val,train]" in refused("--format", "coco", "--what", "predictions", "--split", "train")
     assert "PASCAL VOC" in refused("--format", "voc-server")
     assert "is a folder" in refused("--format", "coco", "--out", coco_run.directory)
@@ -266,7 +266,9 @@ def test_the_servers_archive_holds_every_test_image(voc_run, predict_all, ribray
 def test_missing_predictions_are_named_with_the_command_that_makes_them(voc_run, predict_all, ribray, capsys):
     directory = voc_run.directory
     command = f"ribray run '{directory}/experiment.yaml' --out '{directory}' "
-    command += '--set "evaluate.splits=[val,test]" --stages evaluate'
+    command += (
+        '--set "evaluate.splits=[val,test]" --stages classifier,refine,confident,irn,pseudo,segmentation,evaluate`'
+    )
     assert ribray("export", directory, "--format", "voc-server") == 2
     error = capsys.readouterr().err
     assert "5 of the 5 images" in error

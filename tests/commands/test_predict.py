@@ -180,7 +180,7 @@ def test_a_fork_uses_the_network_of_the_run_it_was_made_from(album, tmp_path, ri
     assert ribray("predict", same.directory, album / "one.jpg", "--out", tmp_path / "out") == 0
     other = empty_run(tmp_path / "other", {**VALUES, "pseudo": {"threshold": 0.9}}, older)
     assert ribray("predict", other.directory, album / "one.jpg", "--out", tmp_path / "out2") == 2
-    assert "--stages segmentation" in capsys.readouterr().err
+    assert "pseudo,segmentation`" in capsys.readouterr().err
 
 
 def test_a_drawn_world_keeps_its_colours(album, tmp_path, ribray):
@@ -222,9 +222,10 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(run, album, tmp_path, ri
 
     assert "no run directory" in refused(album, album, "--out", out)
     untrained = empty_run(tmp_path / "untrained", VALUES)
-    assert "--stages segmentation" in refused(untrained.directory, album, "--out", out)
+    chain = "classifier,refine,confident,irn,pseudo,segmentation"
+    assert f"--stages {chain}`" in refused(untrained.directory, album, "--out", out)
     begin(untrained, "segmentation")  # begun, not finished
-    assert "--stages segmentation" in refused(untrained.directory, album, "--out", out)
+    assert f"--stages {chain}`" in refused(untrained.directory, album, "--out", out)
     assert "does not exist" in refused(run, album / "none.jpg", "--out", out)
     (tmp_path / "empty").mkdir()
     assert "holds no image" in refused(run, tmp_path / "empty", "--out", out)

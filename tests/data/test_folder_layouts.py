@@ -763,6 +763,15 @@ def test_photographs_to_predict_are_found_as_data_is(root: Path, tmp_path: Path)
     assert gaps == [f"{root}/gone is a link that leads nowhere (to {tmp_path}/unmounted)."]
 
 
+def test_masks_beside_photographs_are_not_predicted(root: Path) -> None:
+    for name in ("img00_mask.png", "img01_mask.png", "street_mask.png"):
+        save(np.zeros((4, 4), np.uint8), root / name)
+    _, names, notes = find_images(root, root / "out")
+    assert "street_mask.png" in names and not {"img00_mask.png", "img01_mask.png"} & {*names}
+    seems = f"{root}/img00_mask.png seems to be a mask; if it is a photograph, rename it."
+    assert notes == [f"2 files are not predicted: {seems}"]
+
+
 def test_a_check_tells_the_form_and_finds_what_is_wrong(ray_session, root, tmp_path, ribray, capsys) -> None:
     lines = {f"{id}.jpg": ",".join(str(int(name in kinds)) for name in CLASSES) for id, kinds in nine()}
     write_labels(root, "filename,cat,dog,sea", lines)

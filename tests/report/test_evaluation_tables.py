@@ -56,6 +56,13 @@ def chain(first, names=PETS, images=400, held_out=200, retrain=False, crf="none"
 SEED = {"seed": {"cam": numbers(48.0, threshold=0.2), "rib": numbers(56.2, threshold=0.3)}}
 
 
+def test_labels_without_a_crf_are_not_called_its_work():
+    metrics = {**SEED, **chain(58.0)}
+    metrics["confident"]["crf"] = "none"
+    text = shown(chain_of(metrics))
+    assert "seed, confident labels" in text and "seed + CRF" not in text
+
+
 def test_the_chain_leads_from_the_seed_to_the_segmentation_trained_again():
     metrics = {**SEED, **chain(58.0, retrain=True), "variants": {"cam": chain(50.0, images=399, retrain=True)}}
     text = shown(chain_of(metrics))
