@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -30,6 +31,7 @@ WANDB_FOLDER = "wandb"
 TRIALS_FOLDER = "trials"  # of a sweep; each folder in it is the run of a trial
 START_SECONDS, FINISH_SECONDS = 60.0, 120.0
 """How long W&B is waited for, online: to answer, and to take in the last of a run."""
+END_SECONDS = 5.0  # how long W&B's service is waited for where it could not start
 FLUSH_SECONDS = 1.0  # what is younger may miss in the W&B file of a killed process
 SETTINGS: dict[str, Any] = {"silent": True, "console": "off", "x_disable_stats": True, "disable_git": True}
 DATA_VARIABLE, SERVICE_VARIABLE = "WANDB_DATA_DIR", "WANDB_SERVICE"
@@ -96,6 +98,7 @@ class Tracker:
         except RibrayError:
             raise
         except Exception as error:  # what W&B raises has no base class
+            _end_service()
             told = f"W&B cannot start ({_reason(error)}); use --set tracking.wandb=offline or disabled."
             raise RibrayError(told) from error
         finally:
@@ -253,6 +256,15 @@ def _images(figures: Mapping[str, Path], folder: Path) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+
+
+def _end_service() -> None:
+    """End W&B's service now: at this process's exit, one that has missed its call to end is waited for ten minutes."""
+    import wandb
+
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(END_SECONDS)
 
 
 @contextlib.contextmanager

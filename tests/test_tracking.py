@@ -228,13 +228,15 @@ print("imported" if "wandb" in sys.modules else "not imported")
 """
 
 
-def alone(directory: Path, mode: str, **variables: str) -> list[str]:
+def alone(directory: Path, mode: str, script: str = ALONE, **variables: str) -> list[str]:
     """Track a run in a process of its own, without any key but those given, and return what it says."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     environment |= {"NETRC": str(directory / "none"), "HOME": str(directory.parent), **variables}
-    command = [sys.executable, "-c", ALONE, str(directory), mode]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=True)
-    return done.stdout.splitlines()
+    command = [sys.executable, "-c", script, str(directory), mode]
+    with (directory.parent / "said").open("w+") as said:  # a pipe would end with the last process that holds it
+        subprocess.run(command, env=environment, stdout=said, timeout=90, check=True)
+        said.seek(0)
+        return said.read().splitlines()
 
 
 def test_disabled_writes_nothing_and_does_not_load_wandb(tmp_path):
@@ -259,6 +261,27 @@ def test_online_without_key_or_network_ends_soon_with_a_sentence(variables, sent
     said, _ = alone(tmp_path / "run", "online", **variables)
     assert re.fullmatch(sentence, said)
     assert "rubbish" not in said
+
+
+DEAF = f"""
+import signal, threading, time
+import psutil
+def stop():
+    while not (services := [each for each in psutil.Process().children() if "wandb-core" in each.name()]):
+        time.sleep(0.1)
+    time.sleep(3)  # it is connected, and waits for the server
+    services[0].send_signal(signal.SIGSTOP)
+    print(services[0].pid, flush=True)
+threading.Thread(target=stop, daemon=True).start()
+{ALONE}"""
+
+
+@pytest.mark.slow
+def test_a_service_of_wandb_that_does_not_end_is_not_waited_for(tmp_path):
+    variables = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    service, said, _ = alone(tmp_path / "run", "online", DEAF, **variables)
+    os.kill(int(service), signal.SIGKILL)
+    assert said.startswith("RibrayError W&B cannot start (")
 
 
 BEREFT = """
