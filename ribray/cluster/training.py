@@ -42,7 +42,7 @@ class TrainingTask(Protocol):
 
     steps: int  # length of the training
     period: int  # steps from one validation to the next; there is another at the end
-    precision: str  # float32, bfloat16, or auto: what a worker's hardware is faster in
+    precision: str  # float32, bfloat16, or auto, which becomes what the worker's hardware is faster in
     divergence_bound: float = math.inf  # a loss beyond it, up or down, or one that is not finite, ends the training
     unreadable: dict[str, str]
     """Images that could not be read so far, and why: this rank's; at a validation or checkpoint those of all ranks."""
@@ -207,7 +207,8 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
     first_step, missed = _restore(plan.checkpoint, plan.identity, model, optimizer, device)
     task.unreadable |= missed
     can_go_on = first_step > 0 and not missed
-    precision = best_precision(on_gpu=device.type == "cuda") if task.precision == "auto" else task.precision
+    if task.precision == "auto":
+        task.precision = best_precision(on_gpu=device.type == "cuda")
     module.train()
     if rank == 0 and not plan.start.exists():
         storage.write_json(plan.start, {"time": time.time()})
@@ -215,7 +216,7 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
         for step, batch in enumerate(task.batches(first_step, rank, world), start=first_step):
             for group, rate in zip(optimizer.param_groups, starting_rates, strict=True):
                 group["lr"] = rate * task.decay(step)
-            with _autocast(precision, device):
+            with _autocast(task.precision, device):
                 part = task.loss(module, batch, device, functools.partial(_sum_over_ranks, world=world))
             optimizer.zero_grad(set_to_none=True)
             (part * world).backward()  # the ranks' gradients are averaged
@@ -232,15 +233,15 @@ def train(task: TrainingTask, plan: TrainingPlan, place: Place) -> bool:
             saves = validates or done % plan.checkpoint_steps == 0 or is_stopped
             if validates:
                 module.eval()
-                with torch.no_grad(), _autocast(precision, device):
+                with torch.no_grad(), _autocast(task.precision, device):
                     seen = task.validate(model, done, rank, world, device)
             if saves:
                 _look_at_unreadable(task, world, can_go_on)
             if validates:
-                with torch.no_grad(), _autocast(precision, device):
+                with torch.no_grad(), _autocast(task.precision, device):
                     metrics = task.conclude(model, _gather(seen, world))
                 module.train()
-                log.add(json.dumps(line | {"precision": precision, "validation": metrics}))
+                log.add(json.dumps(line | {"precision": task.precision, "validation": metrics}))
             if is_last:
                 if rank == 0:
                     task.save(model, plan.final)
