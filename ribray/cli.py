@@ -231,7 +231,7 @@ def verify(
     from ribray.commands.verify import verify as run_checks
     from ribray.report.summaries import check_table
 
-    checks = run_checks(directory, only)
+    checks = run_checks(directory, only, console=console)
     console.print(check_table(checks))
     off = sum(not check.ok for check in checks)
     console.print(f"{len(checks) - off} of {len(checks)} quantities within tolerance", highlight=False)
@@ -375,7 +375,8 @@ def bench(
 
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UsageError(f"--json {json_file} is to be a file in a folder that exists.")
-    result, table = run_benchmark(name, full)
+    with console.status(f"measuring {escape(name)}"):
+        result, table = run_benchmark(name, full)
     if json_file is not None:
         storage.write_json(json_file, result)
     console.print(table, highlight=False)

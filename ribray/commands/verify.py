@@ -6,6 +6,7 @@ kind is run through the code that a run uses, and every recorded quantity gives 
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from ribray import storage
 from ribray.config import AdvCAMConfig, RIBConfig
@@ -30,6 +32,9 @@ from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
 from ribray.networks import Classifier, build_backbone
 from ribray.networks.engine import Kind
 from ribray.networks.weights import drawn_with
+from ribray.progress import show_progress
+
+UNKNOWN = "no checker for this kind of case"
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,10 @@ class Case:
         return Check(self.title, quantity, float("inf"), tolerance, note)
 
 
-def verify(directory: str | Path, only: str | None = None, device: str = "cpu") -> list[Check]:
-    """Run the recorded cases of a folder, or those whose name begins with `only`.
+def verify(
+    directory: str | Path, only: str | None = None, device: str = "cpu", console: Console | None = None
+) -> list[Check]:
+    """Run the recorded cases of a folder, or those whose name begins with `only`; a console shows how far that is.
 
     The tolerances are meant for a CPU.
     """
@@ -116,19 +123,19 @@ def verify(directory: str | Path, only: str | None = None, device: str = "cpu") 
         for name, recorded in _WEIGHT_SUMS.items():
             difference = abs(weights[name].double().sum().item() - recorded)
             checks.append(Check("rib weights", f"sum of {name}", difference, _SUM_TOLERANCE))
-    for prefix, checker in CHECKERS.items():
-        for file in files:
-            if file.stem.startswith(prefix):
-                case = Case(file.stem, storage.read_npz(file))
-                try:
-                    checks += checker(case, device)
-                except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
-                    reason = " ".join(str(error).split()).rstrip(".")
-                    raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
-    for file in files:
-        if not file.stem.startswith(tuple(CHECKERS)):
-            checks.append(Check(file.stem, "kind", float("nan"), 0.0, "no checker for this kind of case"))
-    return checks
+    kinds = {file: next((prefix for prefix in CHECKERS if file.stem.startswith(prefix)), None) for file in files}
+    others = [Check(file.stem, "kind", math.nan, 0.0, UNKNOWN) for file, kind in kinds.items() if kind is None]
+    cases = [(file, checker) for prefix, checker in CHECKERS.items() for file in files if kinds[file] == prefix]
+    with show_progress(console or Console(quiet=True), "verify", len(cases), unit="cases") as bar:
+        for file, checker in cases:
+            case = Case(file.stem, storage.read_npz(file))
+            try:
+                checks += checker(case, device)
+            except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
+            bar.advance(1, 0)
+    return checks + others
 
 
 # --- rib_*: the refinement of one image ---------------------------------------------------------------------
