@@ -125,6 +125,8 @@ def _covered(context: Context, ids: Iterable[str]) -> list[str]:
 
 
 def _work(context: Context) -> Work:
+    if not judging.evaluated_split(context).has_masks:
+        return Work(0, 0)
     if not (ids := _ids(context)):  # nothing is refined yet: as many as refinement will make
         return Work(len(judging.judged(context, wanted_ids(context))), 0)
     is_done = context.run.record(NAME).get("covers") == coverage(_covered(context, ids))

@@ -1,6 +1,7 @@
 """The seed's numbers: of every step, and their intervals."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ribray import storage
 from ribray.commands.report import write_report
+from ribray.commands.run import read_status
 from ribray.config import DataConfig
 from ribray.data import open_dataset
 from ribray.evaluation.confusion import confusion, miou
@@ -84,6 +86,19 @@ def test_the_seed_is_of_the_wanted_images_as_the_masks_are(undisturbed, copy_of,
     assert metrics["seed"]["rib"]["images"] == metrics["seed"]["cam"]["images"] == 2
     assert "seed: 2 of 2 images, done already" in chain(out, settings, stages="seed")[1]
     assert "2 refined" in write_report(out).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_without_a_truth_nothing_is_left_to_judge(photographs, recipe, ribray, tmp_path, capsys):
+    shutil.rmtree(photographs / "masks")
+    out = tmp_path / "run"
+    assert ribray("run", recipe, "--out", out, "--stages", "classifier,refine,seed") == 0
+    assert "has no masks, so there is no mIoU to compute" in capsys.readouterr().out
+    assert [(status.stage, status.total - status.done) for status in read_status(out)[1]] == [
+        ("classifier", 0),
+        ("refine", 0),
+        ("seed", 0),
+    ]
 
 
 @pytest.mark.usefixtures("ray_session")
