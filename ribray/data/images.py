@@ -7,7 +7,7 @@ taken.
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +205,11 @@ def _shows_background_white(image: Image.Image) -> bool:
     used, colours = _used_colours(image)
     is_doubtful = len(used) > 1 and used[0] == 0
     return is_doubtful and bool((colours[0] >= _WHITE).all() and (colours[1:] <= _BLACK).all())
+
+
+def by(size: Sequence[int]) -> str:
+    """Write a size (height, width) as people do: width × height."""
+    return f"{size[1]} × {size[0]}"
 
 
 def image_size(path: Path) -> tuple[int, int]:
