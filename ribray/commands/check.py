@@ -112,9 +112,11 @@ class Maps:
 
 def _renumbered(dataset: Dataset, id: str) -> list[Problem]:
     """Find a mask in VOC layout whose palette has VOC's colours at other values."""
-    file = dataset.root / MASKS / f"{id}.png" if isinstance(dataset, VocDataset) else None
+    if not isinstance(dataset, VocDataset):
+        return []
+    file = dataset.root / MASKS / f"{id}.png"
     with contextlib.suppress(ImageError):
-        if file is not None and file.is_file() and (moved := moved_colour(file, colour_map())) is not None:
+        if (moved := moved_colour(file, colour_map())) is not None:
             what = f"{file} has VOC's colour of {moved[1]} at the value {moved[0]}, as programs that shrink PNGs may do"
             remedy = "values count, not colours: write the class numbers again, with VOC's palette"
             return [Problem(id, f"{what}. In a mask, {remedy}.", RENUMBERED)]
@@ -147,10 +149,10 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     if data.root is None:
         raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
     used = dict.fromkeys((data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split))
-    datasets = {split: open_dataset(data, split, data.root) for split in used}
+    datasets = {split: open_dataset(data, split) for split in used}
     judged = dict.fromkeys(experiment.evaluate.splits or (data.eval_split,))
     unlabelled = [split for split in judged if split not in used]
-    datasets |= {split: open_dataset(data, split, data.root, labelled=False) for split in unlabelled}
+    datasets |= {split: open_dataset(data, split, labelled=False) for split in unlabelled}
     splits = {name: Split(name, dataset, name not in unlabelled) for name, dataset in datasets.items()}
     maps, refused = _settings(experiment, datasets[data.train_split])
 
