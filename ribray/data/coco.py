@@ -23,7 +23,7 @@ from ribray.data.coco_index import Categories, Instances, index_pictures, parse_
 from ribray.data.coco_masks import draw_mask, is_blank, reach
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.files import list_files
-from ribray.data.images import Picture, by, image_size, is_turned
+from ribray.data.images import Picture, by, image_size, swaps_sides
 from ribray.data.lists import id_fault, read_bytes
 from ribray.errors import ImageError, UsageError
 
@@ -108,7 +108,7 @@ class CocoDataset(Dataset):
         real = image_size(path)
         if stated == real:
             return
-        if stated != real[::-1] or not is_turned(path):
+        if stated != real[::-1] or not swaps_sides(path):
             raise ImageError(
                 f"The mask of {id} is {by(stated)} pixels, but its image is {by(real)}: height and width in "
                 f"{self.source} are of another picture, and so may be its outlines."
@@ -130,7 +130,7 @@ class CocoDataset(Dataset):
     def _require_unturned(self, id: str, size: tuple[int, int], extent: tuple[float, float]) -> None:
         """Refuse an image that EXIF turns and whose outlines fit it only before that."""
         path, fits_file_alone = self.image_path(id), _holds(size[::-1], extent) and not _holds(size, extent)
-        if fits_file_alone and image_size(path) == size and is_turned(path):
+        if fits_file_alone and image_size(path) == size and swaps_sides(path):
             raise ImageError(
                 f"The outlines of image {id} in {self.source} fit the {by(size[::-1])} pixels of its file, but its "
                 f"EXIF orientation turns it to {by(size)}: save the picture without the turn in its EXIF data."

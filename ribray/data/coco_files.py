@@ -96,9 +96,9 @@ def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool) -> str:
-    roboflow = {file.parent.name for file in other_annotations(root) if file.name == _ROBOFLOW}
-    plain = {file.stem.removeprefix("instances_") for file in other_annotations(root) if file.name != _ROBOFLOW}
-    splits = sorted(roboflow | plain)  # the names by which these can be asked for
+    files = other_annotations(root)
+    asked_by = (file.parent.name if file.name == _ROBOFLOW else file.stem.removeprefix("instances_") for file in files)
+    splits = sorted({*asked_by})
     wanted = root / _FORMS[0].format(names[1] if split.isalpha() else split)
     there = f"splits there are: {_listed(splits)}{nearest(split, splits)}"
     if not splits:

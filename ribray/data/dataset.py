@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from ribray.data.images import Picture, by, image_size, is_turned, read_picture
+from ribray.data.images import Picture, by, image_size, read_picture, swaps_sides
 from ribray.data.names import composed, doubtful_names, require_distinct
 from ribray.errors import ImageError, UsageError
 
@@ -151,7 +151,7 @@ class Dataset(ABC):
     def _require_size(self, id: str, mask: np.ndarray) -> None:
         size, turn = self.size(id), ""
         if mask.shape != size:
-            if mask.shape == size[::-1] and is_turned(self.image_path(id)):
+            if mask.shape == size[::-1] and swaps_sides(self.image_path(id)):
                 turn = (
                     ": the size of its file before its EXIF orientation turns it. Draw the mask on the picture as "
                     "shown, or save the picture without the turn in its EXIF data"

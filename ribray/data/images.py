@@ -219,7 +219,7 @@ def image_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def is_turned(path: Path) -> bool:
+def swaps_sides(path: Path) -> bool:
     """Whether EXIF tells a viewer to swap a photograph's height and width."""
     with _decoding(path), path.open("rb") as stream, _opened(stream) as image:
         return _orientation(image) in _LYING
