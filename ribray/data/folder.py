@@ -59,13 +59,12 @@ class FolderDataset(Dataset):
             labels[row, [columns[name] for name in rows.get(id, ())]] = True
         self._files, self._masks = content.photographs.files, content.masks.files
         self._absent = {id: content.absences.of(id) for id in listed if id not in self._files}
-        self._has_masks = any(id in self._masks for id in listed)
         name, findings = f"split '{split}' of {root}", content.findings()
         super().__init__(name, content.classes, listed, labels, problems, findings=findings, notes=content.labels.notes)
 
     @property
     def has_masks(self) -> bool:
-        return self._has_masks
+        return any(id in self._masks for id in self.ids)
 
     def image_path(self, id: str) -> Path:
         if id not in self._files:
