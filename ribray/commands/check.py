@@ -5,7 +5,6 @@ fail, or be counted wrongly, is a *finding*; how often a class occurs, or that i
 """
 
 import contextlib
-import itertools
 import threading
 import time
 from collections import Counter
@@ -112,9 +111,11 @@ class Maps:
 
 def _renumbered(dataset: Dataset, id: str) -> list[Problem]:
     """Find a mask in VOC layout whose palette has VOC's colours at other values."""
-    file = dataset.root / MASKS / f"{id}.png" if isinstance(dataset, VocDataset) else None
+    if not isinstance(dataset, VocDataset):
+        return []
+    file = dataset.root / MASKS / f"{id}.png"
     with contextlib.suppress(ImageError):
-        if file is not None and file.is_file() and (moved := moved_colour(file, colour_map())) is not None:
+        if (moved := moved_colour(file, colour_map())) is not None:
             what = f"{file} has VOC's colour of {moved[1]} at the value {moved[0]}, as programs that shrink PNGs may do"
             remedy = "values count, not colours: write the class numbers again, with VOC's palette"
             return [Problem(id, f"{what}. In a mask, {remedy}.", RENUMBERED)]
@@ -147,10 +148,10 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     if data.root is None:
         raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
     used = dict.fromkeys((data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split))
-    datasets = {split: open_dataset(data, split, data.root) for split in used}
-    judged = dict.fromkeys(experiment.evaluate.splits or (data.eval_split,))
+    datasets = {split: open_dataset(data, split) for split in used}
+    judged = dict.fromkeys((*(experiment.evaluate.splits or ()), data.eval_split))
     unlabelled = [split for split in judged if split not in used]
-    datasets |= {split: open_dataset(data, split, data.root, labelled=False) for split in unlabelled}
+    datasets |= {split: open_dataset(data, split, labelled=False) for split in unlabelled}
     splits = {name: Split(name, dataset, name not in unlabelled) for name, dataset in datasets.items()}
     maps, refused = _settings(experiment, datasets[data.train_split])
 
@@ -172,7 +173,6 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     notes += [note for split in splits.values() if (note := split.judge()) is not None]
     notes += [note for name, split in splits.items() for note in tell_readings(split.readings, f" of '{name}'")]
     notes += [note for split in splits.values() if (note := split.note_on_turned()) is not None]
-    judged[data.eval_split] = None
     notes += filter(None, (_note_on_shared(datasets[split], datasets[data.train_split]) for split in judged))
     findings = [*refused, *(finding for split in splits.values() for finding in sorted(split.findings))]
     return CheckReport(splits, findings, result.stopped, notes)
@@ -243,14 +243,14 @@ class Split:
         self.readings: Counter[Scale | str] = Counter()
         known = (*dataset.problems, *dataset.findings)
         self.findings = {Finding(problem.kind, name, problem.id, problem.sentence) for problem in known}
-        self._sizes: Counter[tuple[int, int]] = Counter()
+        self._sizes = list[tuple[int, int]]()
         self._tally, self._without = truth.Tally(dataset), list[str]()
         self._turned, self._two_ways = 0, list[str]()
         self._agreeing = np.zeros(2, np.int64)  # pixels in which masks and saliency maps say the same, and all
 
     def take(self, id: str, record: Mapping[str, Any]) -> None:
         if record["size"] is not None:
-            self._sizes[tuple(record["size"])] += 1
+            self._sizes.append(tuple(record["size"]))
             if not record["has_mask"]:
                 self._without.append(id)
         self.readings.update(record["readings"])
@@ -274,10 +274,7 @@ class Split:
         """Sum up what is known of all images at once; return a note on those without a mask."""
         if self._sizes:
             sizes = sorted(self._sizes, key=lambda size: (size[0] * size[1], size))
-            up_to = itertools.accumulate(self._sizes[size] for size in sizes)
-            half = (self._sizes.total() + 1) // 2
-            median = next(size for size, images in zip(sizes, up_to, strict=True) if images >= half)
-            self.sizes = {"smallest": sizes[0], "median": median, "largest": sizes[-1]}
+            self.sizes = {"smallest": sizes[0], "median": sizes[(len(sizes) - 1) // 2], "largest": sizes[-1]}
         if (numbering := self._tally.numbering(f"the masks of {self._dataset.name}")) is not None:
             self._add(truth.NUMBERS, numbering)
         is_whole = self._is_labelled or self._tally.images == self.with_mask

@@ -16,9 +16,9 @@ import numpy as np
 from ribray import storage
 from ribray.config import CAM
 from ribray.data.dataset import Dataset
-from ribray.data.images import image_size
+from ribray.data.images import by, image_size
 from ribray.errors import DamagedError, ImageError, UsageError
-from ribray.methods.imported import ARCHIVE, SCALES, SINGLE, by, imported_arrays, is_stretched, read_class_maps
+from ribray.methods.imported import ARCHIVE, SCALES, SINGLE, imported_arrays, is_stretched, read_class_maps
 from ribray.methods.maps import MapRecord, empty_arrays, write_maps
 from ribray.pipeline.maps import finished_ids, left_out, map_path, refine_stage, wanted_ids
 from ribray.pipeline.per_image import StagePool

@@ -23,7 +23,7 @@ from ribray.data.coco_index import Categories, Instances, index_pictures, parse_
 from ribray.data.coco_masks import draw_mask, is_blank, reach
 from ribray.data.dataset import IGNORE, Dataset
 from ribray.data.files import list_files
-from ribray.data.images import Picture, image_size, is_turned
+from ribray.data.images import Picture, by, image_size, swaps_sides
 from ribray.data.lists import id_fault, read_bytes
 from ribray.errors import ImageError, UsageError
 
@@ -78,15 +78,12 @@ class CocoDataset(Dataset):
         if id in self._instances.unsure:
             raise ImageError(self._instances.unsure[id])
         instances, size = self._read_instances(id), self._size(id)
-        extent = reach(segmentation for _, segmentation in instances)
+        self._require_unturned(id, size, reach(segmentation for _, segmentation in instances))
         try:
-            mask = draw_mask(instances, *size, f"an object of image {id} in {self.source}")
+            return draw_mask(instances, *size, f"an object of image {id} in {self.source}")
         except ImageError:
             self._require_size(id, np.empty(size))  # a reason for what is wrong with the outline
-            self._require_unturned(id, size, extent)
             raise
-        self._require_unturned(id, size, extent)
-        return mask
 
     def _size(self, id: str) -> tuple[int, int]:
         """Return the height and width that the file gives an image, or else those of the image."""
@@ -111,9 +108,9 @@ class CocoDataset(Dataset):
         real = image_size(path)
         if stated == real:
             return
-        if stated != real[::-1] or not is_turned(path):
+        if stated != real[::-1] or not swaps_sides(path):
             raise ImageError(
-                f"The mask of {id} is {_by(stated)} pixels, but its image is {_by(real)}: height and width in "
+                f"The mask of {id} is {by(stated)} pixels, but its image is {by(real)}: height and width in "
                 f"{self.source} are of another picture, and so may be its outlines."
             )
         extent = reach(segmentation for _, segmentation in self._read_instances(id))
@@ -126,22 +123,18 @@ class CocoDataset(Dataset):
         elif fit_file and not fit_shown:
             remedy = f"its outlines were drawn on the pixels of the file, so {save}"
         raise ImageError(
-            f"{self.source} gives image {id} {_by(stated)} pixels, the size of its file before its EXIF orientation "
-            f"turns it, but as shown it is {_by(real)}: {remedy}."
+            f"{self.source} gives image {id} {by(stated)} pixels, the size of its file before its EXIF orientation "
+            f"turns it, but as shown it is {by(real)}: {remedy}."
         )
 
     def _require_unturned(self, id: str, size: tuple[int, int], extent: tuple[float, float]) -> None:
         """Refuse an image that EXIF turns and whose outlines fit it only before that."""
         path, fits_file_alone = self.image_path(id), _holds(size[::-1], extent) and not _holds(size, extent)
-        if fits_file_alone and image_size(path) == size and is_turned(path):
+        if fits_file_alone and image_size(path) == size and swaps_sides(path):
             raise ImageError(
-                f"The outlines of image {id} in {self.source} fit the {_by(size[::-1])} pixels of its file, but its "
-                f"EXIF orientation turns it to {_by(size)}: save the picture without the turn in its EXIF data."
+                f"The outlines of image {id} in {self.source} fit the {by(size[::-1])} pixels of its file, but its "
+                f"EXIF orientation turns it to {by(size)}: save the picture without the turn in its EXIF data."
             )
-
-
-def _by(size: Sequence[int]) -> str:
-    return f"{size[1]} × {size[0]}"
 
 
 def _holds(size: Sequence[int], extent: Sequence[float]) -> bool:

@@ -60,22 +60,25 @@ def find_layout(root: Path, split: str, labelled: bool = True) -> Layout:
     rivals = [other_name for _, other_name in others if other_name != name and name != split]
     if rivals:
         unread += f" (not from that of '{rivals[0]}', which is a split too)"
-    note = f"Split '{split}' of {root} is read from {file}{unread}, and its images from"
-    if file.name == _ROBOFLOW:
-        return Layout(file, file.parent, note=f"{note} {file.parent}.")
-    own_names = dict.fromkeys((name, name.replace("-dev", ""), split))
-    candidates = [*_folders(root, own_names), *(root / place for place in _SHARED_FOLDERS)]
-    folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
-    if folder is None and root.name == _ANNOTATIONS:
-        doubt = f"{root} holds annotations: data.root must be the folder above, which holds the images too."
-        return Layout(file, root, doubt, f"{note} {root}.")
-    if folder is None:
-        there_are = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
-        advice = f"put the images of {file.name} there (folders there are: {there_are})"
-        return Layout(file, root, f"{candidates[0]} does not exist: {advice}.", f"{note} {root}.")
+    folder, doubt = _folder_of(file, root, dict.fromkeys((name, name.replace("-dev", ""), split)))
     usual = [root / form.format(name) for form in (_FORMS[0], _IMAGE_INFO)]
-    is_usual = file in usual and folder == candidates[0] and name in names[:2] and not rivals
-    return Layout(file, folder, note=None if is_usual else f"{note} {folder}.")
+    is_usual = file in usual and folder == root / name and name in names[:2] and not rivals
+    note = f"Split '{split}' of {root} is read from {file}{unread}, and its images from {folder}."
+    return Layout(file, folder, doubt, None if is_usual else note)
+
+
+def _folder_of(file: Path, root: Path, names: Iterable[str]) -> tuple[Path, str | None]:
+    """Return where the pictures of annotations lie, and what is wrong unless they are found there."""
+    if file.name == _ROBOFLOW:
+        return file.parent, None
+    candidates = [*_folders(root, names), *(root / place for place in _SHARED_FOLDERS)]
+    if (folder := next((candidate for candidate in candidates if candidate.is_dir()), None)) is not None:
+        return folder, None
+    if root.name == _ANNOTATIONS:
+        return root, f"{root} holds annotations: data.root must be the folder above, which holds the images too."
+    there_are = _listed(sorted(place.name for place in root.iterdir() if place.is_dir()))
+    advice = f"put the images of {file.name} there (folders there are: {there_are})"
+    return root, f"{candidates[0]} does not exist: {advice}."
 
 
 def other_annotations(root: Path) -> list[Path]:
@@ -93,9 +96,9 @@ def _unlabelled(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _no_annotations(root: Path, split: str, names: Sequence[str], labelled: bool) -> str:
-    roboflow = {file.parent.name for file in other_annotations(root) if file.name == _ROBOFLOW}
-    plain = {file.stem.removeprefix("instances_") for file in other_annotations(root) if file.name != _ROBOFLOW}
-    splits = sorted(roboflow | plain)  # the names by which these can be asked for
+    files = other_annotations(root)
+    asked_by = (file.parent.name if file.name == _ROBOFLOW else file.stem.removeprefix("instances_") for file in files)
+    splits = sorted({*asked_by})
     wanted = root / _FORMS[0].format(names[1] if split.isalpha() else split)
     there = f"splits there are: {_listed(splits)}{nearest(split, splits)}"
     if not splits:

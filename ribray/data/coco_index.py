@@ -19,7 +19,7 @@ from ribray.data.coco_files import Located, locate, shown
 from ribray.data.dataset import Problem
 from ribray.data.images import without_ending
 from ribray.data.lists import id_fault
-from ribray.data.names import RESERVED, composed, is_background, plain, printable
+from ribray.data.names import RESERVED, composed, is_background, plain, printable, whole_number
 from ribray.errors import UsageError
 
 _ARRAYS = ("images", "annotations", "categories")
@@ -27,7 +27,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CROWD, _OUTLINED = 1, 2  # flags of an annotation
 _CROWDS = {"": False, "0": False, "false": False, "1": True, "true": True}
 _NO_ROW = -1
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -232,8 +231,8 @@ def as_number(value: Any) -> int | None:
     """Return the whole number that JSON has as ``7``, ``7.0`` or ``"7"``, or None for anything else."""
     if type(value) is int or (type(value) is float and value.is_integer()):
         return int(value)
-    is_text = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
-    return int(value.strip().partition(".")[0]) if is_text else None
+    text = value.strip() if isinstance(value, str) else ""
+    return whole_number(text) if text.isascii() else None
 
 
 def _build_index(found: _Found, categories: Categories, source: str, located: Located, labelled: bool) -> Instances:
@@ -299,16 +298,12 @@ def _order_categories(categories: Categories, used: Sequence[int]) -> tuple[dict
             its = f", and its {count} annotations too" if (count := sum(other == id for other in used)) else ""
             has = f"{source} has a category '{name}' (id {id})"
             raise UsageError(f"{has}, {RESERVED}. Take it out of the categories{its}.")
-    keys: tuple[list[Any], ...] = ([id for id, _ in ordered], [composed(name) for _, name in ordered])
-    remedies = (
-        "Give one another id, in its annotations too",
-        "Keep one, and write its id in the annotations of the other",
-    )
-    for of_all, remedy in zip(keys, remedies, strict=True):
-        if twice := [key for key, count in Counter(of_all).items() if count > 1]:
-            both = " and ".join(
-                f"'{name}' (id {id})" for key, (id, name) in zip(of_all, ordered, strict=True) if key == twice[0]
-            )
+    ids: list[Any] = [id for id, _ in ordered]
+    names: list[Any] = [composed(name) for _, name in ordered]
+    keep = "Keep one, and write its id in the annotations of the other"
+    for keys, remedy in ((ids, "Give one another id, in its annotations too"), (names, keep)):
+        if twice := [key for key, count in Counter(keys).items() if count > 1]:
+            both = " and ".join(f"'{name}' (id {id})" for id, name in ordered if twice[0] in (id, composed(name)))
             raise UsageError(f"{source} has two categories of the same id or name ({twice[0]}): {both}. {remedy}.")
     return {id: column for column, (id, _) in enumerate(ordered)}, tuple(name for _, name in ordered)
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from ribray.data.images import Picture, image_size, is_turned, read_picture
+from ribray.data.images import Picture, by, image_size, read_picture, swaps_sides
 from ribray.data.names import composed, doubtful_names, require_distinct
 from ribray.errors import ImageError, UsageError
 
@@ -149,16 +149,14 @@ class Dataset(ABC):
     def _read_mask(self, id: str) -> np.ndarray | None: ...
 
     def _require_size(self, id: str, mask: np.ndarray) -> None:
-        height, width = self.size(id)
-        if mask.shape != (height, width):
-            size = f"{mask.shape[1]} × {mask.shape[0]}"
-            turn = ""
-            if mask.shape == (width, height) and is_turned(self.image_path(id)):
+        size, turn = self.size(id), ""
+        if mask.shape != size:
+            if mask.shape == size[::-1] and swaps_sides(self.image_path(id)):
                 turn = (
                     ": the size of its file before its EXIF orientation turns it. Draw the mask on the picture as "
                     "shown, or save the picture without the turn in its EXIF data"
                 )
-            raise ImageError(f"The mask of {id} is {size} pixels, but its image is {width} × {height}{turn}.")
+            raise ImageError(f"The mask of {id} is {by(mask.shape)} pixels, but its image is {by(size)}{turn}.")
 
     def _require_range(self, id: str, mask: np.ndarray) -> None:
         if (strays := foreign_values(mask, len(self.classes))).size:

@@ -25,7 +25,7 @@ from ribray.data.folder_labels import SEPARATOR, ClassList, Labels, parse_labels
 from ribray.data.ids import Absences, MaskFiles, Photographs, masks_beside
 from ribray.data.images import IMAGE_SUFFIXES, is_photograph, read_mask
 from ribray.data.lists import CLASSES, check_id, each_once, read_text
-from ribray.data.names import DELIMITERS, composed, in_other_case, is_of_masks, number, recombined, several, some
+from ribray.data.names import DELIMITERS, composed, in_other_case, is_of_masks, recombined, several, some, whole_number
 from ribray.data.near import Near, difference
 from ribray.errors import ImageError, UsageError
 
@@ -59,13 +59,12 @@ class FolderDataset(Dataset):
             labels[row, [columns[name] for name in rows.get(id, ())]] = True
         self._files, self._masks = content.photographs.files, content.masks.files
         self._absent = {id: content.absences.of(id) for id in listed if id not in self._files}
-        self._has_masks = any(id in self._masks for id in listed)
         name, findings = f"split '{split}' of {root}", content.findings()
         super().__init__(name, content.classes, listed, labels, problems, findings=findings, notes=content.labels.notes)
 
     @property
     def has_masks(self) -> bool:
-        return self._has_masks
+        return any(id in self._masks for id in self.ids)
 
     def image_path(self, id: str) -> Path:
         if id not in self._files:
@@ -192,7 +191,7 @@ class _Content:
             stands = f"'{UNNAMED}' stands for them ({CLASSES} can name them)"
             notes.append(f"Nothing in {self.root} names a class: {stands}.")
             return [UNNAMED]
-        if all(number(name) is not None for name in used):
+        if all(whole_number(name) is not None for name in used):
             taken = "which are taken for names, 0 included: an image that shows none of the classes has an empty cell"
             notes.append(f"{self.root} has numbers for classes ({some(used)}), {taken}.")
         return [labels.decomposed.get(name, name) for name in used]
@@ -249,7 +248,7 @@ class _Content:
         for name, sentence in recombined(self.classes, str(self.root), SEPARATOR):
             found.append(Problem(name, f"{sentence}; if it is one class, list it in {CLASSES}.", "class name"))
         for value, name in enumerate(self.classes, start=1):
-            if self.masks.files and number(name) not in (None, value):
+            if self.masks.files and whole_number(name) not in (None, value):
                 advice = f"list the classes in the order of the masks in {CLASSES}"
                 sentence = f"{self.root} has a class '{name}', which by its place is value {value} in a mask: {advice}."
                 found.append(Problem(name, sentence, "class name"))

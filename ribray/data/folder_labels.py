@@ -81,11 +81,11 @@ def parse_labels(text: str, source: str, id_of: IdOf, is_image: Callable[[str], 
     if class_column is None:
         columns, note = _flag_columns(header, id_column, rows, source)
         notes.append(note)
-    elif (header[id_column].lower(), header[class_column].lower()) != COLUMNS:
-        ids, classes = header[id_column], header[class_column]
-        notes.append(f"{source}: ids are read from column '{ids}', classes from '{classes}'.")
-    if class_column is not None:
+    else:
         _refuse_absent(header, id_column, class_column, rows, source)
+        ids, classes = header[id_column], header[class_column]
+        if (ids.lower(), classes.lower()) != COLUMNS:
+            notes.append(f"{source}: ids are read from column '{ids}', classes from '{classes}'.")
     entries: dict[str, dict[int, tuple[str, ...]]] = {}  # names of classes by line, by id
     decomposed: dict[str, str] = {}
     for row in rows:

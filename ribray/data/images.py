@@ -7,7 +7,7 @@ taken.
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".dng", "
 """Endings of photographs that are not read, compared in lower case."""
 
 MASK_SUFFIX = ".png"
+READERS = 16
+"""Threads that read files beside one another: most of the time goes into waiting for them and into decoding."""
 # Only these are tried: some of Pillow's other formats start programs (EPS), none of them holds photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _SEVERAL = ("PNG", "WEBP", "GIF", "TIFF")  # their files may hold frames or pages; a JPEG's belong to its first picture
@@ -112,8 +114,7 @@ def without_ending(name: str) -> str:
 
 def read_picture(path: Path) -> Picture:
     """Read a photograph as a viewer shows it: turned as EXIF says, in colour, eight bits, alpha over white."""
-    content = _read_bytes(path)
-    with _decoding(path), _opened(io.BytesIO(content)) as image:
+    with _decoding(path), _opened(io.BytesIO(content := path.read_bytes())) as image:
         scale, choices = None, []
         stored = deep_colour(image, path)
         turn = _orientation(image) if image.format == "TIFF" else 1
@@ -159,8 +160,7 @@ def tell_readings(counts: Mapping[Scale | str, int], whose: str = "") -> list[st
 
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask, (H, W) uint8: a palette or grey PNG whose pixel values (not colours) are class numbers."""
-    content = _read_bytes(path)
-    with _decoding(path, "a PNG"), _opened(io.BytesIO(content), ("PNG",)) as image:
+    with _decoding(path, "a PNG"), _opened(io.BytesIO(content := path.read_bytes()), ("PNG",)) as image:
         image.load()
         if image.mode not in ("P", "L", "1"):
             mode = "16-bit" if image.mode.startswith("I;16") else image.mode
@@ -207,6 +207,11 @@ def _shows_background_white(image: Image.Image) -> bool:
     return is_doubtful and bool((colours[0] >= _WHITE).all() and (colours[1:] <= _BLACK).all())
 
 
+def by(size: Sequence[int]) -> str:
+    """Write a size (height, width) as people do: width × height."""
+    return f"{size[1]} × {size[0]}"
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Return the height and width of a photograph as a viewer shows it, from its header alone."""
     with _decoding(path), path.open("rb") as stream, _opened(stream) as image:
@@ -214,18 +219,10 @@ def image_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def is_turned(path: Path) -> bool:
+def swaps_sides(path: Path) -> bool:
     """Whether EXIF tells a viewer to swap a photograph's height and width."""
     with _decoding(path), path.open("rb") as stream, _opened(stream) as image:
         return _orientation(image) in _LYING
-
-
-def _read_bytes(path: Path) -> bytes:
-    with _decoding(path):
-        content = path.read_bytes()
-    if not content:
-        raise ImageError(f"{path} is empty (0 bytes).")
-    return content
 
 
 def _opened(stream: IO[bytes], formats: tuple[str, ...] = _FORMATS) -> ImageFile.ImageFile:

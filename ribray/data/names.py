@@ -39,7 +39,7 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def number(name: str) -> int | None:
+def whole_number(name: str) -> int | None:
     """Return the whole number that a name is, however it is written: ``1``, ``01``, ``1.0``, ``-1``."""
     found = _NUMBER.fullmatch(name)
     return int(found[1]) if found else None
@@ -116,7 +116,7 @@ def doubtful_names(classes: Sequence[str], source: str, separator: str = "") -> 
     first: dict[str, str] = {}
     for name in classes:
         folded = plain(composed(name)).casefold()
-        value = number(folded)
+        value = whole_number(folded)
         if (other := first.setdefault(without_zeros(folded) if value is None else str(value), name)) != name:
             what = "how a number is written"
             if plain(composed(other)).casefold() == folded:

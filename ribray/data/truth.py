@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ribray.data.dataset import BACKGROUND, IGNORE, Dataset, Problem, values_of
+from ribray.data.images import READERS
 from ribray.data.names import first_of
 from ribray.errors import ImageError, UsageError
 
@@ -43,7 +44,6 @@ _OFFSETS = (
     (-1, "low", "add 1 to", "has one too many at its beginning"),
     (1, "high", "subtract 1 from", "lacks the first one"),
 )
-_READERS = 16  # threads; most of the time goes into waiting for files and into PNG decoding
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _compare_all(dataset: Dataset, ids: Iterator[str]) -> Iterator[tuple[str, Co
         return None if mask is None else (id, compare(dataset, id, mask))
 
     size = 1
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(READERS) as readers:
         while part := list(itertools.islice(ids, size)):
             yield from filter(None, readers.map(look_at, part))
-            size = 4 * _READERS
+            size = 4 * READERS

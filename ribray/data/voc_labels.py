@@ -17,7 +17,7 @@ import yaml
 from ribray import storage
 from ribray.data.dataset import Problem, foreign_values, labels_of_mask, nearest
 from ribray.data.files import FilesById
-from ribray.data.images import MASK_SUFFIX, read_mask
+from ribray.data.images import MASK_SUFFIX, READERS, read_mask
 from ribray.data.lists import CLASSES, MAIN, MASKS, IdList, Known, read_list
 from ribray.data.names import composed, in_other_case, is_background, plain
 from ribray.errors import ImageError, UsageError
@@ -30,7 +30,6 @@ VOC_CLASSES = (
 
 ANNOTATIONS = "Annotations"
 _COMMON_LIST = "trainval"  # a list of a class that may tell of images which its list of the split does not have
-_READERS = 16  # threads; most of the time goes into waiting for the disk and into PNG decoding
 
 
 class UnknownClassError(ImageError):
@@ -115,7 +114,7 @@ class VocLabels:
     def find(self, missing: Mapping[str, str]) -> list[np.ndarray | Problem]:
         """Return each image's classes, (classes,) bool, or why they are unknown; ``missing``: why it has no picture."""
         ids = self._listed.ids
-        with ThreadPoolExecutor(_READERS) as readers:
+        with ThreadPoolExecutor(READERS) as readers:
             found = list(readers.map(self._read, ids))
         signs = self._signs() if any(row is None for row in found) else []
         rows = []

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from ribray import storage
 from ribray.data.dataset import nearest
+from ribray.data.images import by
 from ribray.errors import ImageError, RibrayError
 from ribray.formats import parse_npy
 from ribray.methods.maps import to_arrays
@@ -118,11 +119,6 @@ def is_stretched(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
     """Whether a map of another ratio of sides than its image's is stretched to it, by more than cells can round."""
     (rows, columns), (height, width) = shape, size
     return max((rows - 1) * width / ((columns + 1) * height), (columns - 1) * height / ((rows + 1) * width)) > _STRETCH
-
-
-def by(size: Sequence[int]) -> str:
-    """Return a height and width as people write them."""
-    return f"{size[1]} × {size[0]}"
 
 
 def fit_to_cells(cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
