@@ -24,6 +24,7 @@ from ribray.report.cells import ROWS_IN_FULL
 from ribray.report.sweep_figures import draw_plots
 from ribray.report.sweep_rows import FAILED, FINISHED, Sweep, SweepRow, is_number, is_numeric, setting_text, shortened
 from ribray.report.table import NOTHING, Cell, Column, Table
+from ribray.sweep_file import short_keys
 
 RESULTS_FILE, TABLE_FILE = "results.csv", "table.md"
 BEST_SHOWN = 10  # of more rows than `ROWS_IN_FULL` a terminal shows so many
@@ -133,7 +134,7 @@ def _notes(sweep: Sweep) -> list[str]:
 
 def trials_table(sweep: Sweep) -> Table:
     trials = sweep.trials
-    names = sweep_rows.short_keys(list(dict.fromkeys(key for trial in trials for key in trial["settings"])))
+    names = short_keys(list(dict.fromkeys(key for trial in trials for key in trial["settings"])))
     numeric = {key: is_numeric(trial["settings"][key] for trial in trials if key in trial["settings"]) for key in names}
     with_errors = any(trial.get("error") for trial in trials)
     columns = [Column("trial"), *(Column(name, numeric[key]) for key, name in names.items()), Column("status")]
