@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ribray import storage
-from ribray.config import Experiment, read_yaml
+from ribray.config import Experiment, flatten, read_yaml
 from ribray.errors import DamagedError, RibrayError, UsageError
 from ribray.runs.directory import EXPERIMENT_FILE
 from ribray.runs.run import Run
@@ -130,7 +130,7 @@ class Tracker:
         That is every scalar of the metrics with nested keys joined by slashes, pictures (PNG files), and tables and
         charts (`table`, `curves`) by name.
         """
-        summary = _scalars(metrics)
+        summary = {name: value for name, value in flatten(metrics, "/").items() if _is_scalar(value)}
         if self._is_off or not summary:
             return
         digest = _digest(json.dumps([metrics, sorted(figures)], sort_keys=True))
@@ -267,13 +267,7 @@ def _data_in(folder: Path) -> Iterator[None]:
             del os.environ[DATA_VARIABLE]
 
 
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the numbers, texts and pairs of numbers of nested mappings."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
-        if isinstance(value, Mapping):
-            flat |= _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, str | int | float) or is_pair:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _is_scalar(value: Any) -> bool:
+    """Whether a value is a number, a text or a pair of numbers."""
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
+    return isinstance(value, str | int | float) or is_pair

@@ -232,11 +232,12 @@ def to_values(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json")
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested sections into ``{"refine.lr": 8e-06, …}``."""
+def flatten(values: Mapping[str, Any], joint: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Turn nested sections into ``{"refine.lr": 8e-06, …}``; ``joint`` stands between the names of a key."""
     flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        flat |= flatten(value, joint, f"{key}{joint}") if isinstance(value, Mapping) else {key: value}
     return flat
 
 
