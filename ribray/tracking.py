@@ -21,13 +21,12 @@ from typing import Any
 from ribray import storage
 from ribray.config import Experiment, flatten, read_yaml
 from ribray.errors import DamagedError, RibrayError, UsageError
-from ribray.runs.directory import EXPERIMENT_FILE
+from ribray.runs.directory import EXPERIMENT_FILE, TRIALS_FOLDER
 from ribray.runs.run import Run
 
 STATE_FILE = "tracking.json"  # in the run directory: the id of the W&B run, and what it has
 POINTS_FILE = "tracked.json"  # in a training's folder, and gone with it: how many points of that training W&B has
 WANDB_FOLDER = "wandb"
-TRIALS_FOLDER = "trials"  # of a sweep; each folder in it is the run of a trial
 START_SECONDS, FINISH_SECONDS = 60.0, 120.0
 """How long W&B is waited for, online: to answer, and to take in the last of a run."""
 FLUSH_SECONDS = 1.0  # what is younger may miss in the W&B file of a killed process

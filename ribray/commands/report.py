@@ -29,7 +29,8 @@ from ribray.report.ledger import read_ledger
 from ribray.report.pictures import GalleryBlock, MaskBlock, draw_growth, draw_masks, gallery_block
 from ribray.report.plots import write_png
 from ribray.report.stage_tables import stage_title
-from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE
+from ribray.report.sweep_figures import TITLES
+from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, SWEEP_FILE
 from ribray.runs.metrics import RunMetrics, Timing
 from ribray.runs.records import read_provenance
 from ribray.runs.run import Run
@@ -38,11 +39,6 @@ from ribray.stages import classifier, confident, evaluate, irn, pseudo, segmenta
 REPORT_FILE, FIGURES_FOLDER = "report.html", "figures"
 GROWTH_FILE, MASKS_FILE, CURVE_FILE = "maps.png", "masks.png", "seed_curve.png"
 STEPS_FILE, LOSSES_FILE = "steps.png", "losses.png"
-PLOT_TITLES = {
-    "plot.png": "The metric over what was varied",
-    "steps.png": "Seed mIoU by refinement step",
-    "thresholds.png": "Seed mIoU by threshold",
-}
 
 
 def write_report(directory: Path) -> Path:
@@ -236,8 +232,7 @@ def _draw(gathered: _Gathered) -> None:
     """Draw the figures of a run: charts always, pictures where the run itself has not drawn them."""
     folder, seeds = gathered.run.directory / FIGURES_FOLDER, gathered.metrics.seeds
     dataset, files = gathered.training_set, gathered.map_files
-    if any(part.curve for part in seeds.values()):
-        draw_curve(seeds, folder / CURVE_FILE)
+    draw_curve(seeds, folder / CURVE_FILE)
     if gathered.logs:
         write_png([loss_chart(logs, network) for network, logs in gathered.logs.items()], folder / LOSSES_FILE)
     if (by_step := steps_chart(seeds, "Seed mIoU by refinement step")) is not None:
@@ -260,17 +255,15 @@ def _draw(gathered: _Gathered) -> None:
 
 
 def _sweep_page(directory: Path) -> SweepPage:
-    from ribray.commands.sweep import SWEEP_FILE  # brings Ray Tune, which the report of a run does without
-
     ledger = read_ledger(directory / LEDGER_FILE)
     definition = directory / SWEEP_FILE
     text = definition.read_text(encoding="utf-8-sig", errors="replace") if definition.is_file() else ""
-    files = sorted(directory.glob("*.png"), key=lambda file: ([*PLOT_TITLES, file.name].index(file.name), file.name))
+    files = sorted(directory.glob("*.png"), key=lambda file: ([*TITLES, file.name].index(file.name), file.name))
     plots = {}
     for file in files:
         with contextlib.suppress(ImageError):  # it is damaged: the next run of the sweep draws it again
             read_image(file)
-            plots[PLOT_TITLES.get(file.name, file.stem)] = file.read_bytes()
+            plots[TITLES.get(file.name, file.stem)] = file.read_bytes()
     runs = {trial["id"]: directory / trial["directory"] for trial in ledger["trials"]}
     failures = {id: Run.read(run).failures() for id, run in runs.items() if (run / EXPERIMENT_FILE).is_file()}
     return SweepPage(

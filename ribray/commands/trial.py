@@ -17,10 +17,10 @@ from ribray.commands.run import Request, Result, run_chain
 from ribray.config import Experiment, flatten
 from ribray.errors import DivergedError, HeldError, RibrayError
 from ribray.report.ledger import TrialRecord
+from ribray.runs.directory import TRIALS_FOLDER
 from ribray.runs.run import Run
 from ribray.stages import STAGES
 from ribray.sweep_file import SweepFile, Trial, metric_of
-from ribray.tracking import TRIALS_FOLDER
 
 LOCK_SECONDS = 60.0  # how long a trial waits for the process of an interrupted sweep to let go of its directory
 LOG_END = 4096  # bytes of a trial's log that are looked at for its last line

@@ -20,6 +20,11 @@ from ribray.report.table import NOTHING
 from ribray.sweep_file import short_keys
 
 PLOT_FILE, STEPS_FILE, THRESHOLDS_FILE = "plot.png", "steps.png", "thresholds.png"
+TITLES = {
+    PLOT_FILE: "The metric over what was varied",
+    STEPS_FILE: "Seed mIoU by refinement step",
+    THRESHOLDS_FILE: "Seed mIoU by threshold",
+}
 SERIES = 6  # a second axis of so many values makes lines; one of more a scatter
 ROWS_DRAWN = 40
 FAR_APART = 1.0  # published values further away than so many spans get a scale of their own
