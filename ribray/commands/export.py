@@ -127,8 +127,8 @@ def _find_masks(finished: FinishedRun, what: str, split: str, require_all: bool)
     missing = [id for id in dataset.ids if id not in done]
     has_no, arguments = f"{finished.run.directory} has no", ["--stages", STAGE_OF[what]]
     if what == PREDICTIONS:
-        judged = finished.experiment.evaluate.splits or (finished.experiment.data.eval_split,)
-        arguments.insert(0, f'--set "evaluate.splits=[{",".join(dict.fromkeys([*judged, split]))}]"')
+        predicted = finished.experiment.predicted_splits
+        arguments.insert(0, f'--set "evaluate.splits=[{",".join(dict.fromkeys([*predicted, split]))}]"')
     if require_all and missing:
         named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
         raise UsageError(

@@ -72,7 +72,6 @@ class _Gathered:
         found[self.own] = main
         self.chains = {maps: found[maps] for maps in ordered(found)}
         """Name of the maps -> the run that goes on from them, plain CAM first."""
-        self.splits = self.experiment.evaluate.splits or (self.experiment.data.eval_split,)
         self.reused = {name: made.run for name, made in self.artifacts.items() if made and made.run is not run}
         self.remarks: dict[str, str] = {}  # what to say of a section, or of a part of one, that is empty
         self.training_set: Dataset | None = None  # the images that were refined
@@ -146,7 +145,7 @@ class _Gathered:
         shown = {**self.masks(pseudo.NAME, "pseudo mask"), **predicted}
         thresholds = {name: part.threshold for name, part in self.metrics.seeds.items() if part.threshold is not None}
         blocks = [gallery_block(f"Training images ({train})", self.training_set, shown, self.map_files, thresholds)]
-        for split, dataset in zip(self.splits, self.held_out, strict=False):
+        for split, dataset in zip(self.experiment.predicted_splits, self.held_out, strict=False):
             if split != train:
                 blocks.append(gallery_block(f"Held-out images ({split})", dataset, predicted))
         return [block for block in blocks if block is not None]
@@ -177,7 +176,7 @@ class _Gathered:
             written=time.strftime("%Y-%m-%d %H:%M"),
             metrics=metrics,
             own=self.own,
-            splits=self.splits,
+            splits=self.experiment.predicted_splits,
             stages=self.stages,
             data=data_name,
             batch_size=rib.batch_size if isinstance(rib := self.experiment.methods.get("rib"), RIBConfig) else None,

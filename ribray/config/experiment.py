@@ -91,6 +91,11 @@ class Experiment(Section):
         return (source,) if isinstance(source, str) else source
 
     @property
+    def predicted_splits(self) -> tuple[str, ...]:
+        """The splits whose masks the segmentation network predicts."""
+        return self.evaluate.splits or (self.data.eval_split,)
+
+    @property
     def own_source(self) -> str:
         """The maps whose masks lie in the run's own directory; those of others are variants of it."""
         return next((source for source in self.sources if source != CAM), self._standard_source)
