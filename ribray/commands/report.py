@@ -264,13 +264,13 @@ def _sweep_page(directory: Path) -> SweepPage:
             read_image(file)
             plots[TITLES.get(file.name, file.stem)] = file.read_bytes()
     runs = {trial["id"]: directory / trial["directory"] for trial in ledger["trials"]}
-    failures = {id: Run.read(run).failures() for id, run in runs.items() if (run / EXPERIMENT_FILE).is_file()}
+    known = {id: Run.read(run) for id, run in runs.items() if (run / EXPERIMENT_FILE).is_file()}
     return SweepPage(
         directory=str(directory),
         written=time.strftime("%Y-%m-%d %H:%M"),
         ledger=ledger,
         plots=plots,
-        failures={trial: [vars(failure) for failure in found] for trial, found in failures.items() if found},
+        failures={id: [vars(failure) for failure in run.failures()] for id, run in known.items()},
         facts=_sweep_facts(directory, ledger, definition),
         configuration=text,
     )

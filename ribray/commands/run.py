@@ -155,7 +155,7 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
                 console.print(f"{title}: not begun, as stage '{missing[0]}' failed", highlight=False)
                 continue
             try:
-                _run_stage(part, part.context.stages[name])
+                _run_stage(part, part.context.stages[name], title)
                 metrics = part.context.run.read_metrics().seed
                 if name == seed.NAME != request.stages[-1] and metrics is not None:  # later stages take longer
                     console.print("", seed_table(metrics.maps), "")
@@ -191,9 +191,8 @@ def _import_spares(context: Context, name: str) -> str | None:
     return None
 
 
-def _run_stage(part: Part, stage: Stage) -> None:
+def _run_stage(part: Part, stage: Stage, title: str) -> None:
     context, console = part.context, part.context.console
-    title = f"[bold]{stage_title(stage.name, part.variant)}[/bold]"
     if (reason := _import_spares(context, stage.name)) is not None:
         console.print(f"{title}: {reason}", highlight=False)
         return

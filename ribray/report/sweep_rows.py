@@ -68,6 +68,8 @@ class Sweep:
         self.ledger, self.folder, self.trials = ledger, folder, ledger["trials"]
         self.metric: str = ledger["metric"]
         self.axes: list[str] = list(ledger["axes"])
+        self.keys = list(dict.fromkeys(key for trial in self.trials for key in trial["settings"]))
+        """Whatever the trials set, in their order."""
         self.names = short_keys(self.axes)  # how they are called, by axis
         self.stated: Mapping[str, Any] = ledger.get("published") or {}
         """What is published: "value" with its "std", a "table" and a "text"."""
