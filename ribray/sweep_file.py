@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -214,6 +214,12 @@ def metric_of(metric: str, settings: Mapping[str, Any]) -> str:
     return metric
 
 
+def short_keys(keys: Collection[str]) -> dict[str, str]:
+    """Return for every dotted key its last part, or the whole key where another one ends alike."""
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -314,10 +320,8 @@ def rounded(value: float) -> float:
 
 def trial_id(settings: Mapping[str, Any]) -> str:
     """Return a name for a set of values that is a safe file name, and differs between sets that mean different runs."""
-    last = [key.rpartition(".")[2] for key in settings]
-    names = [name if last.count(name) == 1 else key for key, name in zip(settings, last, strict=True)]
     values = [value if isinstance(value, str) else json.dumps(value, default=str) for value in settings.values()]
-    text = ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+    text = ",".join(f"{name}={value}" for name, value in zip(short_keys(settings).values(), values, strict=True))
     safe = re.sub(r"[^\w.,=+-]", "_", text)
     if safe == text and len(text) <= 100:
         return text

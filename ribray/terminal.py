@@ -90,7 +90,7 @@ def print_run(request: "Request", result: "Result") -> None:
 
     run, experiment = Run.read(request.directory), request.experiment
     metrics, stages = run.read_metrics(), stages_of(experiment)
-    own, splits = run.variant or experiment.own_source, experiment.evaluate.splits or (experiment.data.eval_split,)
+    own, splits = run.variant or experiment.own_source, experiment.predicted_splits
     tables: list[Any] = []  # of those stages that were asked for
     if metrics.seed and "seed" in request.stages:
         tables.append(seed_table(metrics.seed.maps))

@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from ribray import storage
-from ribray.config import Experiment, read_yaml
+from ribray.config import Experiment, flatten, read_yaml
 from ribray.errors import DamagedError, RibrayError, UsageError
-from ribray.runs.directory import EXPERIMENT_FILE
+from ribray.runs.directory import EXPERIMENT_FILE, TRIALS_FOLDER
 from ribray.runs.run import Run
 
 STATE_FILE = "tracking.json"  # in the run directory: the id of the W&B run, and what it has
 POINTS_FILE = "tracked.json"  # in a training's folder, and gone with it: how many points of that training W&B has
 WANDB_FOLDER = "wandb"
-TRIALS_FOLDER = "trials"  # of a sweep; each folder in it is the run of a trial
 START_SECONDS, FINISH_SECONDS = 60.0, 120.0
 """How long W&B is waited for, online: to answer, and to take in the last of a run."""
 END_SECONDS = 5.0  # how long W&B's service is waited for where it could not start
@@ -133,7 +132,7 @@ class Tracker:
         That is every scalar of the metrics with nested keys joined by slashes, pictures (PNG files), and tables and
         charts (`table`, `curves`) by name.
         """
-        summary = _scalars(metrics)
+        summary = {name: value for name, value in flatten(metrics, "/").items() if _is_scalar(value)}
         if self._is_off or not summary:
             return
         digest = _digest(json.dumps([metrics, sorted(figures)], sort_keys=True))
@@ -279,13 +278,7 @@ def _data_in(folder: Path) -> Iterator[None]:
             del os.environ[DATA_VARIABLE]
 
 
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the numbers, texts and pairs of numbers of nested mappings."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
-        if isinstance(value, Mapping):
-            flat |= _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, str | int | float) or is_pair:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _is_scalar(value: Any) -> bool:
+    """Whether a value is a number, a text or a pair of numbers."""
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
+    return isinstance(value, str | int | float) or is_pair

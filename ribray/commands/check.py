@@ -149,7 +149,7 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
         raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
     used = dict.fromkeys((data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split))
     datasets = {split: open_dataset(data, split) for split in used}
-    judged = dict.fromkeys((*(experiment.evaluate.splits or ()), data.eval_split))
+    judged = dict.fromkeys((*experiment.predicted_splits, data.eval_split))
     unlabelled = [split for split in judged if split not in used]
     datasets |= {split: open_dataset(data, split, labelled=False) for split in unlabelled}
     splits = {name: Split(name, dataset, name not in unlabelled) for name, dataset in datasets.items()}

@@ -127,8 +127,8 @@ def _find_masks(finished: FinishedRun, what: str, split: str, require_all: bool)
     missing = [id for id in dataset.ids if id not in done]
     has_no, setting = f"{finished.run.directory} has no", []
     if what == PREDICTIONS:
-        judged = finished.experiment.evaluate.splits or (finished.experiment.data.eval_split,)
-        setting.append(f'--set "evaluate.splits=[{",".join(dict.fromkeys([*judged, split]))}]"')
+        splits = dict.fromkeys([*finished.experiment.predicted_splits, split])
+        setting.append(f'--set "evaluate.splits=[{",".join(splits)}]"')
     command = finished.command_for(STAGE_OF[what], *setting)
     if require_all and missing:
         named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")

@@ -29,7 +29,8 @@ from ribray.report.ledger import read_ledger
 from ribray.report.pictures import GalleryBlock, MaskBlock, draw_growth, draw_masks, gallery_block
 from ribray.report.plots import write_png
 from ribray.report.stage_tables import stage_title
-from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE
+from ribray.report.sweep_figures import TITLES
+from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, SWEEP_FILE
 from ribray.runs.metrics import RunMetrics, Timing
 from ribray.runs.records import read_provenance
 from ribray.runs.run import Run
@@ -38,11 +39,6 @@ from ribray.stages import classifier, confident, evaluate, irn, pseudo, segmenta
 REPORT_FILE, FIGURES_FOLDER = "report.html", "figures"
 GROWTH_FILE, MASKS_FILE, CURVE_FILE = "maps.png", "masks.png", "seed_curve.png"
 STEPS_FILE, LOSSES_FILE = "steps.png", "losses.png"
-PLOT_TITLES = {
-    "plot.png": "The metric over what was varied",
-    "steps.png": "Seed mIoU by refinement step",
-    "thresholds.png": "Seed mIoU by threshold",
-}
 
 
 def write_report(directory: Path) -> Path:
@@ -76,7 +72,6 @@ class _Gathered:
         found[self.own] = main
         self.chains = {maps: found[maps] for maps in ordered(found)}
         """Name of the maps -> the run that goes on from them, plain CAM first."""
-        self.splits = self.experiment.evaluate.splits or (self.experiment.data.eval_split,)
         self.reused = {name: made.run for name, made in self.artifacts.items() if made and made.run is not run}
         self.remarks: dict[str, str] = {}  # what to say of a section, or of a part of one, that is empty
         self.training_set: Dataset | None = None  # the images that were refined
@@ -150,7 +145,7 @@ class _Gathered:
         shown = {**self.masks(pseudo.NAME, "pseudo mask"), **predicted}
         thresholds = {name: part.threshold for name, part in self.metrics.seeds.items() if part.threshold is not None}
         blocks = [gallery_block(f"Training images ({train})", self.training_set, shown, self.map_files, thresholds)]
-        for split, dataset in zip(self.splits, self.held_out, strict=False):
+        for split, dataset in zip(self.experiment.predicted_splits, self.held_out, strict=False):
             if split != train:
                 blocks.append(gallery_block(f"Held-out images ({split})", dataset, predicted))
         return [block for block in blocks if block is not None]
@@ -181,7 +176,7 @@ class _Gathered:
             written=time.strftime("%Y-%m-%d %H:%M"),
             metrics=metrics,
             own=self.own,
-            splits=self.splits,
+            splits=self.experiment.predicted_splits,
             stages=self.stages,
             data=data_name,
             batch_size=rib.batch_size if isinstance(rib := self.experiment.methods.get("rib"), RIBConfig) else None,
@@ -236,8 +231,7 @@ def _draw(gathered: _Gathered) -> None:
     """Draw the figures of a run: charts always, pictures where the run itself has not drawn them."""
     folder, seeds = gathered.run.directory / FIGURES_FOLDER, gathered.metrics.seeds
     dataset, files = gathered.training_set, gathered.map_files
-    if any(part.curve for part in seeds.values()):
-        draw_curve(seeds, folder / CURVE_FILE)
+    draw_curve(seeds, folder / CURVE_FILE)
     if gathered.logs:
         write_png([loss_chart(logs, network) for network, logs in gathered.logs.items()], folder / LOSSES_FILE)
     if (by_step := steps_chart(seeds, "Seed mIoU by refinement step")) is not None:
@@ -260,25 +254,23 @@ def _draw(gathered: _Gathered) -> None:
 
 
 def _sweep_page(directory: Path) -> SweepPage:
-    from ribray.commands.sweep import SWEEP_FILE  # brings Ray Tune, which the report of a run does without
-
     ledger = read_ledger(directory / LEDGER_FILE)
     definition = directory / SWEEP_FILE
     text = definition.read_text(encoding="utf-8-sig", errors="replace") if definition.is_file() else ""
-    files = sorted(directory.glob("*.png"), key=lambda file: ([*PLOT_TITLES, file.name].index(file.name), file.name))
+    files = sorted(directory.glob("*.png"), key=lambda file: ([*TITLES, file.name].index(file.name), file.name))
     plots = {}
     for file in files:
         with contextlib.suppress(ImageError):  # it is damaged: the next run of the sweep draws it again
             read_image(file)
-            plots[PLOT_TITLES.get(file.name, file.stem)] = file.read_bytes()
+            plots[TITLES.get(file.name, file.stem)] = file.read_bytes()
     runs = {trial["id"]: directory / trial["directory"] for trial in ledger["trials"]}
-    failures = {id: Run.read(run).failures() for id, run in runs.items() if (run / EXPERIMENT_FILE).is_file()}
+    known = {id: Run.read(run) for id, run in runs.items() if (run / EXPERIMENT_FILE).is_file()}
     return SweepPage(
         directory=str(directory),
         written=time.strftime("%Y-%m-%d %H:%M"),
         ledger=ledger,
         plots=plots,
-        failures={trial: [vars(failure) for failure in found] for trial, found in failures.items() if found},
+        failures={id: [vars(failure) for failure in run.failures()] for id, run in known.items()},
         facts=_sweep_facts(directory, ledger, definition),
         configuration=text,
     )

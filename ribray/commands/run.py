@@ -23,11 +23,12 @@ from ribray.config import Experiment, label
 from ribray.demo.world import is_drawn, make_world
 from ribray.errors import StageError, UsageError
 from ribray.methods.worker import Imports
+from ribray.pipeline.finished_run import FinishedRun
 from ribray.pipeline.maps import REFINE, map_files, refine_stage, wanted_ids
 from ribray.pipeline.stage import Context, Estimate, Stage, Work
 from ribray.report.charts import draw_curve
 from ribray.report.pictures import MapFiles, MaskBlock, draw_growth, draw_masks
-from ribray.report.stage_tables import headline
+from ribray.report.stage_tables import headline, stage_title
 from ribray.report.tables import seed_table
 from ribray.runs.metrics import RunMetrics
 from ribray.runs.records import Failure
@@ -90,10 +91,6 @@ class Part:
     redo: str | None
     variant: str | None = None
 
-    @property
-    def title(self) -> str:
-        return f"{self.variant}: " if self.variant else ""
-
     @cached_property
     def remade(self) -> tuple[str, ...]:
         """The stage that is to be made again and all that build on it."""
@@ -153,12 +150,12 @@ def _run_stages(parts: Sequence[Part], request: Request, stop: threading.Event) 
         for name in request.stages:
             if name not in part.stages or stop.is_set():
                 continue
-            title, console = f"[bold]{part.title}{name}[/bold]", part.context.console
+            title, console = f"[bold]{stage_title(name, part.variant)}[/bold]", part.context.console
             if missing := [other for other in failed if feeds(other, (name,), chain=part.context.stages)]:
                 console.print(f"{title}: not begun, as stage '{missing[0]}' failed", highlight=False)
                 continue
             try:
-                _run_stage(part, part.context.stages[name])
+                _run_stage(part, part.context.stages[name], title)
                 metrics = part.context.run.read_metrics().seed
                 if name == seed.NAME != request.stages[-1] and metrics is not None:  # later stages take longer
                     console.print("", seed_table(metrics.maps), "")
@@ -194,8 +191,8 @@ def _import_spares(context: Context, name: str) -> str | None:
     return None
 
 
-def _run_stage(part: Part, stage: Stage) -> None:
-    context, title, console = part.context, f"[bold]{part.title}{stage.name}[/bold]", part.context.console
+def _run_stage(part: Part, stage: Stage, title: str) -> None:
+    context, console = part.context, part.context.console
     if (reason := _import_spares(context, stage.name)) is not None:
         console.print(f"{title}: {reason}", highlight=False)
         return
@@ -226,8 +223,7 @@ def _draw(parts: Sequence[Part], metrics: RunMetrics) -> list[Path]:
         files = map_files(folders, wanted_ids(context)[:DRAWN_FROM])
         figures.append(draw_growth(context.training_set, files, folder / "maps.png"))
         figures.append(draw_masks(_mask_blocks(parts, files), folder / "masks.png"))
-    if any(part.curve for part in metrics.seeds.values()):
-        figures.append(draw_curve(metrics.seeds, folder / "seed_curve.png"))
+    figures.append(draw_curve(metrics.seeds, folder / "seed_curve.png"))
     return [figure for figure in figures if figure is not None]
 
 
@@ -267,7 +263,8 @@ def plan_chain(request: Request, console: Console) -> list[Planned]:
             if name in part.remade or not context.has(name):
                 work, source = replace(work, done=0), "new"
             estimate = stage.estimate(context, work) if stage.estimate and work.left else None
-            planned.append(Planned(f"{part.title}{name}", work.total, work.done, work.unit, source, estimate))
+            title = stage_title(name, part.variant)
+            planned.append(Planned(title, work.total, work.done, work.unit, source, estimate))
     return planned
 
 
@@ -279,7 +276,7 @@ def read_status(directory: Path) -> tuple[bool, list[StageStatus]]:
     for variant, run in runs:
         experiment = run.read_experiment()
         experiment = experiment.on_own_source() if variant is None else experiment.on_source(variant)
-        context = Context(experiment, run, stages_of(experiment), Console(quiet=True), Tracker(experiment, run))
+        context = FinishedRun(run, experiment, stages_of(experiment)).context()
         numbers, failures = run.read_metrics().stages(), Counter(failure.stage for failure in run.failures())
         for name, stage in context.stages.items():
             if (variant is None or name in MASK_STAGES) and (context.has(name) or failures[name]):

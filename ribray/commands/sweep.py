@@ -26,20 +26,21 @@ from ribray.commands.trial import TrialRunner, last_line, log_file
 from ribray.config import Experiment, flatten, nearest, to_values
 from ribray.errors import UsageError
 from ribray.machine import usable_cores
+from ribray.pipeline.finished_run import FinishedRun
 from ribray.pipeline.maps import REFINE
-from ribray.pipeline.stage import Context, training_workers
+from ribray.pipeline.stage import training_workers
 from ribray.progress import Bar, show_progress
 from ribray.report.ledger import FORMAT, TrialRecord, read_ledger, read_trial
 from ribray.report.sweep_results import write_results
-from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, hold
+from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, SWEEP_FILE, TRIALS_FOLDER, hold
 from ribray.runs.keys import differences
 from ribray.runs.run import Run
 from ribray.stages import MASK_STAGES, STAGES, asked_for, feeds, stages_of
 from ribray.sweep_file import SweepFile, Trial, base_experiment, base_run, metric_of, trials_of
-from ribray.tracking import TRIALS_FOLDER, WANDB_FOLDER, Tracker, sync_command
+from ribray.tracking import WANDB_FOLDER, sync_command
 
 METHOD = "refine.method"
-BASE_FOLDER, TUNE_FOLDER, SWEEP_FILE = "base", "tune", "sweep.yaml"
+BASE_FOLDER, TUNE_FOLDER = "base", "tune"
 LASTING = ("finished", "diverged", "stopped")  # what a trial stays when the sweep is started again; others are run
 NO_PART_OF_A_RESULT = ("cluster.", "tracking.", "data.least_readable")
 
@@ -198,7 +199,7 @@ def _base_run(
         run_chain(own, console, stop)
         return own.out
     run, own_base = Run.read(named), base.on_own_source()
-    context = Context(own_base, run, stages_of(own_base), Console(quiet=True), Tracker(base, run))
+    context = FinishedRun(run, own_base, stages_of(own_base)).context()
     for name in shared:
         key, stage = context.key(name), context.stages[name]
         record = run.record(stage.folder)

@@ -3,7 +3,7 @@
 import io
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,13 @@ from rich.console import Console
 from ribray import storage
 from ribray.cluster.training import read_log
 from ribray.commands.run import Request, Result, run_chain
-from ribray.config import Experiment
+from ribray.config import Experiment, flatten
 from ribray.errors import DivergedError, HeldError, RibrayError
 from ribray.report.ledger import TrialRecord
+from ribray.runs.directory import TRIALS_FOLDER
 from ribray.runs.run import Run
 from ribray.stages import STAGES
 from ribray.sweep_file import SweepFile, Trial, metric_of
-from ribray.tracking import TRIALS_FOLDER
 
 LOCK_SECONDS = 60.0  # how long a trial waits for the process of an interrupted sweep to let go of its directory
 LOG_END = 4096  # bytes of a trial's log that are looked at for its last line
@@ -64,7 +64,8 @@ class TrialRunner:
         own, *older = (run.metrics() for run in Run.read(request.directory).lineage)
         for name in self.definition.stages:
             own |= next(({name: metrics[name]} for metrics in [own, *older] if name in metrics), {})
-        numbers, metric = dict(_numbers(own)), metric_of(self.definition.metric, trial.settings)
+        numbers = {name: value for name, value in flatten(own).items() if _is_noted(name, value)}
+        metric = metric_of(self.definition.metric, trial.settings)
         made: dict[str, Any] = {"metrics": numbers, "failed_images": len(result.failures)}
         if (value := numbers.get(metric)) is None:
             made["error"] = f"It wrote no {metric}: is there a truth, with pixels of classes?"
@@ -84,13 +85,10 @@ def _run_when_free(request: Request, console: Console) -> Result:
             time.sleep(1)
 
 
-def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            if name not in ("per_class", "timing"):
-                yield from _numbers(value, f"{prefix}{name}.")
-        elif (isinstance(value, int | float) and not isinstance(value, bool)) or name.endswith("_interval"):
-            yield f"{prefix}{name}", value
+def _is_noted(name: str, value: Any) -> bool:
+    """Whether a trial notes a value of its metrics: a number or an interval, but of no single class and no timing."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (is_number or name.endswith("_interval")) and not {"per_class", "timing"}.intersection(name.split("."))
 
 
 def _diverged_numbers(directory: Path) -> dict[str, Any]:

@@ -91,6 +91,11 @@ class Experiment(Section):
         return (source,) if isinstance(source, str) else source
 
     @property
+    def predicted_splits(self) -> tuple[str, ...]:
+        """The splits whose masks the segmentation network predicts."""
+        return self.evaluate.splits or (self.data.eval_split,)
+
+    @property
     def own_source(self) -> str:
         """The maps whose masks lie in the run's own directory; those of others are variants of it."""
         return next((source for source in self.sources if source != CAM), self._standard_source)
@@ -232,11 +237,12 @@ def to_values(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json")
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested sections into ``{"refine.lr": 8e-06, …}``."""
+def flatten(values: Mapping[str, Any], joint: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Turn nested sections into ``{"refine.lr": 8e-06, …}``; ``joint`` stands between the names of a key."""
     flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        flat |= flatten(value, joint, f"{key}{joint}") if isinstance(value, Mapping) else {key: value}
     return flat
 
 

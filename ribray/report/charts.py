@@ -62,9 +62,11 @@ def threshold_chart(curves: Curves, title: str = "") -> Chart:
     return Chart(title, "threshold", "mIoU, %", lines, not_negative=True)
 
 
-def draw_curve(seed: Mapping[str, SeedJudgement], destination: Path) -> Path:
-    write_png([threshold_chart(curves_of(seed), "Seed mIoU over the background threshold")], destination)
-    return destination
+def draw_curve(seed: Mapping[str, SeedJudgement], destination: Path) -> Path | None:
+    """Draw mIoU over the seed's threshold; None where no curve is known."""
+    if curves := curves_of(seed):
+        write_png([threshold_chart(curves, "Seed mIoU over the background threshold")], destination)
+    return destination if curves else None
 
 
 def steps_chart(seed: Mapping[str, SeedJudgement], title: str = "") -> Chart | None:

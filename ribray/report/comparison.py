@@ -10,7 +10,7 @@ from ribray.config.methods import CAM, LABELS
 from ribray.evaluation.bootstrap import gain_interval
 from ribray.report.plots import LOOKS
 from ribray.runs.metrics import Judgement, RunMetrics
-from ribray.runs.stage_facts import Judged, StageFacts
+from ribray.runs.stage_facts import StageFacts
 
 SEED, PSEUDO_MASKS, SEGMENTATION, RETRAINED = "seed, best threshold", "pseudo masks", "segmentation", "re-trained"
 """What stages call a few of the things that they judge."""
@@ -46,20 +46,16 @@ def chains(metrics: RunMetrics, own: str) -> dict[str, RunMetrics]:
     return {maps: found[maps] for maps in ordered(found)}
 
 
-def judged(metrics: RunMetrics, stages: Stages) -> list[Judged]:
-    numbers = metrics.stages()
-    parts = [part for name, stage in stages.items() if name in numbers for part in stage.judged(numbers[name])]
-    return [part for part in parts if part.numbers.miou is not None]
-
-
 def comparisons(metrics: RunMetrics, stages: Stages, own: str) -> list[Comparison]:
     """Return whatever has an mIoU in any chain, in the order of the stages."""
     found: dict[str, Comparison] = {}
-    for stage in stages:
+    for name, stage in stages.items():
         for maps, chain in chains(metrics, own).items():
-            for part in judged(chain, {stage: stages[stage]}):
-                compared = found.setdefault(part.label, Comparison(part.label, part.is_held_out, {}))
-                compared.numbers[part.source or maps] = part.numbers
+            numbers = chain.stages().get(name)
+            for part in stage.judged(numbers) if numbers is not None else ():
+                if part.numbers.miou is not None:
+                    compared = found.setdefault(part.label, Comparison(part.label, part.is_held_out, {}))
+                    compared.numbers[part.source or maps] = part.numbers
     return list(found.values())
 
 

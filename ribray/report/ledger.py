@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from ribray import storage
 from ribray.errors import RibrayError, UsageError
-from ribray.runs.directory import TRIAL_FILE
+from ribray.runs.directory import TRIAL_FILE, TRIALS_FOLDER
 from ribray.sweep_file import Trial
-from ribray.tracking import TRIALS_FOLDER
 
 FORMAT = 1  # version of the ledger
 

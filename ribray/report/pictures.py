@@ -68,6 +68,7 @@ def read_some(ids: Iterable[str], read: Callable[[str], Shown | None]) -> list[S
 class _Seen:
     """An image and what there is of it, all of one size and of the data's classes."""
 
+    id: str
     dataset: Dataset
     image: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None
@@ -97,14 +98,27 @@ def _read(dataset: Dataset, id: str, folders: Mapping[str, Path], map_files: Seq
     if any(mask.shape != size or foreign_values(mask, classes).size for mask in every):
         return None
     made = {name: record for record in reversed(records) for name in record.maps}
-    return _Seen(dataset, image, truth, {name: made[name] for name in ordered(made)}, masks)
+    return _Seen(id, dataset, image, truth, {name: made[name] for name in ordered(made)}, masks)
 
 
-def _masks_in(folders: Mapping[str, Path], ids: Iterable[str]) -> dict[str, set[str]]:
-    """Return caption -> those of the images that have a mask in its folder; a folder without any is left out."""
+def _look(
+    dataset: Dataset, ids: Sequence[str], folders: Mapping[str, Path], map_files: MapFiles, needs_all: bool
+) -> list[_Seen]:
+    """Return a few of the images that have the most masks and maps; with ``needs_all`` those that lack none.
+
+    ``folders`` are of masks ID.png by caption; one without masks of these images is left out.
+    """
     wanted = set(ids)
-    found = {caption: wanted.intersection(list_masks(folder)) for caption, folder in folders.items()}
-    return {caption: ids for caption, ids in found.items() if ids}
+    masks = {caption: wanted.intersection(list_masks(folder)) for caption, folder in folders.items()}
+    sources = [found for found in (*masks.values(), wanted.intersection(map_files)) if found]
+    counts = {id: sum(id in source for source in sources) for id in ids if sources}
+    most = len(sources) if needs_all else max(counts.values(), default=0)
+
+    def read(id: str) -> _Seen | None:
+        held = {caption: folders[caption] for caption, found in masks.items() if id in found}
+        return _read(dataset, id, held, map_files.get(id, ()))
+
+    return read_some(choose_any(dataset, [id for id, count in counts.items() if count == most]), read)
 
 
 def _objects_in(masks: Iterable[NDArray[np.uint8]]) -> list[int]:
@@ -154,7 +168,7 @@ def _localized(seen: _Seen, which: Which) -> NDArray[np.float32]:
 class MaskBlock:
     """Images of one split, and the masks and maps that a run has of them.
 
-    Of `ids` those with every mask and the most various classes are shown.
+    Of `ids` those with every mask and map and the most various classes are shown.
     """
 
     title: str
@@ -165,21 +179,12 @@ class MaskBlock:
     maps: str = CAM  # which maps are shown
 
     def rows(self) -> list[ImageRow]:
-        present = _masks_in(self.folders, self.ids)
-        if not present:
-            return []
-        whole = set.intersection(*present.values(), *([set(self.map_files)] if self.map_files else []))
-        folders = {heading: self.folders[heading] for heading in present}
-
-        def row(id: str) -> ImageRow | None:
-            seen = _read(self.dataset, id, folders, self.map_files.get(id, ()))
-            if seen is None:
-                return None
+        rows = []
+        for seen in _look(self.dataset, self.ids, self.folders, self.map_files, needs_all=True):
             maps = {f"{label(self.maps)} map": _localized(seen, self.maps)} if self.maps in seen.maps else {}
             names = seen.names(from_maps=False)
-            return ImageRow(seen.image, names, maps, self.dataset.palette, seen.truth, seen.masks)
-
-        return read_some(choose_any(self.dataset, [id for id in self.ids if id in whole]), row)
+            rows.append(ImageRow(seen.image, names, maps, self.dataset.palette, seen.truth, seen.masks))
+        return [row for row in rows if row.masks]  # all or none of them have
 
 
 def draw_masks(blocks: Sequence[MaskBlock], destination: Path) -> Path | None:
@@ -260,33 +265,19 @@ def gallery_block(
     """Return a few images of a split: their maps, seeds and masks; None where there is nothing to show of any.
 
     An image of which a file cannot be read, or does not fit, gives way to another one. ``folders`` are of masks ID.png
-    by caption; one without masks of these images is left out. ``thresholds`` are those that seeds are cut at, by the
-    name of their maps: maps left out have no seed.
+    by caption, ``thresholds`` those that seeds are cut at, by the name of their maps: maps left out have no seed.
     """
-    present, cuts = _masks_in(folders, dataset.ids), thresholds or {}
-    files = {id: file for id, file in (map_files or {}).items() if id in dataset}
-    sources = [*present.values(), *([set(files)] if files else [])]
-    if not sources:
-        return None
-    counts = [sum(id in source for source in sources) for id in dataset.ids]
-    ids = [id for id, count in zip(dataset.ids, counts, strict=True) if count == max(counts)]
-    drawn: list[NDArray[np.uint8]] = []  # the masks of the images shown
-
-    def image(id: str) -> GalleryImage | None:
-        chosen = {caption: folders[caption] for caption, found in present.items() if id in found}
-        seen = _read(dataset, id, chosen, files.get(id, ()))
-        if seen is None:
-            return None
+    cuts, images, drawn = thresholds or {}, list[GalleryImage](), list[NDArray[np.uint8]]()
+    for seen in _look(dataset, dataset.ids, folders, map_files or {}, needs_all=False):
         masks = {} if seen.truth is None else {"truth": seen.truth}
         for name in [name for name in seen.maps if name in cuts]:
             classes = seen.maps[name].classes
             masks[f"seed, {label(name)}"] = seed(_localized(seen, name), classes, cuts[name])
         masks |= seen.masks
-        drawn.extend(masks.values())
+        drawn += masks.values()
         painted = {caption: mask_overlay(seen.image, mask, dataset.palette) for caption, mask in masks.items()}
-        return GalleryImage(id, seen.names(), _reduced({"image": seen.image, **painted}, TILE_PIXELS), _strips(seen))
-
-    images = read_some(choose_any(dataset, ids), image)
+        tiles = _reduced({"image": seen.image, **painted}, TILE_PIXELS)
+        images.append(GalleryImage(seen.id, seen.names(), tiles, _strips(seen)))
     return GalleryBlock(title, images, _legend_of(dataset, drawn)) if images else None
 
 

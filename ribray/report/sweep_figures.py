@@ -17,8 +17,14 @@ from ribray.report.plots import BAND_OPACITY, FAINT_INK, INK, PAPER, PLOT_INCHES
 from ribray.report.sweep_rows import Sweep, SweepRow, is_logarithmic, is_numeric, metric_label, setting_text
 from ribray.report.sweep_sheet import LOSS, OURS, PUBLISHED, SHADES, legend_title, plain, row_label, scale, sheet
 from ribray.report.table import NOTHING
+from ribray.sweep_file import short_keys
 
 PLOT_FILE, STEPS_FILE, THRESHOLDS_FILE = "plot.png", "steps.png", "thresholds.png"
+TITLES = {
+    PLOT_FILE: "The metric over what was varied",
+    STEPS_FILE: "Seed mIoU by refinement step",
+    THRESHOLDS_FILE: "Seed mIoU by threshold",
+}
 SERIES = 6  # a second axis of so many values makes lines; one of more a scatter
 ROWS_DRAWN = 40
 FAR_APART = 1.0  # published values further away than so many spans get a scale of their own
@@ -275,7 +281,7 @@ def _repeats(sweep: Sweep) -> Figure:
     band = "" if summary.std is None else f"Band: sample standard deviation over {summary.count} repeats."
     reason = f"Not counted: {plain(row.reason, REASON_LETTERS)}." if row.reason else ""
     figure = sheet(sweep, band or _bar_note([row]), reason)
-    names = list(sweep_rows.short_keys(repeats).values()) if len(repeats) > 1 else repeats
+    names = list(short_keys(repeats).values()) if len(repeats) > 1 else repeats
     axes = ruled(figure.add_subplot(), plain(", ".join(names)), metric_label(sweep.metric))
     if summary.std is not None:
         low, high = summary.mean - summary.std, summary.mean + summary.std

@@ -24,6 +24,7 @@ from ribray.report.cells import ROWS_IN_FULL
 from ribray.report.sweep_figures import draw_plots
 from ribray.report.sweep_rows import FAILED, FINISHED, Sweep, SweepRow, is_number, is_numeric, setting_text, shortened
 from ribray.report.table import NOTHING, Cell, Column, Table
+from ribray.sweep_file import short_keys
 
 RESULTS_FILE, TABLE_FILE = "results.csv", "table.md"
 BEST_SHOWN = 10  # of more rows than `ROWS_IN_FULL` a terminal shows so many
@@ -40,13 +41,12 @@ def write_results(ledger: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _csv(sweep: Sweep) -> str:
-    keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial["settings"]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ending = ["seconds", "failed_images", "error"]
-    writer.writerow(["id", *keys, "status", sweep.metric, "interval_low", "interval_high", *ending])
+    writer.writerow(["id", *sweep.keys, "status", sweep.metric, "interval_low", "interval_high", *ending])
     for trial in sweep.trials:
-        values = (trial["settings"].get(key, "") for key in keys)
+        values = (trial["settings"].get(key, "") for key in sweep.keys)
         settings = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
         interval, last = sweep.interval_of(trial) or ("", ""), [trial.get(key) for key in ending]
         writer.writerow([trial["id"], *settings, trial["status"], trial["value"], *interval, *last])
@@ -132,8 +132,7 @@ def _notes(sweep: Sweep) -> list[str]:
 
 
 def trials_table(sweep: Sweep) -> Table:
-    trials = sweep.trials
-    names = sweep_rows.short_keys(list(dict.fromkeys(key for trial in trials for key in trial["settings"])))
+    trials, names = sweep.trials, short_keys(sweep.keys)
     numeric = {key: is_numeric(trial["settings"][key] for trial in trials if key in trial["settings"]) for key in names}
     with_errors = any(trial.get("error") for trial in trials)
     columns = [Column("trial"), *(Column(name, numeric[key]) for key, name in names.items()), Column("status")]

@@ -17,7 +17,7 @@ from typing import Any
 from ribray.config import label
 from ribray.evaluation import published
 from ribray.evaluation.statistics import Summary, summarise
-from ribray.sweep_file import metric_of
+from ribray.sweep_file import metric_of, short_keys
 
 FINISHED, DIVERGED, FAILED, STOPPED = "finished", "diverged", "failed", "stopped"
 
@@ -68,6 +68,8 @@ class Sweep:
         self.ledger, self.folder, self.trials = ledger, folder, ledger["trials"]
         self.metric: str = ledger["metric"]
         self.axes: list[str] = list(ledger["axes"])
+        self.keys = list(dict.fromkeys(key for trial in self.trials for key in trial["settings"]))
+        """Whatever the trials set, in their order."""
         self.names = short_keys(self.axes)  # how they are called, by axis
         self.stated: Mapping[str, Any] = ledger.get("published") or {}
         """What is published: "value" with its "std", a "table" and a "text"."""
@@ -212,12 +214,6 @@ def shortened(text: str, letters: int) -> str:
     """Return the text in one line of at most so many letters."""
     line = " ".join(text.split())
     return line if len(line) <= letters else f"{line[: letters - 1]}…"
-
-
-def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return for every dotted key its last part, or the whole key where another one ends alike."""
-    lasts = [key.rpartition(".")[2] for key in keys]
-    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
 
 
 def is_numeric(values: Iterable[Any]) -> bool:

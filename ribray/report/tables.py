@@ -133,7 +133,7 @@ def chain_table(
     if any(text[0] in "+-" for text in noted):
         notes.append("of gains: paired, every image weighs alike on both sides")
     notes += _unknown_lines(metrics, own) if has_masks else []
-    if has_masks and _uses_crf(metrics, stages, own):
+    if has_masks and _uses_crf(metrics, found, own):
         notes.append("the segmentation's predictions passed through a dense CRF")
     title = "mIoU from maps to masks" if on_page else "mIoU in percent, from maps to masks"
     return Table(title, columns, list(groups.values()), notes, is_dense=True)
@@ -169,14 +169,11 @@ def _unknown_lines(metrics: RunMetrics, own: str) -> list[str]:
     return [f"unknown pixels, read as background: {', '.join(shares)}"] if shares else []
 
 
-def _uses_crf(metrics: RunMetrics, stages: Stages, own: str) -> bool:
-    found = [chain for chain in chains(metrics, own).values() if _networks(chain, stages)]
-    return any(chain.evaluate and chain.evaluate.crf == "dense" for chain in found)
-
-
-def _networks(chain: RunMetrics, stages: Stages) -> dict[str, Judgement]:
-    """Return the numbers of each segmentation network that was judged: with re-training, the first and the last."""
-    return {part.label: part.numbers for part in comparison.judged(chain, stages) if part.is_held_out}
+def _uses_crf(metrics: RunMetrics, found: Sequence[Comparison], own: str) -> bool:
+    """Whether a segmentation that was judged passed through a dense CRF."""
+    judged = {maps for compared in found if compared.is_held_out for maps in compared.numbers}
+    evaluated = [chain.evaluate for maps, chain in chains(metrics, own).items() if maps in judged]
+    return any(each and each.crf == "dense" for each in evaluated)
 
 
 # --- beside published numbers ------------------------------------------------------------------------------------
@@ -213,10 +210,12 @@ def evaluation_tables(
 
     There is none where no segmentation was judged, as ``splits`` say where.
     """
-    columns = [
-        _Ious(f"{label(maps)}{f', {RETRAINED}' if network == RETRAINED else ''}", maps, numbers)
-        for maps, chain in chains(metrics, own).items()
-        for network, numbers in _networks(chain, stages).items()
+    found = [compared for compared in comparison.comparisons(metrics, stages, own) if compared.is_held_out]
+    columns = [  # with re-training, of the first and the last network
+        _Ious(f"{label(maps)}{f', {RETRAINED}' if network.label == RETRAINED else ''}", maps, network.numbers[maps])
+        for maps in chains(metrics, own)
+        for network in found
+        if maps in network.numbers
     ]
     if not columns:
         return []
@@ -226,7 +225,7 @@ def evaluation_tables(
     compared, peers = _first_and_last([*final.values()]), _peers_of(columns[0].numbers.per_class)
     title, means = "Segmentation, IoU in percent", []
     if peers is not None:
-        means = [_means_table(columns, peers, splits, _uses_crf(metrics, stages, own))]
+        means = [_means_table(columns, peers, splits, _uses_crf(metrics, found, own))]
         for method in peers.beside:
             row, name = published.table(peers.table).row(method, VAL), f"{method.removesuffix(OURS)}, published"
             numbers = MaskJudgement(per_class=dict(row), miou=row[MEAN], images=peers.images)

@@ -9,7 +9,8 @@ from ribray.errors import HeldError, RibrayError, UsageError
 from ribray.runs import lock
 
 EXPERIMENT_FILE = "experiment.yaml"
-LEDGER_FILE = "sweep.json"
+LEDGER_FILE, SWEEP_FILE = "sweep.json", "sweep.yaml"  # of a sweep: what came of its trials, and what it is
+TRIALS_FOLDER = "trials"  # of a sweep; each folder in it is the run of a trial
 TRIAL_FILE = "trial.json"  # in the directory of a sweep's trial: what came of it
 MARKS = {"run": EXPERIMENT_FILE, "sweep": LEDGER_FILE}  # by which file a directory is known
 

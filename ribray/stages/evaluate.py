@@ -41,16 +41,12 @@ class EvaluateWorker(MaskWorker):
 
 
 def splits(context: Context) -> list[Dataset]:
-    return [context.dataset(split, labelled=False) for split in _names(context)]
-
-
-def _names(context: Context) -> tuple[str, ...]:
-    return context.experiment.evaluate.splits or (context.experiment.data.eval_split,)
+    return [context.dataset(split, labelled=False) for split in context.experiment.predicted_splits]
 
 
 def _labelled(context: Context) -> list[Dataset]:
     """Return the data that is predicted with its labels, as far as they are known."""
-    pairs = zip(splits(context), _names(context), strict=True)
+    pairs = zip(splits(context), context.experiment.predicted_splits, strict=True)
     return [judging.with_labels(context, dataset, split) for dataset, split in pairs]
 
 
