@@ -81,11 +81,11 @@ class _Gathered:
             self.remarks["gallery"] = f"The images cannot be opened: {error}"
 
     @cached_property
-    def held_out(self) -> list[Dataset]:
+    def predicted(self) -> dict[str, Dataset]:
         try:
             return evaluate.splits(self.context)
         except RibrayError:
-            return []
+            return {}
 
     @cached_property
     def metrics(self) -> RunMetrics:
@@ -145,9 +145,9 @@ class _Gathered:
         shown = {**self.masks(pseudo.NAME, "pseudo mask"), **predicted}
         thresholds = {name: part.threshold for name, part in self.metrics.seeds.items() if part.threshold is not None}
         blocks = [gallery_block(f"Training images ({train})", self.training_set, shown, self.map_files, thresholds)]
-        for split, dataset in zip(self.experiment.predicted_splits, self.held_out, strict=False):
+        for split, dataset in self.predicted.items():
             if split != train:
-                blocks.append(gallery_block(f"Held-out images ({split})", dataset, predicted))
+                blocks.append(gallery_block(f"Predicted images ({split})", dataset, predicted))
         return [block for block in blocks if block is not None]
 
     def page(self) -> RunPage:
@@ -246,7 +246,8 @@ def _draw(gathered: _Gathered) -> None:
         sources = [maps for maps in (gathered.own, *gathered.chains) if gathered.chains[maps].artifact(confident.NAME)]
         shown = [*sources, gathered.own][0]
         blocks = [MaskBlock("training images", dataset, list(files), made, files, shown)]
-        blocks += [MaskBlock("held-out images", each, each.ids, predicted) for each in gathered.held_out]
+        for split, each in gathered.predicted.items():
+            blocks.append(MaskBlock(f"predicted images ({split})", each, each.ids, predicted))
         draw_masks(blocks, folder / MASKS_FILE)
 
 

@@ -244,7 +244,8 @@ def _mask_blocks(parts: Sequence[Part], files: MapFiles) -> list[MaskBlock]:
     if training:
         blocks.append(MaskBlock("training images", context.training_set, list(files), training, files, sources[0]))
     if predictions:
-        blocks += [MaskBlock("held-out images", held, held.ids, predictions) for held in evaluate.splits(context)]
+        for split, predicted in evaluate.splits(context).items():
+            blocks.append(MaskBlock(f"predicted images ({split})", predicted, predicted.ids, predictions))
     return blocks
 
 

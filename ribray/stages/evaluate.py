@@ -40,20 +40,19 @@ class EvaluateWorker(MaskWorker):
         return NewMask(probabilities.argmax(0).astype(np.uint8))
 
 
-def splits(context: Context) -> list[Dataset]:
-    return [context.dataset(split, labelled=False) for split in context.experiment.predicted_splits]
+def splits(context: Context) -> dict[str, Dataset]:
+    return {split: context.dataset(split, labelled=False) for split in context.experiment.predicted_splits}
 
 
 def _labelled(context: Context) -> list[Dataset]:
     """Return the data that is predicted with its labels, as far as they are known."""
-    pairs = zip(splits(context), context.experiment.predicted_splits, strict=True)
-    return [judging.with_labels(context, dataset, split) for dataset, split in pairs]
+    return [judging.with_labels(context, dataset, split) for split, dataset in splits(context).items()]
 
 
 def _ids(context: Context) -> list[str]:
-    ids = [id for dataset in splits(context) for id in dataset.ids]
+    ids = [id for dataset in splits(context).values() for id in dataset.ids]
     if twice := next((id for id, count in Counter(ids).items() if count > 1), None):
-        what = f"'{twice}' is in more than one of {', '.join(dataset.name for dataset in splits(context))}"
+        what = f"'{twice}' is in more than one of {', '.join(dataset.name for dataset in splits(context).values())}"
         raise UsageError(f"evaluate.splits: {what}; choose splits that share no image.")
     return ids
 
@@ -83,7 +82,7 @@ def _execute(context: Context) -> None:
         results += predicted[1]
     failures = {id: failure for result in results for id, failure in result.failures.items()}
     context.replace_failures(NAME, failures)
-    trained_on = sum(len(shared_ids(dataset, context.training_set)) for dataset in splits(context))
+    trained_on = sum(len(shared_ids(dataset, context.training_set)) for dataset in splits(context).values())
     if trained_on:
         context.say(f"  {trained_on:,} of these {len(ids):,} images were trained on, so they are not held out.")
     timing = _sum([result.timing for result in results])
@@ -98,7 +97,7 @@ def _predict(
     names = ["background", *context.training_set.classes]
     counts, results = Bootstrapped(MaskCounts(len(names))), list[MasksResult]()
     shared = {"folder": context.own_folder(NAME) / subfolder, "weights": weights, "experiment": context.experiment}
-    for dataset, labels in zip(splits(context), _labelled(context), strict=True):
+    for dataset, labels in zip(splits(context).values(), _labelled(context), strict=True):
         arguments, added = {"dataset": dataset, "labels": labels, **shared}, {MASK: counts}
         result = run_masks(context, NAME, EvaluateWorker, arguments, dataset.ids, added, gpu=True, title=title)
         if result.stopped:

@@ -167,7 +167,7 @@ def test_a_whole_run_fills_every_section(whole, copy_of):
     assert found["results"].count("<svg") == 1
     for caption in ("pseudo mask, plain CAM", "pseudo mask, RIB", "prediction, plain CAM", "prediction, RIB"):
         assert f">{caption}</figcaption>" in found["gallery"]
-    assert "Held-out images (val)" in found["gallery"]
+    assert "Predicted images (val)" in found["gallery"]
     assert found["losses"].count("<svg") == 5
     assert "cam: segmentation" in found["throughput"]
     assert (run / "report.html").stat().st_size < 3e6
