@@ -5,10 +5,12 @@ fail, or be counted wrongly, is a *finding*; how often a class occurs, or that i
 """
 
 import contextlib
+import hashlib
+import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ TAB = "\t"  # between the split and the id of an item; neither can hold it (`rib
 
 MISSING, UNREADABLE, TRUNCATED, VALUES = "missing", "unreadable", "truncated", "values"
 SETTING, SALIENCY, TURNED, NO_BACKGROUND = "setting", "saliency map", "EXIF turn", "no background"
-RENUMBERED = "mask palette"
+RENUMBERED, SAME = "mask palette", "same picture"
 
 
 @dataclass(frozen=True, order=True)
@@ -86,6 +88,9 @@ class CheckWorker:
                 problems.append(Problem(id, str(error), SALIENCY))
         return {
             "size": size,
+            "digest": None
+            if picture is None or picture.blank
+            else hashlib.sha256(picture.pixels.tobytes()).hexdigest()[:16],
             "readings": () if picture is None else picture.readings,
             "turned": picture is not None and picture.is_turned,
             "two_ways": picture is not None and picture.hides_turn and mask is not None,
@@ -154,10 +159,13 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     datasets |= {split: open_dataset(data, split, labelled=False) for split in unlabelled}
     splits = {name: Split(name, dataset, name not in unlabelled) for name, dataset in datasets.items()}
     maps, refused = _settings(experiment, datasets[data.train_split])
+    same: dict[str, list[tuple[str, str]]] = {}  # images by what they show
 
     def on_done(item: str, record: Mapping[str, Any]) -> None:
         split, _, id = item.partition(TAB)
         splits[split].take(id, record)
+        if record["digest"] is not None:
+            same.setdefault(record["digest"], []).append((split, id))
 
     def on_failed(item: str, error: str, tries: int, traceback: str | None) -> None:
         split, _, id = item.partition(TAB)
@@ -173,6 +181,10 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     notes += [note for split in splits.values() if (note := split.judge()) is not None]
     notes += [note for name, split in splits.items() for note in tell_readings(split.readings, f" of '{name}'")]
     notes += [note for split in splits.values() if (note := split.note_on_turned()) is not None]
+    for copies in same.values():
+        for name, split in splits.items():
+            split.compare_labels([id for each, id in copies if each == name])
+    notes += filter(None, (_note_on_copies(same.values(), datasets, split, data.train_split) for split in judged))
     notes += filter(None, (_note_on_shared(datasets[split], datasets[data.train_split]) for split in judged))
     findings = [*refused, *(finding for split in splits.values() for finding in sorted(split.findings))]
     return CheckReport(splits, findings, result.stopped, notes)
@@ -212,6 +224,27 @@ def _note_on_shared(dataset: Dataset, training_set: Dataset) -> str | None:
     shared = len(shared_ids(dataset, training_set))
     which = f"{shared:,} of the {len(dataset):,} images of {dataset.name}, which results are judged on,"
     return f"{which} are trained on too: such results say nothing of new images." if shared else None
+
+
+def _note_on_copies(
+    same: Iterable[Sequence[tuple[str, str]]], datasets: Mapping[str, Dataset], split: str, train: str
+) -> str | None:
+    """Say which images of a split are pictures of the training set by other names."""
+    known = set(datasets[train].ids)
+    pairs = {
+        id: other
+        for copies in same
+        for each, id in copies
+        if each == split and id not in known
+        for where, other in copies
+        if where == train
+    }
+    if not pairs:
+        return None
+    id = min(pairs)
+    count, dataset = f"{len(pairs):,} of the {len(datasets[split]):,} images", datasets[split].name
+    of_training = f"the same picture as an image that is trained on, by another name, such as {id} and {pairs[id]}"
+    return f"{count} of {dataset}, which results are judged on, show {of_training}: such results say too much."
 
 
 def write_report(report: CheckReport, experiment: Experiment, folder: Path) -> Path:
@@ -265,6 +298,16 @@ class Split:
     def _add(self, kind: str, sentence: str) -> None:
         """Add a finding on the split as a whole."""
         self.findings.add(Finding(kind, self._name, self._name, sentence))
+
+    def compare_labels(self, copies: Sequence[str]) -> None:
+        """Find images that are the same picture, with other labels."""
+        data, labels = self._dataset, dict[str, str]()
+        for id in copies if self._is_labelled else ():
+            labels[id] = ", ".join(itertools.compress(data.classes, data.labels[data.index(id)])) or "none"
+        if len(set(labels.values())) > 1:
+            shown = "; ".join(f"{id}: {names}" for id, names in sorted(labels.items()))
+            sentence = f"These images are one picture with different labels ({shown}): keep one, with all its labels."
+            self.findings.add(Finding(SAME, self._name, min(labels), sentence))
 
     def note_on_turned(self) -> str | None:
         what = f"{self._turned:,} image(s) of {self._dataset.name}"

@@ -129,3 +129,23 @@ def test_a_data_set_that_cannot_be_opened_is_unusable(recipe, ribray, tmp_path, 
 def test_a_world_that_a_run_draws_itself_cannot_be_checked(ribray, tmp_path, capsys):
     assert ribray("check", "quickstart", "--out", tmp_path) == 2
     assert "draws its own data" in capsys.readouterr().err
+
+
+def test_one_picture_by_two_names_is_a_finding_or_no_new_image(photographs, recipe, ribray, tmp_path):
+    for copied, name in (("cat0", "copy"), ("dog0", "same"), ("sea0", "new")):
+        shutil.copy(photographs / f"{copied}.jpg", photographs / f"{name}.jpg")
+    rows = (photographs / "labels.csv").read_text() + "copy,dog\nsame,dog\nnew,sea\n"
+    (photographs / "labels.csv").write_text(rows)
+    (photographs / "splits").mkdir()
+    ids = [row.partition(",")[0] for row in rows.splitlines()[1:]]
+    (photographs / "splits" / "train.txt").write_text("\n".join(id for id in ids if id != "new"))
+    (photographs / "splits" / "val.txt").write_text("new\nsea1\n")
+    splits = ("--set", "data.train_split=train", "--set", "data.eval_split=val")
+    assert ribray("check", recipe, *splits, "--out", tmp_path / "out") == 1
+    report = report_of(tmp_path / "out")
+    (finding,) = report["findings"]
+    assert (finding["kind"], finding["id"]) == ("same picture", "cat0")
+    assert "one picture with different labels (cat0: cat; copy: dog)" in finding["sentence"]
+    (note,) = (note for note in report["notes"] if "by another name" in note)
+    assert note.startswith("1 of the 2 images of split 'val'")
+    assert "such as new and sea0" in note
