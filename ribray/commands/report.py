@@ -304,4 +304,6 @@ def _command(directory: Path, ledger: Mapping[str, Any], definition: Path) -> st
         own = None
     own = own.get("recipe") if isinstance(own, Mapping) else own
     other: Sequence[str] = ["--base", recipe] if recipe and recipe != own else []
-    return shlex.join(["ribray", "sweep", ledger["name"], *other, "--out", str(directory)])
+    settings = [part for override in ledger.get("overrides", ()) for part in ("--set", override)]
+    source = ledger.get("source", ledger["name"])  # older ledgers have the name alone
+    return shlex.join(["ribray", "sweep", source, *other, "--out", str(directory), *settings])

@@ -36,7 +36,7 @@ from ribray.runs.directory import EXPERIMENT_FILE, LEDGER_FILE, SWEEP_FILE, TRIA
 from ribray.runs.keys import differences
 from ribray.runs.run import Run
 from ribray.stages import MASK_STAGES, STAGES, asked_for, feeds, stages_of
-from ribray.sweep_file import SweepFile, Trial, base_experiment, base_run, metric_of, trials_of
+from ribray.sweep_file import SweepFile, Trial, base_experiment, base_run, metric_of, shipped_sweeps, trials_of
 from ribray.tracking import WANDB_FOLDER, sync_command
 
 METHOD = "refine.method"
@@ -298,6 +298,8 @@ class Ledger:
             "format": FORMAT,
             "name": request.name,
             "title": request.title,
+            "source": request.name if shipped_sweeps().get(request.name) == request.source else str(request.source),
+            "overrides": list(request.overrides),
             "base": {"recipe": definition.base.recipe, "directory": str(named) if named else BASE_FOLDER},
             "metric": definition.metric,
             "mode": definition.mode,

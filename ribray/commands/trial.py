@@ -16,7 +16,7 @@ from ribray.cluster.training import read_log
 from ribray.commands.run import Request, Result, run_chain
 from ribray.config import Experiment, flatten
 from ribray.errors import DivergedError, HeldError, RibrayError
-from ribray.report.ledger import TrialRecord
+from ribray.report.ledger import TrialRecord, read_trial
 from ribray.runs.directory import TRIALS_FOLDER
 from ribray.runs.run import Run
 from ribray.stages import STAGES
@@ -49,7 +49,8 @@ class TrialRunner:
             record = self._run(trial, request, Console(file=log, width=120, soft_wrap=True))
         if record.status == "finished" and not is_last:
             record.status = "running"
-        record.seconds = round(time.monotonic() - began, 3)
+        earlier = read_trial(trial, self.out, self.key)  # on fewer images, or until it failed
+        record.seconds = round(time.monotonic() - began + (earlier.seconds if earlier else 0.0), 3)
         record.write(self.out, self.key)
         return record.value
 

@@ -209,9 +209,11 @@ def test_a_sweep_has_its_table_plots_trials_and_failures(sweep):
     assert "<b>" not in "".join(found.values())
 
 
-def test_the_command_names_another_base(sweep):
+def test_the_command_names_another_base_an_own_file_and_settings(sweep):
     storage.write_json(sweep / "sweep.json", ledger(base={"recipe": "voc12", "directory": "base"}))
     assert "ribray sweep table_s1_batch_size --base voc12 --out" in report_of(sweep)["study"]
+    storage.write_json(sweep / "sweep.json", ledger(source="/my/own.yaml", overrides=["refine.lr=0.1"]))
+    assert f"ribray sweep /my/own.yaml --out {sweep} --set refine.lr=0.1" in report_of(sweep)["study"]
 
 
 def test_a_sweep_that_has_just_begun_has_a_page(sweep):

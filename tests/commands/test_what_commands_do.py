@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ribray.methods.method import Method
 from ribray.networks import build_classifier
 from ribray.networks.deeplab import build_deeplab
 from ribray.networks.weights import save_network
-from ribray.report.ledger import TrialRecord, read_ledger
+from ribray.report.ledger import TrialRecord, read_ledger, read_trial
 from ribray.runs.directory import require_outside
 from ribray.runs.run import Run
 from ribray.sweep_file import Trial, base_experiment, trials_of, validate_sweep
@@ -266,6 +267,22 @@ class Search:
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     return Search(tmp_path, monkeypatch)
+
+
+def test_a_trials_time_is_that_of_all_its_rungs(tmp_path, monkeypatch):
+    def run(self, trial, request, console):
+        time.sleep(0.05)
+        return TrialRecord.of(trial, "finished", value=1.0)
+
+    monkeypatch.setattr(one_trial.TrialRunner, "_run", run)
+    definition, trial = validate_sweep(SEARCH, "study.yaml"), Trial.of({"refine.loss": "rib"})
+    base = base_experiment(definition)
+    runner = one_trial.TrialRunner(definition, base, tmp_path / "base", ("refine",), tmp_path, "key")
+    seconds = []
+    for images, is_last in ((4, False), (8, True)):
+        runner(trial, images, is_last)
+        seconds.append(read_trial(trial, tmp_path, "key").seconds)
+    assert seconds[1] >= seconds[0] + 0.05 >= 0.1
 
 
 def test_a_search_whose_draws_were_partly_equal_is_done_once_all_samples_are_drawn(search, tmp_path):
