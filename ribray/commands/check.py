@@ -29,6 +29,7 @@ from ribray.data.images import BLANK, Picture, image_size, moved_colour, tell_re
 from ribray.data.lists import MASKS
 from ribray.data.names import first_of
 from ribray.data.voc import VocDataset
+from ribray.demo.world import is_drawn
 from ribray.errors import ImageError, UsageError, ValuesError
 from ribray.masks.saliency import LEAST_AGREEMENT, agreement, read_saliency, saliency_folder
 from ribray.progress import show_progress
@@ -152,6 +153,8 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     data = experiment.data
     if data.root is None:
         raise UsageError(f"data.kind={data.kind} without data.root: a run draws its own data, so nothing can be wrong.")
+    if data.kind == "synthetic" and not is_drawn(storage.absolute(data.root), data.synthetic, data.seed):
+        raise UsageError(f"Nothing is drawn in {data.root} yet: a run draws its own data, so nothing can be wrong.")
     used = dict.fromkeys((data.train_split, data.eval_split, experiment.seed_eval.split or data.train_split))
     datasets = {split: open_dataset(data, split) for split in used}
     judged = dict.fromkeys((*experiment.predicted_splits, data.eval_split))

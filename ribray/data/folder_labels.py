@@ -111,8 +111,10 @@ def parse_labels(text: str, source: str, id_of: IdOf, is_image: Callable[[str], 
         if len(by_line) > 1 and are_objects:
             several += 1
         elif len(by_line) > 1:
+            first, *others = by_line
             ending = "keep one of the two" if agree else "the two disagree, so the image is left out"
-            sentence = f"{source} has {id} on line {min(by_line)} and on line {max(by_line)}: {ending}."
+            other = others[-1] if agree else next(line for line in others if by_line[line] != by_line[first])
+            sentence = f"{source} has {id} on line {first} and on line {other}: {ending}."
             labels.problems[id] = Problem(id, sentence, "listed twice")
     if several:
         read = "is read as one line per object: such an image shows the classes of all its lines"

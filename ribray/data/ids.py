@@ -122,7 +122,7 @@ class MaskFiles:
         self._folder, self._photographs, self._ids = folder, photographs, ids
         self.files: dict[str, str] = {}  # path below the folder, by id
         self.findings: list[Problem] = []
-        self._note_strays([name for name in names if name.lower().endswith(MASK_SUFFIX) and not self._take(name)])
+        self._note_strays(self._take([name for name in names if name.lower().endswith(MASK_SUFFIX)]))
         for name in (name for name in names if name.lower().endswith(_OTHER_FORMATS)):
             stem = name.rpartition(".")[0]
             id = self._id(stem)
@@ -132,15 +132,21 @@ class MaskFiles:
                 sentence = f"{folder / name} {reason}: write it as {id if id in ids else stem}{MASK_SUFFIX}."
                 self.findings.append(Problem(name, sentence, "mask format"))
 
-    def _take(self, name: str) -> bool:
-        id = self._id(name[: -len(MASK_SUFFIX)])
-        if id not in self._ids:
-            return False
-        if (other := self.files.setdefault(id, name)) != name:
-            kept = self.files[id] = min(other, name, key=lambda one: (one != f"{id}{MASK_SUFFIX}", one))
-            both = f"{self._folder / other} and {self._folder / name} are both the mask of {id}"
-            self.findings.append(Problem(id, f"{both}: {kept} is read, remove one of the two.", "two masks"))
-        return True
+    def _take(self, names: Sequence[str]) -> list[str]:
+        """Take the images' masks; return the files that belong to no image."""
+        found, strays = dict[str, list[str]](), list[str]()
+        for name in names:
+            id = self._id(name[: -len(MASK_SUFFIX)])
+            (found.setdefault(id, []) if id in self._ids else strays).append(name)
+        for id, files in found.items():
+            own = f"{id}{MASK_SUFFIX}"
+            kept = self.files[id] = own if own in files else min(files)
+            if len(files) > 1:
+                paths = " and ".join(str(self._folder / name) for name in files)
+                both, others = ("both", "one of the two") if len(files) == 2 else ("all", "the others")
+                sentence = f"{paths} are {both} the mask of {id}: {kept} is read, remove {others}."
+                self.findings.append(Problem(id, sentence, "two masks"))
+        return strays
 
     def _id(self, written: str) -> str:
         try:
@@ -159,8 +165,9 @@ class MaskFiles:
             if found := owners[name]:
                 id, affix = found
                 files, images = counts[affix], len(without_mask)
-                whose = f"all {images}" if files == images else f"{files} of {images}"
-                fit = f" (so with the {files} files '{affix}{MASK_SUFFIX}', after {whose} images without a mask)"
+                whose = "all" if files == images else f"{files} of"
+                after = f", after {whose} {images} images without a mask" if files <= images else ""
+                fit = f" (so with the {files} files '{affix}{MASK_SUFFIX}'{after})"
                 right = f"rename it to {id}{MASK_SUFFIX}{fit if files > 1 else ''}"
                 sentence += f": {id} has {self.files[id]}" if id in self.files else f": {right}"
             elif other := nearest.find(stem):

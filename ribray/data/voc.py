@@ -57,8 +57,10 @@ class VocDataset(Dataset):
         folders = (_AUGMENTED_MASKS, MASKS) if is_augmented else (MASKS,)
         self._mask_folders = [folder for folder in folders if (root / folder).is_dir()]  # of truth, the first one first
         masks = [FilesById(root / folder, (MASK_SUFFIX,)) for folder in self._mask_folders]
+        annotations = FilesById(root / ANNOTATIONS, (".xml",))
         self._missing = dict(_missing_pictures(root, listed.ids, pictures))
         self._pictures = {id: _picture(id, listed, pictures) for id in listed.ids if id in pictures}
+        self._annotations = {id: annotations.names(id)[0] for id in listed.ids if id in annotations}
         self._masks = [(files.folder, {id: files.names(id)[0] for id in listed.ids if id in files}) for files in masks]
 
         findings = [*_findings(root, listed, pictures, masks)]
@@ -66,7 +68,7 @@ class VocDataset(Dataset):
         rows: list[np.ndarray | Problem] = [np.zeros(len(classes), bool)] * len(listed.ids)
         if labelled:
             order = dict.fromkeys((*self._mask_folders, _AUGMENTED_MASKS, MASKS))
-            labels = VocLabels(root, split, classes, order, pictures.known, listed)
+            labels = VocLabels(root, split, classes, annotations, order, pictures.known, listed)
             rows = labels.find(self._missing)
             findings += labels.findings(rows)
             notes += labels.notes(rows)
@@ -90,7 +92,7 @@ class VocDataset(Dataset):
     def hidden_classes(self, id: str) -> np.ndarray:
         names: set[str] = set()
         with contextlib.suppress(OSError):
-            names = difficult_names((self.root / ANNOTATIONS / f"{id}.xml").read_bytes())
+            names = difficult_names((self.root / ANNOTATIONS / self._annotations.get(id, f"{id}.xml")).read_bytes())
         return np.array([name in names for name in self.classes], dtype=bool)
 
     def _read_mask(self, id: str) -> np.ndarray | None:

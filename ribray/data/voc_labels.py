@@ -98,13 +98,20 @@ class VocLabels:
     """Finds the labels of a split's images: in their annotations, or else masks, or else the lists of the classes."""
 
     def __init__(
-        self, root: Path, split: str, classes: Sequence[str], folders: Iterable[str], known: Known, listed: IdList
+        self,
+        root: Path,
+        split: str,
+        classes: Sequence[str],
+        annotations: FilesById,
+        folders: Iterable[str],
+        known: Known,
+        listed: IdList,
     ) -> None:
-        """Look which annotations there are, and masks in ``folders``, the first one first."""
+        """Look which masks there are in ``folders``, the first one first."""
         self._root, self._classes, self._known, self._listed = root, classes, known, listed
         self._column = class_of_list(split, classes) if listed.signs else None
         self._base = split if self._column is None else split[len(classes[self._column]) + 1 :]
-        self._annotations = FilesById(root / ANNOTATIONS, (".xml",))
+        self._annotations = annotations
         is_annotated = all(id in self._annotations for id in listed.ids)
         self._masks = [] if is_annotated else [FilesById(root / folder, (MASK_SUFFIX,)) for folder in folders]
         self._unknown: list[Sequence[str]] = []  # names that are no class, of each image that has any

@@ -127,8 +127,9 @@ def test_a_data_set_that_cannot_be_opened_is_unusable(recipe, ribray, tmp_path, 
 
 
 def test_a_world_that_a_run_draws_itself_cannot_be_checked(ribray, tmp_path, capsys):
-    assert ribray("check", "quickstart", "--out", tmp_path) == 2
-    assert "draws its own data" in capsys.readouterr().err
+    for root in ("null", tmp_path / "new"):
+        assert ribray("check", "quickstart", "--out", tmp_path, "--set", f"data.root={root}") == 2
+        assert "draws its own data" in capsys.readouterr().err
 
 
 def test_one_picture_by_two_names_is_a_finding_or_no_new_image(photographs, recipe, ribray, tmp_path):

@@ -385,6 +385,11 @@ def test_a_line_without_a_class_beside_one_with_is_no_object(root: Path) -> None
     ((kind, id, sentence),) = wrong(opened(root))
     assert (kind, id) == ("listed twice", "img00")
     assert "on line 2 and on line 11: the two disagree, so the image is left out" in sentence
+    write_labels(
+        root, "id,classes", ["img00,cat", "img00,", "img00,cat", *(f"{id},{kinds[0]}" for id, kinds in nine()[1:])]
+    )
+    ((_, _, sentence),) = wrong(opened(root))
+    assert "on line 2 and on line 3: the two disagree" in sentence
 
 
 @pytest.mark.parametrize(
@@ -650,6 +655,17 @@ def test_what_lies_beside_masks_is_no_mask_and_a_second_mask_is_found(root: Path
     (root / "masks" / "img01.json").write_text("{}")  # what the PNG was drawn from
     shutil.copy(root / "masks" / "img00.png", root / "masks" / "img00.PNG")
     assert [(kind, id) for kind, id, _ in wrong(opened(root))] == [("two masks", "img00")]
+    shutil.copy(root / "masks" / "img00.png", root / "masks" / "img00.jpg.png")
+    ((_, _, sentence),) = wrong(opened(root))
+    assert sentence.endswith("are all the mask of img00: img00.png is read, remove the others.")
+
+
+def test_masks_of_no_image_are_not_counted_against_fewer_images(root: Path) -> None:
+    for number in range(1, 9):
+        shutil.copy(root / "masks" / f"img{number:02d}.png", root / "masks" / f"img{number:02d}_mask.png")
+    (root / "masks" / "img00.png").rename(root / "masks" / "img00_mask.png")
+    sentences = [sentence for kind, _, sentence in wrong(opened(root)) if kind == "mask of no image"]
+    assert sentences[0].endswith("rename it to img00.png (so with the 9 files '*_mask.png').")
 
 
 def test_a_folder_of_masks_under_another_name_holds_no_photographs(root: Path) -> None:

@@ -85,6 +85,15 @@ def test_the_xml_wins_over_the_mask_image_by_image(voc_root: Path) -> None:
     assert [classes_of(dataset, id) for id in "abc"] == [{"dog"}, {"cat"}, {"sofa"}]
 
 
+def test_an_annotation_whose_ending_is_in_capitals_hides_difficult_objects_too(voc_root: Path) -> None:
+    xml = "<annotation><object><name>dog</name><difficult>1</difficult></object></annotation>"
+    (voc_root / "Annotations/a.xml").unlink()
+    (voc_root / "Annotations/a.XML").write_text(xml)
+    dataset = open_voc(voc_root)
+    assert classes_of(dataset, "a") == {"dog"}
+    assert dataset.hidden_classes("a").sum() == 1
+
+
 def test_difficult_objects_count_and_names_of_parts_do_not() -> None:
     xml = b"""<annotation><object><name> cat </name><difficult>1</difficult>
         <part><name>head</name></part></object></annotation>"""
