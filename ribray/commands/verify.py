@@ -4,17 +4,17 @@ A folder of recorded cases holds one ``.npz`` per case. The name's beginning say
 kind is run through the code that a run uses, and every recorded quantity gives one `Check`.
 """
 
+import contextlib
 import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from ribray import storage
 from ribray.config import AdvCAMConfig, RIBConfig
@@ -32,7 +32,11 @@ from ribray.methods.stop_reasons import EXPLOSION, FINISHED, TARGET_LOSS
 from ribray.networks import Classifier, build_backbone
 from ribray.networks.engine import Kind
 from ribray.networks.weights import drawn_with
-from ribray.progress import show_progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ribray.progress import Bar
 
 UNKNOWN = "no checker for this kind of case"
 
@@ -105,7 +109,7 @@ class Case:
 
 
 def verify(
-    directory: str | Path, only: str | None = None, device: str = "cpu", console: Console | None = None
+    directory: str | Path, only: str | None = None, device: str = "cpu", console: "Console | None" = None
 ) -> list[Check]:
     """Run the recorded cases of a folder, or those whose name begins with `only`; a console shows how far that is.
 
@@ -126,7 +130,12 @@ def verify(
     kinds = {file: next((prefix for prefix in CHECKERS if file.stem.startswith(prefix)), None) for file in files}
     others = [Check(file.stem, "kind", math.nan, 0.0, UNKNOWN) for file, kind in kinds.items() if kind is None]
     cases = [(file, checker) for prefix, checker in CHECKERS.items() for file in files if kinds[file] == prefix]
-    with show_progress(console or Console(quiet=True), "verify", len(cases), unit="cases") as bar:
+    shown: contextlib.AbstractContextManager[Bar | None] = contextlib.nullcontext()
+    if console is not None:
+        from ribray.progress import show_progress  # brings rich, which a bare machine with a GPU need not have
+
+        shown = show_progress(console, "verify", len(cases), unit="cases")
+    with shown as bar:
         for file, checker in cases:
             case = Case(file.stem, storage.read_npz(file))
             try:
@@ -134,7 +143,8 @@ def verify(
             except (ValueError, TypeError, IndexError) as error:  # pydantic's ValidationError is a ValueError
                 reason = " ".join(str(error).split()).rstrip(".")
                 raise UsageError(f"The recorded case {file} does not fit together: {reason}.") from None
-            bar.advance(1, 0)
+            if bar is not None:
+                bar.advance(1, 0)
     return checks + others
 
 
