@@ -89,9 +89,7 @@ class CheckWorker:
                 problems.append(Problem(id, str(error), SALIENCY))
         return {
             "size": size,
-            "digest": None
-            if picture is None or picture.blank
-            else hashlib.sha256(picture.pixels.tobytes()).hexdigest()[:16],
+            "digest": _digest(picture),
             "readings": () if picture is None else picture.readings,
             "turned": picture is not None and picture.is_turned,
             "two_ways": picture is not None and picture.hides_turn and mask is not None,
@@ -113,6 +111,11 @@ class Maps:
 
     def are_for(self, split: str, id: str) -> bool:
         return split == self.split and (self.ids is None or id in self.ids)
+
+
+def _digest(picture: Picture | None) -> str | None:
+    """Return what tells a picture from others; None of one that shows nothing."""
+    return None if picture is None or picture.blank else hashlib.sha256(picture.pixels.tobytes()).hexdigest()[:16]
 
 
 def _renumbered(dataset: Dataset, id: str) -> list[Problem]:
@@ -184,10 +187,11 @@ def check_data(experiment: Experiment, console: Console, stop: threading.Event) 
     notes += [note for split in splits.values() if (note := split.judge()) is not None]
     notes += [note for name, split in splits.items() for note in tell_readings(split.readings, f" of '{name}'")]
     notes += [note for split in splits.values() if (note := split.note_on_turned()) is not None]
-    for copies in same.values():
+    repeated = [copies for copies in same.values() if len(copies) > 1]
+    for copies in repeated:
         for name, split in splits.items():
             split.compare_labels([id for each, id in copies if each == name])
-    notes += filter(None, (_note_on_copies(same.values(), datasets, split, data.train_split) for split in judged))
+    notes += filter(None, (_note_on_copies(repeated, datasets, split, data.train_split) for split in judged))
     notes += filter(None, (_note_on_shared(datasets[split], datasets[data.train_split]) for split in judged))
     findings = [*refused, *(finding for split in splits.values() for finding in sorted(split.findings))]
     return CheckReport(splits, findings, result.stopped, notes)

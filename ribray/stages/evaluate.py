@@ -50,7 +50,7 @@ def _labelled(context: Context) -> list[Dataset]:
 
 
 def _ids(context: Context) -> list[str]:
-    datasets = [splits(context)[split] for split in context.experiment.predicted_splits]
+    datasets = [context.dataset(split, labelled=False) for split in context.experiment.predicted_splits]
     ids = [id for dataset in datasets for id in dataset.ids]
     if twice := next((id for id, count in Counter(ids).items() if count > 1), None):
         what = f"'{twice}' is in more than one of {', '.join(dataset.name for dataset in datasets)}"
